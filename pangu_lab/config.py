@@ -1,0 +1,370 @@
+"""Settings: typed, frozen, checked when they are made, and the only place in the project that holds defaults.
+
+A ``RunConfig`` is a handful of sections (``model``, ``tokenizer``, ``data``, ``train``, ``parallel``,
+``sampling``). It comes from a preset, a YAML file, or both, with single values overridden by dotted keys
+(``train.steps=200``), and goes back to YAML without loss. A value that cannot work is refused here, by its key,
+before anything expensive starts. See ``presets.py`` for the named sizes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+from pangu_lab.errors import InputError, nearest
+
+ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def _check(good: bool, message: str) -> None:
+    if not good:
+        raise InputError(message)
+
+
+def _check_range(section: str, config: Any, **ranges: tuple[float | None, float | None]) -> None:
+    """Refuse fields of ``config`` outside their inclusive range; None leaves a side open."""
+    for name, (low, high) in ranges.items():
+        value = getattr(config, name)
+        if value is None:
+            continue
+        inside = (low is None or value >= low) and (high is None or value <= high)
+        _check(inside, f"{section}.{name}={value} must be {_range_text(low, high)}")
+
+
+def _range_text(low: float | None, high: float | None) -> str:
+    if high is None:
+        return f"at least {low}"
+    return f"at most {high}" if low is None else f"between {low} and {high}"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. ``num_layers`` counts the query layer: 32 means 31 blocks and one query layer."""
+
+    vocab_size: int = 40000
+    num_positions: int = 1024
+    hidden_size: int = 2560
+    num_layers: int = 32
+    num_heads: int = 32
+    hidden_act: str = "gelu"  # the released weights; fast_gelu is what the reference uses on Ascend
+    dropout_rate: float = 0.1
+    layernorm_eps: float = 1e-5
+    init_std: float = 0.02
+    compute_dtype: str = "float32"
+    softmax_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        _check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
+                     num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None))
+        _check(self.hidden_size % self.num_heads == 0,
+               f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size}")
+        _check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
+        _check_choice("model.compute_dtype", self.compute_dtype, DTYPES)
+        _check_choice("model.softmax_dtype", self.softmax_dtype, DTYPES)
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def ffn_hidden_size(self) -> int:
+        return 4 * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Trainable parameters: embeddings (the output head is tied), layers, the last LayerNorm."""
+        hidden = self.hidden_size
+        layer = 12 * hidden * hidden + 13 * hidden  # attention 4h²+4h, feed-forward 8h²+5h, two LayerNorms 4h
+        embeddings = (self.vocab_size + 2 * self.num_positions) * hidden  # words; positions and queries
+        return embeddings + self.num_layers * layer + 2 * hidden
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Which tokenizer, and which of its pieces (by name or id) end a document and fill a record."""
+
+    path: str = "pangu"  # "pangu", or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files
+    eod: Union[str, int] = "<eot>"
+    pad: Union[str, int] = "<pad>"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the model reads. ``batch_size`` counts records over all devices and accumulation steps."""
+
+    path: str = ""
+    eval_path: str = ""
+    column: str = "input_ids"
+    seq_length: int = 1024
+    batch_size: int = 16
+    eod_reset: bool = True
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        _check_range("data", self, seq_length=(1, None), batch_size=(1, None))
+        _check(self.column.isidentifier(), f"data.column={self.column!r} must be letters, digits and underscores")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """AdamW, warm-up then cosine, clip by global norm, dynamic loss scale; PanGu-α's published settings."""
+
+    steps: int = 1000
+    max_minutes: Optional[float] = None  # a time budget: stops cleanly with a checkpoint
+    seed: int = 1
+    accumulation: int = 1
+    start_lr: float = 1e-4
+    end_lr: float = 1e-6
+    warmup_steps: int = 2000
+    decay_steps: Optional[int] = None  # the step at which end_lr is reached; the last step when not given
+    weight_decay: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    adam_eps: float = 1e-8
+    clip_norm: float = 1.0
+    loss_scale: float = 2.0**32  # only used when model.compute_dtype is float16
+    loss_scale_window: int = 1000
+    loss_scale_floor: float = 1.0
+    log_every: int = 1
+    eval_every: int = 100
+    eval_batches: int = 16
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 3
+
+    def __post_init__(self) -> None:
+        _check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
+                     start_lr=(0.0, None), end_lr=(0.0, None), warmup_steps=(0, None), decay_steps=(1, None),
+                     weight_decay=(0.0, None), beta1=(0.0, 0.9999999), beta2=(0.0, 0.9999999),
+                     adam_eps=(1e-20, None), clip_norm=(1e-12, None), loss_scale=(1.0, 2.0**40),
+                     loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
+                     eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
+                     keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How many devices share the work, and along which dimensions. All ones: a single process."""
+
+    data: int = 1
+    tensor: int = 1
+    pipeline: int = 1
+    micro_batches: int = 1
+    optimizer: bool = False  # slice the optimizer's states over the data dimension
+    recompute: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("parallel", self, data=(1, None), tensor=(1, None), pipeline=(1, None),
+                     micro_batches=(1, None))
+
+    @property
+    def world_size(self) -> int:
+        return self.data * self.tensor * self.pipeline
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen. ``temperature`` 0 is greedy; None switches a sampler off."""
+
+    max_new_tokens: int = 64
+    min_new_tokens: int = 0
+    temperature: float = 1.0
+    top_k: Optional[int] = None
+    top_p: Optional[float] = None
+    min_p: Optional[float] = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram: Optional[int] = None
+    stop: tuple[str, ...] = ()
+    stop_ids: tuple[int, ...] = ()  # beside the end of document, which always stops
+    bad_words: tuple[str, ...] = ()
+    seed: Optional[int] = None
+
+    def __post_init__(self) -> None:
+        _check_range("sampling", self, max_new_tokens=(0, None), min_new_tokens=(0, None),
+                     temperature=(0.0, 100.0), top_k=(1, None), top_p=(0.0, 1.0), min_p=(0.0, 1.0),
+                     frequency_penalty=(-10.0, 10.0), presence_penalty=(-10.0, 10.0),
+                     repetition_penalty=(0.01, 100.0), no_repeat_ngram=(1, None), seed=(0, 2**63 - 1))
+        _check(self.top_p is None or self.top_p > 0, "sampling.top_p=0 leaves no token: give a number above 0, up to 1")
+        _check(self.min_new_tokens <= self.max_new_tokens,
+               f"sampling.min_new_tokens={self.min_new_tokens} is more than "
+               f"sampling.max_new_tokens={self.max_new_tokens}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a run needs, complete: what ``runs/NAME/config.yaml`` holds."""
+
+    preset: str = "self_define"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self) -> None:
+        _check(self.data.seq_length <= self.model.num_positions,
+               f"data.seq_length={self.data.seq_length} is longer than "
+               f"model.num_positions={self.model.num_positions}: shorten the first or raise the second")
+        for key in ("eod", "pad"):
+            value = getattr(self.tokenizer, key)
+            _check(not isinstance(value, int) or 0 <= value < self.model.vocab_size,
+                   f"tokenizer.{key}={value} is outside the vocabulary: "
+                   f"model.vocab_size={self.model.vocab_size} allows 0 to {self.model.vocab_size - 1}")
+        self._check_batch()
+
+    def _check_batch(self) -> None:
+        parts = self.train.accumulation * self.parallel.data * self.parallel.micro_batches
+        _check(self.data.batch_size % parts == 0,
+               f"data.batch_size={self.data.batch_size} must be a multiple of {parts} = train.accumulation × "
+               f"parallel.data × parallel.micro_batches")
+
+    def replace(self, **overrides: Any) -> RunConfig:
+        """A copy with dotted keys changed: ``config.replace(**{"train.steps": 10})``."""
+        return apply_overrides(self, overrides)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values, in the order of the fields."""
+        return _plain(dataclasses.asdict(self))
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    _check(value in choices, f"{key}={value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+
+
+# ---------------------------------------------------------------------------------- from plain values and text
+
+
+def config_from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """A ``RunConfig`` from nested plain values; what is absent keeps the value of ``base`` (or the default).
+
+    Raises:
+        InputError: a key is unknown, a value has the wrong type, or a combination cannot work.
+    """
+    flat: dict[str, Any] = {}
+    for section, content in values.items():
+        if isinstance(content, dict):
+            flat.update({f"{section}.{key}": value for key, value in content.items()})
+        else:
+            flat[section] = content
+    return apply_overrides(base or RunConfig(), flat)
+
+
+def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:
+    """Read a configuration file. Its ``preset`` key, when there, chooses what the other keys are laid over."""
+    from pangu_lab.presets import preset
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first_line = str(error).replace("\n", " ")
+        raise InputError(f"{path}: not readable as YAML: {first_line}") from None
+    _check(isinstance(values, dict), f"{path}: must hold sections such as 'model:' and 'train:'")
+    if base is None and "preset" in values:
+        base = preset(str(values["preset"]))
+    return config_from_dict(values, base)
+
+
+def parse_overrides(items: list[str]) -> dict[str, Any]:
+    """``["train.steps=10"]`` → ``{"train.steps": 10}``; values are read as YAML."""
+    result = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        _check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
+        try:
+            result[key.strip()] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {item}: the value is not readable") from None
+    return result
+
+
+def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
+    """Lay dotted keys over ``config``; all of them at once, so the order of the keys does not matter."""
+    changed: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    sections = {item.name for item in dataclasses.fields(config)} - {"preset"}
+    for key, value in overrides.items():
+        section, _, name = key.partition(".")
+        if key == "preset":
+            top["preset"] = str(value)
+            continue
+        _check(section in sections and bool(name), _unknown_key(config, key))
+        current = getattr(config, section)
+        hints = typing.get_type_hints(type(current))
+        _check(name in hints, _unknown_key(config, key))
+        changed.setdefault(section, {})[name] = _convert(key, value, hints[name])
+    for section, values in changed.items():
+        top[section] = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **top)
+
+
+def all_keys(config: RunConfig | None = None) -> list[str]:
+    """Every dotted key there is, in order."""
+    config = config or RunConfig()
+    return [f"{section.name}.{item.name}" for section in dataclasses.fields(config) if section.name != "preset"
+            for item in dataclasses.fields(getattr(config, section.name))]
+
+
+def _unknown_key(config: RunConfig, key: str) -> str:
+    known = all_keys(config)
+    by_last_part = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f" (did you mean '{by_last_part[0]}'?)" if by_last_part else nearest(key, known)
+    return f"unknown setting '{key}'{hint}"
+
+
+def _convert(key: str, value: Any, hint: Any) -> Any:
+    """Check ``value`` against a type hint; numbers written as text ('1e-4', which YAML reads as text) are read."""
+    options = typing.get_args(hint) if typing.get_origin(hint) is Union else (hint,)
+    if value is None:
+        _check(type(None) in options, f"{key} needs a value")
+        return None
+    for option in options:
+        if option is not type(None):
+            converted = _convert_one(value, option)
+            if converted is not None:
+                return converted
+    names = " or ".join(_type_name(option) for option in options)
+    raise InputError(f"{key}={value!r} must be {names}")
+
+
+def _convert_one(value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        item_kind = typing.get_args(kind)[0]
+        items = value if isinstance(value, (list, tuple)) else [value]
+        converted = tuple(_convert_one(item, item_kind) for item in items)
+        return None if any(item is None for item in converted) else converted
+    if kind is bool or isinstance(value, bool):
+        return value if kind is bool and isinstance(value, bool) else None
+    if kind is int:
+        return int(value) if isinstance(value, (int, float)) and value == int(value) else None
+    if kind is float:
+        try:
+            return float(value) if isinstance(value, (int, float, str)) else None
+        except ValueError:
+            return None
+    return value if isinstance(value, kind) else None
+
+
+def _type_name(kind: Any) -> str:
+    if typing.get_origin(kind) is tuple:
+        return "a list"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text",
+            type(None): "null"}.get(kind, str(kind))

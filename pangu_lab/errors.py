@@ -1,0 +1,21 @@
+"""The one kind of error that is the user's to mend.
+
+``InputError`` is raised for whatever a person did or gave: a wrong setting, a damaged file, a folder that
+already exists. Its text is one line that names what is wrong and what to do about it; the command line prints
+that line alone and exits with 2. Everything else that goes wrong keeps its traceback and exits with 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Wrong input from outside the program: one line that says what is wrong and what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`` (did you mean 'x'?)`` for the known name most like ``name``, or an empty string when none is near."""
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean '{match[0]}'?)" if match else ""

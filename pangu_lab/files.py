@@ -1,0 +1,119 @@
+"""Files that are either whole or not there.
+
+Everything this project keeps (data sets, checkpoints, bundles, status files) is written beside its place under a
+temporary name, flushed to the disk, and renamed into place as the last act. A reader therefore never meets half a
+file, and a crash leaves the old version untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pangu_lab.errors import InputError
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hexadecimal sha256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while block := handle.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fsync_path(path: Path | str) -> None:
+    """Flush a file or a folder entry to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: Path | str, text: str) -> None:
+    """Replace ``path`` by ``text`` (UTF-8) in one step; the old content stays until the new one is on the disk."""
+    path = Path(path)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    fsync_path(path.parent)
+
+
+def write_json_atomic(path: Path | str, value: Any) -> None:
+    """Replace ``path`` by ``value`` as indented JSON in one step."""
+    write_text_atomic(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path | str, what: str) -> Any:
+    """Parse a JSON file; ``what`` names it in the error ("the data set's description").
+
+    Raises:
+        InputError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: {what} is not there") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: {what} is not readable JSON ({error})") from None
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        path: the folder to create.
+        replace: allow ``path`` to exist; it is swapped out only after the new one is complete on the disk.
+
+    Raises:
+        InputError: ``path`` exists and ``replace`` is not given.
+    """
+    path = Path(path)
+    if path.exists() and not replace:
+        raise InputError(f"{path} exists already: choose another folder or delete it first")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial-"))
+    try:
+        os.chmod(temporary, 0o755)
+        yield temporary
+        _fsync_tree(temporary)
+        _move_into_place(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    fsync_path(path.parent)
+
+
+def _fsync_tree(folder: Path) -> None:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            fsync_path(os.path.join(root, name))
+        fsync_path(root)
+
+
+def _move_into_place(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
+    os.rename(path, old / "old")
+    os.rename(temporary, path)
+    shutil.rmtree(old, ignore_errors=True)

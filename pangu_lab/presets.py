@@ -1,0 +1,127 @@
+"""Named configurations: small ones that run on a laptop, and the published sizes of PanGu-α.
+
+Each preset is a function that returns a complete ``RunConfig``; what it changes is its reason for being there.
+Sizes are named by their true parameter count. The reference ships a configuration called "1.3B" that holds
+0.26 billion parameters: here that is ``0.26B``, and ``reference-1.3B`` is accepted as its alias.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+from pangu_lab.errors import InputError, nearest
+
+
+def debug() -> RunConfig:
+    """Compiles in seconds; what the tests use."""
+    return RunConfig(
+        preset="debug",
+        model=ModelConfig(vocab_size=512, num_positions=64, hidden_size=32, num_layers=4, num_heads=4,
+                          dropout_rate=0.0),
+        data=DataConfig(seq_length=64, batch_size=4),
+        train=TrainConfig(steps=20, start_lr=3e-3, end_lr=3e-4, warmup_steps=4, eval_every=10, eval_batches=2,
+                          checkpoint_every=10),
+    )
+
+
+def tiny() -> RunConfig:
+    """Learns the shipped sample in about three minutes on two cores."""
+    return RunConfig(
+        preset="tiny",
+        model=ModelConfig(vocab_size=4096, num_positions=128, hidden_size=192, num_layers=4, num_heads=6,
+                          hidden_act="fast_gelu", dropout_rate=0.0),
+        data=DataConfig(seq_length=128, batch_size=16),
+        train=TrainConfig(steps=400, start_lr=2e-3, end_lr=1e-4, warmup_steps=40, eval_every=50, eval_batches=8,
+                          checkpoint_every=100, log_every=1),
+    )
+
+
+def small() -> RunConfig:
+    """An evening on a laptop with a few megabytes of text; the yardstick of the benchmarks."""
+    return RunConfig(
+        preset="small",
+        model=ModelConfig(vocab_size=8000, num_positions=256, hidden_size=384, num_layers=6, num_heads=6,
+                          hidden_act="fast_gelu", dropout_rate=0.0),
+        data=DataConfig(seq_length=256, batch_size=12),
+        train=TrainConfig(steps=4000, start_lr=6e-4, end_lr=6e-5, warmup_steps=200, eval_every=200),
+    )
+
+
+def _published(name: str, hidden: int, layers: int, heads: int, lr: float = 1e-4,
+               parallel: ParallelConfig = ParallelConfig(), batch: int = 16) -> RunConfig:
+    """Vocabulary 40000, sequence 1024, fp16 with a dynamic loss scale, as all published sizes were trained."""
+    return RunConfig(
+        preset=name,
+        model=ModelConfig(hidden_size=hidden, num_layers=layers, num_heads=heads, compute_dtype="float16"),
+        data=DataConfig(batch_size=batch),
+        train=TrainConfig(steps=100_000, start_lr=lr, end_lr=lr / 100, checkpoint_every=1000),
+        parallel=parallel,
+    )
+
+
+def size_350m() -> RunConfig:
+    """The smallest release."""
+    return _published("350M", 1024, 24, 16)
+
+
+def size_026b() -> RunConfig:
+    """What the reference calls "1.3B"."""
+    return _published("0.26B", 1024, 16, 32)
+
+
+def size_13b_true() -> RunConfig:
+    """A configuration that does hold 1.3 billion parameters."""
+    return _published("1.3B", 2048, 24, 16)
+
+
+def size_26b() -> RunConfig:
+    """The 2.6B release."""
+    return _published("2.6B", 2560, 32, 32)
+
+
+def size_13b() -> RunConfig:
+    """The 13B release; needs at least 16 devices of 32 GB to train."""
+    return _published("13B", 5120, 40, 40, lr=5e-5, parallel=ParallelConfig(data=2, tensor=8, optimizer=True))
+
+
+def size_200b() -> RunConfig:
+    """The largest size of the paper: 16 pipeline stages × 8 tensor × 16 data on 2048 devices."""
+    return _published("200B", 16384, 64, 128, lr=2e-5, batch=1024,
+                      parallel=ParallelConfig(data=16, tensor=8, pipeline=16, micro_batches=64, optimizer=True))
+
+
+def self_define() -> RunConfig:
+    """The plain defaults, for configurations that name every size themselves."""
+    return RunConfig()
+
+
+PRESETS: dict[str, Callable[[], RunConfig]] = {
+    "debug": debug, "tiny": tiny, "small": small, "350M": size_350m, "0.26B": size_026b, "1.3B": size_13b_true,
+    "2.6B": size_26b, "13B": size_13b, "200B": size_200b, "self_define": self_define,
+}
+
+ALIASES = {"reference-1.3B": "0.26B"}
+
+
+def preset(name: str) -> RunConfig:
+    """The preset called ``name`` (or an alias of it).
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    known = ALIASES.get(name, name)
+    if known not in PRESETS:
+        raise InputError(f"unknown preset '{name}'{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+    return PRESETS[known]()
+
+
+def describe(name: str) -> str:
+    """One line: sizes and the true parameter count, and what an alias really stands for."""
+    config = preset(name)
+    model = config.model
+    line = (f"{config.preset}: {model.num_layers} layers × {model.hidden_size}, {model.num_heads} heads, "
+            f"vocabulary {model.vocab_size}, {model.num_parameters:,} parameters")
+    if name in ALIASES:
+        line += " (the reference calls this configuration '1.3B')"
+    return line
