@@ -1,0 +1,241 @@
+"""PanGu-α, the whole network.
+
+A GPT: word and position embeddings, a stack of pre-LayerNorm blocks, and on top, instead of one more block, the
+*query layer*, in which the query is not computed from the text but is a learned vector of the position: "what is
+the token after position p?" asked of everything written so far. The head is tied to the word embedding, and no
+LayerNorm follows the query layer. Source: arXiv 2104.12369 and the first release.
+
+Activations are kept as rows (batch·seq, hidden), which is what the matrix products want. Layers are written against
+a mesh: each holds this rank's slice, and with a dimension of size 1 the collective is not there at all.
+
+Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the records for dropout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.model import parameters as names
+from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
+from pangu_lab.parallel.layers import ColumnLinear, HeadLoss, RowLinear, TiedHead, WordEmbedding
+from pangu_lab.parallel.mesh import Mesh
+
+DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
+
+
+class Weights:
+    """Hands each layer its Parameters by published name, made from this rank's slices."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self.arrays = arrays
+        self.parameters: dict[str, Parameter] = {}
+
+    def __call__(self, name: str) -> Parameter:
+        if name not in self.parameters:  # the word embedding is asked for twice: by the input and by the head
+            self.parameters[name] = Parameter(Tensor(self.arrays[name]), name=name)
+        return self.parameters[name]
+
+
+class Norm(nn.Cell):
+    """LayerNorm with its parameters; fp32 out."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, prefix: str):
+        super().__init__(auto_prefix=False)
+        self.gamma = weights(f"{prefix}.gamma")
+        self.beta = weights(f"{prefix}.beta")
+        self.norm = LayerNorm(config.layernorm_eps)
+
+    def construct(self, x):
+        return self.norm(x, self.gamma, self.beta)
+
+
+class Attention(nn.Cell):
+    """Multi-head attention of ``query`` rows over ``memory`` rows; this rank computes its share of the heads."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, prefix: str, seed: int):
+        super().__init__(auto_prefix=False)
+        dtype = DTYPES[config.compute_dtype]
+        self.heads = config.num_heads // mesh.size("tensor")
+        self.first_head = self.heads * mesh.index("tensor")
+        self.head_dim = config.head_dim
+        self.query = ColumnLinear(mesh, weights, f"{prefix}.dense1", True, dtype)
+        self.key = ColumnLinear(mesh, weights, f"{prefix}.dense2", True, dtype)
+        self.value = ColumnLinear(mesh, weights, f"{prefix}.dense3", True, dtype)
+        self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype)
+        self.attend = CausalAttention(self.heads, self.head_dim, DTYPES[config.softmax_dtype],
+                                      config.dropout_rate > 0)
+        self.use_dropout = config.dropout_rate > 0
+        self.dtype = dtype
+        self.dropout = Dropout(config.dropout_rate, seed, f"{prefix}.probabilities", config.num_positions)
+        head_keys = (np.arange(self.first_head, self.first_head + self.heads) + 1) * 0x27D4EB2F
+        self.head_keys = Tensor((head_keys & 0xFFFFFFFF).astype(np.uint32).view(np.int32).reshape(1, -1, 1))
+
+    def _split(self, x, batch, seq):
+        """(batch·seq, heads·head_dim) → (batch·heads, seq, head_dim)."""
+        x = ops.transpose(ops.reshape(x, (batch, seq, self.heads, self.head_dim)), (0, 2, 1, 3))
+        return ops.reshape(x, (batch * self.heads, seq, self.head_dim))
+
+    def _keep(self, row_keys, batch, seq):
+        """Dropout factors of the probabilities, (batch·heads, seq, seq)."""
+        keys = ops.reshape(row_keys, (batch, 1, seq)) + self.head_keys
+        mask = self.dropout.mask(ops.reshape(keys, (batch * self.heads * seq, 1)), seq)
+        return ops.cast(ops.reshape(mask, (batch * self.heads, seq, seq)), self.dtype)
+
+    def construct(self, query, memory, bias, row_keys):
+        batch, _, seq, _ = bias.shape
+        q = self._split(self.query(query), batch, seq)
+        k = self._split(self.key(memory), batch, seq)
+        v = self._split(self.value(memory), batch, seq)
+        keep = self._keep(row_keys, batch, seq) if self.use_dropout else row_keys
+        mixed, _ = self.attend(q, k, v, bias, keep)
+        mixed = ops.transpose(ops.reshape(mixed, (batch, self.heads, seq, self.head_dim)), (0, 2, 1, 3))
+        return self.projection(ops.reshape(mixed, (batch * seq, self.heads * self.head_dim)))
+
+
+class FeedForward(nn.Cell):
+    """hidden → 4·hidden → activation → hidden."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, prefix: str):
+        super().__init__(auto_prefix=False)
+        dtype = DTYPES[config.compute_dtype]
+        self.mapping = ColumnLinear(mesh, weights, f"{prefix}.mapping", False, dtype)
+        self.activation = activation(config.hidden_act)
+        self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype)
+
+    def construct(self, x):
+        return self.projection(self.activation(self.mapping(x)))
+
+
+class Layer(nn.Cell):
+    """A block: x + attention(LN₁ x), then + feed-forward(LN₂).
+
+    The query layer is the same with another query: see ``construct``.
+    """
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, layer: int, seed: int):
+        super().__init__(auto_prefix=False)
+        prefix = names.layer_prefix(config, layer)
+        self.norm1 = Norm(config, weights, f"{prefix}.layernorm1")
+        self.norm2 = Norm(config, weights, f"{prefix}.layernorm2")
+        self.attention = Attention(config, mesh, weights, f"{prefix}.attention", seed)
+        self.feed_forward = FeedForward(config, mesh, weights, f"{prefix}.output")
+        self.dropout1 = Dropout(config.dropout_rate, seed, f"{prefix}.attention", config.hidden_size)
+        self.dropout2 = Dropout(config.dropout_rate, seed, f"{prefix}.output", config.hidden_size)
+        self.add = ops.Add()
+
+    def construct(self, x, bias, row_keys, query=None):
+        """x (rows, hidden) fp32. ``query`` (rows, hidden): asked instead of LN₁ x, raw, in the query layer."""
+        memory = self.norm1(x)
+        asked = memory if query is None else query
+        x = self.add(x, self.dropout1(self.attention(asked, memory, bias, row_keys), row_keys))
+        return self.add(x, self.dropout2(self.feed_forward(self.norm2(x)), row_keys))
+
+
+class Embedding(nn.Cell):
+    """Word plus position embedding, then dropout: (batch, seq) ids → (batch·seq, hidden) fp32."""
+
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, seed: int):
+        super().__init__(auto_prefix=False)
+        self.words = WordEmbedding(mesh, weights, names.WORD, config.vocab_size)
+        self.positions = weights(names.POSITION)
+        self.gather = ops.Gather()
+        self.dropout = Dropout(config.dropout_rate, seed, "embedding", config.hidden_size)
+
+    def construct(self, ids, positions, row_keys):
+        words = self.words(ops.reshape(ids, (-1,)))
+        places = self.gather(self.positions, ops.reshape(positions, (-1,)), 0)
+        return self.dropout(ops.add(words, places), row_keys)
+
+
+class PanguStage(nn.Cell):
+    """The layers of one pipeline stage; the whole network when there is but one.
+
+    The first stage turns ids into rows; the stage that holds the last block ends it with ``backbone.layernorm``;
+    the last stage holds the query layer.
+
+    Args:
+        config: the network's sizes.
+        arrays: this rank's slices of its parameters by name.
+        mesh: the layout and this rank's place in it.
+        seed: of the dropout masks.
+    """
+
+    def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray], mesh: Mesh = Mesh(), seed: int = 0,
+                 seq_length: int | None = None):
+        super().__init__(auto_prefix=False)
+        self.weights = Weights(arrays)
+        layers = mesh.layers(config.num_layers)
+        query_layer = config.num_layers - 1
+        self.is_first = mesh.is_first_stage
+        self.has_query = query_layer in layers
+        self.has_norm = query_layer - 1 in layers
+        if self.is_first:
+            self.embedding = Embedding(config, mesh, self.weights, seed)
+        self.blocks = nn.CellList([Layer(config, mesh, self.weights, i, seed) for i in layers if i != query_layer],
+                                  auto_prefix=False)
+        if self.has_norm:
+            self.norm = Norm(config, self.weights, names.FINAL_NORM)
+        if self.has_query:
+            self.query_embedding = self.weights(names.QUERY)
+            self.query_layer = Layer(config, mesh, self.weights, query_layer, seed)
+        self.bias = AttentionBias(seq_length or config.num_positions, DTYPES[config.softmax_dtype])
+        self.gather = ops.Gather()
+
+    def construct(self, x, positions, samples):
+        """x: ids (batch, seq) on the first stage, else rows (batch·seq, hidden) → rows (batch·seq, hidden)."""
+        row_keys = self._row_keys(positions, samples)
+        bias = self.bias(positions)
+        if self.is_first:
+            x = self.embedding(x, positions, row_keys)
+        for block in self.blocks:
+            x = block(x, bias, row_keys)
+        if self.has_norm:
+            x = self.norm(x)
+        if self.has_query:
+            query = self.gather(self.query_embedding, ops.reshape(positions, (-1,)), 0)
+            x = self.query_layer(x, bias, row_keys, query)
+        return x
+
+    def _row_keys(self, positions, samples):
+        """A number for each (record, place in it), the same on every rank and in every run: (batch·seq, 1)."""
+        batch, seq = positions.shape
+        places = ops.reshape(self.bias.keys[:, :, :, :seq], (1, seq))
+        keys = ops.reshape(samples, (batch, 1)) * 0x165667B1 + places * 0x3C6EF372
+        return ops.reshape(keys, (batch * seq, 1))
+
+
+class PanguLoss(nn.Cell):
+    """Network and loss of a single stage or, in a pipeline, of the last one.
+
+    ``construct`` gives Σ weight · negative log-likelihood over the batch, a scalar fp32; divide by the sum of the
+    weights of the global batch for the mean.
+    """
+
+    def __init__(self, config: ModelConfig, stage: PanguStage, mesh: Mesh = Mesh()):
+        super().__init__(auto_prefix=False)
+        self.stage = stage
+        self.head = HeadLoss(mesh, stage.weights, names.WORD, DTYPES[config.compute_dtype])
+
+    def construct(self, x, positions, samples, labels, weights):
+        """labels (batch, seq) int32 and weights (batch, seq) fp32; the rest as in ``PanguStage``."""
+        rows = self.stage(x, positions, samples)
+        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)))
+
+
+class PanguLogits(nn.Cell):
+    """The single-process network up to its logits: ids, positions (batch, seq) → (batch, seq, vocab) fp32."""
+
+    def __init__(self, config: ModelConfig, stage: PanguStage):
+        super().__init__(auto_prefix=False)
+        self.stage = stage
+        self.head = TiedHead(stage.weights, names.WORD, DTYPES[config.compute_dtype])
+
+    def construct(self, ids, positions):
+        batch, seq = ids.shape
+        samples = ops.zeros((batch,), mstype.int32)
+        return ops.reshape(self.head(self.stage(ids, positions, samples)), (batch, seq, -1))
