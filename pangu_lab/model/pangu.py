@@ -160,15 +160,16 @@ class PanguStage(nn.Cell):
 
     Args:
         config: the network's sizes.
-        arrays: this rank's slices of its parameters by name.
+        weights: this rank's parameters; a second stage made from the same object shares them.
         mesh: the layout and this rank's place in it.
         seed: of the dropout masks.
+        seq_length: of the batches; the number of positions when not given.
     """
 
-    def __init__(self, config: ModelConfig, arrays: Mapping[str, np.ndarray], mesh: Mesh = Mesh(), seed: int = 0,
+    def __init__(self, config: ModelConfig, weights: Weights, mesh: Mesh = Mesh(), seed: int = 0,
                  seq_length: int | None = None):
         super().__init__(auto_prefix=False)
-        self.weights = Weights(arrays)
+        self.weights = weights
         layers = mesh.layers(config.num_layers)
         query_layer = config.num_layers - 1
         self.is_first = mesh.is_first_stage

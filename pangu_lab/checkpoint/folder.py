@@ -1,0 +1,185 @@
+"""One checkpoint folder: ``shard-00000.safetensors`` …, ``state.json``, ``config.yaml`` and ``manifest.json``.
+
+A shard holds one rank's tensors, and beside each its place in the whole: the whole shape and the offset of the
+slice. A reader asks for any region of any tensor and gets it assembled from whichever shards cover it, so a
+checkpoint saved under one layout loads under every other. The manifest, written last, has the size and sha256 of
+every file; the folder is renamed into place complete. What does not match its manifest is never loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from pangu_lab.config import RunConfig, config_from_dict
+from pangu_lab.errors import InputError
+from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_atomic
+
+log = logging.getLogger(__name__)
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{8})$")
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    return Path(folder) / f"step-{step:08d}"
+
+
+def write_shard(folder: Path, rank: int, tensors: Mapping[str, np.ndarray],
+                places: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None) -> None:
+    """Write one rank's tensors into ``folder``.
+
+    Args:
+        places: for tensors that are slices, the whole shape and the offset of the slice in it.
+    """
+    from safetensors.numpy import save_file
+
+    places = places or {}
+    layout = {name: places.get(name, (value.shape, (0,) * value.ndim)) for name, value in tensors.items()}
+    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    save_file(contiguous, folder / f"shard-{rank:05d}.safetensors", {"places": json.dumps(layout)})
+
+
+def write_manifest(folder: Path, state: Mapping[str, Any], config: RunConfig) -> None:
+    """Add ``state.json``, ``config.yaml`` and, last, the manifest over everything in ``folder``."""
+    write_json_atomic(folder / "state.json", state)
+    (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+             for path in sorted(folder.iterdir()) if path.is_file()}
+    write_json_atomic(folder / "manifest.json", {"format": FORMAT, "files": files})
+
+
+def save_checkpoint(folder: Path | str, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any],
+                    config: RunConfig, replace: bool = True) -> Path:
+    """Write a single-process checkpoint to ``folder`` in one step; an older one of that name stays until then."""
+    with whole_folder(folder, replace=replace) as temporary:
+        write_shard(temporary, 0, tensors)
+        write_manifest(temporary, state, config)
+    return Path(folder)
+
+
+class Checkpoint:
+    """A checkpoint folder opened for reading.
+
+    Args:
+        folder: the folder with ``manifest.json``.
+        verify: compare every file with its sha256 first (sizes are always compared).
+
+    Raises:
+        InputError: a file is missing, has another size or content, or the folder is no checkpoint.
+    """
+
+    def __init__(self, folder: Path | str, verify: bool = True):
+        self.folder = Path(folder)
+        manifest = read_json(self.folder / "manifest.json", "the checkpoint's manifest")
+        if manifest.get("format") != FORMAT:
+            raise InputError(f"{self.folder}: checkpoint format {manifest.get('format')!r} is not known to this version")
+        for name, entry in manifest["files"].items():
+            self._check_file(name, entry, verify)
+        self.state: dict[str, Any] = read_json(self.folder / "state.json", "the checkpoint's state")
+        self.tensors = self._index(manifest["files"])
+
+    def _check_file(self, name: str, entry: Mapping[str, Any], verify: bool) -> None:
+        path = self.folder / name
+        if not path.is_file():
+            raise InputError(f"{path} is missing: the checkpoint is not whole")
+        if path.stat().st_size != entry["size"]:
+            raise InputError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}: it is damaged")
+        if verify and sha256_file(path) != entry["sha256"]:
+            raise InputError(f"{path} does not match its sha256: it is damaged")
+
+    def _index(self, files: Mapping[str, Any]) -> dict[str, list[tuple[str, tuple, tuple]]]:
+        """name → [(shard file, whole shape, offset)]."""
+        from safetensors import safe_open
+
+        index: dict[str, list[tuple[str, tuple, tuple]]] = {}
+        for shard in (name for name in files if name.endswith(".safetensors")):
+            with safe_open(self.folder / shard, "np") as handle:
+                places = json.loads(handle.metadata()["places"])
+            for name, (shape, offset) in places.items():
+                index.setdefault(name, []).append((shard, tuple(shape), tuple(offset)))
+        return index
+
+    @property
+    def config(self) -> RunConfig:
+        """The configuration it was saved with."""
+        import yaml
+
+        return config_from_dict(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+
+    @property
+    def step(self) -> int:
+        return int(self.state.get("step", 0))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Whole shape of a tensor."""
+        if name not in self.tensors:
+            raise InputError(f"{self.folder}: holds no tensor '{name}'")
+        return self.tensors[name][0][1]
+
+    def read(self, name: str, offset: Optional[tuple[int, ...]] = None,
+             shape: Optional[tuple[int, ...]] = None) -> np.ndarray:
+        """A tensor, or the region of it that starts at ``offset`` with ``shape``, from whichever shards cover it."""
+        whole = self.shape(name)
+        offset = offset if offset is not None else (0,) * len(whole)
+        shape = shape if shape is not None else whole
+        result: np.ndarray | None = None
+        covered = 0
+        for shard, _, start in self.tensors[name]:
+            piece, place = self._overlap(shard, name, start, offset, shape)
+            if piece is None:
+                continue
+            if piece.shape == shape:
+                return piece
+            result = np.empty(shape, piece.dtype) if result is None else result
+            result[place] = piece
+            covered += piece.size
+        if result is None or covered < result.size:
+            raise InputError(f"{self.folder}: the shards do not cover all of '{name}'")
+        return result
+
+    def _overlap(self, shard, name, start, offset, shape):
+        """The part of a shard's slice inside the wanted region, and where it goes there; (None, None) if apart."""
+        from safetensors import safe_open
+
+        with safe_open(self.folder / shard, "np") as handle:
+            stored = handle.get_slice(name)
+            size = stored.get_shape()
+            low = [max(a, b) for a, b in zip(start, offset)]
+            high = [min(a + m, b + n) for a, m, b, n in zip(start, size, offset, shape)]
+            if any(a >= b for a, b in zip(low, high)):
+                return None, None
+            inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
+            piece = stored[inside] if inside else handle.get_tensor(name)
+        return piece, tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))
+
+
+def list_checkpoints(folder: Path | str) -> list[Path]:
+    """The checkpoint folders below ``folder``, oldest first; not verified."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and _NAME.search(path.name)
+                  and not path.name.startswith("."))
+
+
+def latest_checkpoint(folder: Path | str, warn=log.warning) -> Optional[Checkpoint]:
+    """The newest whole checkpoint; damaged ones are named to ``warn`` and passed over. None when there is none."""
+    for path in reversed(list_checkpoints(folder)):
+        try:
+            return Checkpoint(path)
+        except InputError as error:
+            warn(f"skipped checkpoint {path.name}: {error}")
+    return None
+
+
+def prune_checkpoints(folder: Path | str, keep: int) -> None:
+    """Delete all but the newest ``keep`` checkpoints."""
+    for path in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(path)

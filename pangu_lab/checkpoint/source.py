@@ -1,0 +1,63 @@
+"""From whatever a person names (a run, a checkpoint) to the weights inside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from pangu_lab.checkpoint.folder import Checkpoint, latest_checkpoint
+from pangu_lab.config import RunConfig
+from pangu_lab.errors import InputError
+from pangu_lab.model.parameters import parameter_specs
+
+
+def resolve_checkpoint(folder: Path | str) -> Checkpoint:
+    """The checkpoint in ``folder``: itself one, or a run (its newest whole one is taken).
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(folder)
+    if (folder / "manifest.json").exists():
+        return Checkpoint(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run (runs/NAME) or a checkpoint folder")
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    if checkpoint is None:
+        raise InputError(f"{folder}: holds no whole checkpoint; train first, or give another folder")
+    return checkpoint
+
+
+def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
+    """All weights of a run or checkpoint, whole, by published name, and the configuration they belong to.
+
+    Raises:
+        InputError: none there, damaged, or not the parameters that the configuration asks for.
+    """
+    checkpoint = resolve_checkpoint(folder)
+    config = checkpoint.config
+    specs = parameter_specs(config.model)
+    check_parameters(checkpoint, specs)
+    return {name: checkpoint.read(name) for name in specs}, config
+
+
+def check_parameters(checkpoint: Checkpoint, specs) -> None:
+    """Refuse a checkpoint that lacks a parameter or holds one of another shape."""
+    for name, spec in specs.items():
+        if checkpoint.shape(name) != spec.shape:
+            raise InputError(f"{checkpoint.folder}: {name} has shape {checkpoint.shape(name)}, "
+                             f"the configuration needs {spec.shape}")
+
+
+def tokenizer_folder(folder: Path | str) -> Path:
+    """The tokenizer kept with a run or checkpoint.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(folder)
+    for place in (folder, folder.parent.parent):
+        if (place / "tokenizer").is_dir():
+            return place / "tokenizer"
+    raise InputError(f"{folder}: no tokenizer is kept here; give one with --tokenizer")

@@ -1,0 +1,55 @@
+"""Loss over a held-out data set, as training and ``pangu-lab evaluate`` both measure it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+from mindspore import Tensor, nn
+
+from pangu_lab.data import TokenDataset
+from pangu_lab.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class HeldOutLoss:
+    """Mean negative log-likelihood a token (nats) over ``tokens`` tokens."""
+
+    loss: float
+    tokens: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(min(self.loss, 700.0))
+
+
+def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
+    """The graph's inputs for some records of a batch: inputs, positions, samples, labels, weights."""
+    arrays = (batch.inputs, batch.positions, batch.samples, batch.labels, batch.weights)
+    return [Tensor(np.ascontiguousarray(array[rows])) for array in arrays]
+
+
+def held_out_loss(loss_cell: nn.Cell, dataset: TokenDataset, batch_size: int, max_batches: Optional[int] = None,
+                  eod_reset: bool = True, progress: Progress = silent) -> HeldOutLoss:
+    """Mean loss over the data set in its own order; every record counts once, whatever the batch size.
+
+    Args:
+        loss_cell: gives Σ weight · −log p for a batch (``PanguLoss`` without dropout).
+        max_batches: look at no more than this many batches from the start.
+    """
+    wanted = len(dataset)
+    if max_batches is not None:
+        wanted = min(wanted, max_batches * batch_size)
+    total, tokens, seen = 0.0, 0.0, 0
+    for batch in dataset.batches(batch_size, seed=0, shuffle=False, eod_reset=eod_reset):
+        rows = min(batch_size, wanted - seen)
+        batch.weights[rows:] = 0.0  # the last batch wraps around to the first records: these do not count again
+        total += float(loss_cell(*batch_tensors(batch)).asnumpy())
+        tokens += float(batch.weights.sum())
+        seen += rows
+        progress(seen, wanted, "records")
+        if seen >= wanted:
+            break
+    return HeldOutLoss(total / max(tokens, 1.0), int(tokens))

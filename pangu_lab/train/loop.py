@@ -1,0 +1,304 @@
+"""The training loop: from a configuration to a run folder that tells everything.
+
+``train`` is all a caller needs. It writes the run folder described in the project's contracts: effective
+configuration, events, checkpoints, status with a heartbeat. It resumes exactly (the weights, both moments, the step,
+the place in the data and the loss scale are saved; dropout and shuffling need no state), stops cleanly on Ctrl-C,
+SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+import psutil
+from mindspore import Tensor
+from mindspore import dtype as mstype
+
+from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, save_checkpoint, step_folder
+from pangu_lab.config import RunConfig
+from pangu_lab.data import TokenDataset, open_dataset
+from pangu_lab.errors import InputError
+from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
+from pangu_lab.model.parameters import initial_weights, parameter_specs
+from pangu_lab.progress import Progress, silent
+from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
+from pangu_lab.train.run_folder import RunFolder
+from pangu_lab.train.schedule import LossScale, learning_rate
+from pangu_lab.train.step import AddGradients, AdamW, GradientStep, SquaredNorm
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of ``train`` ended. ``reason``: "finished", "stopped", "signal", "time budget" or "failed"."""
+
+    run: Path
+    step: int
+    loss: float
+    eval_loss: Optional[float]
+    eval_perplexity: Optional[float]
+    reason: str
+    checkpoint: Path
+
+
+class TrainingFailed(RuntimeError):
+    """Training cannot go on; the message says what to try."""
+
+
+class Trainer:
+    """Everything that lives while a run trains. Weights, moments, step, data position and loss scale are its state."""
+
+    def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset]):
+        self.config, self.run, self.dataset, self.evalset = config, run, dataset, evalset
+        self.step = 0
+        self.records = 0  # records consumed: the place in the data
+        self.tokens = 0
+        self.scale = LossScale.from_config(config.train, config.model.compute_dtype == "float16")
+        self.last_loss = math.nan
+        self.last_eval: Optional[HeldOutLoss] = None
+        self.first_step_done = False
+
+    # ---------------------------------------------------------------- building
+
+    def build(self, arrays, moments=None) -> None:
+        """Make the graphs from whole weights by name; ``moments`` continue an optimizer."""
+        config = self.config
+        specs = parameter_specs(config.model)
+        self.weights = Weights(arrays)
+        stage = PanguStage(config.model, self.weights, seed=config.train.seed, seq_length=config.data.seq_length)
+        self.parameters = [self.weights(name) for name in specs]
+        self.gradient_step = GradientStep(PanguLoss(config.model, stage), self.parameters)
+        self.squared_norm = SquaredNorm([True] * len(specs))
+        self.add_gradients = AddGradients()
+        self.optimizer = AdamW(self.parameters, [spec.decay for spec in specs.values()], config.train, moments,
+                               self.step)
+        still = config.replace(**{"model.dropout_rate": 0.0})
+        self.eval_loss = PanguLoss(still.model, PanguStage(still.model, self.weights, seq_length=config.data.seq_length))
+
+    def restore(self, checkpoint) -> None:
+        """Continue from a checkpoint of this run."""
+        state = checkpoint.state
+        self.step, self.records, self.tokens = state["step"], state["records"], state["tokens"]
+        self.scale.value, self.scale.good_steps = state["loss_scale"], state["loss_scale_good_steps"]
+        names = list(parameter_specs(self.config.model))
+        moments = {f"{kind}.{name}": checkpoint.read(f"{kind}.{name}") for name in names for kind in ("adam_m", "adam_v")}
+        self.build({name: checkpoint.read(name) for name in names}, moments)
+
+    # ---------------------------------------------------------------- one step
+
+    def gradients(self, batch):
+        """Σ loss over the batch and the gradients of (scaled) mean loss, in ``train.accumulation`` parts."""
+        parts = self.config.train.accumulation
+        rows = len(batch.samples) // parts
+        scale = Tensor(self.scale.value / max(batch.weight_total, 1.0), mstype.float32)
+        total, gradients = 0.0, None
+        for part in range(parts):
+            inputs = batch_tensors(batch, slice(part * rows, (part + 1) * rows))
+            loss, new = self.gradient_step(*inputs, scale)
+            total += float(loss.asnumpy())
+            gradients = new if gradients is None else self.add_gradients(*gradients, *new)
+        return total, gradients
+
+    def train_batch(self, batch) -> dict[str, Any]:
+        """Run one batch; the event that tells of it."""
+        config = self.config
+        started = time.perf_counter()
+        total, gradients = self.gradients(batch)
+        norm = math.sqrt(float(self.squared_norm(*gradients).asnumpy())) / self.scale.value
+        self.records += len(batch.samples)
+        if not math.isfinite(norm):
+            return self._overflow()
+        lr = learning_rate(config.train, self.step + 1)
+        self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
+        self.scale.good()
+        self.step += 1
+        tokens = int(batch.inputs.size)
+        self.tokens += tokens
+        self.last_loss = total / max(batch.weight_total, 1.0)
+        seconds = time.perf_counter() - started
+        return {"kind": "step", "step": self.step, "loss": self.last_loss, "lr": lr, "grad_norm": norm,
+                "loss_scale": self.scale.value, "tokens": self.tokens, "seconds": round(seconds, 4),
+                "tokens_per_second": round(tokens / seconds, 1), "epoch": round(self.records / len(self.dataset), 3),
+                "memory_mb": psutil.Process().memory_info().rss >> 20}
+
+    def _overflow(self) -> dict[str, Any]:
+        """A gradient was not finite: no update; the scale goes down, or training ends when it cannot."""
+        before = self.scale.value
+        if not self.scale.overflow():
+            if not self.scale.active:
+                raise TrainingFailed(f"the gradients are not finite at step {self.step + 1}: lower train.start_lr, or "
+                                     "lengthen train.warmup_steps")
+            raise TrainingFailed(f"the loss scale fell to its floor ({before:g}) at step {self.step + 1}: try "
+                                 "model.softmax_dtype=float32, a lower train.start_lr, or model.compute_dtype=float32")
+        return {"kind": "overflow", "step": self.step, "loss_scale": self.scale.value, "was": before}
+
+    # ---------------------------------------------------------------- around the steps
+
+    def evaluate(self) -> None:
+        """Held-out loss, into an event."""
+        if self.evalset is None:
+            return
+        self.run.status(state="evaluating", step=self.step)
+        self.last_eval = held_out_loss(self.eval_loss, self.evalset, self._eval_batch(), self.config.train.eval_batches,
+                                       self.config.data.eod_reset)
+        self.run.event("eval", step=self.step, loss=self.last_eval.loss, perplexity=self.last_eval.perplexity,
+                       tokens=self.last_eval.tokens)
+
+    def _eval_batch(self) -> int:
+        return max(1, self.config.data.batch_size // self.config.train.accumulation)
+
+    def save(self) -> Path:
+        """A checkpoint of this moment."""
+        self.run.status(state="saving", step=self.step)
+        tensors = {p.name: p.asnumpy() for p in self.parameters}
+        tensors.update(self.optimizer.moments())
+        state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
+                 "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
+                 "dataset": self.dataset.fingerprint}
+        path = save_checkpoint(step_folder(self.run.checkpoints, self.step), tensors, state, self.config)
+        prune_checkpoints(self.run.checkpoints, self.config.train.keep_checkpoints)
+        self.run.event("checkpoint", step=self.step, path=path.name)
+        return path
+
+    def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
+        """Train until the last step or until ``stop_reason`` gives one; the reason and the last checkpoint."""
+        config, path = self.config.train, None
+        data = self.config.data
+        batches = self.dataset.batches(data.batch_size, seed=config.seed, shuffle=data.shuffle, start=self.records,
+                                       eod_reset=data.eod_reset)
+        reason = None
+        while self.step < config.steps and reason is None:
+            before = self.step
+            self._step_and_tell(next(batches), progress)
+            if self.step > before:
+                if self.step % config.eval_every == 0:
+                    self.evaluate()
+                path = self.save() if self.step % config.checkpoint_every == 0 else None
+            reason = stop_reason()
+        if self.evalset is not None and self.step % config.eval_every:
+            self.evaluate()
+        return reason or "finished", path or self.save()
+
+    def _step_and_tell(self, batch, progress: Progress) -> None:
+        if not self.first_step_done:
+            self.run.status(state="compiling", step=self.step)
+        event = self.train_batch(batch)
+        kind = event.pop("kind")
+        if not self.first_step_done:
+            self.first_step_done = True
+            self.run.event("compile", step=self.step, seconds=event.get("seconds"))
+            for name in ("seconds", "tokens_per_second"):  # with the compilation in it these would mislead
+                event.pop(name, None)
+        if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
+            self.run.event(kind, **event)
+        self.run.status(state="training", step=self.step)
+        progress(self.step, self.config.train.steps, _news(kind, event))
+
+
+def _news(kind: str, event: dict[str, Any]) -> str:
+    if kind == "overflow":
+        return f"overflow, loss scale now {event['loss_scale']:g}"
+    speed = event.get("tokens_per_second")
+    return f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
+
+
+# -------------------------------------------------------------------------------------- the one call that does it
+
+
+def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "auto", progress: Progress = silent,
+          stop: Optional[Callable[[], bool]] = None) -> TrainResult:
+    """Train ``config`` in ``run_folder``.
+
+    Args:
+        config: complete settings; ``data.path`` names a folder made by ``prepare``.
+        run_folder: created, or continued from its last whole checkpoint.
+        resume: "auto" continues a run that is there; True insists on one; False refuses one.
+        stop: asked after every step; True ends the run cleanly, as does the file ``stop`` in the run folder.
+
+    Raises:
+        InputError: settings, data set and run folder do not go together.
+        TrainingFailed: numbers went out of range; the message says which setting to try.
+    """
+    ms.set_context(mode=ms.GRAPH_MODE)
+    run = RunFolder(run_folder)
+    started_here = run.open(config, resume)
+    dataset, evalset = _open_data(config)
+    with run.running(config.train.steps) as signals:
+        trainer = Trainer(config, run, dataset, evalset)
+        try:
+            reason, path = _run(trainer, started_here, signals, progress, stop)
+        except BaseException as error:
+            run.finish("failed", trainer.step, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            raise
+        run.finish("finished" if reason == "finished" else "stopped", trainer.step, reason)
+    last = trainer.last_eval
+    return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
+                       last.perplexity if last else None, reason, path)
+
+
+def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]:
+    if not config.data.path:
+        raise InputError("data.path is empty: name a folder made by `pangu-lab prepare` (--data DIR)")
+    dataset = _check_dataset(open_dataset(config.data.path, config.data.column), config, "data.path")
+    if not config.data.eval_path:
+        return dataset, None
+    evalset = _check_dataset(open_dataset(config.data.eval_path, config.data.column), config, "data.eval_path")
+    if evalset.metadata["tokenizer"]["fingerprint"] != dataset.metadata["tokenizer"]["fingerprint"]:
+        raise InputError("data.path and data.eval_path were made with different tokenizers: prepare both with one")
+    return dataset, evalset
+
+
+def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenDataset:
+    if dataset.vocab_size > config.model.vocab_size:
+        raise InputError(f"{key}: its tokenizer has {dataset.vocab_size} pieces, more than "
+                         f"model.vocab_size={config.model.vocab_size}")
+    if dataset.record_length != config.data.seq_length + 1:
+        raise InputError(f"{key}: its records hold {dataset.record_length} tokens, data.seq_length="
+                         f"{config.data.seq_length} needs {config.data.seq_length + 1}; set data.seq_length="
+                         f"{dataset.record_length - 1} or prepare again with --seq-length {config.data.seq_length + 1}")
+    return dataset
+
+
+def _run(trainer: Trainer, started_here: bool, signals, progress: Progress, stop) -> tuple[str, Path]:
+    config, run = trainer.config, trainer.run
+    checkpoint = latest_checkpoint(run.checkpoints, lambda text: run.event("warning", text=text))
+    if checkpoint is not None:
+        _check_same_data(checkpoint, trainer.dataset)
+        trainer.restore(checkpoint)
+    else:
+        trainer.build(initial_weights(config.model, config.train.seed))
+    run.keep_tokenizer(trainer.dataset.tokenizer_folder)
+    run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
+              preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset))
+    if trainer.step == 0:
+        trainer.evaluate()
+    deadline = _deadline(config.train.max_minutes)
+    if trainer.step >= config.train.steps:
+        trainer.evaluate()
+        return "finished", checkpoint.folder if checkpoint else trainer.save()
+    return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
+
+
+def _check_same_data(checkpoint, dataset: TokenDataset) -> None:
+    if checkpoint.state.get("dataset") not in (None, dataset.fingerprint):
+        raise InputError(f"{dataset.folder}: not the data set that {checkpoint.folder} was trained on; "
+                         "give that one, or start a new run")
+
+
+def _deadline(minutes: Optional[float]) -> float:
+    return math.inf if minutes is None else time.monotonic() + 60.0 * minutes
+
+
+def _stop_reason(run: RunFolder, signals, deadline: float, stop) -> Optional[str]:
+    if signals.received:
+        return "signal"
+    if run.stop_asked():
+        return "stop file"
+    if time.monotonic() >= deadline:
+        return "time budget"
+    return "stopped" if stop is not None and stop() else None

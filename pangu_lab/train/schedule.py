@@ -1,0 +1,49 @@
+"""Learning rate and loss scale: the two numbers that change while training. Both plain Python, both resumable."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from pangu_lab.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """The rate of update number ``step`` (from 1): linear warm-up, then a half cosine from start_lr to end_lr."""
+    if step <= config.warmup_steps:
+        return config.start_lr * step / config.warmup_steps
+    last = max(config.decay_steps or config.steps, config.warmup_steps + 1)
+    part = min(1.0, (step - config.warmup_steps) / (last - config.warmup_steps))
+    return config.end_lr + 0.5 * (config.start_lr - config.end_lr) * (1.0 + math.cos(math.pi * part))
+
+
+@dataclass
+class LossScale:
+    """Keeps small fp16 gradients above zero: doubles after ``window`` good steps, halves on an overflow.
+
+    With ``active`` false (fp32) the scale is 1 and stays so.
+    """
+
+    active: bool
+    value: float
+    window: int
+    floor: float
+    good_steps: int = 0
+
+    @classmethod
+    def from_config(cls, config: TrainConfig, active: bool) -> LossScale:
+        return cls(active, config.loss_scale if active else 1.0, config.loss_scale_window, config.loss_scale_floor)
+
+    def good(self) -> None:
+        """A step without overflow."""
+        self.good_steps += 1
+        if self.active and self.good_steps >= self.window:
+            self.value, self.good_steps = self.value * 2.0, 0
+
+    def overflow(self) -> bool:
+        """A step with overflow; False when the scale cannot go any lower."""
+        self.good_steps = 0
+        if not self.active or self.value / 2.0 < self.floor:
+            return False
+        self.value /= 2.0
+        return True

@@ -1,0 +1,133 @@
+"""One training step: gradients, and the AdamW update they lead to.
+
+The step is two graphs with a decision between them. ``GradientStep`` runs the network and its backward pass and
+gives the gradients of Σ loss · scale; ``UpdateStep`` clips by the global norm and moves the weights. Between the
+two the host looks at one number, the norm: an infinite or undefined one means an overflow, and then the second
+graph is not run, so an overflowed step changes neither weights nor optimizer states.
+
+AdamW here is exact (Loshchilov & Hutter, arXiv 1711.05101): bias correction included, decay decoupled and not
+applied to LayerNorm and biases. MindSpore's ``AdamWeightDecay`` has no bias correction, and ``ops.Adam`` adds epsilon
+before it, so epsilon is handed over as eps · √(1 − β2ᵗ).
+
+Gradients pass between graphs as separate arguments: a tuple of tensors handed to a cell becomes a constant of the
+graph, which is then compiled anew at every call. Squares are summed by ``L2Loss``, four times as quick as a
+product and a full reduction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from pangu_lab.config import TrainConfig
+
+
+class GradientStep(nn.Cell):
+    """(batch inputs…, scale) → Σ loss (fp32 scalar) and the gradients of loss · scale, in the order of ``weights``."""
+
+    def __init__(self, loss: nn.Cell, weights: list[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.weights = ParameterTuple(weights)
+        self.with_gradients = ops.value_and_grad(self._scaled, None, self.weights, has_aux=True)
+
+    def _scaled(self, inputs, positions, samples, labels, weights, scale):
+        loss = self.loss(inputs, positions, samples, labels, weights)
+        return loss * scale, loss
+
+    def construct(self, inputs, positions, samples, labels, weights, scale):
+        (_, loss), gradients = self.with_gradients(inputs, positions, samples, labels, weights, scale)
+        return loss, gradients
+
+
+class SquaredNorm(nn.Cell):
+    """gradients → Σ g², fp32 scalar: not finite exactly when some gradient is not (or the sum overflows)."""
+
+    def __init__(self, counted: list[bool]):
+        super().__init__(auto_prefix=False)
+        self.counted = counted
+        self.half_square = ops.L2Loss()  # Σ x² / 2
+
+    def construct(self, *gradients):
+        total = ops.zeros((), mstype.float32)
+        for i in range(len(self.counted)):
+            if self.counted[i]:
+                total = total + self.half_square(ops.cast(gradients[i], mstype.float32))
+        return total * 2.0
+
+
+class AddGradients(nn.Cell):
+    """Element by element sum of two lists of gradients, given one after the other."""
+
+    def construct(self, *both):
+        total = ()
+        half = len(both) // 2
+        for i in range(half):
+            total = total + (ops.add(both[i], both[half + i]),)
+        return total
+
+
+class UpdateStep(nn.Cell):
+    """AdamW over all weights, in place.
+
+    Args:
+        weights: the parameters.
+        decay: for each, whether weight decay applies.
+        moments: (first, second) moment arrays by name to start from; zeros where absent.
+    """
+
+    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None):
+        super().__init__(auto_prefix=False)
+        moments = moments or {}
+        self.weights = ParameterTuple(weights)
+        self.first = ParameterTuple([_moment("adam_m", p, moments) for p in weights])
+        self.second = ParameterTuple([_moment("adam_v", p, moments) for p in weights])
+        self.decay = decay
+        self.weight_decay = config.weight_decay
+        self.beta1 = Tensor(config.beta1, mstype.float32)
+        self.beta2 = Tensor(config.beta2, mstype.float32)
+        self.adam = ops.Adam()
+        self.mul = ops.Mul()
+
+    def construct(self, factor, lr, decay_factor, beta1_power, beta2_power, eps, *gradients):
+        """Scalars, fp32: ``factor`` multiplies the gradients (unscale and clip), ``decay_factor`` is 1 − lr · decay."""
+        done = ()
+        for i in range(len(self.weights)):
+            weight = self.weights[i]
+            gradient = self.mul(ops.cast(gradients[i], mstype.float32), factor)
+            if self.decay[i]:
+                gradient = ops.depend(gradient, ops.assign(weight, self.mul(weight, decay_factor)))
+            updated = self.adam(weight, self.first[i], self.second[i], beta1_power, beta2_power, lr, self.beta1,
+                                self.beta2, eps, gradient)
+            done = done + (updated[0],)
+        return ops.depend(factor, done)
+
+
+def _moment(prefix: str, weight: Parameter, moments) -> Parameter:
+    name = f"{prefix}.{weight.name}"
+    value = moments.get(name)
+    return Parameter(Tensor(np.zeros(weight.shape, np.float32) if value is None else value), name=name)
+
+
+class AdamW:
+    """Clip, learning rate and bias correction around ``UpdateStep``; counts the good steps."""
+
+    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0):
+        self.config = config
+        self.graph = UpdateStep(weights, decay, config, moments)
+        self.steps = steps
+
+    def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
+        """Apply one step. ``norm`` is the global norm of the unscaled gradients."""
+        config = self.config
+        self.steps += 1
+        clip = min(1.0, config.clip_norm / (norm + 1e-6))
+        power1, power2 = config.beta1**self.steps, config.beta2**self.steps
+        scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
+                   config.adam_eps * (1.0 - power2) ** 0.5)
+        self.graph(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
+
+    def moments(self) -> dict[str, np.ndarray]:
+        """Both moments of every weight, by ``adam_m.NAME`` and ``adam_v.NAME``."""
+        return {p.name: p.asnumpy() for p in (*self.graph.first, *self.graph.second)}
