@@ -135,7 +135,7 @@ class Checkpoint:
             piece, place = self._overlap(shard, name, start, offset, shape)
             if piece is None:
                 continue
-            if piece.shape == shape:
+            if piece.shape == tuple(shape):
                 return piece
             result = np.empty(shape, piece.dtype) if result is None else result
             result[place] = piece
@@ -156,7 +156,7 @@ class Checkpoint:
             if any(a >= b for a, b in zip(low, high)):
                 return None, None
             inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
-            piece = stored[inside] if inside else handle.get_tensor(name)
+            piece = stored[inside] if inside else handle.get_tensor(name).reshape(())
         return piece, tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))
 
 

@@ -48,6 +48,7 @@ class Dropout(nn.Cell):
         self.first = _int32(_MULTIPLIERS[0])
         self.second = _int32(_MULTIPLIERS[1])
         self.xor = ops.BitwiseXor()
+        self.bit_and = ops.BitwiseAnd()
         self.mul = ops.Mul()
         self.cast = ops.Cast()
         self.greater_equal = ops.GreaterEqual()
@@ -61,8 +62,8 @@ class Dropout(nn.Cell):
         return self.mul(self.cast(kept, mstype.float32), self.keep_scale)
 
     def _upper(self, value):
-        """The upper half of each word moved down; the sign's extension is harmless in a hash."""
-        return ops.bitwise_right_shift(value, 16)
+        """The upper half of each word moved down; the mask undoes the extension of the sign."""
+        return self.bit_and(ops.bitwise_right_shift(value, 16), 0xFFFF)
 
     def construct(self, x, row_keys):
         if not self.active:

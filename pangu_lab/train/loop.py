@@ -8,6 +8,7 @@ SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoin
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -159,7 +160,7 @@ class Trainer:
         tensors.update(self.optimizer.moments())
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
-                 "dataset": self.dataset.fingerprint}
+                 "dataset": data_identity(self.dataset)}
         path = save_checkpoint(step_folder(self.run.checkpoints, self.step), tensors, state, self.config)
         prune_checkpoints(self.run.checkpoints, self.config.train.keep_checkpoints)
         self.run.event("checkpoint", step=self.step, path=path.name)
@@ -248,7 +249,7 @@ def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]
     if not config.data.eval_path:
         return dataset, None
     evalset = _check_dataset(open_dataset(config.data.eval_path, config.data.column), config, "data.eval_path")
-    if evalset.metadata["tokenizer"]["fingerprint"] != dataset.metadata["tokenizer"]["fingerprint"]:
+    if evalset.fingerprint != dataset.fingerprint:
         raise InputError("data.path and data.eval_path were made with different tokenizers: prepare both with one")
     return dataset, evalset
 
@@ -284,8 +285,14 @@ def _run(trainer: Trainer, started_here: bool, signals, progress: Progress, stop
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 
 
+def data_identity(dataset: TokenDataset) -> str:
+    """A number for the content of a data set, wherever it lies."""
+    text = "".join(item["sha256"] for item in dataset.metadata["files"])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _check_same_data(checkpoint, dataset: TokenDataset) -> None:
-    if checkpoint.state.get("dataset") not in (None, dataset.fingerprint):
+    if checkpoint.state.get("dataset") != data_identity(dataset):
         raise InputError(f"{dataset.folder}: not the data set that {checkpoint.folder} was trained on; "
                          "give that one, or start a new run")
 
