@@ -18,3 +18,36 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}: set PANGU_LAB_DATA to run this test")
     return folder
+
+
+@pytest.fixture(scope="session")
+def debug_data(tmp_path_factory):
+    """The shipped sample with a vocabulary of 512, in records of 65 tokens: ``train`` and ``heldout`` below it."""
+    from pangu_lab.data import prepare, sample_files
+    from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
+
+    folder = tmp_path_factory.mktemp("debug_data")
+    train_vocabulary(sample_files("train"), folder / "tokenizer", 512)
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    for part in ("train", "heldout"):
+        prepare(sample_files(part), folder / part, tokenizer, record_length=65, documents="block")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def debug_config(debug_data):
+    """The debug preset on that data."""
+    from pangu_lab.presets import preset
+
+    return preset("debug").replace(**{"data.path": str(debug_data / "train"),
+                                      "data.eval_path": str(debug_data / "heldout")})
+
+
+@pytest.fixture(scope="session")
+def debug_run(debug_config, tmp_path_factory):
+    """A finished run of 20 steps of the debug preset."""
+    from pangu_lab.train import train
+
+    folder = tmp_path_factory.mktemp("runs") / "debug"
+    train(debug_config, folder)
+    return folder
