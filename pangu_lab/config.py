@@ -9,6 +9,7 @@ before anything expensive starts. See ``presets.py`` for the named sizes.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,7 +62,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
-                     num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None))
+                     num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
+                     layernorm_eps=(1e-12, 1.0))
         _check(self.hidden_size % self.num_heads == 0,
                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size}")
         _check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
@@ -354,11 +356,13 @@ def _convert_one(value: Any, kind: Any) -> Any:
     if kind is bool or isinstance(value, bool):
         return value if kind is bool and isinstance(value, bool) else None
     if kind is int:
-        return int(value) if isinstance(value, (int, float)) and value == int(value) else None
+        whole = isinstance(value, (int, float)) and math.isfinite(value) and value == int(value)
+        return int(value) if whole else None
     if kind is float:
         try:
-            return float(value) if isinstance(value, (int, float, str)) else None
-        except ValueError:
+            number = float(value) if isinstance(value, (int, float, str)) else math.nan
+            return number if math.isfinite(number) else None
+        except (ValueError, OverflowError):
             return None
     return value if isinstance(value, kind) else None
 

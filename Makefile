@@ -1,0 +1,49 @@
+# `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo lab test test-all test-browser bench notebooks clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHON
+ARGS ?=
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.installed  ## the whole life of a small model on this machine, from text to a bundle ready to serve
+	$(BIN)/pangu-lab demo $(ARGS)
+
+lab: $(VENV)/.installed  ## open JupyterLab on the notebooks (127.0.0.1 only)
+	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) \
+		--ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+test: $(VENV)/.installed-test  ## all tests but the slow ones
+	@sh scripts/system_packages.sh
+	$(PYTEST) $(ARGS)
+
+test-all: $(VENV)/.installed-test  ## the slow ones too
+	@sh scripts/system_packages.sh
+	$(PYTEST) -m "" $(ARGS)
+
+test-browser: $(VENV)/.installed-test  ## the tests that look at pages and notebooks in a browser
+	@sh scripts/system_packages.sh
+	$(PYTEST) -m browser $(ARGS)
+
+bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (installs both)
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+notebooks: $(VENV)/.installed  ## run every notebook and keep its outputs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(ARGS) notebooks/*.ipynb
+
+clean:  ## remove .venv and caches; runs, data sets and exports stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml
+	@sh scripts/install.sh
+
+$(VENV)/.installed-%: pyproject.toml
+	@sh scripts/install.sh $*

@@ -1,0 +1,98 @@
+"""What the verbs share: a parser that complains in one line, the settings options, the results as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from pangu_lab.config import RunConfig, apply_overrides, load_yaml, parse_overrides
+from pangu_lab.errors import InputError, nearest
+from pangu_lab.presets import PRESETS, preset
+from pangu_lab.terminal import complain, say_json
+
+Handler = Callable[[argparse.Namespace], int]
+
+
+class _Help(argparse.HelpFormatter):
+    """Wider columns; and room for the longest verb, which argparse measures without its indentation."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
+        self._action_max_length = 14
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but wrong usage is one line, with the nearest right word, and where to read more."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("argument VERB: invalid choice: "):
+            wrong = message.partition("'")[2].partition("'")[0]
+            message = f"unknown verb '{wrong}'" + nearest(wrong, self._verbs())
+        elif message.startswith("unrecognized arguments: "):
+            wrong = message.partition(": ")[2].split()[0]
+            message = f"unknown argument '{wrong}'" + nearest(wrong.partition("=")[0], self._option_strings())
+        complain(f"{self.prog}: {message} (see `{self.prog} --help`)")
+        self.exit(2)
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse, but what a verb does not know is reported by the verb's own parser."""
+        values, rest = self.parse_known_args(args, namespace)
+        if rest:
+            getattr(values, "parser", self).error("unrecognized arguments: " + " ".join(rest))
+        return values
+
+    def _verbs(self) -> list[str]:
+        return [name for action in self._actions if isinstance(action, argparse._SubParsersAction)
+                for name in action.choices]
+
+    def _option_strings(self) -> list[str]:
+        return [name for action in self._actions for name in action.option_strings]
+
+
+def add_verb(verbs: Any, name: str, handler: Handler, summary: str, details: str = "") -> argparse.ArgumentParser:
+    """A parser for one verb, with ``--json``, which all verbs have."""
+    parser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}")
+    parser.set_defaults(handler=handler, parser=parser)
+    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
+    return parser
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """``--preset``, ``--config`` and ``--set``: what the verbs that need a RunConfig share."""
+    group = parser.add_argument_group("settings")
+    group.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
+    group.add_argument("--config", metavar="FILE.yaml", help="settings from a file, laid over the preset")
+    group.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
+                       help="change one setting; can be given many times")
+
+
+def settings(args: argparse.Namespace, fallback: Path | None = None, **values: Any) -> RunConfig:
+    """The effective settings: preset, then file, then ``--set``, then the verb's own options.
+
+    Args:
+        fallback: a configuration file to use when neither --preset nor --config is given.
+        values: dotted keys (with ``__`` for the dot) of the verb's own options; None means not given.
+    """
+    if args.config:
+        config = load_yaml(args.config, preset(args.preset) if args.preset else None)
+    elif args.preset:
+        config = preset(args.preset)
+    elif fallback is not None and fallback.is_file():
+        config = load_yaml(fallback)
+    else:
+        raise InputError(f"give --preset NAME ({', '.join(PRESETS)}) or --config FILE.yaml")
+    own = {key.replace("__", "."): value for key, value in values.items() if value is not None}
+    return apply_overrides(config, {**parse_overrides(args.set), **own})
+
+
+def finish(args: argparse.Namespace, values: Any, code: int = 0) -> int:
+    """Print ``values`` as the last line when --json was given; returns the exit code."""
+    if args.json:
+        say_json(values)
+    return code

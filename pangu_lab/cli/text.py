@@ -1,0 +1,110 @@
+"""Verbs about text and tokens: tokenizer train, tokenizer show, prepare."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.terminal import progress_bar, say, table
+
+TOKENIZER_HELP = ("'pangu', or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files "
+                  "(default %(default)s)")
+
+
+def register(verbs: Any) -> None:
+    _register_tokenizer(verbs)
+    prepare = add_verb(verbs, "prepare", run_prepare, "turn text into a data set of token records",
+                       "Every document enters exactly once; the result is the same for any number of workers.")
+    _add_inputs(prepare)
+    prepare.add_argument("--out", required=True, metavar="DIR", help="the data set's folder; must not exist yet")
+    prepare.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
+    prepare.add_argument("--eod", metavar="PIECE|ID", help="the piece that ends a document")
+    prepare.add_argument("--pad", metavar="PIECE|ID", help="the piece that fills a record")
+    prepare.add_argument("--seq-length", type=int, default=1025, metavar="N",
+                         help="tokens a record: the model's sequence and one more (default %(default)s)")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: what the text is worth)")
+    prepare.add_argument("--format", default="text", metavar="NAME", help="text, wiki or lambada (default text)")
+    prepare.add_argument("--documents", metavar="UNIT",
+                         help="what a document of plain text is: a line, a block of lines between blank ones, or "
+                              "the whole file (default line; block with --sample)")
+    prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
+    prepare.add_argument("--shards", type=int, default=1, metavar="N", help="files to spread over (default 1)")
+    prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
+
+
+def _register_tokenizer(verbs: Any) -> None:
+    tokenizer = verbs.add_parser("tokenizer", help="train a vocabulary, or show how text is cut into pieces")
+    kinds = tokenizer.add_subparsers(dest="kind_of_work", metavar="VERB", required=True, title="verbs",
+                                     parser_class=type(tokenizer))
+    train = add_verb(kinds, "train", train_tokenizer, "train a SentencePiece vocabulary on your text",
+                     "With PanGu's special pieces, so that everything else treats it as the published one.")
+    _add_inputs(train)
+    train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
+    train.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces (default %(default)s)")
+    train.add_argument("--kind", default="bpe", metavar="NAME", help="bpe or unigram (default %(default)s)")
+    train.add_argument("--byte-fallback", action="store_true",
+                       help="256 pieces for bytes, so that no character is unknown")
+    show = add_verb(kinds, "show", show_tokens, "print words, pieces and ids side by side")
+    show.add_argument("text", metavar="TEXT")
+    show.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="GLOB",
+                        help="text files, patterns or folders; UTF-8, UTF-16 or GBK")
+    source.add_argument("--sample", metavar="PART", help="the texts that come with the lab: train or heldout")
+
+
+def inputs(args: argparse.Namespace) -> list[str] | list[Path]:
+    """What --input or --sample names."""
+    from pangu_lab.data import sample_files
+
+    return sample_files(args.sample) if args.sample else args.input
+
+
+def piece(value: str) -> str | int:
+    """``--eod 9`` is an id, ``--eod '<eot>'`` a piece."""
+    return int(value) if value.isdecimal() else value
+
+
+def train_tokenizer(args: argparse.Namespace) -> int:
+    from pangu_lab.tokenizer import train_vocabulary
+
+    with progress_bar("tokenizer train") as progress:
+        tokenizer = train_vocabulary(inputs(args), args.out, args.vocab_size, kind=args.kind, progress=progress,
+                                     byte_fallback=args.byte_fallback)
+    say(f"{tokenizer.vocab_size} pieces in {args.out}")
+    return finish(args, {"out": args.out, "vocab_size": tokenizer.vocab_size,
+                         "fingerprint": tokenizer.fingerprint})
+
+
+def show_tokens(args: argparse.Namespace) -> int:
+    from pangu_lab.tokenizer import load_tokenizer, show
+
+    rows = show(load_tokenizer(args.tokenizer), args.text)
+    table(("word", "pieces", "ids"),
+          [(row.word, " ".join(row.pieces), " ".join(map(str, row.ids))) for row in rows])
+    say(f"{len(args.text)} characters, {sum(len(row.ids) for row in rows)} tokens")
+    return finish(args, rows)
+
+
+def run_prepare(args: argparse.Namespace) -> int:
+    from pangu_lab.data import prepare
+    from pangu_lab.tokenizer import load_tokenizer
+
+    documents = args.documents or ("block" if args.sample else "line")
+    chosen = {key: piece(getattr(args, key)) for key in ("eod", "pad") if getattr(args, key) is not None}
+    tokenizer = load_tokenizer(args.tokenizer, **chosen)
+    with progress_bar("prepare") as progress:
+        result = prepare(inputs(args), args.out, tokenizer, record_length=args.seq_length, workers=args.workers,
+                         text_format=args.format, documents=documents, column=args.column, pad_last=args.pad_last,
+                         shards=args.shards, progress=progress)
+    say(f"{result.documents:,} documents, {result.characters:,} characters, {result.tokens:,} tokens: "
+        f"{result.records:,} records of {result.record_length} in {result.folder}")
+    if result.leftover_tokens:
+        say(f"{result.leftover_tokens} tokens at the end did not fill a record and were left out; "
+            "--pad-last keeps them")
+    return finish(args, result)

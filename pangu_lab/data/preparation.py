@@ -1,0 +1,167 @@
+"""Text files to a data set: every document once, packed into records of ids, in MindRecord files.
+
+The result depends on the input and the options alone, never on the number of workers: documents are taken in the
+order of the files, encoded anywhere, and packed in that same order. The folder appears when it is complete and
+has been read back; whatever goes wrong before that leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import numpy as np
+
+from pangu_lab.data.documents import PATTERNS, check_format, read_documents
+from pangu_lab.data.encoding import encode_all
+from pangu_lab.data.records import Packer, RecordWriter
+from pangu_lab.errors import InputError
+from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import Tokenizer
+from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
+
+METADATA = "dataset.json"
+TOKENIZER_FOLDER = "tokenizer"
+FORMAT, VERSION = "pangu-lab data set", 1
+WORKER_SECONDS = 1.0  # of work that make a further worker worth its start
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """What ``prepare`` did. ``tokens`` counts the ends of documents; ``tokens`` = records × record_length −
+    padding_tokens + leftover_tokens."""
+
+    folder: str
+    documents: int
+    characters: int
+    tokens: int
+    records: int
+    leftover_tokens: int  # at the end, too few for a record: not in the data set
+    padding_tokens: int
+    record_length: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The choices that decide the records."""
+
+    record_length: int
+    text_format: str
+    documents: str
+    column: str
+    pad_last: bool
+    shards: int
+
+    def __post_init__(self) -> None:
+        check_format(self.text_format, self.documents)
+        if self.record_length < 2:
+            raise InputError(f"a record of {self.record_length} tokens is too short: 2 are an input and its label")
+        if not (self.column.isascii() and self.column.isidentifier()):
+            raise InputError(f"column '{self.column}' must be letters, digits and underscores")
+        if not 1 <= self.shards <= 1000:
+            raise InputError(f"shards={self.shards} must be between 1 and 1000")
+
+
+def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, record_length: int = 1025,
+            workers: Optional[int] = None, text_format: str = "text", documents: str = "line",
+            column: str = "input_ids", pad_last: bool = False, shards: int = 1,
+            progress: Progress = silent) -> PreparedData:
+    """Make a data set folder of text files.
+
+    Args:
+        inputs: paths, glob patterns (``**`` too) or folders; read in the order of their paths, each once.
+        out: the folder to make; must not exist yet.
+        tokenizer: is saved into the data set, with its choice of end of document and padding.
+        record_length: tokens a record: the model's sequence length and one more.
+        workers: processes that may encode, None for one a core; a text that is quicker done alone starts none.
+        text_format, documents: see ``documents.read_documents``.
+        column: the name of the MindRecord column.
+        pad_last: fill the last record with padding instead of leaving the left-over tokens out.
+        shards: number of MindRecord files.
+        progress: called with characters done, of how many, and the tokens a second.
+
+    Raises:
+        InputError: unreadable, empty or too little input; ``out`` exists; a worker died; the disk is full.
+    """
+    options = _Options(record_length, "text" if text_format == "plain" else text_format, documents, column, pad_last,
+                       shards)
+    if Path(out).exists():
+        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    sources = [inspect(path) for path in find_files(inputs, PATTERNS[options.text_format])]
+    count = _workers(workers, sources, tokenizer)
+    started = time.monotonic()
+    with whole_folder(out) as folder:
+        tokenizer.save(folder / TOKENIZER_FOLDER)
+        writer, counts = _write_records(sources, folder, tokenizer, options, count, progress)
+        for source in sources:
+            source.check_unchanged()
+        write_json_atomic(folder / METADATA, _metadata(sources, writer, tokenizer, options, counts))
+    return PreparedData(str(out), **counts, record_length=record_length, seconds=time.monotonic() - started)
+
+
+def _workers(workers: Optional[int], sources: list[Source], tokenizer: Tokenizer) -> int:
+    if workers is None:
+        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if not 1 <= workers <= 1024:
+        raise InputError(f"workers={workers} must be between 1 and 1024")
+    seconds = sum(source.characters for source in sources) / tokenizer.speed
+    return min(workers, max(1, round(seconds / WORKER_SECONDS)))
+
+
+def _write_records(sources: list[Source], folder: Path, tokenizer: Tokenizer, options: _Options, workers: int,
+                   progress: Progress) -> tuple[RecordWriter, dict[str, int]]:
+    """Encode, pack and write everything; returns the closed writer and the counts of ``PreparedData``."""
+    total = sum(source.characters for source in sources)
+    packer = Packer(options.record_length)
+    writer = RecordWriter(folder, options.record_length, options.column, options.shards, 4 * total)
+    counts = {"documents": 0, "characters": 0, "tokens": 0}
+    started = time.monotonic()
+    documents = _documents(sources, options)
+    for encoded in encode_all(documents, tokenizer, folder / TOKENIZER_FOLDER, workers):
+        writer.write(packer.add(encoded.tokens))
+        counts["documents"] += encoded.documents
+        counts["characters"] += encoded.characters
+        counts["tokens"] += len(encoded.tokens)
+        rate = counts["tokens"] / max(1e-9, time.monotonic() - started)
+        progress(min(total, counts["characters"]), total, f"{rate:,.0f} tokens/s")
+    if not counts["documents"]:
+        raise InputError("no document in the input: " + ", ".join(str(source.path) for source in sources[:3]))
+    leftover = len(packer.rest)
+    padding = options.record_length - leftover if options.pad_last and leftover else 0
+    if padding:
+        writer.write(packer.add(np.full(padding, tokenizer.pad_id, np.int32)))
+    if counts["tokens"] + padding < options.record_length:
+        raise InputError(f"the text gives only {counts['tokens']} tokens, less than one record of "
+                         f"{options.record_length}: give more text, shorter records, or fill the last one (pad_last)")
+    writer.close()
+    progress(total, total, f"{counts['tokens']:,} tokens")
+    return writer, {**counts, "records": writer.records, "leftover_tokens": len(packer.rest), "padding_tokens": padding}
+
+
+def _documents(sources: list[Source], options: _Options) -> Iterator[str]:
+    for source in sources:
+        yield from read_documents(source, options.text_format, options.documents)
+
+
+def _metadata(sources: list[Source], writer: RecordWriter, tokenizer: Tokenizer, options: _Options,
+              counts: dict[str, int]) -> dict[str, Any]:
+    files = [path for shard in writer.paths for path in (shard, shard.with_name(shard.name + ".db"))]
+    return {
+        "format": FORMAT, "version": VERSION, "column": options.column, "record_length": options.record_length,
+        **counts, "eod_id": tokenizer.eod_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.describe(), "text_format": options.text_format, "documents_are": options.documents,
+        "rows": writer.rows,
+        "files": [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)} for path in files],
+        "inputs": [{"name": str(source.path), "size": source.size, "encoding": source.encoding,
+                    "sha256": source.sha256} for source in sources],
+    }

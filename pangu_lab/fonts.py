@@ -1,0 +1,55 @@
+"""Which font can draw Chinese.
+
+Matplotlib's own font has no Chinese glyphs and draws boxes instead, so every plot with Chinese labels asks here
+first. The well-known fonts of the three systems are tried by name, sans serif and simplified forms before others;
+then every other font is asked whether it has a glyph for 中. Matplotlib keeps a cached list of fonts and misses
+those installed after it was made: files it does not know yet are added to the list of this process.
+"""
+
+from __future__ import annotations
+
+KNOWN_FONTS = (
+    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
+    "Microsoft YaHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti SC", "Hiragino Sans GB", "SimHei",
+    "Noto Serif CJK SC", "Source Han Serif SC", "Songti SC", "SimSun", "AR PL UMing CN", "Arial Unicode MS",
+    "Noto Sans CJK TC",
+    "Noto Sans CJK JP",  # matplotlib before 3.11 sees only this face of Noto's collection; it has the glyphs
+    "Noto Serif CJK JP", "Droid Sans Fallback",
+)
+
+
+def cjk_font() -> str | None:
+    """The name of an installed font that draws Chinese, for matplotlib's ``font.family``; None where none is."""
+    from matplotlib import font_manager
+
+    name = _by_name(font_manager)
+    if name is None and _add_new_files(font_manager):
+        name = _by_name(font_manager)
+    return name or _by_glyph(font_manager)
+
+
+def _by_name(font_manager) -> str | None:
+    names = {entry.name for entry in font_manager.fontManager.ttflist}
+    return next((name for name in KNOWN_FONTS if name in names), None)
+
+
+def _add_new_files(font_manager) -> bool:
+    """Tell matplotlib of font files that its cached list lacks; whether there were any."""
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    new = [path for path in font_manager.findSystemFonts() if path not in known]
+    for path in new:
+        try:
+            font_manager.fontManager.addfont(path)
+        except (OSError, RuntimeError, ValueError):  # bitmap and damaged fonts: not usable, and not our concern
+            continue
+    return bool(new)
+
+
+def _by_glyph(font_manager) -> str | None:
+    for entry in font_manager.fontManager.ttflist:
+        try:
+            if font_manager.get_font(entry.fname).get_char_index(ord("中")):
+                return entry.name
+        except (OSError, RuntimeError, ValueError):
+            continue
+    return None

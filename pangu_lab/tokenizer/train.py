@@ -1,0 +1,125 @@
+"""A SentencePiece vocabulary from the user's own text, with PanGu's special pieces and ids.
+
+The text is cut into the same words as at encoding, so the pieces are learnt on exactly what they will meet. Unlike
+the released vocabulary nothing is normalised: "，" stays "，", and decoding gives back the text to the character
+(those too rare for a small vocabulary become <unk>).
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+from pangu_lab.errors import InputError
+from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import segment
+from pangu_lab.tokenizer.base import Tokenizer
+from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
+from pangu_lab.tokenizer.sentence_piece import MARKS, SPECIAL_PIECES, WORD_MARK, SentencePieceTokenizer
+
+KINDS = ("bpe", "unigram")
+CHARACTER_SHARE = 0.75  # of the vocabulary at most; the rest is for pieces of several characters
+THREADS = 2  # fixed: the unigram trainer's sums, and so its pieces, depend on it
+EVERY = 200_000  # characters between two calls of progress
+
+
+def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kind: str = "bpe",
+                     progress: Progress = silent, byte_fallback: bool = False) -> Tokenizer:
+    """Train a vocabulary and write it to a folder.
+
+    Args:
+        inputs: text files: paths, glob patterns, folders.
+        out: the folder to make; must not exist yet.
+        vocab_size: number of pieces, the ten special ones among them.
+        kind: ``bpe`` (as PanGu's) or ``unigram``.
+        progress: called with characters read, of how many, and what is being done.
+        byte_fallback: spend 256 pieces on bytes, so that characters the vocabulary lacks survive too.
+
+    Returns:
+        The tokenizer, loaded.
+
+    Raises:
+        InputError: unreadable or too little text for this many pieces (the largest possible is named), a size
+            too small for the special pieces, or ``out`` exists.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
+    fixed = len(SPECIAL_PIECES) + 256 * byte_fallback
+    if vocab_size < fixed + 8:
+        raise InputError(f"a vocabulary of {vocab_size} is too small: {fixed} pieces are special, give {fixed + 8} or more")
+    if Path(out).exists():
+        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    sources = [inspect(path) for path in find_files(inputs)]
+    characters = _characters(sources)
+    if not characters:
+        raise InputError("the input holds no text to learn from")
+    room = vocab_size - fixed - 1  # beside the special pieces and ▁
+    try:
+        model = _train(_sentences(sources, characters[int(room * CHARACTER_SHARE):], progress), vocab_size, kind,
+                       byte_fallback)
+    except InputError:  # too little text for so many longer pieces: then more characters
+        model = _train(_sentences(sources, characters[room:], progress), vocab_size, kind, byte_fallback)
+    total = sum(source.characters for source in sources)
+    progress(total, total, "saving")
+    tokenizer = SentencePieceTokenizer(model)
+    inputs_note = [{"name": source.path.name, "sha256": source.sha256} for source in sources]
+    tokenizer.save(out, {"training": {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback,
+                                      "inputs": inputs_note}})
+    return tokenizer
+
+
+def _characters(sources: list[Source]) -> list[str]:
+    """The characters of the text, the most frequent first; of equally frequent ones those first in Unicode."""
+    counts: collections.Counter[str] = collections.Counter()
+    for source in sources:
+        with source.open() as handle:
+            for line in handle:
+                counts.update(line)
+    for mark in (" ", "\n", WORD_MARK, *SPECIAL_PIECES):
+        counts.pop(mark, None)  # they have pieces of their own
+    return [character for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _sentences(sources: list[Source], rare: list[str], progress: Progress) -> Iterator[str]:
+    """Lines as SentencePiece shall see them: words joined by spaces, and gaps where rare characters were."""
+    total = sum(source.characters for source in sources)
+    gaps = dict.fromkeys(map(ord, rare), " ")
+    done = shown = 0
+    for source in sources:
+        with source.open() as handle:
+            for line in handle:
+                yield " ".join(word.translate(MARKS) for word in segment.words(line)).translate(gaps)
+                done += len(line)
+                if done - shown >= EVERY:
+                    progress(done, total, "reading")
+                    shown = done
+    progress(done, total, "training")
+
+
+def _train(sentences: Iterator[str], vocab_size: int, kind: str, byte_fallback: bool) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    settings: dict[str, Any] = dict(
+        model_type=kind, vocab_size=vocab_size, byte_fallback=byte_fallback,
+        user_defined_symbols=list(SPECIAL_PIECES[3:]), unk_id=0, bos_id=1, eos_id=2,
+        normalization_rule_name="identity", character_coverage=1.0, max_sentence_length=1 << 30,
+        num_threads=THREADS, shuffle_input_sentence=False, minloglevel=2)
+    try:
+        sentencepiece.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, **settings)
+    except RuntimeError as error:
+        raise _explained(str(error), vocab_size) from None
+    return model.getvalue()
+
+
+def _explained(message: str, vocab_size: int) -> Exception:
+    """SentencePiece's complaint in the user's words."""
+    largest = re.search(r"set it to a value <= (\d+)", message)
+    if largest:
+        return InputError(f"the text is too short for a vocabulary of {vocab_size}: it supports at most "
+                          f"{largest.group(1)} pieces; ask for fewer or give more text")
+    return RuntimeError(f"SentencePiece: {message}")

@@ -1,0 +1,42 @@
+"""`make bench`: ours and the peer in turn; a table, and as the last line one JSON document.
+
+`make bench ARGS=train` runs only the parts whose names begin so; `--all` adds the larger sizes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import sys
+
+PARTS = {"train": "tests.benchmarks.train_speed", "decode": "tests.benchmarks.decode_speed",
+         "prepare": "tests.benchmarks.prepare_speed", "c3": "tests.benchmarks.c3_speed"}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="which parts; all when none is named")
+    parser.add_argument("--rounds", type=int, default=7)
+    args = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        print("The peers are not installed: make bench installs them, or pip install -e '.[bench]'", file=sys.stderr)
+        return 2
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; ratio above 1: we are quicker")
+    results = {}
+    for part in args.parts or PARTS:
+        if importlib.util.find_spec(PARTS[part]) is None:
+            continue
+        for name, found in importlib.import_module(PARTS[part]).run(rounds=args.rounds).items():
+            results[name] = found
+            print(f"{name:<28} ours {found['ours_seconds']:8.3f} s   peer {found['peer_seconds']:8.3f} s   "
+                  f"ratio {found['ratio']:.2f}", flush=True)
+    print(json.dumps(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

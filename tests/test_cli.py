@@ -1,0 +1,320 @@
+"""The command line: one clear line for every mistake, the right exit code, and each verb really run."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import errno
+import importlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pangu_lab import cli
+from pangu_lab.cli.common import settings
+from pangu_lab.errors import InputError
+from pangu_lab.presets import PRESETS, preset
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Every verb with its parser; `tokenizer train` counts as one."""
+    found = {}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                deeper = verbs_of(child)
+                found.update({f"{name} {verb}": leaf for verb, leaf in deeper.items()} or {name: child})
+    return found
+
+
+VERBS = verbs_of(cli.build_parser())
+
+
+def run(*arguments: str, capsys) -> tuple[int, str, str]:
+    """Exit code, standard output, standard error."""
+    try:
+        code = cli.main(list(arguments))
+    except SystemExit as stop:
+        code = stop.code
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def start(code: str) -> subprocess.Popen:
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", code], stdout=pipe, stderr=pipe, text=True)
+
+
+# ------------------------------------------------------------------------------------------------------- usage
+
+
+def test_help_is_quick_and_tells_every_verb():
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", "--help"], capture_output=True, text=True,
+                          cwd=ROOT, timeout=60)
+    seconds = time.monotonic() - start
+    assert done.returncode == 0 and seconds < 2, f"{seconds:.2f} s; on a quiet machine 0.1 s"
+    for verb in VERBS:
+        assert re.search(rf"^ +{verb.split()[0]}\b", done.stdout, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_and_json_and_a_handler(verb, capsys):
+    code, out, _ = run(*verb.split(), "--help", capsys=capsys)
+    assert code == 0 and f"pangu-lab {verb}" in out and "--json" in out
+    assert callable(VERBS[verb].get_default("handler"))
+
+
+def test_no_verb_is_a_stub():
+    """What the handlers import when they run is there, so a verb that is listed can do its work."""
+    for path in sorted((ROOT / "pangu_lab" / "cli").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pangu_lab"):
+                module = importlib.import_module(node.module)
+                for alias in node.names:
+                    if not hasattr(module, alias.name):
+                        importlib.import_module(f"{node.module}.{alias.name}")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    ([], "the following arguments are required: VERB"),
+    (["trian"], "unknown verb 'trian' (did you mean 'train'?)"),
+    (["tokenizer", "shw", "x"], "unknown verb 'shw' (did you mean 'show'?)"),
+    (["train"], "the following arguments are required: --run"),
+    (["train", "--run", "x", "--presett", "tiny"], "unknown argument '--presett' (did you mean '--preset'?)"),
+    (["train", "--run", "x", "--pre", "tiny"], "unknown argument '--pre'"),
+    (["train", "--run", "x", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+    (["train", "--run", "x"], "give --preset NAME (debug, tiny,"),
+    (["train", "--run", "x", "--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),
+    (["train", "--run", "x", "--preset", "tiny"], "give --data DIR"),
+    (["train", "--run", "x", "--preset", "tiny", "--data", "d", "--set", "train.stps=3"],
+     "unknown setting 'train.stps' (did you mean 'train.steps'?)"),
+    (["train", "--run", "x", "--preset", "tiny", "--data", "d", "--steps", "0"], "train.steps=0 must be"),
+    (["train", "--run", "x", "--config", "none.yaml"], "none.yaml: no such configuration file"),
+])
+def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*arguments, capsys=capsys)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith("pangu-lab") and message in err
+    assert not list(tmp_path.iterdir())
+
+
+# -------------------------------------------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize("error, code, message", [
+    (InputError("a.txt: not readable"), 2, "pangu-lab doctor: a.txt: not readable\n"),
+    (KeyboardInterrupt(), 130, "pangu-lab doctor: interrupted\n"),
+    (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1,
+     "pangu-lab doctor: No space left on device: /data/x\n"),
+    (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "pangu-lab doctor: Permission denied: /x\n"),
+])
+def test_what_went_wrong_decides_the_exit_code(error, code, message, capsys, monkeypatch):
+    def fail(folder="."):
+        raise error
+
+    monkeypatch.setattr("pangu_lab.doctor.checks", fail)
+    assert run("doctor", capsys=capsys) == (code, "", message)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr("pangu_lab.doctor.checks", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["doctor"])
+
+
+def test_ctrl_c_ends_with_130_and_without_a_traceback():
+    code = ("import sys, time\nfrom pangu_lab import cli, doctor\n"
+            "def wait(folder='.'):\n    print('now', flush=True)\n    time.sleep(60)\n"
+            "doctor.checks = wait\nsys.exit(cli.main(['doctor']))")
+    process = start(code)
+    assert process.stdout.readline() == "now\n"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 130 and err == "pangu-lab doctor: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_crash():
+    code = ("import sys\nfrom pangu_lab import cli, doctor\n"
+            "doctor.checks = lambda: [doctor.Check('a', 'ok', 'x' * 1000)] * 10000\n"
+            "sys.exit(cli.main(['doctor']))")
+    process = start(code)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert process.wait(timeout=30) == 1
+
+
+def test_doctor_exits_with_1_when_something_is_bad_and_ends_with_json(capsys, monkeypatch):
+    from pangu_lab.doctor import Check
+
+    good, bad = Check("Python", "ok", "3.11"), Check("numpy", "bad", "2.0", "pip install 'numpy<2'")
+    monkeypatch.setattr("pangu_lab.doctor.checks", lambda: [good])
+    code, out, _ = run("doctor", capsys=capsys)
+    assert code == 0 and "ready" in out
+    monkeypatch.setattr("pangu_lab.doctor.checks", lambda: [good, bad])
+    code, out, _ = run("doctor", "--json", capsys=capsys)
+    assert code == 1 and "pip install 'numpy<2'" in out and "numpy: to be mended first" in out
+    assert [check["state"] for check in json.loads(out.splitlines()[-1])] == ["ok", "bad"]
+
+
+# ----------------------------------------------------------------------------------------------------- settings
+
+
+def namespace(**values) -> argparse.Namespace:
+    return argparse.Namespace(**{"preset": None, "config": None, "set": [], **values})
+
+
+def test_settings_come_from_preset_file_set_and_options_in_this_order(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: small\ntrain:\n  steps: 11\n  seed: 5\n  log_every: 2\n")
+    config = settings(namespace(config=str(path), set=["train.seed=6", "train.log_every=3"]), train__log_every=4)
+    assert config.model == preset("small").model
+    assert (config.train.steps, config.train.seed, config.train.log_every) == (11, 6, 4)
+    over_tiny = settings(namespace(config=str(path), preset="tiny"))
+    assert over_tiny.model == preset("tiny").model and over_tiny.train.steps == 11
+
+
+def test_options_that_are_not_given_change_nothing():
+    assert settings(namespace(preset="tiny"), train__steps=None, data__path=None) == preset("tiny")
+
+
+def test_a_run_that_exists_brings_its_own_settings(tmp_path):
+    written = preset("debug").replace(**{"train.steps": 33})
+    (tmp_path / "config.yaml").write_text(written.to_yaml())
+    assert settings(namespace(), fallback=tmp_path / "config.yaml") == written
+    assert settings(namespace(preset="tiny"), fallback=tmp_path / "config.yaml") == preset("tiny")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_named(name):
+    assert settings(namespace(preset=name)) == preset(name)
+
+
+# ------------------------------------------------------------------------------------------- the verbs, for real
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with a tokenizer, two data sets and a trained run, all made by the command line."""
+    folder = tmp_path_factory.mktemp("life")
+    for line in (
+            "tokenizer train --sample train --vocab-size 1024 --out tok",
+            "prepare --sample train --tokenizer tok --seq-length 65 --out data",
+            "prepare --sample heldout --tokenizer tok --seq-length 65 --out heldout",
+            "train --preset debug --set model.vocab_size=1024 --data data --eval-data heldout --run runs/a "
+            "--steps 12"):
+        done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", *line.split(), "--json"], cwd=folder,
+                              capture_output=True, text=True, timeout=240,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0, done.stderr
+        verb = line.split(" --")[0].replace(" ", "-")
+        (folder / f"{verb}-{line.split()[-1].replace('/', '-')}.json").write_text(done.stdout.splitlines()[-1])
+    return folder
+
+
+def said(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_tokenizer_train_then_prepare_count_everything(workplace):
+    assert said(workplace, "tokenizer-train-tok")["vocab_size"] == 1024
+    data = said(workplace, "prepare-data")
+    kept = data["records"] * data["record_length"]
+    assert kept + data["leftover_tokens"] == data["tokens"] > 30_000
+
+
+def test_train_says_how_it_ended(workplace):
+    result = said(workplace, "train-12")
+    assert result["step"] == 12 and result["reason"] == "finished"
+    assert 2 < result["loss"] < 8 and 10 < result["eval_perplexity"] < 1500
+    assert (workplace / result["checkpoint"] / "manifest.json").is_file()
+
+
+def test_a_run_goes_on_with_its_own_settings(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("train", "--run", "runs/a", "--steps", "14", capsys=capsys)
+    assert code == 0 and "finished at step 14" in out
+    code, _, err = run("train", "--run", "runs/a", "--new", capsys=capsys)
+    assert code == 2 and "runs/a" in err and err.count("\n") == 1
+
+
+def test_runs_lists_what_there_is_and_says_when_there_is_nothing(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("runs", "--json", capsys=capsys)
+    assert code == 0 and "finished" in out
+    listed = json.loads(out.splitlines()[-1])
+    assert [entry["name"] for entry in listed] == ["a"] and listed[0]["state"] == "finished"
+    code, out, _ = run("runs", "elsewhere", capsys=capsys)
+    assert code == 0 and "no runs in elsewhere" in out
+    code, _, err = run("runs", "--stop", "nobody", capsys=capsys)
+    assert code == 2 and "nobody" in err
+
+
+def test_tokenizer_show_puts_words_pieces_and_ids_side_by_side(workplace, capsys, monkeypatch):
+    code, out, _ = run("tokenizer", "show", "春眠不觉晓 GPT", "--json", capsys=capsys)
+    rows = json.loads(out.splitlines()[-1])
+    assert code == 0 and "".join(row["word"] for row in rows) == "春眠不觉晓␣GPT"
+    for row in rows:
+        assert len(row["pieces"]) == len(row["ids"]) and row["word"] in out
+    monkeypatch.chdir(workplace)
+    assert run("tokenizer", "show", "春天", "--tokenizer", "tok", capsys=capsys)[0] == 0
+
+
+def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    for arguments, message in (
+            (["prepare", "--input", "no/*.txt", "--out", "x"], "no/*.txt: no such file"),
+            (["prepare", "--sample", "trian", "--out", "x"], "'trian'"),
+            (["prepare", "--sample", "train", "--out", "data"], "data exists already"),
+            (["prepare", "--sample", "train", "--out", "x", "--format", "wikki"], "'wikki'"),
+            (["prepare", "--sample", "train", "--out", "x", "--eod", "<nope>"], "<nope>"),
+            (["prepare", "--sample", "train", "--out", "x", "--tokenizer", "nowhere"], "nowhere"),
+            (["tokenizer", "train", "--sample", "train", "--out", "x", "--vocab-size", "3"], "vocabulary of 3"),
+            (["train", "--run", "runs/b", "--preset", "tiny", "--data", "data"], "seq_length"),
+            (["train", "--run", "runs/b", "--preset", "tiny", "--data", "nowhere"], "nowhere")):
+        code, out, err = run(*arguments, capsys=capsys)
+        lines = [line for line in err.splitlines() if line.startswith("pangu-lab")]
+        assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
+        assert not Path("x").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- README
+
+
+def readme_commands() -> list[str]:
+    found = []
+    for name in ("README.md", "README.zh-CN.md"):
+        for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
+            lines = [line.strip() for line in block.splitlines()]
+            found += [line for line in lines if line.startswith("pangu-lab ")]
+    return sorted(set(found))
+
+
+def test_every_command_of_the_readme_parses():
+    commands = readme_commands()
+    assert len(commands) >= 8
+    for command in commands:
+        words = shlex.split(command, comments=True)[1:]
+        try:
+            cli.build_parser().parse_args(words)
+        except SystemExit:
+            pytest.fail(f"README: {command}")
+
+
+def test_both_readmes_show_the_same_commands():
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
+    blocks = [re.findall(r"^(?:pangu-lab|make) [^#\n]*", text, re.MULTILINE) for text in texts]
+    assert blocks[0] and [line.strip() for line in blocks[0]] == [line.strip() for line in blocks[1]]

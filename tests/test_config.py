@@ -1,0 +1,180 @@
+"""Settings: YAML and back without loss, and every value that cannot work is refused by its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pangu_lab.config import (ACTIVATIONS, DTYPES, ModelConfig, RunConfig, all_keys, apply_overrides,
+                              config_from_dict, load_yaml, parse_overrides)
+from pangu_lab.errors import InputError
+from pangu_lab.presets import PRESETS, preset
+
+CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
+           "data.column": ("input_ids", "text", "_x9")}
+FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
+         "parallel.micro_batches", "sampling.min_new_tokens", "data.seq_length", "model.num_positions",
+         "tokenizer.eod", "tokenizer.pad"}  # bound to each other: each has tests of its own below
+
+
+def field_of(key: str):
+    section, _, name = key.partition(".")
+    kind = type(getattr(RunConfig(), section))
+    return typing.get_type_hints(kind)[name]
+
+
+def values_for(key: str) -> st.SearchStrategy:
+    """Values that the key's type and range allow."""
+    hint = field_of(key)
+    if key in CHOICES:
+        return st.sampled_from(CHOICES[key])
+    options = typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,)
+    plain = {int: st.integers(2, 10_000), float: st.floats(0.01, 0.9), bool: st.booleans(),
+             str: st.text(max_size=20), type(None): st.none()}
+    parts = []
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            parts.append(st.lists(plain[typing.get_args(option)[0]], max_size=3).map(tuple))
+        else:
+            parts.append(plain[option])
+    if key == "train.loss_scale":
+        return st.floats(1.0, 2.0**40)
+    return st.one_of(parts) if key != "train.adam_eps" else st.sampled_from([1e-8, 1e-6])
+
+
+FREE_KEYS = [key for key in all_keys() if key not in FIXED]
+anything = st.lists(st.sampled_from(FREE_KEYS), unique=True, max_size=8).flatmap(
+    lambda keys: st.fixed_dictionaries({key: values_for(key) for key in keys}))
+
+
+@given(overrides=anything, name=st.sampled_from(sorted(PRESETS)))
+def test_yaml_round_trip_loses_nothing(overrides, name):
+    config = apply_overrides(preset(name), overrides)
+    again = config_from_dict(yaml.safe_load(config.to_yaml()))
+    assert again == config
+    for key, value in overrides.items():
+        section, _, field = key.partition(".")
+        assert getattr(getattr(again, section), field) == value
+
+
+def test_a_file_names_its_preset_and_changes_what_it_says(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("preset: tiny\ntrain:\n  steps: 7\n  start_lr: 1e-4\nsampling:\n  stop: 。\n", encoding="utf-8")
+    config = load_yaml(path)
+    assert config == preset("tiny").replace(**{"train.steps": 7, "train.start_lr": 1e-4, "sampling.stop": ("。",)})
+    assert load_yaml(path, preset("small")).model == preset("small").model
+
+
+def test_what_is_written_is_complete(tmp_path):
+    values = yaml.safe_load(RunConfig().to_yaml())
+    written = [f"{section}.{key}" for section, content in values.items() if section != "preset" for key in content]
+    assert written == all_keys() and values["preset"] == "self_define"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("train: [1, 2", "not readable as YAML"),
+    ("just text", "must hold sections"),
+    ("", "must hold sections"),
+    ("trian:\n  steps: 3", "unknown setting 'trian.steps' (did you mean 'train.steps'?)"),
+    ("train: 5", "unknown setting 'train'"),
+    ("preset: tinny", "unknown preset 'tinny' (did you mean 'tiny'?)"),
+    ("train:\n  steps: many", "train.steps='many' must be a whole number"),
+])
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, content, message):
+    (tmp_path / "run.yaml").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_yaml(tmp_path / "run.yaml")
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="none.yaml: no such configuration file"):
+        load_yaml(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+    with pytest.raises(InputError, match="binary.yaml: not readable as YAML"):
+        load_yaml(tmp_path / "binary.yaml")
+
+
+REFUSED = [
+    ("model.vocab_size", 1), ("model.num_positions", 0), ("model.hidden_size", 0), ("model.num_layers", 1),
+    ("model.num_heads", 0), ("model.num_heads", 7), ("model.hidden_size", 2561), ("model.hidden_act", "relu"),
+    ("model.dropout_rate", 1.0), ("model.dropout_rate", -0.1), ("model.init_std", -1.0),
+    ("model.compute_dtype", "float8"), ("model.softmax_dtype", "int8"),
+    ("tokenizer.eod", 40000), ("tokenizer.pad", -1), ("tokenizer.eod", None), ("tokenizer.path", 5),
+    ("data.seq_length", 0), ("data.seq_length", 1025), ("data.batch_size", 0), ("data.column", "two words"),
+    ("data.column", ""), ("data.eod_reset", "perhaps"), ("data.shuffle", 1),
+    ("train.steps", 0), ("train.steps", 2.5), ("train.steps", True), ("train.steps", None),
+    ("train.max_minutes", -1), ("train.seed", -1), ("train.seed", 2**31), ("train.accumulation", 0),
+    ("train.accumulation", 3), ("train.start_lr", -1e-4), ("train.end_lr", "small"), ("train.warmup_steps", -1),
+    ("train.decay_steps", 0), ("train.weight_decay", -0.1), ("train.beta1", 1.0), ("train.beta2", 1.5),
+    ("train.adam_eps", 0.0), ("train.clip_norm", 0.0), ("train.loss_scale", 0.5), ("train.loss_scale_window", 0),
+    ("train.loss_scale_floor", 0.0), ("train.log_every", 0), ("train.eval_every", 0), ("train.eval_batches", 0),
+    ("train.checkpoint_every", 0), ("train.keep_checkpoints", 0),
+    ("parallel.data", 0), ("parallel.data", 3), ("parallel.tensor", 0), ("parallel.pipeline", 0),
+    ("parallel.micro_batches", 0), ("parallel.optimizer", "yes please"), ("parallel.recompute", None),
+    ("sampling.max_new_tokens", -1), ("sampling.min_new_tokens", 65), ("sampling.temperature", -0.5),
+    ("sampling.top_k", 0), ("sampling.top_p", 0.0), ("sampling.top_p", 1.1), ("sampling.min_p", 2.0),
+    ("sampling.frequency_penalty", 11.0), ("sampling.presence_penalty", -11.0),
+    ("sampling.repetition_penalty", 0.0), ("sampling.no_repeat_ngram", 0), ("sampling.stop", [3]),
+    ("sampling.stop_ids", ["x"]), ("sampling.seed", -1),
+]
+
+
+@pytest.mark.parametrize("key, value", REFUSED, ids=lambda value: str(value))
+def test_a_value_that_cannot_work_is_refused_by_its_key(key, value):
+    with pytest.raises(InputError) as caught:
+        RunConfig().replace(**{key: value})
+    assert key in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", [key for key in all_keys()
+                                 if field_of(key) in (int, float, typing.Optional[float])])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused_by_key(key, value):
+    with pytest.raises(InputError) as caught:
+        RunConfig().replace(**{key: value})
+    assert key in str(caught.value)
+
+
+@pytest.mark.parametrize("key, nearest", [
+    ("model.hiden_size", "model.hidden_size"), ("train.step", "train.steps"), ("steps", "train.steps"),
+    ("trian.warmup_steps", "train.warmup_steps"), ("sampling.topk", "sampling.top_k"),
+])
+def test_an_unknown_key_names_the_nearest_right_one(key, nearest):
+    with pytest.raises(InputError, match=f"unknown setting '{key}' .did you mean '{nearest}'"):
+        RunConfig().replace(**{key: 1})
+
+
+@pytest.mark.parametrize("item", ["train.steps", "=5", "train.steps=[1"])
+def test_an_unreadable_override_is_shown_back(item):
+    with pytest.raises(InputError, match="--set"):
+        parse_overrides([item])
+
+
+def test_overrides_read_numbers_lists_and_chinese():
+    items = ["train.start_lr=1e-4", "sampling.stop=[。, '!']", "train.max_minutes=null", "data.shuffle=false"]
+    config = apply_overrides(RunConfig(), parse_overrides(items))
+    assert config.train.start_lr == 1e-4 and config.sampling.stop == ("。", "!")
+    assert config.train.max_minutes is None and config.data.shuffle is False
+
+
+def test_keys_that_depend_on_each_other_can_change_together_in_any_order():
+    values = {"model.hidden_size": 96, "model.num_heads": 12, "model.num_positions": 2048, "data.seq_length": 2048}
+    backwards = dict(reversed(values.items()))
+    assert RunConfig().replace(**values) == RunConfig().replace(**backwards)
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RunConfig().model.num_layers = 3
+
+
+def test_the_parameter_count_is_that_of_the_parts():
+    model = ModelConfig(vocab_size=331, num_positions=48, hidden_size=64, num_layers=4, num_heads=4)
+    attention, feed_forward, norms = 4 * (64 * 64 + 64), 2 * 64 * 256 + 256 + 64, 4 * 64
+    assert model.num_parameters == (331 + 96) * 64 + 4 * (attention + feed_forward + norms) + 128

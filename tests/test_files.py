@@ -1,0 +1,180 @@
+"""Files are whole or not there: after an exception, after SIGKILL, and while somebody reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from pangu_lab.errors import InputError
+from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_atomic, write_text_atomic
+
+
+def names(folder) -> list[str]:
+    return sorted(os.listdir(folder))
+
+
+def test_text_is_written_as_utf8_and_readable_by_others(tmp_path):
+    path = tmp_path / "status.json"
+    write_text_atomic(path, "春眠不觉晓\n")
+    assert path.read_bytes() == "春眠不觉晓\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert names(tmp_path) == ["status.json"]
+
+
+def test_text_that_cannot_be_encoded_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_text_atomic(path, "half a pair: \ud800")
+    assert path.read_text() == "old" and names(tmp_path) == ["a.txt"]
+
+
+def test_json_comes_back_equal(tmp_path):
+    value = {"标题": "盘古", "steps": [1, 2.5, None, True]}
+    write_json_atomic(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json", "the thing") == value
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    write_json_atomic(tmp_path / "a.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json_atomic(tmp_path / "a.json", {"a": object()})
+    assert read_json(tmp_path / "a.json", "it") == {"a": 1} and names(tmp_path) == ["a.json"]
+
+
+def test_a_missing_json_file_is_named_with_what_it_is(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.json: the data set's description is not there"):
+        read_json(tmp_path / "gone.json", "the data set's description")
+
+
+@pytest.mark.parametrize("content", [b"{half", b"\xff\xfe\x00", b""])
+def test_damaged_json_is_the_users_to_mend(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match="a.json: the description is not readable JSON") as caught:
+        read_json(tmp_path / "a.json", "the description")
+    assert "\n" not in str(caught.value)
+
+
+def test_sha256_is_that_of_the_whole_content(tmp_path):
+    content = os.urandom((1 << 20) + 17)  # more than one block
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_folder_appears_only_when_it_is_complete(tmp_path):
+    target = tmp_path / "deep" / "data"
+    with whole_folder(target) as folder:
+        (folder / "one").write_text("1")
+        (folder / "sub").mkdir()
+        (folder / "sub" / "two").write_text("2")
+        assert not target.exists()
+    assert names(target) == ["one", "sub"] and names(target.parent) == ["data"]
+    assert stat.S_IMODE(target.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_crash_inside_whole_folder_leaves_nothing(tmp_path, error):
+    with pytest.raises(error), whole_folder(tmp_path / "data") as folder:
+        (folder / "half").write_text("half")
+        raise error
+    assert names(tmp_path) == []
+
+
+def test_an_existing_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").write_text("old")
+    with pytest.raises(InputError, match="data exists already: choose another"), whole_folder(tmp_path / "data"):
+        pytest.fail("the block must not run")
+    assert names(tmp_path / "data") == ["old"]
+
+
+def test_replacing_swaps_the_whole_folder(tmp_path):
+    for content in ("old", "new"):
+        with whole_folder(tmp_path / "data", replace=True) as folder:
+            (folder / content).write_text(content)
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["new"]
+
+
+def test_a_crash_while_replacing_keeps_the_old_folder(tmp_path):
+    with whole_folder(tmp_path / "data") as folder:
+        (folder / "old").write_text("old")
+    with pytest.raises(OSError), whole_folder(tmp_path / "data", replace=True) as folder:
+        (folder / "new").write_text("new")
+        raise OSError("disk full")
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["old"]
+
+
+def kill_while(code: str, *arguments) -> None:
+    """Run Python code that prints a line when it is in the middle of its work; SIGKILL it there."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == "now\n"
+        process.send_signal(signal.SIGKILL)
+    finally:
+        process.kill()
+        assert process.wait(timeout=30) == -signal.SIGKILL
+        process.stdout.close()
+
+
+def test_sigkill_during_a_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "state.json"
+    write_json_atomic(path, {"step": 1})
+    kill_while("""
+import os, sys, time
+from pangu_lab import files
+def stop_here(*args):
+    print("now", flush=True)
+    time.sleep(60)
+files.os.replace = stop_here  # the moment in which the new content is on the disk but not yet in place
+files.write_json_atomic(sys.argv[1], {"step": 2})
+""", path)
+    assert json.loads(path.read_text()) == {"step": 1}
+
+
+def test_sigkill_inside_whole_folder_leaves_no_folder_of_that_name(tmp_path):
+    target = tmp_path / "step-00000100"
+    kill_while("""
+import sys, time
+from pangu_lab.files import whole_folder
+with whole_folder(sys.argv[1]) as folder:
+    (folder / "weights").write_text("half")
+    print("now", flush=True)
+    time.sleep(60)
+""", target)
+    assert not target.exists()
+    left = names(tmp_path)
+    assert len(left) == 1 and left[0].startswith(".step-00000100.partial-"), "nothing that a reader would look at"
+
+
+def test_a_reader_never_meets_half_a_file(tmp_path):
+    path = tmp_path / "status.json"
+    write_json_atomic(path, {"text": "0" * 50_000})
+    stop = threading.Event()
+
+    def write() -> None:
+        number = 0
+        while not stop.is_set() and number < 300:
+            number += 1
+            write_json_atomic(path, {"text": str(number % 10) * 50_000})
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    end = time.monotonic() + 0.5
+    reads = 0
+    while time.monotonic() < end:
+        text = read_json(path, "it")["text"]
+        assert len(text) == 50_000 and len(set(text)) == 1
+        reads += 1
+    stop.set()
+    writer.join()
+    assert reads > 10
