@@ -29,10 +29,10 @@ def tiny() -> RunConfig:
     """Learns the shipped sample in about three minutes on two cores."""
     return RunConfig(
         preset="tiny",
-        model=ModelConfig(vocab_size=4096, num_positions=128, hidden_size=192, num_layers=4, num_heads=6,
-                          hidden_act="fast_gelu", dropout_rate=0.0),
+        model=ModelConfig(vocab_size=2560, num_positions=128, hidden_size=192, num_layers=4, num_heads=6,
+                          hidden_act="fast_gelu", dropout_rate=0.1),
         data=DataConfig(seq_length=128, batch_size=16),
-        train=TrainConfig(steps=400, start_lr=2e-3, end_lr=1e-4, warmup_steps=40, eval_every=50, eval_batches=8,
+        train=TrainConfig(steps=300, start_lr=2e-3, end_lr=1e-4, warmup_steps=30, eval_every=50, eval_batches=8,
                           checkpoint_every=100, log_every=1),
     )
 

@@ -22,7 +22,7 @@ from mindspore import dtype as mstype
 from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
 from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
-from pangu_lab.parallel.layers import ColumnLinear, HeadLoss, RowLinear, TiedHead, WordEmbedding
+from pangu_lab.parallel.layers import ColumnLinear, HeadLoss, RowLinear, TensorInput, TiedHead, WordEmbedding
 from pangu_lab.parallel.mesh import Mesh
 
 DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
@@ -63,9 +63,10 @@ class Attention(nn.Cell):
         self.heads = config.num_heads // mesh.size("tensor")
         self.first_head = self.heads * mesh.index("tensor")
         self.head_dim = config.head_dim
-        self.query = ColumnLinear(mesh, weights, f"{prefix}.dense1", True, dtype)
-        self.key = ColumnLinear(mesh, weights, f"{prefix}.dense2", True, dtype)
-        self.value = ColumnLinear(mesh, weights, f"{prefix}.dense3", True, dtype)
+        self.enter = TensorInput(mesh)
+        self.query = ColumnLinear(weights, f"{prefix}.dense1", True, dtype)
+        self.key = ColumnLinear(weights, f"{prefix}.dense2", True, dtype)
+        self.value = ColumnLinear(weights, f"{prefix}.dense3", True, dtype)
         self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype)
         self.attend = CausalAttention(self.heads, self.head_dim, DTYPES[config.softmax_dtype],
                                       config.dropout_rate > 0)
@@ -86,8 +87,11 @@ class Attention(nn.Cell):
         mask = self.dropout.mask(ops.reshape(keys, (batch * self.heads * seq, 1)), seq)
         return ops.cast(ops.reshape(mask, (batch * self.heads, seq, seq)), self.dtype)
 
-    def construct(self, query, memory, bias, row_keys):
+    def construct(self, memory, bias, row_keys, query=None):
+        """Rows in, rows out. Without ``query`` the memory asks itself (self-attention)."""
         batch, _, seq, _ = bias.shape
+        memory = self.enter(memory)
+        query = memory if query is None else self.enter(query)
         q = self._split(self.query(query), batch, seq)
         k = self._split(self.key(memory), batch, seq)
         v = self._split(self.value(memory), batch, seq)
@@ -103,12 +107,13 @@ class FeedForward(nn.Cell):
     def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, prefix: str):
         super().__init__(auto_prefix=False)
         dtype = DTYPES[config.compute_dtype]
-        self.mapping = ColumnLinear(mesh, weights, f"{prefix}.mapping", False, dtype)
+        self.enter = TensorInput(mesh)
+        self.mapping = ColumnLinear(weights, f"{prefix}.mapping", False, dtype)
         self.activation = activation(config.hidden_act)
         self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype)
 
     def construct(self, x):
-        return self.projection(self.activation(self.mapping(x)))
+        return self.projection(self.activation(self.mapping(self.enter(x))))
 
 
 class Layer(nn.Cell):
@@ -130,9 +135,8 @@ class Layer(nn.Cell):
 
     def construct(self, x, bias, row_keys, query=None):
         """x (rows, hidden) fp32. ``query`` (rows, hidden): asked instead of LN₁ x, raw, in the query layer."""
-        memory = self.norm1(x)
-        asked = memory if query is None else query
-        x = self.add(x, self.dropout1(self.attention(asked, memory, bias, row_keys), row_keys))
+        mixed = self.attention(self.norm1(x), bias, row_keys, query)
+        x = self.add(x, self.dropout1(mixed, row_keys))
         return self.add(x, self.dropout2(self.feed_forward(self.norm2(x)), row_keys))
 
 
@@ -220,7 +224,7 @@ class PanguLoss(nn.Cell):
     def __init__(self, config: ModelConfig, stage: PanguStage, mesh: Mesh = Mesh()):
         super().__init__(auto_prefix=False)
         self.stage = stage
-        self.head = HeadLoss(mesh, stage.weights, names.WORD, DTYPES[config.compute_dtype])
+        self.head = HeadLoss(mesh, stage.weights, names.WORD, config.vocab_size, DTYPES[config.compute_dtype])
 
     def construct(self, x, positions, samples, labels, weights):
         """labels (batch, seq) int32 and weights (batch, seq) fp32; the rest as in ``PanguStage``."""

@@ -1,23 +1,40 @@
 """The layers that know about tensor parallelism, written once for any layout.
 
 A column-parallel product splits the outputs over the tensor ranks, the row-parallel product that follows splits the
-inputs, so that one all-reduce a pair is enough in each direction (Shoeybi et al., arXiv 1909.08053). With a tensor
-dimension of 1 no collective is in the graph.
+inputs, so that one all-reduce a pair is enough in each direction (Shoeybi et al., arXiv 1909.08053). The word
+embedding is split over the vocabulary, and so are the logits: the loss needs only a maximum, a sum and one logit a row
+from each rank. With a tensor dimension of 1 no collective is in the graph.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
-from mindspore import nn, ops
 
 from pangu_lab.ops import BiasLinear, TiedHeadLoss
+from pangu_lab.parallel.collectives import AllGather, AllReduce, ReduceGradient, group_of
 from pangu_lab.parallel.mesh import Mesh
 
 
-class ColumnLinear(nn.Cell):
-    """x (rows, in) on every rank → this rank's (rows, out / tensor). Weight stored (out, in) when ``transposed``."""
+class TensorInput(nn.Cell):
+    """Marks where a tensor that all ranks hold alike enters their split computations: its gradient is summed."""
 
-    def __init__(self, mesh: Mesh, weights, prefix: str, transposed: bool, dtype):
+    def __init__(self, mesh: Mesh):
+        super().__init__(auto_prefix=False)
+        self.enter = ReduceGradient(group_of(mesh, "tensor"))
+
+    def construct(self, x):
+        return self.enter(x)
+
+
+class ColumnLinear(nn.Cell):
+    """x (rows, in) on every rank → this rank's (rows, out / tensor). Weight stored (out, in) when ``transposed``.
+
+    The caller passes x through ``TensorInput`` once, however many column-parallel products share it.
+    """
+
+    def __init__(self, weights, prefix: str, transposed: bool, dtype):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
@@ -34,36 +51,101 @@ class RowLinear(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
+        self.split = mesh.size("tensor") > 1
         self.linear = BiasLinear(False, dtype)
+        self.reduce = AllReduce(group_of(mesh, "tensor"))
+        self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()
 
     def construct(self, x):
-        return self.cast(self.linear(x, self.weight, self.bias), mstype.float32)
+        if not self.split:
+            return self.cast(self.linear(x, self.weight, self.bias), mstype.float32)
+        partial = self.cast(self.linear(x, self.weight, None), mstype.float32)
+        return self.bias_add(self.reduce(partial), self.bias)
 
 
 class WordEmbedding(nn.Cell):
-    """ids (rows,) int32 → (rows, hidden) fp32."""
+    """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids of its part of the vocabulary."""
 
     def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
+        self.split = mesh.size("tensor") > 1
+        self.part = vocab_size // mesh.size("tensor")
+        self.first = self.part * mesh.index("tensor")
         self.gather = ops.Gather()
+        self.reduce = AllReduce(group_of(mesh, "tensor"))
 
     def construct(self, ids):
-        return self.gather(self.table, ids, 0)
+        if not self.split:
+            return self.gather(self.table, ids, 0)
+        inside, local = local_ids(ids, self.first, self.part)
+        rows = self.gather(self.table, local, 0)
+        return self.reduce(ops.mul(rows, ops.expand_dims(ops.cast(inside, rows.dtype), 1)))
+
+
+def local_ids(ids, first: int, part: int):
+    """Which ids lie in [first, first + part), and their place there (0 for the others)."""
+    inside = ops.logical_and(ids >= first, ids < first + part)
+    return inside, ops.select(inside, ids - first, ops.zeros_like(ids))
 
 
 class HeadLoss(nn.Cell):
     """rows (rows, hidden), labels (rows,) int32, weights (rows,) fp32 → Σ weight · −log p(label), scalar fp32."""
 
-    def __init__(self, mesh: Mesh, weights, name: str, dtype):
+    def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
-        self.loss = TiedHeadLoss(dtype)
+        self.enter = TensorInput(mesh)
+        split = mesh.size("tensor") > 1
+        self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else TiedHeadLoss(dtype)
 
     def construct(self, hidden, labels, weights):
-        loss, _ = self.loss(hidden, self.table, labels, weights)
-        return loss
+        return self.loss(self.enter(hidden), self.table, labels, weights)[0]
+
+
+class VocabParallelLoss(nn.Cell):
+    """``TiedHeadLoss`` with the vocabulary split over the tensor ranks.
+
+    Shapes: as there, but table (vocab / tensor, hidden). The gradient of the logits is softmax − onehot on the local
+    part; the gradient of ``hidden`` is this rank's share, to be summed by the caller (``TensorInput``).
+    """
+
+    def __init__(self, mesh: Mesh, vocab_size: int, dtype):
+        super().__init__(auto_prefix=False)
+        group = group_of(mesh, "tensor")
+        self.dtype = dtype
+        self.part = vocab_size // group.size
+        self.first = self.part * group.index
+        self.size = group.size
+        self.logits = ops.MatMul(transpose_b=True)
+        self.matmul = ops.MatMul()
+        self.matmul_at = ops.MatMul(transpose_a=True)
+        self.all_reduce = AllReduce(group)
+        self.gather_parts = AllGather(group)  # MindSpore's CPU all-reduce knows no maximum
+        self.columns = Tensor(np.arange(self.part, dtype=np.int32)[None])
+
+    def construct(self, hidden, table, labels, weights):
+        product = self.logits(ops.cast(hidden, self.dtype), ops.cast(table, self.dtype))
+        logits = ops.cast(product, mstype.float32)
+        highest = ops.ReduceMax(keep_dims=True)(logits, 1)
+        highest = ops.ReduceMax()(ops.reshape(self.gather_parts(highest), (self.size, -1, 1)), 0)
+        total = self.all_reduce(ops.ReduceSum(keep_dims=True)(ops.exp(logits - highest), 1))
+        log_probs = logits - highest - ops.log(total)
+        inside, local = local_ids(labels, self.first, self.part)
+        chosen = ops.reshape(ops.GatherD()(log_probs, 1, ops.reshape(local, (-1, 1))), (-1,))
+        chosen = self.all_reduce(ops.mul(chosen, ops.cast(inside, mstype.float32)))
+        return -ops.ReduceSum()(ops.mul(chosen, weights)), log_probs
+
+    def bprop(self, hidden, table, labels, weights, out, dout):
+        here = ops.reshape(labels - self.first, (-1, 1))
+        onehot = ops.cast(ops.equal(self.columns, here), mstype.float32)
+        d_logits = ops.cast(ops.exp(out[1]) - onehot, self.dtype)
+        scale = ops.reshape(weights * dout[0], (-1, 1))
+        d_hidden = ops.cast(self.matmul(d_logits, ops.cast(table, self.dtype)), mstype.float32) * scale
+        scaled = ops.cast(ops.cast(hidden, mstype.float32) * scale, self.dtype)
+        d_table = ops.cast(self.matmul_at(d_logits, scaled), table.dtype)
+        return ops.cast(d_hidden, hidden.dtype), d_table, ops.zeros_like(labels), ops.zeros_like(weights)
 
 
 class TiedHead(nn.Cell):

@@ -21,15 +21,20 @@ import psutil
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
-from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, save_checkpoint, step_folder
+from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, step_folder
 from pangu_lab.config import RunConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
-from pangu_lab.model.parameters import initial_weights, parameter_specs
+from pangu_lab.model.parameters import initial_value, parameter_specs
+from pangu_lab.parallel.collectives import group_of, start_communication
+from pangu_lab.parallel.mesh import Mesh, check_layout
+from pangu_lab.parallel.placement import Place, counts_in_norm, moment_place, parameter_places
 from pangu_lab.progress import Progress, silent
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
+from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.run_folder import RunFolder
+from pangu_lab.train.saving import save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
 from pangu_lab.train.step import AddGradients, AdamW, GradientStep, SquaredNorm
 
@@ -54,8 +59,10 @@ class TrainingFailed(RuntimeError):
 class Trainer:
     """Everything that lives while a run trains. Weights, moments, step, data position and loss scale are its state."""
 
-    def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset]):
-        self.config, self.run, self.dataset, self.evalset = config, run, dataset, evalset
+    def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset],
+                 mesh: Mesh = Mesh()):
+        self.config, self.run, self.dataset, self.evalset, self.mesh = config, run, dataset, evalset, mesh
+        self.ranks = Ranks(mesh)
         self.step = 0
         self.records = 0  # records consumed: the place in the data
         self.tokens = 0
@@ -66,29 +73,53 @@ class Trainer:
 
     # ---------------------------------------------------------------- building
 
-    def build(self, arrays, moments=None) -> None:
-        """Make the graphs from whole weights by name; ``moments`` continue an optimizer."""
-        config = self.config
-        specs = parameter_specs(config.model)
-        self.weights = Weights(arrays)
-        stage = PanguStage(config.model, self.weights, seed=config.train.seed, seq_length=config.data.seq_length)
+    @property
+    def specs(self):
+        """This rank's parameters, in the order of the data flow."""
+        specs = parameter_specs(self.config.model)
+        return {name: specs[name] for name in parameter_places(specs, self.mesh, self.config.model.num_layers)}
+
+    def build(self, read: Callable[..., Any], moments: bool = False) -> None:
+        """Make the graphs.
+
+        Args:
+            read: ``read(name, offset, shape)`` gives a region of a parameter (or of ``adam_m.NAME``, ``adam_v.NAME``).
+            moments: read the optimizer's moments too; they start at zero otherwise.
+        """
+        config, mesh, specs = self.config, self.mesh, self.specs
+        self.places = parameter_places(specs, mesh, config.model.num_layers)
+        self.weights = Weights({name: read(name, place.offset, place.shape) for name, place in self.places.items()})
+        stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length)
         self.parameters = [self.weights(name) for name in specs]
-        self.gradient_step = GradientStep(PanguLoss(config.model, stage), self.parameters)
-        self.squared_norm = SquaredNorm([True] * len(specs))
+        self.gradient_step = GradientStep(PanguLoss(config.model, stage, mesh), self.parameters)
+        self.squared_norm = SquaredNorm([counts_in_norm(spec, mesh) for spec in specs.values()])
         self.add_gradients = AddGradients()
-        self.optimizer = AdamW(self.parameters, [spec.decay for spec in specs.values()], config.train, moments,
-                               self.step)
+        self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters])
+        self._build_optimizer(specs, read if moments else None)
         still = config.replace(**{"model.dropout_rate": 0.0})
-        self.eval_loss = PanguLoss(still.model, PanguStage(still.model, self.weights, seq_length=config.data.seq_length))
+        self.eval_loss = PanguLoss(still.model, PanguStage(still.model, self.weights, mesh,
+                                                           seq_length=config.data.seq_length), mesh)
+
+    def _build_optimizer(self, specs, read) -> None:
+        """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
+        self.moment_places = {name: moment_place(place, self.mesh, self.config.parallel.optimizer)
+                              for name, place in self.places.items()}
+        rows = [None if self.moment_places[name] == place else
+                (self.moment_places[name].offset[0] - place.offset[0],
+                 self.moment_places[name].offset[0] - place.offset[0] + self.moment_places[name].shape[0])
+                for name, place in self.places.items()]
+        moments = None if read is None else {
+            f"{kind}.{name}": read(f"{kind}.{name}", place.offset, place.shape)
+            for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")}
+        self.optimizer = AdamW(self.parameters, [spec.decay for spec in specs.values()], self.config.train, moments,
+                               self.step, rows, group_of(self.mesh, "data"))
 
     def restore(self, checkpoint) -> None:
-        """Continue from a checkpoint of this run."""
+        """Continue from a checkpoint of this run, whatever layout wrote it."""
         state = checkpoint.state
         self.step, self.records, self.tokens = state["step"], state["records"], state["tokens"]
         self.scale.value, self.scale.good_steps = state["loss_scale"], state["loss_scale_good_steps"]
-        names = list(parameter_specs(self.config.model))
-        moments = {f"{kind}.{name}": checkpoint.read(f"{kind}.{name}") for name in names for kind in ("adam_m", "adam_v")}
-        self.build({name: checkpoint.read(name) for name in names}, moments)
+        self.build(checkpoint.read, moments=True)
 
     # ---------------------------------------------------------------- one step
 
@@ -110,15 +141,18 @@ class Trainer:
         config = self.config
         started = time.perf_counter()
         total, gradients = self.gradients(batch)
-        norm = math.sqrt(float(self.squared_norm(*gradients).asnumpy())) / self.scale.value
-        self.records += len(batch.samples)
+        gradients = self.ranks.sum_gradients(gradients)
+        total = self.ranks.sum_loss(total)
+        squared = self.ranks.sum_over_model(float(self.squared_norm(*gradients).asnumpy()))
+        norm = math.sqrt(squared) / self.scale.value
+        self.records += config.data.batch_size
         if not math.isfinite(norm):
             return self._overflow()
         lr = learning_rate(config.train, self.step + 1)
         self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
         self.scale.good()
         self.step += 1
-        tokens = int(batch.inputs.size)
+        tokens = config.data.batch_size * config.data.seq_length
         self.tokens += tokens
         self.last_loss = total / max(batch.weight_total, 1.0)
         seconds = time.perf_counter() - started
@@ -156,22 +190,40 @@ class Trainer:
     def save(self) -> Path:
         """A checkpoint of this moment."""
         self.run.status(state="saving", step=self.step)
-        tensors = {p.name: p.asnumpy() for p in self.parameters}
-        tensors.update(self.optimizer.moments())
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
                  "dataset": data_identity(self.dataset)}
-        path = save_checkpoint(step_folder(self.run.checkpoints, self.step), tensors, state, self.config)
+        path = save_together(step_folder(self.run.checkpoints, self.step), *self._own_tensors(), state, self.config,
+                             self.ranks)
+        if not self.ranks.is_first:
+            return path
         prune_checkpoints(self.run.checkpoints, self.config.train.keep_checkpoints)
         self.run.event("checkpoint", step=self.step, path=path.name)
         return path
+
+    def _own_tensors(self):
+        """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
+        tensors, places = {}, {}
+        if self.mesh.index("data") == 0:
+            specs = self.specs
+            for name, place in self.places.items():
+                if counts_in_norm(specs[name], self.mesh):  # copies on other ranks need no second writing
+                    tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
+        for name, value in self.optimizer.moments().items():
+            parameter = name.partition(".")[2]
+            place = self.moment_places[parameter]
+            sliced = place != self.places[parameter]
+            if counts_in_norm(self.specs[parameter], self.mesh) and (sliced or self.mesh.index("data") == 0):
+                tensors[name], places[name] = value, (place.whole, place.offset)
+        return tensors, places
 
     def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
         """Train until the last step or until ``stop_reason`` gives one; the reason and the last checkpoint."""
         config, path = self.config.train, None
         data = self.config.data
         batches = self.dataset.batches(data.batch_size, seed=config.seed, shuffle=data.shuffle, start=self.records,
-                                       eod_reset=data.eod_reset)
+                                       eod_reset=data.eod_reset, rank=self.mesh.index("data"),
+                                       ranks=self.mesh.size("data"))
         reason = None
         while self.step < config.steps and reason is None:
             before = self.step
@@ -181,6 +233,8 @@ class Trainer:
                     self.evaluate()
                 path = self.save() if self.step % config.checkpoint_every == 0 else None
             reason = stop_reason()
+            if self.ranks.any(reason is not None):  # one rank's reason is everybody's
+                reason = reason or "stopped with the other ranks"
         if self.evalset is not None and self.step % config.eval_every:
             self.evaluate()
         return reason or "finished", path or self.save()
@@ -226,15 +280,21 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
         TrainingFailed: numbers went out of range; the message says which setting to try.
     """
     ms.set_context(mode=ms.GRAPH_MODE)
-    run = RunFolder(run_folder)
-    started_here = run.open(config, resume)
+    rank, world = start_communication()
+    if world != config.parallel.world_size:
+        raise InputError(f"parallel: this layout needs {config.parallel.world_size} processes, {world} are running; "
+                         "start it with `pangu-lab launch`")
+    check_layout(config)
+    mesh = Mesh(config.parallel, rank)
+    run = RunFolder(run_folder, owner=rank == 0)
+    run.open(config, resume)
     dataset, evalset = _open_data(config)
     with run.running(config.train.steps) as signals:
-        trainer = Trainer(config, run, dataset, evalset)
+        trainer = Trainer(config, run, dataset, evalset, mesh)
         try:
-            reason, path = _run(trainer, started_here, signals, progress, stop)
+            reason, path = _run(trainer, signals, progress, stop)
         except BaseException as error:
-            run.finish("failed", trainer.step, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+            run.finish("failed", trainer.step, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
             raise
         run.finish("finished" if reason == "finished" else "stopped", trainer.step, reason)
     last = trainer.last_eval
@@ -265,14 +325,15 @@ def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenD
     return dataset
 
 
-def _run(trainer: Trainer, started_here: bool, signals, progress: Progress, stop) -> tuple[str, Path]:
+def _run(trainer: Trainer, signals, progress: Progress, stop) -> tuple[str, Path]:
     config, run = trainer.config, trainer.run
     checkpoint = latest_checkpoint(run.checkpoints, lambda text: run.event("warning", text=text))
+    trainer.ranks.barrier()  # every rank has looked before any writes
     if checkpoint is not None:
         _check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
     else:
-        trainer.build(initial_weights(config.model, config.train.seed))
+        trainer.build(starting_values(config))
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset))
@@ -280,9 +341,19 @@ def _run(trainer: Trainer, started_here: bool, signals, progress: Progress, stop
         trainer.evaluate()
     deadline = _deadline(config.train.max_minutes)
     if trainer.step >= config.train.steps:
-        trainer.evaluate()
+        trainer.evaluate()  # nothing left to train: say how good it is
         return "finished", checkpoint.folder if checkpoint else trainer.save()
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
+
+
+def starting_values(config: RunConfig) -> Callable[..., Any]:
+    """A ``read`` for ``Trainer.build`` that gives regions of the initial values."""
+    specs = parameter_specs(config.model)
+
+    def read(name: str, offset: tuple[int, ...], shape: tuple[int, ...]):
+        return Place(specs[name].shape, offset, shape).of(initial_value(specs[name], config.train.seed))
+
+    return read
 
 
 def data_identity(dataset: TokenDataset) -> str:

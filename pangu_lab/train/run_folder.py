@@ -43,10 +43,15 @@ class Signals:
 
 
 class RunFolder:
-    """``runs/NAME`` while it is being trained in."""
+    """``runs/NAME`` while it is being trained in.
 
-    def __init__(self, folder: Path | str):
+    Args:
+        owner: rank 0, which alone writes configuration, events and status; the other ranks only read.
+    """
+
+    def __init__(self, folder: Path | str, owner: bool = True):
         self.folder = Path(folder)
+        self.owner = owner
         self.checkpoints = self.folder / "checkpoints"
         self._status: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -60,6 +65,8 @@ class RunFolder:
         Raises:
             InputError: a run is there and may not be continued, or none is there and one must be.
         """
+        if not self.owner:
+            return False
         exists = (self.folder / "config.yaml").exists()
         if resume is True and not exists:
             raise InputError(f"{self.folder}: no run to resume")
@@ -104,6 +111,10 @@ class RunFolder:
     def running(self, steps: int) -> Iterator[Signals]:
         """Write events and a heartbeat, and note signals, until the block ends."""
         signals, ended = Signals(), threading.Event()
+        if not self.owner:
+            with _handling(signals):
+                yield signals
+            return
         self._log = EventLog(self.folder)
         self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "state": "starting",
                         "step": 0, "steps": steps, "reason": ""}
@@ -124,6 +135,8 @@ class RunFolder:
 
     def status(self, **changes: Any) -> None:
         """Note a change of state; written at once when the state's word changes, else with the next heartbeat."""
+        if not self.owner:
+            return
         with self._lock:
             new_word = changes.get("state", self._status["state"]) != self._status["state"]
             self._status.update(changes)
@@ -135,6 +148,8 @@ class RunFolder:
             write_json_atomic(self.folder / STATUS, {**self._status, "heartbeat": time.time()})
 
     def event(self, kind: str, **fields: Any) -> None:
+        if not self.owner:
+            return
         assert self._log is not None, "events are written while running"
         self._log.write(kind, **fields)
 
@@ -143,6 +158,8 @@ class RunFolder:
 
     def finish(self, state: str, step: int, reason: str) -> None:
         """The run's last word."""
+        if not self.owner:
+            return
         self.event("end", step=step, state=state, reason=reason)
         with self._lock:
             self._status.update(state=state, step=step, reason=reason)
@@ -150,7 +167,7 @@ class RunFolder:
 
     def keep_tokenizer(self, source: Path) -> None:
         """Copy the data set's tokenizer into the run, so that a run alone can generate."""
-        if not (self.folder / "tokenizer").exists():
+        if self.owner and not (self.folder / "tokenizer").exists():
             with whole_folder(self.folder / "tokenizer") as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
 

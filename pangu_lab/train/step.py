@@ -21,6 +21,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import TrainConfig
+from pangu_lab.parallel.collectives import AllGather, Group
 
 
 class GradientStep(nn.Cell):
@@ -72,19 +73,20 @@ class UpdateStep(nn.Cell):
     """AdamW over all weights, in place.
 
     Args:
-        weights: the parameters.
+        weights: the parameters, or with optimizer parallelism this rank's rows of them.
         decay: for each, whether weight decay applies.
         moments: (first, second) moment arrays by name to start from; zeros where absent.
+        rows: for each, the (first, last + 1) row of the gradient that belongs to it; None for all rows.
     """
 
-    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None):
+    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, rows=None):
         super().__init__(auto_prefix=False)
         moments = moments or {}
         self.weights = ParameterTuple(weights)
         self.first = ParameterTuple([_moment("adam_m", p, moments) for p in weights])
         self.second = ParameterTuple([_moment("adam_v", p, moments) for p in weights])
         self.decay = decay
-        self.weight_decay = config.weight_decay
+        self.rows = rows or [None] * len(weights)
         self.beta1 = Tensor(config.beta1, mstype.float32)
         self.beta2 = Tensor(config.beta2, mstype.float32)
         self.adam = ops.Adam()
@@ -95,7 +97,10 @@ class UpdateStep(nn.Cell):
         done = ()
         for i in range(len(self.weights)):
             weight = self.weights[i]
-            gradient = self.mul(ops.cast(gradients[i], mstype.float32), factor)
+            gradient = gradients[i]
+            if self.rows[i] is not None:
+                gradient = gradient[self.rows[i][0]:self.rows[i][1]]
+            gradient = self.mul(ops.cast(gradient, mstype.float32), factor)
             if self.decay[i]:
                 gradient = ops.depend(gradient, ops.assign(weight, self.mul(weight, decay_factor)))
             updated = self.adam(weight, self.first[i], self.second[i], beta1_power, beta2_power, lr, self.beta1,
@@ -105,18 +110,58 @@ class UpdateStep(nn.Cell):
 
 
 def _moment(prefix: str, weight: Parameter, moments) -> Parameter:
-    name = f"{prefix}.{weight.name}"
+    name = f"{prefix}.{weight.name.removeprefix('own.')}"
     value = moments.get(name)
     return Parameter(Tensor(np.zeros(weight.shape, np.float32) if value is None else value), name=name)
+
+
+def _own_rows(weight: Parameter, rows) -> Parameter:
+    """The rows of a weight that this rank updates, as a parameter of their own."""
+    if rows is None:
+        return weight
+    return Parameter(Tensor(np.ascontiguousarray(weight.asnumpy()[rows[0]:rows[1]])), name=f"own.{weight.name}")
+
+
+class GatherWeights(nn.Cell):
+    """Optimizer parallelism's second half: every rank's updated rows, in one message, into every rank's weights."""
+
+    def __init__(self, group: Group, pairs):
+        super().__init__(auto_prefix=False)
+        self.weights = ParameterTuple([weight for weight, _ in pairs])
+        self.own = ParameterTuple([own for _, own in pairs])
+        self.shapes = [weight.shape for weight, _ in pairs]
+        sizes = [int(np.prod(own.shape)) for _, own in pairs]
+        self.ends = [int(end) for end in np.cumsum(sizes)]
+        self.starts = [end - size for end, size in zip(self.ends, sizes)]
+        self.gather = AllGather(group)
+        self.size = group.size
+        self.concat = ops.Concat(0)
+
+    def construct(self):
+        flat = ()
+        for own in self.own:
+            flat = flat + (ops.reshape(own, (-1,)),)
+        parts = ops.reshape(self.gather(self.concat(flat)), (self.size, -1))
+        done = ()
+        for i in range(len(self.weights)):
+            whole = ops.reshape(parts[:, self.starts[i]:self.ends[i]], self.shapes[i])
+            done = done + (ops.assign(self.weights[i], whole),)
+        return ops.depend(ops.zeros((), mstype.float32), done)
 
 
 class AdamW:
     """Clip, learning rate and bias correction around ``UpdateStep``; counts the good steps."""
 
-    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0):
+    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
+                 rows=None, group: Group | None = None):
         self.config = config
-        self.graph = UpdateStep(weights, decay, config, moments)
         self.steps = steps
+        self.own, self.gather = weights, None
+        if rows is not None and any(part is not None for part in rows):
+            self.own = [_own_rows(weight, part) for weight, part in zip(weights, rows)]
+            self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
+                                                if part is not None])
+        self.graph = UpdateStep(self.own, decay, config, moments, rows)
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
         """Apply one step. ``norm`` is the global norm of the unscaled gradients."""
@@ -127,6 +172,8 @@ class AdamW:
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
         self.graph(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
+        if self.gather is not None:
+            self.gather()
 
     def moments(self) -> dict[str, np.ndarray]:
         """Both moments of every weight, by ``adam_m.NAME`` and ``adam_v.NAME``."""

@@ -23,7 +23,7 @@ def ours(size: str) -> None:
     from pangu_lab.data import Batch
     from pangu_lab.presets import preset
     from pangu_lab.train.loop import Trainer
-    from pangu_lab.model.parameters import initial_weights
+    from pangu_lab.train.loop import starting_values
     from tests.benchmarks.turns import serve
 
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -37,7 +37,7 @@ def ours(size: str) -> None:
                  np.arange(batch, dtype=np.int32), float(batch * seq))
     trainer = Trainer(config, None, [0], None)
     started = time.perf_counter()
-    trainer.build(initial_weights(config.model, 1))
+    trainer.build(starting_values(config))
     trainer.train_batch(made)
     first = time.perf_counter() - started
     trainer.train_batch(made)

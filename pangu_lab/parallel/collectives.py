@@ -1,0 +1,214 @@
+"""Collective communication between the ranks of a group, as graph-mode cells with their gradients.
+
+One small interface for every back end. Accelerators (NCCL, HCCL) have native operators. MindSpore's CPU back end
+has ``AllReduce`` with SUM alone in sub-groups, so there everything is built from it: a gather is a sum of tensors
+that are zero outside the own part, a message is a sum to which the receiver adds zeros. A group of one rank costs
+nothing: every cell is then an identity, and the collective is not in the graph.
+
+Gradients follow from what each collective computes: a sum's gradient is the identity where the result is used alike
+on all ranks (tensor parallelism), and the other way round.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from pangu_lab.parallel.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate. ``index`` is this rank's place among ``ranks``; ``name`` what MindSpore calls it."""
+
+    name: str
+    ranks: tuple[int, ...]
+    index: int
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+
+@functools.lru_cache(maxsize=None)
+def start_communication() -> tuple[int, int]:
+    """Join the other processes; (rank, world size). (0, 1) where no launcher has prepared an environment."""
+    import os
+
+    if "MS_ROLE" not in os.environ and "RANK_TABLE_FILE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return 0, 1
+    from mindspore.communication import get_group_size, get_rank, init
+
+    init()
+    return get_rank(), get_group_size()
+
+
+@functools.lru_cache(maxsize=None)
+def group_of(mesh: Mesh, *dimensions: str) -> Group:
+    """The group of ranks that differ from this one only along ``dimensions``; created on all ranks in one order."""
+    ranks = tuple(mesh.group(*dimensions))
+    return make_group(ranks, mesh.rank)
+
+
+@functools.lru_cache(maxsize=None)
+def make_group(ranks: tuple[int, ...], rank: int) -> Group:
+    """A group of the given ranks, of which this rank is one."""
+    name = "pangu-" + "-".join(str(member) for member in ranks)
+    if len(ranks) > 1:
+        from mindspore.communication import create_group
+
+        create_group(name, list(ranks))
+    return Group(name, ranks, ranks.index(rank))
+
+
+class AllReduce(nn.Cell):
+    """The sum over the group, on every rank. Gradient: the output's gradient as it is.
+
+    That is right where what follows is computed alike on all ranks, as after a row-parallel product.
+    """
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.alone = group.size == 1
+        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+    def construct(self, x):
+        return x if self.alone else self.reduce(x)
+
+    def bprop(self, x, out, dout):
+        return (dout,)
+
+
+class ReduceGradient(nn.Cell):
+    """Identity, whose gradient is summed over the group: before a column-parallel product."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.alone = group.size == 1
+        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+    def construct(self, x):
+        return x
+
+    def bprop(self, x, out, dout):
+        return (dout if self.alone else self.reduce(dout),)
+
+
+class AllGather(nn.Cell):
+    """The parts of all ranks one after the other along axis 0: (n, …) → (size · n, …).
+
+    Gradient: this rank's part of the sum over the group (a reduce-scatter).
+    """
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.index, self.alone = group.size, group.index, group.size == 1
+        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+        self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
+
+    def construct(self, x):
+        if self.alone:
+            return x
+        spread = ops.reshape(ops.cast(self.mine, x.dtype), (self.size,) + (1,) * len(x.shape))
+        placed = ops.mul(ops.expand_dims(x, 0), spread)
+        return ops.reshape(self.reduce(placed), (self.size * x.shape[0],) + x.shape[1:])
+
+    def bprop(self, x, out, dout):
+        if self.alone:
+            return (dout,)
+        rows = x.shape[0]
+        return (self.reduce(dout)[self.index * rows:(self.index + 1) * rows],)
+
+
+class ReduceScatter(nn.Cell):
+    """This rank's part along axis 0 of the sum over the group: (size · n, …) → (n, …). Gradient: an all-gather."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.index, self.alone = group.size, group.index, group.size == 1
+        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+        self.gather = AllGather(group)
+
+    def construct(self, x):
+        if self.alone:
+            return x
+        rows = x.shape[0] // self.size
+        return self.reduce(x)[self.index * rows:(self.index + 1) * rows]
+
+    def bprop(self, x, out, dout):
+        return (self.gather(dout),)
+
+
+class AllToAll(nn.Cell):
+    """Part j of axis 0 goes to rank j: (size · n, …) → (size · n, …), part i from rank i. Gradient: the same again."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.size, self.index, self.alone = group.size, group.index, group.size == 1
+        self.gather = AllGather(group)
+
+    def _exchange(self, x):
+        if self.alone:
+            return x
+        rows = x.shape[0] // self.size
+        everything = ops.reshape(self.gather(x), (self.size, self.size, rows) + x.shape[1:])
+        return ops.reshape(everything[:, self.index], x.shape)
+
+    def construct(self, x):
+        return self._exchange(x)
+
+    def bprop(self, x, out, dout):
+        return (self._exchange(dout),)
+
+
+class Broadcast(nn.Cell):
+    """The tensor of the group's rank ``root``, on every rank. Gradient: the sum, at the root alone."""
+
+    def __init__(self, group: Group, root: int = 0):
+        super().__init__(auto_prefix=False)
+        self.alone = group.size == 1
+        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+        self.is_root = Tensor(float(group.index == root), mstype.float32)
+
+    def _from_root(self, x):
+        return ops.mul(x, ops.cast(self.is_root, x.dtype))
+
+    def construct(self, x):
+        return x if self.alone else self.reduce(self._from_root(x))
+
+    def bprop(self, x, out, dout):
+        return (dout if self.alone else self._from_root(self.reduce(dout)),)
+
+
+class Exchange(nn.Cell):
+    """Two neighbours hand each other a tensor in one step: what I give, my partner gets, and the other way round.
+
+    The group has two ranks; both tensors have one shape. A message in one direction is an exchange in which the
+    receiver gives zeros. Because both directions are one collective, neighbours cannot wait for each other in a
+    pipeline's steady state.
+    """
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.partner = 1 - group.index
+        self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
+        self.mine = Tensor((np.arange(2) == group.index).astype(np.float32))
+
+    def construct(self, x):
+        spread = ops.reshape(ops.cast(self.mine, x.dtype), (2,) + (1,) * len(x.shape))
+        return self.reduce(ops.mul(ops.expand_dims(x, 0), spread))[self.partner]
+
+
+class Barrier(nn.Cell):
+    """Returns when every rank of the group has come here: the number of ranks, which a sum of ones gives."""
+
+    def __init__(self, group: Group):
+        super().__init__(auto_prefix=False)
+        self.reduce = AllReduce(group)
+
+    def construct(self, one):
+        return self.reduce(one)

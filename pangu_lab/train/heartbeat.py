@@ -1,0 +1,123 @@
+"""``heartbeat/rank_N``: each rank of a run tells, once a second, that it lives and how far it is.
+
+A rank calls ``start_heartbeat`` once; from then on a thread writes the file, also while the main thread compiles or
+waits in a collective (MindSpore lets other threads run in both; the longest gap measured while compiling was one
+second). The training loop calls ``beat(state, step)`` wherever something was achieved: that costs nothing, and the
+launcher tells from it a rank that lives but stands still from one that works. Without a heartbeat started ``beat``
+does nothing, so single processes may call it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Optional
+
+import psutil
+
+FOLDER = "heartbeat"
+SECONDS = 1.0
+# words that end a rank's story; they are on the disk before ``beat`` returns
+LAST_WORDS = ("done", "failed", "refused")
+
+
+@dataclass
+class Beat:
+    """What a rank says of itself.
+
+    ``state`` is a word ("starting", "joining", "compiling", "training", …, or one of ``LAST_WORDS``), ``note`` the
+    reason of the end, ``progress`` a number that grows with every ``beat``, ``moved`` the time of the last one and
+    ``time`` that of the last sign of life (seconds since 1970).
+    """
+
+    rank: int
+    pid: int
+    started: float
+    host: str
+    state: str = "starting"
+    step: int = 0
+    note: str = ""
+    progress: int = 0
+    moved: float = 0.0
+    time: float = 0.0
+
+
+def beat_file(run_folder: Path | str, rank: int) -> Path:
+    return Path(run_folder) / FOLDER / f"rank_{rank}"
+
+
+def read_beat(run_folder: Path | str, rank: int) -> Optional[Beat]:
+    """The rank's last sign of life; None when it has given none."""
+    try:
+        return Beat(**json.loads(beat_file(run_folder, rank).read_text(encoding="utf-8")))
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return None
+
+
+class Heartbeat:
+    """Writes a rank's file until ``stop``; ``each_time`` is called with every writing (in the thread)."""
+
+    def __init__(self, run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None):
+        self.path = beat_file(run_folder, rank)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.state = Beat(rank, os.getpid(), psutil.Process().create_time(), socket.gethostname(), moved=time.time())
+        self.each_time = each_time
+        self._lock = threading.Lock()  # of the state; a slow disk must never hold up ``beat``
+        self._writing = threading.Lock()
+        self._ended = threading.Event()
+        self._write()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def beat(self, state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
+        with self._lock:
+            self.state.state = self.state.state if state is None else state
+            self.state.step = self.state.step if step is None else step
+            self.state.note = self.state.note if note is None else note
+            self.state.progress += 1
+            self.state.moved = time.time()
+        if state in LAST_WORDS:
+            self._write()
+
+    def _run(self) -> None:
+        while not self._ended.wait(SECONDS):
+            self._write()
+            if self.each_time is not None:
+                self.each_time()
+
+    def _write(self) -> None:
+        """Replace the file; not flushed to the disk, because a power cut ends the rank as well."""
+        with self._writing, contextlib.suppress(OSError):  # a full disk must not end the rank: it only falls silent
+            with self._lock:
+                self.state.time = time.time()
+                text = json.dumps(asdict(self.state))
+            temporary = self.path.with_name(f".{self.path.name}")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, self.path)
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+
+_current: Optional[Heartbeat] = None
+
+
+def start_heartbeat(run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None) -> Heartbeat:
+    """Begin this process's heartbeat; ``beat`` goes to it from now on."""
+    global _current
+    _current = Heartbeat(run_folder, rank, each_time)
+    return _current
+
+
+def beat(state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
+    """Something was achieved: a state was entered, a step was begun or done. Does nothing without a heartbeat."""
+    if _current is not None:
+        _current.beat(state, step, note)

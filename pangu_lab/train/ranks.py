@@ -1,0 +1,63 @@
+"""What the ranks of a run agree on: summed gradients, one loss, one norm, one decision to stop.
+
+With a single process every method returns what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from mindspore import Tensor
+
+from pangu_lab.parallel.collectives import group_of
+from pangu_lab.parallel.gradients import SumGradients, SumScalars
+from pangu_lab.parallel.mesh import Mesh
+
+
+class Ranks:
+    """This rank's view of all the others."""
+
+    def __init__(self, mesh: Mesh):
+        self.mesh = mesh
+        self.is_first = mesh.rank == 0
+        self._everyone = SumScalars(group_of(mesh, "pipeline", "data", "tensor"))
+        self._model = SumScalars(group_of(mesh, "pipeline", "tensor"))
+        self._losses = SumScalars(group_of(mesh, "pipeline", "data"))
+        self._gradients: SumGradients | None = None
+
+    def prepare_gradients(self, shapes: list[tuple[int, ...]]) -> None:
+        """Build the message that carries gradients of these shapes."""
+        if self.mesh.size("data") > 1:
+            self._gradients = SumGradients(group_of(self.mesh, "data"), shapes)
+
+    def sum_gradients(self, gradients):
+        """Over the data dimension."""
+        return gradients if self._gradients is None else self._gradients(*gradients)
+
+    def sum_over_model(self, value: float) -> float:
+        """Over pipeline and tensor: for squared norms of what a rank counts as its own."""
+        return self._sum(self._model, ("pipeline", "tensor"), [value])[0]
+
+    def sum_loss(self, value: float) -> float:
+        """Over pipeline and data: only the last stage has a loss, and each data rank that of its records."""
+        return self._sum(self._losses, ("pipeline", "data"), [value])[0]
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says so; every rank gets the same answer at the same point."""
+        return self._sum(self._everyone, ("pipeline", "data", "tensor"), [float(flag)])[0] > 0
+
+    def barrier(self) -> None:
+        """Returns when all ranks have come here."""
+        self.any(False)
+
+    def _sum(self, cell: SumScalars, dimensions: Sequence[str], values: list[float]) -> list[float]:
+        if all(self.mesh.size(name) == 1 for name in dimensions):
+            return values
+        # a double is carried as two singles: losses of ranks add up without losing digits
+        exact = np.array(values, np.float64)
+        high = exact.astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            low = np.where(np.isfinite(high), exact - high, 0.0).astype(np.float32)
+        total = cell(Tensor(np.concatenate([high, low]))).asnumpy().astype(np.float64)
+        return [float(value) for value in total[:len(values)] + total[len(values):]]
