@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor
 
 from pangu_lab.data import TokenDataset
 from pangu_lab.progress import Progress, silent
@@ -31,7 +32,7 @@ def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
     return [Tensor(np.ascontiguousarray(array[rows])) for array in arrays]
 
 
-def held_out_loss(loss_cell: nn.Cell, dataset: TokenDataset, batch_size: int, max_batches: Optional[int] = None,
+def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch_size: int, max_batches: Optional[int] = None,
                   eod_reset: bool = True, progress: Progress = silent) -> HeldOutLoss:
     """Mean loss over the data set in its own order; every record counts once, whatever the batch size.
 
@@ -46,7 +47,7 @@ def held_out_loss(loss_cell: nn.Cell, dataset: TokenDataset, batch_size: int, ma
     for batch in dataset.batches(batch_size, seed=0, shuffle=False, eod_reset=eod_reset):
         rows = min(batch_size, wanted - seen)
         batch.weights[rows:] = 0.0  # the last batch wraps around to the first records: these do not count again
-        total += float(loss_cell(*batch_tensors(batch)).asnumpy())
+        total += float(loss_cell(*batch_tensors(batch)).asnumpy().item())
         tokens += float(batch.weights.sum())
         seen += rows
         progress(seen, wanted, "records")

@@ -24,15 +24,15 @@ import psutil
 
 FOLDER = "heartbeat"
 SECONDS = 1.0
-# words that end a rank's story; they are on the disk before ``beat`` returns
-LAST_WORDS = ("done", "failed", "refused")
+# on the disk before ``beat`` returns: the ends of a rank's story, and what MindSpore does without letting threads run
+AT_ONCE = ("joining", "done", "failed", "refused")
 
 
 @dataclass
 class Beat:
     """What a rank says of itself.
 
-    ``state`` is a word ("starting", "joining", "compiling", "training", …, or one of ``LAST_WORDS``), ``note`` the
+    ``state`` is a word ("starting", "joining", "compiling", "training", …, or "done", "failed", "refused"), ``note`` the
     reason of the end, ``progress`` a number that grows with every ``beat``, ``moved`` the time of the last one and
     ``time`` that of the last sign of life (seconds since 1970).
     """
@@ -83,7 +83,7 @@ class Heartbeat:
             self.state.note = self.state.note if note is None else note
             self.state.progress += 1
             self.state.moved = time.time()
-        if state in LAST_WORDS:
+        if state in AT_ONCE:
             self._write()
 
     def _run(self) -> None:

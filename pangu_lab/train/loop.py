@@ -26,12 +26,13 @@ from pangu_lab.config import RunConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
-from pangu_lab.model.parameters import initial_value, parameter_specs
+from pangu_lab.model.parameters import WORD, initial_value, parameter_specs
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.placement import Place, counts_in_norm, moment_place, parameter_places
 from pangu_lab.progress import Progress, silent
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
+from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import save_together
@@ -91,14 +92,29 @@ class Trainer:
         self.weights = Weights({name: read(name, place.offset, place.shape) for name, place in self.places.items()})
         stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length)
         self.parameters = [self.weights(name) for name in specs]
-        self.gradient_step = GradientStep(PanguLoss(config.model, stage, mesh), self.parameters)
+        self.gradient_step = self._gradient_step(stage)
         self.squared_norm = SquaredNorm([counts_in_norm(spec, mesh) for spec in specs.values()])
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters])
         self._build_optimizer(specs, read if moments else None)
         still = config.replace(**{"model.dropout_rate": 0.0})
-        self.eval_loss = PanguLoss(still.model, PanguStage(still.model, self.weights, mesh,
-                                                           seq_length=config.data.seq_length), mesh)
+        still_stage = PanguStage(still.model, self.weights, mesh, seq_length=config.data.seq_length)
+        self.eval_loss = self._whole_loss(still_stage)
+
+    def _gradient_step(self, stage: PanguStage):
+        """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
+        config, mesh = self.config, self.mesh
+        if mesh.size("pipeline") == 1:
+            return GradientStep(PanguLoss(config.model, stage, mesh), self.parameters)
+        loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
+        return PipelineGradients(mesh, stage, loss, dict(zip(self.specs, self.parameters)), WORD,
+                                 config.model.hidden_size)
+
+    def _whole_loss(self, stage: PanguStage):
+        """Σ loss of a batch through all stages, called with the graph's inputs."""
+        config, mesh = self.config, self.mesh
+        loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
+        return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
     def _build_optimizer(self, specs, read) -> None:
         """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
@@ -124,13 +140,15 @@ class Trainer:
     # ---------------------------------------------------------------- one step
 
     def gradients(self, batch):
-        """Σ loss over the batch and the gradients of (scaled) mean loss, in ``train.accumulation`` parts."""
-        parts = self.config.train.accumulation
-        rows = len(batch.samples) // parts
+        """Σ loss over the batch and the gradients of (scaled) mean loss, in ``train.accumulation`` × micro-batches."""
+        count = self.config.train.accumulation * self.config.parallel.micro_batches
+        rows = len(batch.samples) // count
+        parts = [batch_tensors(batch, slice(part * rows, (part + 1) * rows)) for part in range(count)]
         scale = Tensor(self.scale.value / max(batch.weight_total, 1.0), mstype.float32)
+        if self.mesh.size("pipeline") > 1:
+            return self.gradient_step(parts, scale)
         total, gradients = 0.0, None
-        for part in range(parts):
-            inputs = batch_tensors(batch, slice(part * rows, (part + 1) * rows))
+        for inputs in parts:
             loss, new = self.gradient_step(*inputs, scale)
             total += float(loss.asnumpy())
             gradients = new if gradients is None else self.add_gradients(*gradients, *new)

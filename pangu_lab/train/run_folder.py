@@ -76,7 +76,7 @@ class RunFolder:
             self._check_free()
             self._check_config(config)
         elif self.folder.exists() and any(self.folder.iterdir()):
-            if not set(os.listdir(self.folder)) <= {"logs", "launch.json"}:
+            if not set(os.listdir(self.folder)) <= {"logs", "heartbeat", "launch.json", "launch.yaml"}:
                 raise InputError(f"{self.folder} is not empty and holds no run: choose another folder")
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         (self.folder / "logs").mkdir(exist_ok=True)

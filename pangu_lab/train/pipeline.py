@@ -1,0 +1,176 @@
+"""Pipeline parallelism: micro-batches through the stages in the 1F1B order (Narayanan et al., arXiv 2104.04473).
+
+Every rank runs the schedule of its own stage on the host: a few warm-up forward passes, then one forward and one
+backward in turn, then the backward passes that are left. At most as many activations are kept as there are stages to
+come. A stage keeps the *input* of each micro-batch only and computes its layers again in the backward graph, so that
+a graph needs nothing but what it is given.
+
+Neighbours talk through ``Exchange``, in which both directions are one collective: in the steady state a stage hands
+its output up and takes a gradient down at the same moment, so no two stages can wait for each other. The word
+embedding lives on the first stage and the last; its gradients are summed over the two, which keeps both equal.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import dtype as mstype
+
+from pangu_lab.parallel.collectives import AllReduce, Exchange, Group, group_of, make_group
+from pangu_lab.parallel.gradients import SumScalars
+from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.train.step import AddGradients
+
+
+class StageBackward(nn.Cell):
+    """Inner stage: (x, positions, samples, dy) → gradients of x and of the weights. The first stage gives dx = dy."""
+
+    def __init__(self, stage: nn.Cell, weights: list[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.stage = stage
+        self.is_first = stage.is_first
+        self.weights = ParameterTuple(weights)
+        self.of_weights = ops.GradOperation(get_by_list=True, sens_param=True)
+        self.of_all = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
+
+    def construct(self, x, positions, samples, dy):
+        if self.is_first:
+            return dy, self.of_weights(self.stage, self.weights)(x, positions, samples, dy)
+        inputs, gradients = self.of_all(self.stage, self.weights)(x, positions, samples, dy)
+        return inputs[0], gradients
+
+
+class LastBackward(nn.Cell):
+    """Last stage: (x, positions, samples, labels, weights, scale) → Σ loss, gradient of x, gradients of the weights."""
+
+    def __init__(self, loss: nn.Cell, weights: list[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.loss = loss
+        self.weights = ParameterTuple(weights)
+        self.with_gradients = ops.value_and_grad(self._scaled, 0, self.weights, has_aux=True)
+
+    def _scaled(self, x, positions, samples, labels, weights, scale):
+        loss = self.loss(x, positions, samples, labels, weights)
+        return loss * scale, loss
+
+    def construct(self, x, positions, samples, labels, weights, scale):
+        (_, loss), (dx, gradients) = self.with_gradients(x, positions, samples, labels, weights, scale)
+        return loss, dx, gradients
+
+
+class Neighbours:
+    """Messages to the stage before and the stage after. A direction that is not there gives None."""
+
+    def __init__(self, mesh: Mesh):
+        stage = mesh.index("pipeline")
+        self.before = None if mesh.is_first_stage else Exchange(_pair(mesh, stage - 1))
+        self.after = None if mesh.is_last_stage else Exchange(_pair(mesh, stage))
+
+    def up(self, give, shape):
+        """Exchange with the stage after: ``give`` our output (or None), take its gradient."""
+        return None if self.after is None else self.after(_zeros(shape) if give is None else give)
+
+    def down(self, give, shape):
+        """Exchange with the stage before: ``give`` our gradient (or None), take its output."""
+        return None if self.before is None else self.before(_zeros(shape) if give is None else give)
+
+
+def _pair(mesh: Mesh, lower: int) -> Group:
+    ranks = (mesh.rank_at(pipeline=lower), mesh.rank_at(pipeline=lower + 1))
+    return make_group(ranks, mesh.rank)
+
+
+def _zeros(shape) -> Tensor:
+    return Tensor(np.zeros(shape, np.float32))
+
+
+class PipelineGradients:
+    """The gradients of a batch, by this rank's share of the 1F1B schedule.
+
+    Args:
+        mesh: the layout.
+        stage: this rank's layers.
+        loss: the stage with the loss on top, used on the last stage.
+        weights: this rank's parameters by name.
+        word: the name of the word embedding among them.
+        log: called with ("forward" or "backward", micro-batch) as each pass begins; for pictures of the schedule.
+    """
+
+    def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, weights: dict[str, Parameter], word: str,
+                 hidden: int, log=lambda kind, number: None):
+        self.mesh, self.stage, self.hidden, self.log = mesh, stage, hidden, log
+        parameters = list(weights.values())
+        self.is_last = mesh.is_last_stage
+        self.backward = LastBackward(loss, parameters) if self.is_last else StageBackward(stage, parameters)
+        self.neighbours = Neighbours(mesh)
+        self.add = AddGradients()
+        self.word = list(weights).index(word) if word in weights else None
+        if self.word is not None:
+            ends = tuple(mesh.rank_at(pipeline=place) for place in (0, mesh.size("pipeline") - 1))
+            self.sum_word = AllReduce(make_group(ends, mesh.rank))
+
+    def __call__(self, parts: list[list[Tensor]], scale: Tensor):
+        """``parts``: for each micro-batch inputs, positions, samples, labels, weights → Σ loss here, gradients."""
+        self.parts, self.scale, self.loss, self.gradients = parts, scale, 0.0, None
+        self.kept: deque = deque()
+        batch, seq = parts[0][1].shape
+        shape = (batch * seq, self.hidden)
+        self._schedule(len(parts), shape)
+        if self.word is not None:
+            gradients = list(self.gradients)
+            gradients[self.word] = self.sum_word(ops.cast(gradients[self.word], mstype.float32))
+            self.gradients = tuple(gradients)
+        return self.loss, self.gradients
+
+    def _schedule(self, count: int, shape) -> None:
+        near, up, down = self.neighbours, self.neighbours.up, self.neighbours.down
+        warm = min(count, self.mesh.size("pipeline") - 1 - self.mesh.index("pipeline"))
+        for number in range(warm):
+            up(self._forward(number, down(None, shape)), shape)
+        x = down(None, shape) if count > warm else None
+        for number in range(warm, count):
+            dy = up(self._forward(number, x), shape)
+            dx = self._backward(number - warm, dy)
+            x = down(dx, shape) if near.before is not None else None
+        for number in range(count - warm, count):
+            down(self._backward(number, up(None, shape)), shape)
+
+    def _forward(self, number: int, received):
+        """Keep the input for the backward pass; the output, which the last stage does not need yet."""
+        x = self.parts[number][0] if received is None else received
+        self.kept.append(x)
+        if self.is_last:
+            return None
+        self.log("forward", number)
+        return self.stage(x, *self.parts[number][1:3])
+
+    def _backward(self, number: int, dy):
+        x, inputs = self.kept.popleft(), self.parts[number]
+        self.log("backward", number)
+        if self.is_last:
+            loss, dx, gradients = self.backward(x, *inputs[1:], self.scale)
+            self.loss += float(loss.asnumpy())
+        else:
+            dx, gradients = self.backward(x, *inputs[1:3], dy)
+        self.gradients = gradients if self.gradients is None else self.add(*self.gradients, *gradients)
+        return dx
+
+
+class PipelineLoss:
+    """Held-out loss through the stages: called like ``PanguLoss``, gives the same number on every rank."""
+
+    def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, hidden: int):
+        self.mesh, self.stage, self.loss, self.hidden = mesh, stage, loss, hidden
+        self.neighbours = Neighbours(mesh)
+        self.total = SumScalars(group_of(mesh, "pipeline"))
+
+    def __call__(self, inputs, positions, samples, labels, weights) -> Tensor:
+        shape = (positions.shape[0] * positions.shape[1], self.hidden)
+        received = self.neighbours.down(None, shape)
+        x = inputs if received is None else received
+        if self.mesh.is_last_stage:
+            return self.total(ops.reshape(self.loss(x, positions, samples, labels, weights), (1,)))
+        self.neighbours.up(self.stage(x, positions, samples), shape)
+        return self.total(_zeros((1,)))
