@@ -171,7 +171,12 @@ class ParallelConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen. ``temperature`` 0 is greedy; None switches a sampler off."""
+    """How the next token is chosen. ``temperature`` 0 is greedy; None switches a sampler off.
+
+    ``logit_bias`` holds (id, number) pairs and may be given as a dictionary. ``num_beams`` above 1 is a search for the
+    likeliest text: bans and penalties hold, temperature and the samplers are not used. ``logprobs`` asks for the
+    logarithm of each token's probability and of that many alternatives.
+    """
 
     max_new_tokens: int = 64
     min_new_tokens: int = 0
@@ -186,9 +191,25 @@ class SamplingConfig:
     stop: tuple[str, ...] = ()
     stop_ids: tuple[int, ...] = ()  # beside the end of document, which always stops
     bad_words: tuple[str, ...] = ()
-    seed: Optional[int] = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0  # a beam's score is its log-probability / length ** length_penalty
+    logprobs: Optional[int] = None
+    echo: bool = False  # put the prompt before the completion's text
+    seed: Optional[int] = None  # None: a fresh one each time, told in the completion
 
     def __post_init__(self) -> None:
+        self._tuples()
+        _check_range("sampling", self, num_return_sequences=(1, 128), num_beams=(1, 64), length_penalty=(-10.0, 10.0),
+                     logprobs=(0, 100))
+        _check(self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
+               f"sampling.num_return_sequences={self.num_return_sequences} is more than "
+               f"sampling.num_beams={self.num_beams}: a beam search returns at most its beams")
+        for name in ("stop", "bad_words"):
+            _check(all(getattr(self, name)), f"sampling.{name} holds an empty text, which is found everywhere")
+        _check(all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias),
+               "sampling.logit_bias must hold numbers between -100 and 100")
         _check_range("sampling", self, max_new_tokens=(0, None), min_new_tokens=(0, None),
                      temperature=(0.0, 100.0), top_k=(1, None), top_p=(0.0, 1.0), min_p=(0.0, 1.0),
                      frequency_penalty=(-10.0, 10.0), presence_penalty=(-10.0, 10.0),
@@ -197,6 +218,14 @@ class SamplingConfig:
         _check(self.min_new_tokens <= self.max_new_tokens,
                f"sampling.min_new_tokens={self.min_new_tokens} is more than "
                f"sampling.max_new_tokens={self.max_new_tokens}")
+
+    def _tuples(self) -> None:
+        """A single text, a list, or a dictionary is taken for the tuple it stands for."""
+        for name in ("stop", "stop_ids", "bad_words"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, (value,) if isinstance(value, (str, int)) else tuple(value))
+        pairs = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
+        object.__setattr__(self, "logit_bias", tuple((int(index), float(bias)) for index, bias in pairs))
 
 
 @dataclass(frozen=True)
@@ -349,9 +378,13 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 
 def _convert_one(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
-        item_kind = typing.get_args(kind)[0]
+        kinds = typing.get_args(kind)
         items = value if isinstance(value, (list, tuple)) else [value]
-        converted = tuple(_convert_one(item, item_kind) for item in items)
+        if kinds[-1] is Ellipsis:
+            kinds = kinds[:1] * len(items)
+        if len(items) != len(kinds):
+            return None
+        converted = tuple(_convert_one(item, item_kind) for item, item_kind in zip(items, kinds))
         return None if any(item is None for item in converted) else converted
     if kind is bool or isinstance(value, bool):
         return value if kind is bool and isinstance(value, bool) else None

@@ -31,6 +31,12 @@ def say(text: str = "") -> None:
         sys.stdout.flush()
 
 
+def write(text: str) -> None:
+    """Text on standard output as it comes, without a line end."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def complain(text: str) -> None:
     """One line on standard error."""
     sys.stderr.write(text + "\n")

@@ -6,6 +6,7 @@ import argparse
 import ast
 import errno
 import importlib
+import io
 import json
 import os
 import re
@@ -271,6 +272,38 @@ def test_tokenizer_show_puts_words_pieces_and_ids_side_by_side(workplace, capsys
         assert len(row["pieces"]) == len(row["ids"]) and row["word"] in out
     monkeypatch.chdir(workplace)
     assert run("tokenizer", "show", "春天", "--tokenizer", "tok", capsys=capsys)[0] == 0
+
+
+def test_generate_streams_the_prompt_and_its_continuation_and_the_seed_repeats_it(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    arguments = ("generate", "--from", "runs/a", "--prompt", "春天", "--max-new-tokens", "8", "--seed", "3", "--json")
+    code, out, _ = run(*arguments, capsys=capsys)
+    result, = json.loads(out.splitlines()[-1])
+    assert code == 0 and out.startswith("春天" + result["text"]) and len(result["ids"]) <= 8 and result["seed"] == 3
+    assert json.loads(run(*arguments, capsys=capsys)[1].splitlines()[-1]) == [result]
+
+
+def test_generate_writes_several_texts_and_takes_the_prompt_from_standard_input(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr("sys.stdin", io.StringIO("你好\n"))
+    code, out, _ = run("generate", "--from", "runs/a", "--max-new-tokens", "4", "--seed", "1", "--json",
+                       "--set", "sampling.num_return_sequences=3", capsys=capsys)
+    result, = json.loads(out.splitlines()[-1])
+    assert code == 0 and result["prompt"] == "你好" and len(result["others"]) == 2
+    assert all(f"{number}. 你好" in out for number in (1, 2, 3))
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--from", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
+    (["--from", "runs/a", "--prompt", "x", "--top-p", "3"], "sampling.top_p=3.0 must be between"),
+    (["--from", "runs/a", "--prompt", "x", "--set", "train.steps=3"], "only takes sampling.* settings"),
+    (["--from", "runs/a", "--prompt", "x", "--set", "samplng.top_k=3"], "did you mean 'sampling.top_k'?"),
+    (["--prompt", "x"], "required: --from"),
+])
+def test_generate_tells_mistakes_in_one_line(workplace, capsys, monkeypatch, arguments, message):
+    monkeypatch.chdir(workplace)
+    code, out, err = run("generate", *arguments, capsys=capsys)
+    assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
 def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch):

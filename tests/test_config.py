@@ -16,9 +16,10 @@ from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, preset
 
 CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
-           "data.column": ("input_ids", "text", "_x9")}
+           "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),
+           "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0)))}
 FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
-         "parallel.micro_batches", "sampling.min_new_tokens", "data.seq_length", "model.num_positions",
+         "parallel.micro_batches", "sampling.min_new_tokens", "sampling.num_return_sequences", "data.seq_length", "model.num_positions",
          "tokenizer.eod", "tokenizer.pad"}  # bound to each other: each has tests of its own below
 
 
@@ -35,7 +36,7 @@ def values_for(key: str) -> st.SearchStrategy:
         return st.sampled_from(CHOICES[key])
     options = typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,)
     plain = {int: st.integers(2, 10_000), float: st.floats(0.01, 0.9), bool: st.booleans(),
-             str: st.text(max_size=20), type(None): st.none()}
+             str: st.text(min_size=1, max_size=20), type(None): st.none()}
     parts = []
     for option in options:
         if typing.get_origin(option) is tuple:
@@ -121,7 +122,9 @@ REFUSED = [
     ("sampling.top_k", 0), ("sampling.top_p", 0.0), ("sampling.top_p", 1.1), ("sampling.min_p", 2.0),
     ("sampling.frequency_penalty", 11.0), ("sampling.presence_penalty", -11.0),
     ("sampling.repetition_penalty", 0.0), ("sampling.no_repeat_ngram", 0), ("sampling.stop", [3]),
-    ("sampling.stop_ids", ["x"]), ("sampling.seed", -1),
+    ("sampling.stop_ids", ["x"]), ("sampling.seed", -1), ("sampling.stop", [""]), ("sampling.bad_words", ["好", ""]),
+    ("sampling.logit_bias", [[3]]), ("sampling.logit_bias", [[3, 101.0]]), ("sampling.num_return_sequences", 0),
+    ("sampling.num_beams", 65), ("sampling.length_penalty", 11.0), ("sampling.logprobs", 101),
 ]
 
 

@@ -1,12 +1,89 @@
-"""Verbs that use a trained model: generate, evaluate."""
+"""The verb that writes text with a trained model: generate."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
+from pangu_lab.errors import InputError
+from pangu_lab.terminal import complain, say, write
 
 
 def register(verbs: Any) -> None:
-    pass
+    parser = add_verb(verbs, "generate", run_generate, "continue a prompt",
+                      "One text streams as it is written; several (sampling.num_return_sequences) come last.")
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="a run or a checkpoint")
+    parser.add_argument("--prompt", action="append", metavar="TEXT",
+                        help="what to continue; can be given many times (default: standard input)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that hold P together")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
+    parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
+                        help="any other sampling setting, such as sampling.min_p=0.05")
+
+
+def sampling(args: argparse.Namespace, base: SamplingConfig) -> SamplingConfig:
+    """``base`` with what the command line says about sampling."""
+    own = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed")
+    given = {f"sampling.{key}": getattr(args, key) for key in own if getattr(args, key) is not None}
+    overrides = {**parse_overrides(args.set), **given}
+    for key in overrides:
+        if key.split(".")[0] in ("model", "tokenizer", "data", "train", "parallel"):
+            raise InputError(f"--set {key}: a trained model only takes sampling.* settings")
+    return apply_overrides(dataclasses.replace(RunConfig(), sampling=base), overrides).sampling
+
+
+def prompts(args: argparse.Namespace) -> list[str]:
+    """What --prompt says, or else all of standard input as one prompt."""
+    if args.prompt:
+        return args.prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("give --prompt TEXT, or the text on standard input")
+    return [sys.stdin.read().rstrip("\n")]
+
+
+def run_generate(args: argparse.Namespace) -> int:
+    sampling(args, SamplingConfig())  # a wrong setting is told before anything is loaded
+    texts = prompts(args)
+    from pangu_lab.generate import load_engine
+
+    engine = load_engine(args.source)
+    chosen = sampling(args, engine.sampling)
+    one_text = chosen.num_beams == 1 and chosen.num_return_sequences == 1
+    results = [(_stream if one_text else _several)(engine, text, chosen) for text in texts]
+    return finish(args, [{"prompt": text, **dataclasses.asdict(result)} for text, result in zip(texts, results)])
+
+
+def _stream(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
+    """Write the prompt and its continuation while it is made."""
+    from pangu_lab.generate import stream
+
+    pieces = stream(engine, prompt, chosen)
+    write(prompt)
+    for piece in pieces:
+        write(piece)
+    say()
+    _warn(pieces.completion)
+    return pieces.completion
+
+
+def _several(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
+    from pangu_lab.generate import generate
+
+    done = generate(engine, prompt, dataclasses.replace(chosen, echo=False))
+    for number, completion in enumerate(done.all, 1):
+        say(f"{number}. {prompt}{completion.text}")
+    _warn(done)
+    return done
+
+
+def _warn(completion: Any) -> None:
+    for warning in completion.warnings:
+        complain(f"pangu-lab generate: {warning}")

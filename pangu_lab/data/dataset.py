@@ -17,11 +17,13 @@ import numpy as np
 
 from pangu_lab.data.order import shuffled
 from pangu_lab.data.preparation import FORMAT, METADATA, TOKENIZER_FOLDER, VERSION
-from pangu_lab.data.records import READ_BYTES, RecordReader
+from pangu_lab.data.records import RecordReader
 from pangu_lab.errors import InputError
 from pangu_lab.files import read_json, sha256_file
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
+NEEDED = ("column", "record_length", "records", "rows", "files", "tokens", "vocab_size", "eod_id", "pad_id", "tokenizer")
+CHUNK = 256  # records read at once at least: a read costs 3 ms and 70 µs a record
 HASHED = 64 << 20  # files up to this size are compared by content when a data set is opened, larger ones by size
 
 
@@ -128,7 +130,7 @@ class TokenDataset:
 
     def _generate(self, batch_size: int, seed: Optional[int], start: int, end: Optional[int], eod_reset: bool,
                   mine: slice) -> Iterator[Batch]:
-        chunk = max(1, READ_BYTES // (4 * self.record_length * batch_size)) * batch_size
+        chunk = -(-CHUNK // batch_size) * batch_size
         while end is None or start < end:
             stop = start + chunk if end is None else min(start + chunk, end)
             numbers = np.arange(start, stop, dtype=np.int64)
@@ -213,6 +215,9 @@ def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> Toke
     if metadata.get("version") != VERSION:
         raise InputError(f"{folder}: made by another version of this program (data set version "
                          f"{metadata.get('version')}, expected {VERSION}): prepare it again")
+    missing = [key for key in NEEDED if key not in metadata]
+    if missing:
+        raise InputError(f"{folder / METADATA}: says nothing of {', '.join(missing)}: prepare the data set again")
     if column is not None and column != metadata["column"]:
         raise InputError(f"{folder} has no column '{column}': its column is '{metadata['column']}' (data.column)")
     for item in metadata["files"]:

@@ -8,6 +8,7 @@ has been read back; whatever goes wrong before that leaves nothing behind.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -29,6 +30,9 @@ from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
 METADATA = "dataset.json"
 TOKENIZER_FOLDER = "tokenizer"
 FORMAT, VERSION = "pangu-lab data set", 1
+FULL = (errno.ENOSPC, errno.EDQUOT)
+UNWRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
+              errno.ENAMETOOLONG)
 WORKER_SECONDS = 1.0  # of work that make a further worker worth its start
 
 
@@ -97,15 +101,24 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
                        shards)
     if Path(out).exists():
         raise InputError(f"{out} exists already: choose another folder or delete it first")
-    sources = [inspect(path) for path in find_files(inputs, PATTERNS[options.text_format])]
-    count = _workers(workers, sources, tokenizer)
     started = time.monotonic()
-    with whole_folder(out) as folder:
-        tokenizer.save(folder / TOKENIZER_FOLDER)
-        writer, counts = _write_records(sources, folder, tokenizer, options, count, progress)
-        for source in sources:
-            source.check_unchanged()
-        write_json_atomic(folder / METADATA, _metadata(sources, writer, tokenizer, options, counts))
+    sources = []
+    for path in find_files(inputs, PATTERNS[options.text_format]):
+        progress(0, None, f"looking through {path.name}")
+        sources.append(inspect(path))
+    count = _workers(workers, sources, tokenizer)
+    try:
+        with whole_folder(out) as folder:
+            tokenizer.save(folder / TOKENIZER_FOLDER)
+            writer, counts = _write_records(sources, folder, tokenizer, options, count, progress)
+            for source in sources:
+                source.check_unchanged()
+            write_json_atomic(folder / METADATA, _metadata(sources, writer, tokenizer, options, counts))
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        full = " (the disk is full: make room or choose another place)" if error.errno in FULL else ""
+        raise InputError(f"{error.filename or out}: {error.strerror}{full}; nothing was kept") from None
     return PreparedData(str(out), **counts, record_length=record_length, seconds=time.monotonic() - started)
 
 

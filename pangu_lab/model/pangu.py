@@ -183,6 +183,9 @@ class PanguStage(nn.Cell):
             self.embedding = Embedding(config, mesh, self.weights, seed)
         self.blocks = nn.CellList([Layer(config, mesh, self.weights, i, seed) for i in layers if i != query_layer],
                                   auto_prefix=False)
+        if mesh.parallel.recompute:
+            for block in self.blocks:
+                block.recompute()
         if self.has_norm:
             self.norm = Norm(config, self.weights, names.FINAL_NORM)
         if self.has_query:

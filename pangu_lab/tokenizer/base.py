@@ -86,6 +86,10 @@ class Tokenizer(ABC):
         """A decoder that takes one id at a time, for text that is shown while it is made."""
         return TextStream(self)
 
+    def text_bytes(self, index: int) -> bytes:
+        """What this piece adds to a text, in UTF-8 and perhaps a part of a character; empty for special pieces."""
+        return self._text_bytes(index)
+
     def _text_bytes(self, index: int, special: bool = False) -> bytes:
         if not 0 <= index < self.vocab_size:
             raise InputError(f"id {index} is outside the vocabulary: this tokenizer has 0 to {self.vocab_size - 1}")
@@ -176,7 +180,7 @@ class TextStream:
 
     def push(self, index: int) -> str:
         """The text that is complete with this id: often one word, empty while a character is unfinished."""
-        return self._decoder.decode(self._tokenizer._text_bytes(index))
+        return self._decoder.decode(self._tokenizer.text_bytes(index))
 
     def flush(self) -> str:
         """What is left at the end; bytes of an unfinished character come out as U+FFFD, as in ``decode``."""

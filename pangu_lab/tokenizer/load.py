@@ -33,7 +33,7 @@ def load_tokenizer(path: Union[str, Path] = "pangu", eod: Optional[Union[str, in
     """A tokenizer ready to use.
 
     Args:
-        path: ``pangu`` for the released vocabulary of 40000 pieces; a folder written by ``train_vocabulary`` or
+        path: ``pangu`` for the released vocabulary of 40000 pieces (``./pangu`` is a folder); a folder written by ``train_vocabulary`` or
             ``Tokenizer.save``; a SentencePiece ``.model`` file or a folder with one; or a folder with GPT-2's
             ``vocab.json`` and ``merges.txt``.
         eod, pad: the pieces (name or id) that end a document and fill a record. Not given: what a saved folder
@@ -42,7 +42,7 @@ def load_tokenizer(path: Union[str, Path] = "pangu", eod: Optional[Union[str, in
     Raises:
         InputError: nothing usable there, a damaged file, or no such piece.
     """
-    if str(path) == "pangu" and not Path(path).exists():
+    if str(path) == "pangu":
         return _sentence_piece(released_vocabulary(), eod, pad)
     path = Path(path)
     if path.is_file():

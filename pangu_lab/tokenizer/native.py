@@ -201,7 +201,7 @@ def _compiled() -> Optional[Path]:
     tag = hashlib.sha256(content + platform.machine().encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu-lab"
     path = folder / f"segment-{tag}.so"
-    if path.exists():
+    if path.exists() and path.stat().st_uid == os.getuid():  # never code that somebody else put there
         return path
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:

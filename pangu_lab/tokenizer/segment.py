@@ -10,6 +10,8 @@ way, so not even rounding can tell them apart; the tests check it on made-up and
 from __future__ import annotations
 
 import functools
+import itertools
+import operator
 import re
 from collections.abc import Callable
 
@@ -29,6 +31,11 @@ class PortableSegmenter:
 
     def __init__(self) -> None:
         self.scores, self.unknown = lexicon.word_scores()
+        self.alone = {c: self.unknown if score is None else score for c, score in self.scores.items() if len(c) == 1}
+        self.longer: dict[str, int] = {}  # two characters → length of the longest word that begins so
+        for word in self.scores:
+            if len(word) > 1 and len(word) > self.longer.get(word[:2], 0):
+                self.longer[word[:2]] = len(word)
         start, transitions, emit = lexicon.probabilities()
         tables = [emit[state] for state in lexicon.STATES]
         self.emissions = {c: tuple(table.get(c, lexicon.NEVER) for table in tables) for c in set().union(*tables)}
@@ -38,59 +45,64 @@ class PortableSegmenter:
 
     def words(self, text: str) -> list[str]:
         """The words of ``text``, in order; joined they are ``text`` again."""
+        runs = [run.span() for run in WORD_RUN.finditer(text)]
+        ends = self._best_ends(text, runs)
         result: list[str] = []
-        for index, part in enumerate(WORD_RUN.split(text)):
-            if index % 2:
-                self._cut(part, result)
-            elif "\r" in part:
-                result += OTHER.findall(part)
-            else:
-                result += part
+        done = 0
+        for begin, end in runs:
+            if done < begin:
+                other = text[done:begin]
+                result += OTHER.findall(other) if "\r" in other else other
+            self._cut(text, begin, end, ends, result)
+            done = end
+        other = text[done:]
+        result += OTHER.findall(other) if "\r" in other else other
         return result
 
-    def _cut(self, block: str, result: list[str]) -> None:
-        """Append the words of one run of dictionary characters."""
-        if len(block) == 1:
-            result.append(block)
-            return
-        ends = self._best_ends(block)
-        position, singles, length = 0, 0, len(block)
-        while position < length:
+    def _cut(self, text: str, position: int, stop: int, ends: list[int], result: list[str]) -> None:
+        """Append the words of one run of dictionary characters, text[position:stop]."""
+        singles = position
+        while position < stop:
             end = ends[position]
             if end - position > 1:
                 if singles < position:
-                    self._singles(block[singles:position], result)
-                result.append(block[position:end])
+                    self._singles(text[singles:position], result)
+                result.append(text[position:end])
                 singles = end
             position = end
-        if singles < length:
-            self._singles(block[singles:], result)
+        if singles < stop:
+            self._singles(text[singles:stop], result)
 
-    def _best_ends(self, block: str) -> list[int]:
-        """For each position the end of the word that starts there on the likeliest path to the block's end.
+    def _best_ends(self, text: str, runs: list[tuple[int, int]]) -> list[int]:
+        """For each position in a run the end of the word that starts there on the likeliest path to the run's end.
 
-        Source: jieba's ``calc``; of two equally likely words the longer one wins.
+        Source: jieba's ``calc``; of two equally likely words the longer one wins. Most positions begin no longer
+        word; two look-ups that run in C for the whole text find those.
         """
+        alone = list(map(self.alone.get, text, itertools.repeat(self.unknown)))
+        longer = list(map(self.longer.get, map(operator.add, text, text[1:])))
+        ends = list(range(1, len(text) + 1))
+        values = [0.0] * (len(text) + 1)
         get, unknown, absent = self.scores.get, self.unknown, _ABSENT
-        length = len(block)
-        ends = [0] * length
-        values = [0.0] * (length + 1)
-        for begin in range(length - 1, -1, -1):
-            score = get(block[begin], absent)
-            best, best_end = None, begin + 1
-            if score is not absent:
-                if score is not None:
-                    best = score + values[begin + 1]
-                for end in range(begin + 2, length + 1):
-                    score = get(block[begin:end], absent)
+        for start, stop in runs:
+            values[stop] = 0.0
+            values[stop - 1] = value = alone[stop - 1]
+            for begin in range(stop - 2, start - 1, -1):
+                longest = longer[begin]
+                if longest is None:
+                    values[begin] = value = alone[begin] + value
+                    continue
+                score = get(text[begin])
+                best = None if score is None else score + value
+                for end in range(begin + 2, min(begin + longest, stop) + 1):
+                    score = get(text[begin:end], absent)
                     if score is absent:
                         break
                     if score is not None:
-                        value = score + values[end]
-                        if best is None or value >= best:
-                            best, best_end = value, end
-            values[begin] = unknown + values[begin + 1] if best is None else best
-            ends[begin] = best_end
+                        candidate = score + values[end]
+                        if best is None or candidate >= best:
+                            best, ends[begin] = candidate, end
+                values[begin] = value = unknown + value if best is None else best
         return ends
 
     def _singles(self, run: str, result: list[str]) -> None:

@@ -1,0 +1,200 @@
+"""``evaluate``: a task, a model or a server, the user's files → one number with its interval and its baselines.
+
+Questions are scored in chunks whose size follows the speed, so that results are kept on disk and the bar moves every
+few seconds whatever the model's size. The order of the work does not change the numbers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from pangu_lab.errors import InputError
+from pangu_lab.evaluate.record import Record
+from pangu_lab.evaluate.scoring import LocalScorer, Scorer
+from pangu_lab.evaluate.tasks import Outcome, Question, Task, make_task
+from pangu_lab.files import sha256_file
+from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import Tokenizer
+
+CHUNK_SECONDS = 10.0
+Generate = Callable[[Sequence[str], int, Sequence[str]], Sequence[str]]  # prompts, new tokens, stop → completions
+Paths = Union[str, Path, Sequence[Union[str, Path]]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of an evaluation.
+
+    Attributes:
+        task, metric: what was measured: "accuracy", "exact_match" (shares, 0 … 1) or "perplexity".
+        n: judgements behind the number.
+        value, interval: the number and its 95 % interval; None when only baselines were asked for.
+        baselines: the same metric for answers given without a model, by name.
+        more: further numbers (F1, accuracy, perplexity), by name.
+        model: what was evaluated.
+        cut: questions whose text did not fit the model's window.
+        seconds: spent in this call; ``resumed`` questions were taken over from an interrupted one.
+    """
+
+    task: str
+    metric: str
+    n: int
+    value: Optional[float]
+    interval: Optional[tuple[float, float]]
+    baselines: dict[str, float]
+    more: dict[str, float] = field(default_factory=dict)
+    model: str = ""
+    cut: int = 0
+    seconds: float = 0.0
+    resumed: int = 0
+
+
+def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], data: Paths, *,
+             split: Optional[str] = None, half: Optional[str] = None, scoring: Optional[str] = None,
+             template: Optional[str] = None, negatives: Optional[int] = None, limit: Optional[int] = None,
+             tokenizer: Union[Tokenizer, str, Path, None] = None, generate: Optional[Generate] = None,
+             out: Union[str, Path, None] = None, progress: Progress = silent) -> Result:
+    """Evaluate a model on a task.
+
+    Args:
+        task: a name from ``TASKS``, or a task.
+        source: a run or checkpoint folder, the URL of a server, or a ``Scorer``; None gives the baselines alone.
+        data: a file of the task's published format, several, or a folder with such files.
+        split: which part to take from a folder; each task's usual one when not given.
+        half: of C3, "d" or "m"; both when not given.
+        scoring: of C3, "corrected" or "reference".
+        template: instead of the paper's; ``{|}`` stands where scoring begins.
+        negatives: wrong labels offered where a task has many (TNEWS, IFLYTEK: 3); 0 offers all.
+        limit: take the first so many questions only.
+        tokenizer: instead of the one kept with the model; lets a server be asked in tokens.
+        generate: writes completions, for tasks in which the model writes; made from ``source`` when not given.
+        out: results file, a JSON with every question; an interrupted evaluation goes on from it.
+        progress: called with questions done.
+
+    Raises:
+        InputError: no such task, files or model; files of another format; settings that do not go together.
+    """
+    if isinstance(task, str):
+        task = make_task(task, scoring=scoring, template=template, negatives=negatives)
+    files = find_files(task, data, split, half)
+    questions = task.read(files)[:limit]
+    if limit is not None and limit < 1:
+        raise InputError(f"limit={limit} must be at least 1")
+    n, baselines = task.count(questions), task.baselines(questions)
+    if source is None and generate is None:
+        return Result(task.name, task.metric, n, None, None, baselines)
+    scorer = open_scorer(source, tokenizer) if source is not None else None
+    model = scorer.name if scorer is not None else "generate"
+    record = Record(out, _settings(task, files, model, limit))
+    started = time.monotonic()
+    answer = _writer(task, scorer, generate) if task.writes else _scoring(task, scorer)
+    _run(questions, answer, record, progress)
+    outcomes = [record.outcomes[question.id] for question in questions]
+    measure = task.measure(outcomes)
+    cut = sum("cut" in outcome.details for outcome in outcomes)
+    result = Result(task.name, task.metric, n, measure.value, measure.interval, baselines, dict(measure.more), model,
+                    cut, round(time.monotonic() - started, 3), record.resumed)
+    record.finish(asdict(result))
+    return result
+
+
+def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> Scorer:
+    """A scorer from whatever names a model: itself one, a server's URL, or a run or checkpoint folder.
+
+    Raises:
+        InputError: nothing usable there.
+    """
+    if isinstance(source, Scorer):
+        return source
+    if str(source).startswith(("http://", "https://")):
+        from pangu_lab.evaluate.server import ServerScorer
+
+        return ServerScorer(str(source), tokenizer=tokenizer)
+    return LocalScorer.load(source, tokenizer)
+
+
+def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
+    """The files that ``data`` names, each once, in order.
+
+    Raises:
+        InputError: nothing there.
+    """
+    places = [data] if isinstance(data, (str, Path)) else list(data)
+    files = [path for place in places for path in task.find(Path(place), split, half)]
+    if not files:
+        raise InputError("name at least one file or folder of data")
+    return list(dict.fromkeys(files))
+
+
+def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int]) -> dict[str, Any]:
+    """What a results file belongs to. Files count by content, so that they may be moved."""
+    return {"task": task.name, "model": model, "template": task.template, "scoring": getattr(task, "scoring", None),
+            "negatives": task.negatives, "seed": task.seed, "limit": limit,
+            "data": {path.name: sha256_file(path) for path in files}}
+
+
+Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
+
+
+def _scoring(task: Task, scorer: Optional[Scorer]) -> Answer:
+    """Questions → outcomes, by scoring the options of all of them together."""
+    if scorer is None:
+        raise InputError(f"{task.name} scores text: name a model or a server")
+
+    def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
+        pairs = [task.pairs(question) for question in questions]
+        scores = iter(task.score(scorer, [pair for group in pairs for pair in group], progress))
+        return [task.judge(question, [next(scores) for _ in group]) for question, group in zip(questions, pairs)]
+
+    return answer
+
+
+def _writer(task: Any, scorer: Optional[Scorer], generate: Optional[Generate]) -> Answer:
+    """Questions → outcomes, by having the model write."""
+    write = generate if generate is not None else _generator(scorer)
+
+    def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
+        texts = write([task.prompt(question) for question in questions], task.max_new_tokens, task.stop)
+        return [task.judge_text(question, text) for question, text in zip(questions, texts)]
+
+    return answer
+
+
+def _generator(scorer: Optional[Scorer]) -> Generate:
+    from pangu_lab.evaluate.server import ServerScorer
+
+    if isinstance(scorer, LocalScorer):
+        from pangu_lab.evaluate.greedy import write_greedily
+
+        return lambda prompts, new_tokens, stop: write_greedily(scorer, prompts, new_tokens, stop)
+    if isinstance(scorer, ServerScorer):
+        return scorer.complete
+    raise InputError("this task needs a model that writes: give generate=")
+
+
+def _run(questions: Sequence[Question], answer: Answer, record: Record, progress: Progress) -> None:
+    """Answer what is not answered yet, in chunks of about ten seconds."""
+    todo = [question for question in questions if question.id not in record.outcomes]
+    done, total, size = len(questions) - len(todo), len(questions), 16
+    started, first = time.monotonic(), done
+    progress(done, total, "")
+    while todo:
+        chunk, todo = todo[:size], todo[size:]
+        before = time.monotonic()
+        record.add(answer(chunk, _inside(progress, done, len(chunk), total)))
+        done += len(chunk)
+        now = time.monotonic()
+        progress(done, total, f"{(done - first) / max(now - started, 1e-9):.1f} questions/s")
+        size = max(4, min(2048, int(size * min(4.0, CHUNK_SECONDS / max(now - before, 1e-3)))))
+
+
+def _inside(progress: Progress, done: int, size: int, total: int) -> Progress:
+    """The progress of a chunk as progress of the whole."""
+    def report(part: int, parts: Optional[int], text: str = "") -> None:
+        progress(done + (size * part // parts if parts else 0), total, text)
+
+    return report

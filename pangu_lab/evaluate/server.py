@@ -1,0 +1,217 @@
+"""The same scores from a server with an OpenAI-compatible ``/v1/completions`` (``echo`` and ``logprobs``).
+
+Without a tokenizer the server is asked in text. Where the context ends among the tokens is found by asking for the
+context alone as well and comparing the two, by the rule of ``split.py``. With a
+tokenizer the prompts are sent as token ids, which leaves nothing to the server but the network, and lets texts be
+shortened here, as for a local model.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from pangu_lab.errors import InputError
+from pangu_lab.evaluate.scoring import Score, TokenScorer, make_score
+from pangu_lab.evaluate.split import TokenPair, fit, pieces_within
+from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import Tokenizer
+
+TRIES = 4  # of a request that the server could not answer just then
+Prompt = Union[str, Sequence[int]]
+
+
+class Connection:
+    """Asks one server.
+
+    Args:
+        url: of the server, with or without ``/v1``.
+        model: as the server names it; the first one it lists when not given.
+        api_key: sent as a bearer token.
+        timeout: seconds for one request.
+
+    Raises:
+        InputError: nothing answers there, or not as such a server does.
+    """
+
+    def __init__(self, url: str, model: Optional[str] = None, api_key: Optional[str] = None,
+                 timeout: float = 600.0) -> None:
+        self.url = url.rstrip("/").removesuffix("/v1")
+        if not self.url.startswith(("http://", "https://")):
+            raise InputError(f"{url}: a server's address begins with http:// or https://")
+        self.headers = {"Content-Type": "application/json"}
+        if api_key:
+            self.headers["Authorization"] = f"Bearer {api_key}"
+        self.timeout = timeout
+        self._one_more = False  # some servers do not accept max_tokens=0
+        listed = self._ask("/v1/models", tries=1).get("data") or [{}]
+        chosen = next((entry for entry in listed if entry.get("id") == model), listed[0] if model is None else {})
+        self.model = model or str(chosen.get("id", "model"))
+        self.window: Optional[int] = chosen.get("max_model_len")
+
+    def echo(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+        """``logprobs`` of each prompt's own tokens: lists ``tokens``, ``token_logprobs``, ``top_logprobs``."""
+        values = {"prompt": list(prompts), "echo": True, "logprobs": 1, "temperature": 0}
+        try:
+            choices = self.completions({**values, "max_tokens": int(self._one_more)})
+        except InputError as error:
+            if self._one_more or "max_tokens" not in str(error):
+                raise
+            self._one_more = True
+            return self.echo(prompts)
+        found = [choice.get("logprobs") for choice in choices]
+        if len(found) != len(prompts) or not all(isinstance(entry, dict) and {"tokens", "token_logprobs"} <= set(entry)
+                                                 for entry in found):
+            raise InputError(f"{self.url}: answers without logprobs of the prompt; evaluation needs a server that "
+                             "knows echo and logprobs")
+        return [_without_last(entry) for entry in found] if self._one_more else found
+
+    def completions(self, values: dict[str, Any]) -> list[dict[str, Any]]:
+        """The choices that ``/v1/completions`` answers with, in the order of the prompts."""
+        reply = self._ask("/v1/completions", {"model": self.model, **values})
+        choices = reply.get("choices")
+        if not isinstance(choices, list):
+            raise InputError(f"{self.url}: /v1/completions answers without choices")
+        return sorted(choices, key=lambda choice: choice.get("index", 0))
+
+    def _ask(self, path: str, values: Optional[dict[str, Any]] = None, tries: int = TRIES) -> dict[str, Any]:
+        body = json.dumps(values).encode("utf-8") if values is not None else None
+        attempt = 1
+        while True:
+            try:
+                return self._once(path, body)
+            except _TryAgain as error:
+                if attempt == tries:
+                    raise InputError(f"{self.url}{path}: {error}") from None
+            time.sleep(0.25 * 2**attempt)
+            attempt += 1
+
+    def _once(self, path: str, body: Optional[bytes]) -> dict[str, Any]:
+        request = urllib.request.Request(self.url + path, body, self.headers)
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as reply:
+                return json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            message = f"the server answers {error.code}: {_error_text(error)}"
+            if error.code in (429, 502, 503, 504):
+                raise _TryAgain(message) from None
+            raise InputError(f"{self.url}{path}: {message}") from None
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise _TryAgain(f"no answer ({getattr(error, 'reason', error)}); is the server running?") from None
+        except json.JSONDecodeError:
+            raise InputError(f"{self.url}{path}: the answer is not JSON") from None
+
+
+class _TryAgain(Exception):
+    """The server may answer the same request later."""
+
+
+def _error_text(error: urllib.error.HTTPError) -> str:
+    text = error.read().decode("utf-8", "replace")
+    try:
+        return str(json.loads(text)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(text.split())[:200] or error.reason
+
+
+def _without_last(entry: dict[str, Any]) -> dict[str, Any]:
+    """The logprobs of the prompt when the server had to write one more token."""
+    return {key: value[:-1] if isinstance(value, list) else value for key, value in entry.items()}
+
+
+class ServerScorer(TokenScorer):
+    """A model behind a server.
+
+    Args:
+        url, model, api_key: of the server.
+        tokenizer: of the model; prompts are then sent as token ids. Not given: prompts are sent as text, and what
+            does not fit the model is the server's to refuse.
+        window: longest input in tokens; what the server says of itself when not given.
+        batch: prompts a request.
+
+    Raises:
+        InputError: nothing answers there, or the window is not known although a tokenizer is given.
+    """
+
+    def __init__(self, url: str, model: Optional[str] = None, tokenizer: Union[Tokenizer, str, Path, None] = None,
+                 window: Optional[int] = None, batch: int = 16, api_key: Optional[str] = None,
+                 timeout: float = 600.0) -> None:
+        self.connection = Connection(url, model, api_key, timeout)
+        self.batch = max(1, batch)
+        self.in_text = tokenizer is None
+        window = window or self.connection.window
+        if tokenizer is not None:
+            from pangu_lab.tokenizer import load_tokenizer
+
+            tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+            if window is None:
+                raise InputError(f"{url}: the server does not say how long its inputs may be: give the window")
+        super().__init__(tokenizer, window or 0)  # type: ignore[arg-type]  # not used when asking in text
+        self.name = self.connection.model
+
+    def loglikelihood(self, pairs, cut="context", progress=silent):
+        if not self.in_text:
+            return super().loglikelihood(pairs, cut, progress)
+        fit((), 0, 1, cut)  # refuses an unknown cut
+        scores: list[Score] = []
+        for start in range(0, len(pairs), self.batch):
+            scores += self._score_texts(pairs[start:start + self.batch])
+            progress(len(scores), len(pairs), "pairs")
+        return scores
+
+    def _score_texts(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+        asked = list(dict.fromkeys([context + continuation for context, continuation in pairs]
+                                   + [context for context, _ in pairs]))
+        asked = [text for text in asked if text]
+        answers = dict(zip(asked, self.connection.echo(asked))) if asked else {}
+        nothing: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+        answers[""] = nothing
+        scores = []
+        for context, continuation in pairs:
+            whole = answers[context + continuation]
+            scores.append(_score_of(whole, max(1, _context_tokens(whole["tokens"], answers[context]["tokens"]))))
+        return scores
+
+    def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
+        if self.in_text:
+            raise InputError("this needs the server's tokenizer: give it with --tokenizer")
+        scores: list[Score] = []
+        for start in range(0, len(pairs), self.batch):
+            part = pairs[start:start + self.batch]
+            for pair, answer in zip(part, self.connection.echo([list(pair.ids) for pair in part])):
+                if len(answer["token_logprobs"]) != len(pair.ids):
+                    raise InputError(f"{self.connection.url}: {len(pair.ids)} tokens were sent and "
+                                     f"{len(answer['token_logprobs'])} scored: is the tokenizer the model's?")
+                scores.append(_score_of(answer, pair.start, pair.cut))
+            progress(len(scores), len(pairs), "pairs")
+        return scores
+
+    def complete(self, prompts: Sequence[str], new_tokens: int, stop: Sequence[str] = ()) -> list[str]:
+        """Greedy continuations, written by the server."""
+        texts: list[str] = []
+        for start in range(0, len(prompts), self.batch):
+            values = {"prompt": list(prompts[start:start + self.batch]), "max_tokens": new_tokens, "temperature": 0,
+                      "stop": list(stop) or None}
+            texts += [str(choice.get("text", "")) for choice in self.connection.completions(values)]
+        return texts
+
+
+def _context_tokens(whole: Sequence[str], alone: Sequence[str]) -> int:
+    """How many tokens of the whole lie inside the context, which alone is cut into ``alone``; see ``split.py``."""
+    if list(whole[:len(alone)]) == list(alone):
+        return len(alone)
+    return pieces_within(whole, "".join(alone))
+
+
+def _score_of(answer: dict[str, Any], start: int, cut: int = 0) -> Score:
+    """The score of the tokens from ``start`` on; greedy when none of them had a better rival."""
+    logprobs = answer["token_logprobs"][start:]
+    tops = (answer.get("top_logprobs") or [None] * len(answer["token_logprobs"]))[start:]
+    greedy = all(top is not None and logprob >= max(top.values(), default=logprob) - 1e-6
+                 for logprob, top in zip(logprobs, tops))
+    return make_score(logprobs, greedy, cut)

@@ -1,0 +1,292 @@
+"""What all tasks have in common: questions read from published files, templates that can be seen and changed.
+
+A template is one string in which ``{name}`` stands for a field of the question, and ``{|}`` for the place where
+scoring begins: what stands before it is given, what stands after it is scored. Without ``{|}`` the whole text is
+scored, which is the perplexity that the PanGu-α paper compares for most tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from pangu_lab.errors import InputError, nearest
+from pangu_lab.evaluate.scoring import Score, Scorer
+from pangu_lab.evaluate.statistics import wilson_interval
+from pangu_lab.progress import Progress, silent
+
+_FIELD = re.compile(r"\{(\w+|\|)\}")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to answer.
+
+    Attributes:
+        id: unique in its file set.
+        fields: what the template may name, the same for all options.
+        options: what to choose from; each replaces ``{option}``. One entry, the answer itself, in cloze tasks.
+        answer: index of the right option.
+        labels: for tasks that judge each option for itself (CLUEWSC): whether it is right; empty otherwise.
+        answers: accepted answers, for tasks in which the model writes.
+        passage: what character overlap is measured against, where that makes sense.
+    """
+
+    id: str
+    fields: Mapping[str, str]
+    options: tuple[str, ...] = ()
+    answer: int = 0
+    labels: tuple[bool, ...] = ()
+    answers: tuple[str, ...] = ()
+    passage: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a question came out: ``right`` of ``n`` judgements, and what is written into the results file."""
+
+    id: str
+    right: float
+    n: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """The number a task reports, with its 95 % interval, and further numbers by name."""
+
+    value: float
+    interval: tuple[float, float]
+    more: Mapping[str, float] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """One evaluation data set.
+
+    Attributes:
+        name, title: how it is called on the command line, and in the literature.
+        metric: "accuracy", "exact_match" or "perplexity".
+        template: the default; its fields are named in ``fields``.
+        file_format: one line on the published format, for help and errors.
+        default_split: the part that is read when none is named.
+        cut: what is shortened when a text does not fit the model.
+        writes: whether the model has to write (rather than score) the answer.
+    """
+
+    name: str
+    title: str
+    metric = "accuracy"
+    template: str
+    fields: tuple[str, ...]
+    file_format: str
+    default_split = "dev"
+    cut = "context"
+    writes = False
+    suffixes: tuple[str, ...] = (".json", ".jsonl")  # of its files; empty: any
+    default_negatives: Optional[int] = None
+
+    def __init__(self, template: Optional[str] = None, seed: int = 1, negatives: Optional[int] = None) -> None:
+        """``negatives``: options sampled beside the right one, where there are many labels (0: take all of them)."""
+        if negatives is not None and (self.default_negatives is None or negatives < 0):
+            raise InputError(f"negatives={negatives}: " + (f"{self.name} has no labels to sample from" if negatives >= 0
+                                                          else "give 0 (all labels) or more"))
+        self.template = template if template is not None else type(self).template
+        self.seed = seed
+        self.negatives = self.default_negatives if negatives is None else negatives
+        self._check_template()
+
+    def _check_template(self) -> None:
+        for name in _FIELD.findall(self.template):
+            if name not in (*self.fields, "|"):
+                raise InputError(f"template of {self.name}: unknown field {{{name}}}{nearest(name, self.fields)}; "
+                                 f"there are {', '.join('{' + field + '}' for field in self.fields)} and {{|}}")
+        if self.template.count("{|}") > 1:
+            raise InputError(f"template of {self.name}: {{|}} may stand in it once")
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    @abstractmethod
+    def read_file(self, path: Path) -> list[Question]:
+        """The questions of one file, in its order."""
+
+    def read(self, files: Sequence[Path]) -> list[Question]:
+        """All questions of the files; ids are made unique by the file's name when there are several.
+
+        Raises:
+            InputError: a file is unreadable, not of this task's format, or holds no answers.
+        """
+        found: list[Question] = []
+        for path in files:
+            questions = self.read_file(path)
+            if not questions:
+                raise InputError(f"{path}: no questions in it; {self.name} reads {self.file_format}")
+            if len(files) > 1:
+                questions = [_renamed(question, f"{path.stem}/{question.id}") for question in questions]
+            found += questions
+        return found
+
+    def find(self, data: Path, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
+        """The files of a part: ``data`` itself when it is a file, else what a folder holds of that part.
+
+        Raises:
+            InputError: nothing of that part is there; the message says what is.
+        """
+        if half is not None:
+            raise InputError(f"--half belongs to c3; {self.name} has no halves")
+        return self._find(data, split or self.default_split)
+
+    def _find(self, data: Path, split: str, prefix: str = "") -> list[Path]:
+        if data.is_file():
+            return [data]
+        if not data.is_dir():
+            raise InputError(f"{data}: no such file or folder of {self.title} data")
+        folder = data / self.name if (data / self.name).is_dir() else data
+        there = sorted(path for path in folder.iterdir() if path.is_file() and path.name.startswith(prefix)
+                       and not path.name.startswith((".", "labels")) and (path.suffix in self.suffixes or not self.suffixes))
+        found = [path for path in there if split in re.split(r"[-_.]", path.name)]
+        if found:
+            return found
+        names = ", ".join(path.name for path in there[:6]) or "nothing of the kind"
+        raise InputError(f"{folder}: no '{split}' part of {self.title} there (there is {names}): "
+                         "give --split, or name the file itself")
+
+    # ---------------------------------------------------------------------------------------------- templates
+
+    def text(self, question: Question, option: str) -> tuple[str, str]:
+        """(context, continuation) of one option."""
+        values = {**question.fields, "option": option, "|": "{|}"}
+        before, mark, after = _FIELD.sub(lambda match: values[match[1]], self.template).partition("{|}")
+        return (before, after) if mark else ("", before)
+
+    def pairs(self, question: Question) -> list[tuple[str, str]]:
+        """What to score: an entry for each option."""
+        return [self.text(question, option) for option in question.options]
+
+    # ------------------------------------------------------------------------------------------------ judging
+
+    def score(self, scorer: Scorer, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
+        """Scores of the pairs, in their order."""
+        return scorer.loglikelihood(pairs, cut=self.cut, progress=progress)
+
+    @abstractmethod
+    def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
+        """From the scores of the pairs to an outcome."""
+
+    def measure(self, outcomes: Sequence[Outcome]) -> Measure:
+        """The task's number over all outcomes."""
+        right, n = sum(outcome.right for outcome in outcomes), sum(outcome.n for outcome in outcomes)
+        return Measure(right / max(n, 1), wilson_interval(right, n))
+
+    def count(self, questions: Sequence[Question]) -> int:
+        """How many judgements the questions hold: the n of the metric."""
+        return len(questions)
+
+    def baselines(self, questions: Sequence[Question]) -> dict[str, float]:
+        """Names and values of answers given without a model."""
+        return {}
+
+
+def _renamed(question: Question, name: str) -> Question:
+    import dataclasses
+
+    return dataclasses.replace(question, id=name)
+
+
+class ChoiceTask(Task):
+    """The option whose text the model finds most probable a token is chosen; the first one wins a tie."""
+
+    fixed_labels = True  # the options are the same for all questions, so that a most frequent label exists
+
+    def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
+        means = [score.mean for score in scores]
+        chosen = means.index(max(means))
+        details = {"options": list(question.options), "scores": [round(value, 6) for value in means],
+                   "prediction": question.options[chosen], "answer": question.options[question.answer],
+                   "right": chosen == question.answer, **_cut(scores)}
+        return Outcome(question.id, float(chosen == question.answer), 1, details)
+
+    def baselines(self, questions: Sequence[Question]) -> dict[str, float]:
+        found = {"random": sum(1 / len(question.options) for question in questions) / len(questions)}
+        if self.fixed_labels:
+            answers = [question.options[question.answer] for question in questions]
+            found["most frequent"] = max(answers.count(answer) for answer in set(answers)) / len(answers)
+        return found
+
+
+def _cut(scores: Iterable[Score]) -> dict[str, int]:
+    """How many tokens did not fit, when any did not."""
+    cut = max((score.cut for score in scores), default=0)
+    return {"cut": cut} if cut else {}
+
+
+def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], key: str, seed: int) -> tuple[str, ...]:
+    """The right label and ``count`` others, in the order of ``labels``; the same for a question on every machine."""
+    others = [label for label in labels if label != answer]
+    if count and count < len(others):
+        others = random.Random(f"{seed}/{key}").sample(others, count)
+    return tuple(label for label in labels if label == answer or label in others)
+
+
+# ---------------------------------------------------------------------------------------------- reading helpers
+
+
+def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file (one object a line), or of a JSON list of objects.
+
+    Raises:
+        InputError: not readable, or a row lacks one of ``needed``; names the line.
+    """
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            rows = list(enumerate(json.loads(text), 1))
+        else:
+            rows = [(number, json.loads(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {_failed_line(text, error)} is not JSON ({error.msg})") from None
+    for number, row in rows:
+        missing = [name for name in needed if not isinstance(row, dict) or name not in row]
+        if missing:
+            hint = " (a test part without answers cannot be evaluated)" if missing[0] in ("label", "answer") else ""
+            raise InputError(f"{path}: row {number} has no '{missing[0]}'{hint}")
+    return [row for _, row in rows]
+
+
+def _failed_line(text: str, error: json.JSONDecodeError) -> int:
+    if text.lstrip().startswith("["):
+        return error.lineno
+    for number, line in enumerate(text.splitlines(), 1):
+        if line == error.doc:
+            return number
+    return error.lineno
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        InputError: it is not there or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
+
+
+def known_label(path: Path, labels: Mapping[str, str], value: Any, row_id: str) -> str:
+    """The word for a label of the file.
+
+    Raises:
+        InputError: the task has no such label.
+    """
+    if str(value) not in labels:
+        raise InputError(f"{path}: question {row_id} has the label {value!r}; known are {', '.join(labels)}")
+    return labels[str(value)]

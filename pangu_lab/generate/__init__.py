@@ -1,0 +1,12 @@
+"""Writing text with a model: samplers, key-value cache engine, streaming, beam search."""
+
+from __future__ import annotations
+
+from pangu_lab.generate.engine import (CompletionStream, Engine, engine_from_weights, generate, generate_many,
+                                       load_engine, stream)
+from pangu_lab.generate.runner import Runner, network_runner
+from pangu_lab.generate.sampling import History, Stage, choose, explain
+from pangu_lab.generate.sequence import Completion, TokenLogprob
+
+__all__ = ["Completion", "CompletionStream", "Engine", "History", "Runner", "Stage", "TokenLogprob", "choose",
+           "engine_from_weights", "explain", "generate", "generate_many", "load_engine", "network_runner", "stream"]

@@ -1,0 +1,139 @@
+"""The one door to a compiled network: numpy in, logits out, whoever compiled it.
+
+A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its places. The graph may
+come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell. Calls are
+serialised by a lock, because the cache is state inside the graph; several generations may take turns step by step, each
+with places of its own, or share places where their texts share a beginning.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
+
+BUCKET = 64  # the number of places looked at is rounded up to this, so that few shapes occur
+DEFAULT_PLACES = 1024
+Graph = Callable[..., Any]
+
+
+class PlacePool:
+    """Which places of the cache are free. Taking waits until enough are."""
+
+    def __init__(self, places: int) -> None:
+        self.places = places
+        self._free = list(range(places - 1, -1, -1))
+        self._changed = threading.Condition()
+
+    def take(self, count: int) -> list[int]:
+        """``count`` places that nobody else uses, in ascending order where possible.
+
+        Raises:
+            InputError: the cache is smaller than that altogether.
+        """
+        if count > self.places:
+            raise InputError(f"this needs {count} positions of key-value cache at once and there are {self.places}: "
+                             f"ask for fewer new tokens, sequences or beams, or load with more places")
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._free) >= count)
+            return [self._free.pop() for _ in range(count)]
+
+    @property
+    def free(self) -> int:
+        """How many places nobody uses."""
+        return len(self._free)
+
+    def give_back(self, places: Sequence[int]) -> None:
+        with self._changed:
+            self._free.extend(sorted(places, reverse=True))
+            self._free.sort(reverse=True)
+            self._changed.notify_all()
+
+
+class Runner:
+    """A compiled network.
+
+    Args:
+        graph: takes (ids, positions, write, read, rows) as MindSpore tensors of int32 and gives logits.
+        one_token: the same graph compiled for one token of one sequence, sharing the cache; optional.
+        places: positions that the cache holds in all.
+
+    Attributes:
+        vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
+        pool: the free places of the cache.
+    """
+
+    def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
+                 one_token: Optional[Graph] = None) -> None:
+        self.vocab_size, self.max_length = vocab_size, max_length
+        self.pool = PlacePool(places)
+        self._graph, self._one_token = graph, one_token
+        self._lock = threading.Lock()
+
+    def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+            rows: Optional[np.ndarray] = None) -> np.ndarray:
+        """Feed new tokens to the network.
+
+        Args:
+            ids, positions, write: (batch, n) tokens, their positions, and the places to keep them in.
+            read: (batch, t) the places of each sequence from its position 0 on; t is rounded up here.
+            rows: (m,) which of the batch·n tokens to give logits for; the last of each sequence by default.
+
+        Returns:
+            (m, vocab_size) float32.
+        """
+        from mindspore import Tensor
+
+        batch, n = ids.shape
+        if rows is None:
+            rows = np.arange(n - 1, batch * n, n)
+        arrays = (ids, positions, write, self._bucketed(read), rows)
+        graph = self._one_token if self._one_token is not None and ids.size == rows.size == 1 else self._graph
+        tensors = [Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays]
+        with self._lock:
+            return graph(*tensors).asnumpy()
+
+    def _bucketed(self, read: np.ndarray) -> np.ndarray:
+        """Pad at the right with a place that holds something finite; no token looks so far."""
+        wanted = min(-(-read.shape[1] // BUCKET) * BUCKET, self.max_length)
+        return np.pad(read, ((0, 0), (0, max(wanted - read.shape[1], 0))), mode="edge")
+
+
+def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, places: Optional[int] = None) -> Runner:
+    """Compile the network for ``weights`` (released names) on this machine.
+
+    Args:
+        weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
+        places: positions that the cache holds; by default one full sequence, and no fewer than 1024.
+
+    Raises:
+        InputError: the weights are not those of ``config``.
+    """
+    import mindspore as ms
+
+    from pangu_lab.generate.network import CachedNetwork, OneTokenNetwork, dynamic_inputs, one_token_inputs
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    network = CachedNetwork(weights, config, default_places(config, places))
+    network.set_inputs(*dynamic_inputs())
+    one_token = OneTokenNetwork(network)
+    one_token.set_inputs(*one_token_inputs())
+    return Runner(network, config.vocab_size, config.num_positions, network.places, one_token)
+
+
+def default_places(config: ModelConfig, places: Optional[int] = None) -> int:
+    """How many positions the cache holds.
+
+    Raises:
+        InputError: fewer than one whole sequence needs.
+    """
+    if places is None:
+        return max(config.num_positions, DEFAULT_PLACES)
+    if places < config.num_positions:
+        raise InputError(f"places={places} must be at least model.num_positions={config.num_positions}")
+    return places

@@ -1,0 +1,183 @@
+"""One text being written: what it has, what it may do next, when it ends, and what is told about it afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.generate.sampling import Draws, History, choose, log_softmax
+from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, top_tokens, written_forms
+
+END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED = "end_of_document", "stop", "length", "sequence_full", "cancelled"
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """One token: natural logarithm of the probability the model gave it (None for a text's first token, which nothing
+    precedes), and the likeliest tokens in its place as (id, logarithm)."""
+
+    id: int
+    text: str
+    logprob: Optional[float]
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came of a prompt.
+
+    Attributes:
+        text: the continuation, cut before a stop string; after the prompt when ``echo`` was asked for.
+        ids: its tokens, without the one that ended it. A token that a stop string begins inside is still there.
+        prompt_ids: what the model read: the prompt, or what fitted of it, or the token an empty prompt starts from.
+        finish_reason: ``end_of_document``, ``stop``, ``length`` (max_new_tokens), ``sequence_full`` or ``cancelled``.
+        seed: gives the same completion again.
+        warnings: plain sentences about what was done to the prompt.
+        logprobs, prompt_logprobs: a TokenLogprob for each id, when asked for (the prompt's with ``echo``).
+        score: of a beam, its log-probability / length ** length_penalty.
+        others: further completions of the same prompt.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...]
+    finish_reason: str
+    seed: int
+    warnings: tuple[str, ...] = ()
+    logprobs: Optional[tuple[TokenLogprob, ...]] = None
+    prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
+    score: Optional[float] = None
+    others: tuple[Completion, ...] = ()
+
+    def with_others(self, others: tuple[Completion, ...]) -> Completion:
+        return dataclasses.replace(self, others=others)
+
+    @property
+    def all(self) -> tuple[Completion, ...]:
+        """This completion and the others."""
+        return (dataclasses.replace(self, others=()), *self.others)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the model reads it.
+
+    Attributes:
+        ids: at least one, at most ``max_length``.
+        room: new tokens that the sequence has room for. The last one need not be fed, so this is at least 1.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    room: int
+    warnings: tuple[str, ...] = ()
+
+
+def prepare_prompt(text: str, tokenizer: TokenizerLike, config: SamplingConfig, max_length: int) -> Prompt:
+    """Tokens of a prompt; an empty one starts from the end-of-document token, a long one loses its oldest part.
+
+    A prompt that leaves no room keeps what leaves room for ``max_new_tokens``, and no less than half the sequence.
+    """
+    ids = tokenizer.encode(text)
+    warnings = []
+    if not ids:
+        ids = [tokenizer.eod_id]
+    if len(ids) > max_length:
+        kept = max_length + 1 - min(max(config.max_new_tokens, 1), max_length // 2 + 1)
+        warnings.append(f"the prompt has {len(ids)} tokens and the model holds {max_length}: its oldest "
+                        f"{len(ids) - kept} tokens were left out")
+        ids = ids[len(ids) - kept:]
+    return Prompt(text, tuple(ids), max_length + 1 - len(ids), tuple(warnings))
+
+
+class SequenceInProgress:
+    """A completion of ``prompt`` while it is made: takes logits, chooses tokens, knows when to stop.
+
+    Attributes:
+        places: of the cache, one for each position that will be fed; set by whoever runs it.
+        running: whether it wants more logits.
+    """
+
+    def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
+                 number: int = 0) -> None:
+        self.prompt, self.tokenizer, self.config, self.seed = prompt, tokenizer, config, seed
+        self.places: list[int] = []
+        self._draws = Draws(seed, number)
+        self._bad_words = BadWords(tokenizer, config.bad_words)
+        self._writer = TextWriter(tokenizer.stream(), written_forms(tokenizer, config.stop))
+        self._history = History(prompt.ids, [], (tokenizer.eod_id, *config.stop_ids))
+        self._logprobs: list[TokenLogprob] = []
+        self.prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
+        self.limit = min(config.max_new_tokens, prompt.room)
+        self.finish_reason: Optional[str] = None if self.limit else LENGTH
+
+    @property
+    def running(self) -> bool:
+        return self.finish_reason is None
+
+    @property
+    def new_ids(self) -> list[int]:
+        """Tokens chosen so far, the one that ends the text included."""
+        return self._history.new
+
+    @property
+    def length(self) -> int:
+        """Positions of the sequence when its last token is fed."""
+        return len(self.prompt.ids) + len(self._history.new)
+
+    @property
+    def new_places(self) -> int:
+        """Positions that are fed after the prompt at most: the last token need not be."""
+        return max(self.limit - 1, 0)
+
+    def accept(self, logits: np.ndarray) -> str:
+        """Choose the next token from logits (vocab,); gives the text that became safe to show."""
+        step = len(self._history.new)
+        logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than its tokenizer has pieces
+        if self.config.bad_words:
+            read = [*self.prompt.ids, *self._history.new]
+            self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
+        index = choose(logits, self.config, self._history, self._draws.at(step) if self.config.temperature else 0.0)
+        self._history.new.append(index)
+        if index in self._history.ends:
+            return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
+        if self.config.logprobs is not None:
+            self._logprobs.append(token_logprob(self.tokenizer, log_softmax(logits), index, self.config.logprobs))
+        text = self._writer.push(index, may_stop=step + 1 > self.config.min_new_tokens)
+        if self._writer.stopped:
+            self.finish_reason = STOP
+        elif step + 1 == self.limit:
+            text += self.end(LENGTH if self.limit == self.config.max_new_tokens else FULL)
+        return text
+
+    def end(self, reason: str) -> str:
+        """Stop here; gives the text that was held back."""
+        self.finish_reason = reason
+        return self._writer.end()
+
+    def completion(self) -> Completion:
+        """What there is now."""
+        kept = self._writer.kept
+        text = self.prompt.text + self._writer.text if self.config.echo else self._writer.text
+        logprobs = None if self.config.logprobs is None else tuple(self._logprobs[:kept])
+        return Completion(text, tuple(self._history.new[:kept]), self.prompt.ids, self.finish_reason or CANCELLED,
+                          self.seed, self.prompt.warnings, logprobs, self.prompt_logprobs)
+
+
+def token_logprob(tokenizer: TokenizerLike, logprobs: np.ndarray, index: int, top: int) -> TokenLogprob:
+    """What ``logprobs`` (vocab,) says of the token ``index``."""
+    return TokenLogprob(index, tokenizer.decode([index]), float(logprobs[index]), top_tokens(logprobs, top))
+
+
+def prompt_logprobs(tokenizer: TokenizerLike, ids: Sequence[int], logits: np.ndarray,
+                    top: int) -> tuple[TokenLogprob, ...]:
+    """A TokenLogprob for each token of a prompt from its logits (len(ids), vocab)."""
+    first = TokenLogprob(ids[0], tokenizer.decode([ids[0]]), None)
+    rest = (token_logprob(tokenizer, log_softmax(logits[place, :tokenizer.vocab_size]), index, top)
+            for place, index in enumerate(ids[1:]))
+    return (first, *rest)

@@ -1,0 +1,110 @@
+"""The machines of a launch: a hosts file, which of them this one is, and ports that are free.
+
+A hosts file has a line a machine, ``NAME slots=N``, as Open MPI reads it; N is how many ranks start there.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import psutil
+
+from pangu_lab.errors import InputError
+
+MULTI_HOST_PORT = 8118  # where launchers on several hosts meet unless told otherwise; MindSpore's own default
+_LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>\d+))?")
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine and the number of ranks it takes."""
+
+    name: str
+    slots: int
+
+
+def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
+    """Read a hosts file; ``slots`` is for lines that give none.
+
+    Raises:
+        InputError: the file is missing, a line is unreadable or doubled, or a number of slots is missing.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        raise InputError(f"{path}: no such hosts file") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not a text file") from None
+    hosts: list[Host] = []
+    for number, line in enumerate(lines, 1):
+        text = line.partition("#")[0].strip()
+        if text:
+            hosts.append(_host(f"{path}, line {number}", text, slots))
+            if hosts[-1].name in [host.name for host in hosts[:-1]]:
+                raise InputError(f"{path}, line {number}: {hosts[-1].name} stands there twice")
+    if not hosts:
+        raise InputError(f"{path}: names no host; write a line such as 'node-a slots=8' for each")
+    return hosts
+
+
+def _host(where: str, text: str, slots: Optional[int]) -> Host:
+    match = _LINE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{where}: '{text}' is not 'NAME' or 'NAME slots=N'")
+    count = int(match["slots"]) if match["slots"] else slots
+    if not count:
+        raise InputError(f"{where}: say how many ranks start there: '{match['name']} slots=N', or give --nproc N")
+    return Host(match["name"], count)
+
+
+def own_addresses() -> set[str]:
+    """Names and addresses under which this machine may stand in a hosts file."""
+    names = {"localhost", socket.gethostname(), socket.getfqdn()}
+    for entries in psutil.net_if_addrs().values():
+        names |= {entry.address.partition("%")[0] for entry in entries
+                  if entry.family in (socket.AF_INET, socket.AF_INET6)}
+    return names
+
+
+def own_place(names: list[str]) -> int:
+    """Which of ``names`` this machine is.
+
+    Raises:
+        InputError: none of them, or more than one.
+    """
+    own = own_addresses()
+    found = [place for place, name in enumerate(names) if name in own or _address(name) in own]
+    if len(found) != 1:
+        why = "is none of" if not found else "is more than one of"
+        raise InputError(f"this machine {why} {', '.join(names)}: give --node-rank K, from 0 to {len(names) - 1}")
+    return found[0]
+
+
+def _address(name: str) -> Optional[str]:
+    try:
+        return socket.gethostbyname(name)
+    except OSError:
+        return None
+
+
+def address_of(name: str) -> str:
+    """The IP address of a host; MindSpore's scheduler takes no names.
+
+    Raises:
+        InputError: the name is not known here.
+    """
+    address = _address(name)
+    if address is None:
+        raise InputError(f"{name}: this machine knows no address for it; give --master-addr with an IP address")
+    return address
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """A port nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,286 @@
+"""One attempt of a launch on this host: its processes, and the watch over every rank.
+
+A rank is known to be in trouble when its process ends with an error, when it says so in its last heartbeat, when its
+heartbeat falls silent (stopped, swapped out, dead), or when it lives but achieves nothing for too long: MindSpore's
+ranks wait for ever in a collective once one of them is gone. Of several ranks that stand still, the one that has
+stood still longest is named, because the others wait for it. Ages are measured on this launcher's own clock, from
+the moment it saw a file change, so that neither wrong clocks nor a suspended laptop raise a false alarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+import psutil
+
+from pangu_lab.launch.logs import useful_lines
+from pangu_lab.launch.plan import LaunchPlan
+from pangu_lab.launch.processes import Processes
+from pangu_lab.train.heartbeat import Beat, beat_file, read_beat
+
+SETTLE_SECONDS = 1.0  # after the first sign of trouble, to see which rank was first
+LEAVE_SECONDS = 30.0  # for processes to end after every rank has said that it is done
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long, in seconds, a rank may stay without … before it counts as hanging."""
+
+    heartbeat: float = 30.0  # … any sign of life
+    start: float = 180.0  # … a first sign of life
+    join: float = 600.0  # … the other ranks, at the start
+    compile: float = 3600.0  # … its first step, which compiles
+    step: float = 600.0  # … anything achieved, later
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """What went wrong: the rank (None for a process that is no rank), in words, and the lines of its log that help.
+
+    ``refused`` marks a mistake in the user's settings, which another attempt would not mend.
+    """
+
+    rank: Optional[int]
+    what: str
+    lines: tuple[str, ...] = ()
+    refused: bool = False
+    when: float = 0.0
+
+
+@dataclass
+class _Seen:
+    """The newest heartbeat of a rank and when, by our clock, it and its progress last changed.
+
+    ``there`` is the time (seconds since 1970) of our last look that found its process.
+    """
+
+    beat: Optional[Beat] = None
+    alive: float = field(default_factory=time.monotonic)
+    moved: float = field(default_factory=time.monotonic)
+    there: float = 0.0
+
+
+class Job:
+    """Starts what the plan has for this host, and watches it."""
+
+    def __init__(self, plan: LaunchPlan, patience: Patience):
+        self.plan, self.patience = plan, patience
+        self.run = plan.run
+        self.processes = Processes()
+        self.ranks = list(range(plan.world)) if plan.backend == "mpirun" else list(plan.here.ranks)
+        self.seen: dict[int, _Seen] = {}
+        self._trouble_at = 0.0
+        self._done_at = 0.0
+
+    def start(self) -> None:
+        for rank in self.ranks:
+            with contextlib.suppress(FileNotFoundError):  # of an earlier attempt
+                beat_file(self.run, rank).unlink()
+        self.seen = {rank: _Seen() for rank in self.ranks}
+        for command in self.plan.here.commands:
+            self.processes.start(command)
+
+    # ---------------------------------------------------------------- looking
+
+    def look(self) -> None:
+        """Read what the ranks say of themselves."""
+        now = time.monotonic()
+        self.processes.look()
+        for rank, seen in self.seen.items():
+            beat = read_beat(self.run, rank)
+            if beat is None:
+                continue
+            if seen.beat is None or beat.time != seen.beat.time:
+                seen.alive = now
+            if seen.beat is None or beat.progress != seen.beat.progress:
+                seen.moved = now
+            seen.beat = beat
+            if rank_process(beat) is not None:
+                seen.there = time.time()
+
+    def state(self, rank: int) -> str:
+        beat = self.seen[rank].beat
+        return beat.state if beat else "starting"
+
+    @property
+    def step(self) -> int:
+        """The step that all ranks of this host have reached."""
+        return min((seen.beat.step if seen.beat else 0) for seen in self.seen.values())
+
+    @property
+    def began(self) -> bool:
+        """Whether some rank of this host has got past the meeting with the others."""
+        return any(self.state(rank) not in ("starting", "joining", "joined") for rank in self.ranks)
+
+    def finished(self) -> bool:
+        """Whether all ranks are done and their processes gone; those that stay are ended after a while."""
+        if all(process.poll() == 0 for _, process in self.processes.started):
+            return True
+        ranks = [process for command, process in self.processes.started if command.role != "scheduler"]
+        gone = bool(ranks) and all(process.poll() == 0 for process in ranks)
+        if not gone and any(self.state(rank) != "done" for rank in self.ranks):
+            return False
+        self._done_at = self._done_at or time.monotonic()
+        patience = 5.0 if gone else LEAVE_SECONDS  # only the scheduler is left
+        return time.monotonic() - self._done_at > patience
+
+    def reason(self) -> str:
+        """Why the ranks ended, in the words of the first of them."""
+        beat = self.seen[self.ranks[0]].beat
+        return beat.note if beat and beat.note else "finished"
+
+    # ---------------------------------------------------------------- trouble
+
+    def trouble(self) -> Optional[Trouble]:
+        """The first thing that went wrong, once it is clear what that was; None while all is well."""
+        found = self._ended() or self._hanging()
+        if not found:
+            return None
+        self._trouble_at = self._trouble_at or time.monotonic()
+        if time.monotonic() - self._trouble_at < SETTLE_SECONDS:
+            return None
+        named = self._named_first()
+        return min(found, key=lambda t: (not t.refused, t.rank is None, t.rank != named, t.when))
+
+    def _ended(self) -> list[Trouble]:
+        """Ranks that ended badly, and launchers or a scheduler that did."""
+        found = [trouble for rank in self.ranks if (trouble := self._last_word(rank)) is not None]
+        told = {trouble.rank for trouble in found}
+        for command, process in self.processes.started:
+            code = process.poll()
+            if code and command.rank not in told - {None}:
+                what = f"{command.name} {_ending(code)}"
+                when = self.seen[command.rank].there if command.rank is not None else 0.0
+                found.append(Trouble(command.rank, what, tuple(useful_lines(command.log)), when=when))
+        if self.plan.backend in ("msrun", "mpirun"):
+            found += [trouble for rank in self.ranks if rank not in told
+                      and (trouble := self._vanished(rank)) is not None]
+        return found
+
+    def _last_word(self, rank: int) -> Optional[Trouble]:
+        beat = self.seen[rank].beat
+        if beat is None or beat.state not in ("failed", "refused"):
+            return None
+        what = beat.note if beat.state == "refused" else f"rank {rank} failed: {beat.note}"
+        return Trouble(rank, what, self._lines(rank), beat.state == "refused", beat.time)
+
+    def _vanished(self, rank: int) -> Optional[Trouble]:
+        """A rank that is not our own child: all we see is that its process is gone, without a last word."""
+        beat = self.seen[rank].beat
+        if beat is None or beat.state == "done" or not _is_here(beat) or rank_process(beat) is not None:
+            return None
+        return Trouble(rank, f"rank {rank} ended without a word at step {beat.step}", self._lines(rank),
+                       when=self.seen[rank].there)
+
+    def _named_first(self) -> Optional[int]:
+        """The rank that msrun or mpirun says was the first to end: they kill the others, which then look alike."""
+        if self.plan.backend not in ("msrun", "mpirun"):
+            return None
+        with contextlib.suppress(OSError):
+            text = (self.run / "logs" / f"{self.plan.backend}.log").read_text(encoding="utf-8", errors="replace")
+            match = re.search(r"Worker process (\d+) exit with exception", text)
+            if match:
+                pids = {seen.beat.pid: rank for rank, seen in self.seen.items() if seen.beat is not None}
+                return pids.get(int(match[1]))
+            match = re.search(r"Process name: \[\[\d+,\d+\],(\d+)\]|process rank (\d+) with PID", text)
+            return int(match[1] or match[2]) if match else None
+        return None
+
+    def _lines(self, rank: int) -> tuple[str, ...]:
+        return tuple(useful_lines(self.run / "logs" / f"rank_{rank}.log"))
+
+    def _hanging(self) -> list[Trouble]:
+        """The rank that has fallen silent or stood still for too long; the one that did so first."""
+        now, found = time.monotonic(), []
+        for rank, seen in self.seen.items():
+            if seen.beat is None:
+                if now - seen.alive > self.patience.start:
+                    found.append(Trouble(rank, f"rank {rank} has not started within {self.patience.start:g} s",
+                                         self._lines(rank), when=seen.alive))
+            elif seen.beat.state != "done" and now - seen.alive > self._silence(seen.beat):
+                found.append(Trouble(rank, f"rank {rank} hangs: no sign of life for {now - seen.alive:.0f} s, at step "
+                                     f"{seen.beat.step} ({seen.beat.state})", self._lines(rank), when=seen.alive))
+        return found or self._standing()
+
+    def _silence(self, beat: Beat) -> float:
+        """How long a rank may be silent: MindSpore keeps all threads waiting while it loads and while it joins."""
+        return max(self.patience.heartbeat, {"starting": self.patience.start, "joining": self.patience.join}.get(
+            beat.state, 0.0))
+
+    def _standing(self) -> list[Trouble]:
+        now = time.monotonic()
+        late = [rank for rank, seen in self.seen.items() if seen.beat is not None and seen.beat.state != "done"
+                and now - seen.moved > self._limit(seen.beat)]
+        if not late:
+            return []
+        first = min(self.ranks, key=lambda rank: self._standstill(rank))
+        beat, moved = self.seen[first].beat, self.seen[first].moved
+        what = f"rank {first} hangs: nothing achieved for {now - moved:.0f} s, at step {beat.step} ({beat.state})"
+        return [Trouble(first, what, (*self._stack(first, beat), *self._lines(first)), when=moved)]
+
+    def _limit(self, beat: Beat) -> float:
+        patience = self.patience
+        limits = {"starting": patience.start, "joining": patience.join, "joined": patience.compile,
+                  "compiling": patience.compile}
+        return limits.get(beat.state, patience.step)
+
+    def _standstill(self, rank: int) -> float:
+        """When the rank last achieved something, by its own clock: finer than the times at which we looked."""
+        beat = self.seen[rank].beat
+        return beat.moved if beat is not None and beat.state != "done" else float("inf")
+
+    def _stack(self, rank: int, beat: Beat) -> tuple[str, ...]:
+        """Where in the program a living rank stands: it writes its Python stack to its log when asked."""
+        process = rank_process(beat)
+        if process is None or not hasattr(signal, "SIGUSR1"):
+            return ()
+        log = self.run / "logs" / f"rank_{rank}.log"
+        size = log.stat().st_size if log.exists() else 0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)
+        with contextlib.suppress(OSError), open(log, "rb") as handle:
+            handle.seek(size)
+            lines = handle.read().decode("utf-8", "replace").splitlines()
+            main = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread"))]
+            return tuple(lines[main[-1] + 1:main[-1] + 5]) if main else ()
+        return ()
+
+    # ---------------------------------------------------------------- the end
+
+    def end(self) -> None:
+        """End every process of this job, by pid."""
+        beats = [seen.beat for seen in self.seen.values() if seen.beat is not None]
+        here = [process for beat in beats if (process := rank_process(beat)) is not None]
+        self.processes.end(here)
+
+
+def _is_here(beat: Beat) -> bool:
+    return beat.host == socket.gethostname()
+
+
+def rank_process(beat: Beat) -> Optional[psutil.Process]:
+    """The living process that wrote ``beat`` on this machine; None when it is gone."""
+    if not _is_here(beat):
+        return None
+    try:
+        process = psutil.Process(beat.pid)
+        same = abs(process.create_time() - beat.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
+        return process if same else None
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _ending(code: int) -> str:
+    """``ended with exit code 3``, ``was killed by SIGKILL (often: no memory left)``."""
+    if code > 0:
+        return f"ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in {s.value for s in signal.Signals} else f"signal {-code}"
+    return f"was killed by {name}" + (" (often: no memory left)" if name == "SIGKILL" else "")

@@ -1,0 +1,377 @@
+"""``launch``: start the ranks of a run, watch every one, end all of them when one fails.
+
+Back ends. "local" (the default) starts the scheduler and each rank itself. "msrun" and "mpirun" leave the starting to
+those programs, "ranktable" is Ascend's way without a scheduler. Measured on two cores with two ranks, from the call
+to the first all-reduce: local 8 s, msrun 11 s, mpirun 9 s, of which 3 s are MindSpore's import; a killed rank is
+named after 1.5 s by all of them. What decides for "local" is the end: msrun answers Ctrl-C with SIGKILL and leaves
+its ranks behind when it is killed itself, while our own children get the time to save a checkpoint and are ended by
+pid, each exactly once.
+
+On several hosts one launcher runs on each, with the same arguments; the first host's starts the scheduler. They share
+the run folder and nothing else: a stop file stops all, and a launcher whose ranks fail says so in ``heartbeat/node_K``,
+which makes the others end theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import glob
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from pangu_lab.config import RunConfig
+from pangu_lab.errors import InputError
+from pangu_lab.files import write_json_atomic, write_text_atomic
+from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_place, read_hosts
+from pangu_lab.launch.job import Job, Patience, Trouble
+from pangu_lab.launch.plan import WORKER, LaunchPlan, Request, make_plan
+from pangu_lab.launch.rank_table import read_rank_table
+from pangu_lab.launch.worker import CONFIG
+from pangu_lab.parallel.mesh import check_layout
+from pangu_lab.progress import Progress, silent
+from pangu_lab.train.events import EventReader
+from pangu_lab.train.heartbeat import FOLDER as HEARTBEAT
+from pangu_lab.train.runs import STATUS, STOP, read_status
+
+POLL_SECONDS = 0.2
+PORT_TRIES = 3  # a free port can be taken between our looking and the scheduler's opening it
+STATE = "launch.json"
+
+OnEvent = Callable[[dict[str, Any]], None]
+
+
+class LaunchFailed(RuntimeError):
+    """A rank failed; the text names it and ends with the lines of its log that help."""
+
+    def __init__(self, trouble: Trouble, attempts: int, run: Path):
+        self.rank, self.lines, self.attempts, self.run = trouble.rank, trouble.lines, attempts, run
+        log = f"logs/rank_{trouble.rank}.log" if trouble.rank is not None else "logs"
+        tried = f" (attempt {attempts})" if attempts > 1 else ""
+        super().__init__("\n".join([f"{trouble.what}{tried}; more in {run / log}",
+                                    *(f"  | {line}" for line in trouble.lines)]))
+
+
+@dataclass(frozen=True)
+class LaunchResult:
+    """How a launch ended well. ``reason``: "finished", or what stopped it ("signal", "stop file", "time budget")."""
+
+    run: Path
+    world: int
+    step: int
+    reason: str
+    attempts: int
+    seconds: float
+    plan: LaunchPlan
+
+
+# -------------------------------------------------------------------------------------------- layout and hosts
+
+
+def fit_layout(config: RunConfig, world: int) -> RunConfig:
+    """``config`` for ``world`` processes: where the data dimension was left at 1, it takes what the others leave.
+
+    Raises:
+        InputError: the layout needs another number of processes.
+    """
+    parallel = config.parallel
+    if parallel.world_size != world and parallel.data == 1 and world % parallel.world_size == 0:
+        config = config.replace(**{"parallel.data": world // parallel.world_size})
+        parallel = config.parallel
+    if parallel.world_size != world:
+        raise InputError(f"{world} processes do not fit the layout pipeline {parallel.pipeline} × data {parallel.data} "
+                         f"× tensor {parallel.tensor} = {parallel.world_size}: change --nproc, the hosts, or the "
+                         "settings parallel.pipeline, parallel.data, parallel.tensor")
+    check_layout(config)
+    return config
+
+
+def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local",
+            hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
+            master_port: Optional[int] = None, node_rank: Optional[int] = None, program: Sequence[str] = WORKER,
+            join_seconds: float = 600.0) -> tuple[RunConfig, LaunchPlan]:
+    """Settings fitted to the number of processes, and everything that would run where; starts and writes nothing.
+
+    Arguments as for ``launch``.
+
+    Raises:
+        InputError: hosts, rank table, layout and back end do not go together.
+    """
+    request = Request(Path(run_folder).absolute(), backend, (), program=tuple(program), join_seconds=int(join_seconds))
+    if rank_table is not None or backend == "ranktable":
+        request = _with_table(request, rank_table, hosts, nproc, node_rank)
+    else:
+        request = _with_hosts(request, hosts, nproc, node_rank, master_addr, master_port)
+    if not 0 <= request.node_rank < len(request.hosts):
+        raise InputError(f"--node-rank {request.node_rank} does not exist: there are {len(request.hosts)} hosts")
+    return fit_layout(config, request.world), make_plan(request)
+
+
+def _with_table(request: Request, rank_table, hosts, nproc, node_rank) -> Request:
+    if request.backend not in ("ranktable", "local") or rank_table is None or hosts is not None:
+        raise InputError("--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and "
+                         "without --hosts")
+    table = read_rank_table(rank_table)
+    names = [server.server_id for server in table.servers]
+    per_server = len(table.servers[0].devices)
+    if nproc is not None and nproc != per_server:
+        raise InputError(f"--nproc {nproc}: {rank_table} has {per_server} devices a server")
+    devices = [sorted((device.rank_id, device.device_id) for device in server.devices) for server in table.servers]
+    ranks = [[rank for rank, _ in pairs] for pairs in devices]
+    if ranks != [list(range(i * per_server, (i + 1) * per_server)) for i in range(len(names))]:
+        raise InputError(f"{rank_table}: ranks must follow the order of the servers; `pangu-lab ranktable merge` "
+                         "numbers them so")
+    place = _own(names, node_rank)
+    return dataclasses.replace(request, backend="ranktable", hosts=[Host(name, per_server) for name in names],
+                               node_rank=place, rank_table=Path(rank_table).absolute(), devices=devices)
+
+
+def _with_hosts(request: Request, hosts, nproc, node_rank, master_addr, master_port) -> Request:
+    listed = read_hosts(hosts, nproc) if hosts is not None else [Host("localhost", nproc or 1)]
+    several = len(listed) > 1
+    if request.backend == "mpirun" and node_rank is None:
+        node_rank = 0
+    place = _own([host.name for host in listed], node_rank) if several else (node_rank or 0)
+    address = master_addr or (address_of(listed[0].name) if several else "127.0.0.1")
+    port = master_port if master_port is not None else MULTI_HOST_PORT if several else free_port()
+    if not 1024 <= port <= 65535:
+        raise InputError(f"--master-port {port} must be between 1024 and 65535")
+    return dataclasses.replace(request, hosts=listed, node_rank=place, master_addr=address, master_port=port,
+                               hosts_file=Path(hosts).absolute() if hosts is not None else None)
+
+
+def _own(names: list[str], node_rank: Optional[int]) -> int:
+    return node_rank if node_rank is not None else 0 if len(names) == 1 else own_place(names)
+
+
+# ------------------------------------------------------------------------------------------------------ launch
+
+
+def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local", *,
+           hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
+           master_port: Optional[int] = None, node_rank: Optional[int] = None, restarts: int = 0,
+           patience: Patience = Patience(), program: Sequence[str] = WORKER, on_event: Optional[OnEvent] = None,
+           progress: Progress = silent, stop: Optional[Callable[[], bool]] = None) -> LaunchResult:
+    """Train ``config`` in ``run_folder`` with several processes, and stay until they have ended.
+
+    Args:
+        nproc: ranks on each host (for lines of ``hosts`` without slots, and where there is no hosts file).
+        backend: "local", "msrun", "mpirun" or "ranktable"; see the module's text.
+        hosts: a file with a line ``NAME slots=N`` for each machine.
+        rank_table: an HCCL rank table (Ascend).
+        master_addr: where the scheduler listens; the first host's address when not given.
+        master_port: its port; chosen free on one host, 8118 on several.
+        node_rank: which of the hosts this is; found by name or address when not given.
+        restarts: how many times a failed launch is begun anew, from its last good checkpoint.
+        patience: when a silent or idle rank counts as hanging.
+        program: what each rank runs, as arguments of the Python interpreter; ``--run FOLDER`` is added.
+        on_event: called with {"kind", …}: "started", "rank" (a rank's new state), "waiting", "stopping", "failed",
+            "restart", "ended".
+        progress: called with the step reached.
+        stop: asked several times a second; True stops the run cleanly, as do Ctrl-C and the ``stop`` file.
+
+    Raises:
+        InputError: settings that cannot work, found here or by a rank.
+        LaunchFailed: a rank failed or hung; all others have been ended.
+    """
+    config, plan = prepare(config, run_folder, nproc, backend, hosts, rank_table, master_addr, master_port, node_rank,
+                           program, patience.join)
+    _check_machine(plan)
+    launcher = Launcher(config, plan, patience, on_event or (lambda event: None), progress, stop,
+                        own_port=master_port is None and len(plan.hosts) == 1)
+    return launcher.go(restarts)
+
+
+def _check_machine(plan: LaunchPlan) -> None:
+    if plan.backend == "ranktable" and not glob.glob("/dev/davinci[0-9]*"):
+        raise InputError("a rank table is for Ascend, and this machine has no Ascend device: --dry-run shows what "
+                         "would run, --backend local runs here")
+    if plan.backend == "mpirun" and shutil.which("mpirun") is None:
+        raise InputError("mpirun is not installed here: install Open MPI (Debian: openmpi-bin), or use "
+                         "--backend local")
+
+
+class Launcher:
+    """One call of ``launch``: attempts, signals, and what it tells the outside."""
+
+    def __init__(self, config: RunConfig, plan: LaunchPlan, patience: Patience, on_event: OnEvent,
+                 progress: Progress, stop: Optional[Callable[[], bool]], own_port: bool):
+        self.config, self.plan, self.patience = config, plan, patience
+        self.tell, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
+        self.run = plan.run
+        self.attempt = 0
+        self.began = time.time()
+        self.stopping = ""
+        self.signals = 0
+        self.states: dict[int, str] = {}
+
+    # ---------------------------------------------------------------- attempts
+
+    def go(self, restarts: int) -> LaunchResult:
+        self._open()
+        with self._handling():
+            while True:
+                self.attempt += 1
+                result, trouble = self._attempt()
+                if result is not None:
+                    self._note("stopped" if self.stopping else "finished", result.reason)
+                    self.tell({"kind": "ended", "reason": result.reason, "step": result.step})
+                    return result
+                self._note("failed", trouble.what)
+                self.tell({"kind": "failed", "rank": trouble.rank, "what": trouble.what, "lines": trouble.lines})
+                if trouble.refused:
+                    raise InputError(trouble.what)
+                if self.attempt > restarts or self.stopping:
+                    raise LaunchFailed(trouble, self.attempt, self.run)
+                self._keep_logs()
+                self.tell({"kind": "restart", "attempt": self.attempt + 1, "of": restarts + 1})
+
+    def _attempt(self) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
+        """Run all ranks once; the result, or what went wrong. No process of ours is left either way."""
+        for _ in range(PORT_TRIES):
+            job = Job(self.plan, self.patience)
+            try:
+                job.start()
+                self._note("running", "", job)
+                self.tell({"kind": "started", "ranks": job.ranks, "world": self.plan.world, "attempt": self.attempt,
+                           "pids": [process.pid for _, process in job.processes.started]})
+                result, trouble = self._watch(job)
+            finally:
+                job.end()
+            port_taken = trouble is not None and trouble.rank is None and "MS_SCHED_PORT" in "".join(trouble.lines)
+            if not (port_taken and self.own_port and not job.began):
+                break
+            self.plan = make_plan(dataclasses.replace(self.plan.request, master_port=free_port()))
+        return result, trouble
+
+    def _watch(self, job: Job) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
+        events = EventReader(self.run)
+        events.new()
+        while True:
+            time.sleep(POLL_SECONDS)
+            job.look()
+            self._tell_states(job)
+            self._tell_progress(events)
+            if self.signals > 1:
+                return None, Trouble(None, "ended at once by a second signal")
+            trouble = job.trouble() or self._elsewhere()
+            if trouble is not None:
+                return None, trouble
+            if job.finished():
+                return self._result(job, job.reason()), None
+            if self._stop_asked() and not job.began:
+                return self._result(job, f"{self.stopping} before training began"), None
+
+    def _result(self, job: Job, reason: str) -> LaunchResult:
+        return LaunchResult(self.run, self.plan.world, job.step, reason, self.attempt,
+                            round(time.time() - self.began, 1), self.plan)
+
+    # ---------------------------------------------------------------- stopping
+
+    @contextlib.contextmanager
+    def _handling(self) -> Iterator[None]:
+        """Note signals instead of dying of them; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: Any) -> None:
+            self.signals += 1
+
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)  # the terminal was closed (nohup ignores it, and so do we then)
+        before = {number: signal.signal(number, note) for number in numbers}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stop_asked(self) -> bool:
+        """Whether the run is to stop; passed on to the ranks as the ``stop`` file, again if a rank removed it."""
+        file = self.run / STOP
+        if not self.stopping:
+            if self.signals:
+                self.stopping = "signal"
+            elif self.stop is not None and self.stop():
+                self.stopping = "stopped"
+            elif file.exists():
+                self.stopping = "stop file"
+            if self.stopping:
+                self.tell({"kind": "stopping", "why": self.stopping})
+        if self.stopping and not file.exists():
+            file.write_text(f"{time.time()}\n", encoding="utf-8")
+        return bool(self.stopping)
+
+    # ---------------------------------------------------------------- the run folder
+
+    def _open(self) -> None:
+        """Make the folder, refuse one in which somebody trains, and write what the ranks are to run."""
+        status = read_status(self.run) if (self.run / STATUS).exists() else {"state": "none"}
+        if status["state"] not in ("none", "finished", "stopped", "failed", "died"):
+            raise InputError(f"{self.run}: process {status['pid']} is training here; stop it first (create the file "
+                             f"{self.run / STOP})")
+        (self.run / "logs").mkdir(parents=True, exist_ok=True)
+        (self.run / HEARTBEAT).mkdir(exist_ok=True)
+        if self.plan.node_rank == 0:
+            with contextlib.suppress(FileNotFoundError):
+                (self.run / STOP).unlink()
+        if self.plan.node_rank == 0 or not (self.run / CONFIG).exists():
+            write_text_atomic(self.run / CONFIG, self.config.to_yaml())
+
+    def _keep_logs(self) -> None:
+        """Put a failed attempt's logs aside, so that the next one's tell only of itself."""
+        kept = self.run / "logs" / f"attempt-{self.attempt}"
+        kept.mkdir(exist_ok=True)
+        for command in self.plan.here.commands:
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(command.log, kept / Path(command.log).name)
+
+    def _note(self, state: str, reason: str, job: Optional[Job] = None) -> None:
+        """Tell other launchers, and whoever looks at the run, how this one stands."""
+        facts = {"v": 1, "pid": os.getpid(), "host": socket.gethostname(), "node_rank": self.plan.node_rank,
+                 "state": state, "reason": reason, "attempt": self.attempt, "time": time.time(),
+                 "backend": self.plan.backend, "world": self.plan.world, "ranks": list(self.plan.here.ranks),
+                 "hosts": [host.name for host in self.plan.hosts]}
+        write_json_atomic(self.run / HEARTBEAT / f"node_{self.plan.node_rank}", facts)
+        if self.plan.node_rank == 0:
+            write_json_atomic(self.run / STATE, facts)
+
+    def _elsewhere(self) -> Optional[Trouble]:
+        """A failure that another host's launcher has told of, in this attempt."""
+        for host in self.plan.hosts:
+            if host.node_rank == self.plan.node_rank or self.plan.backend == "mpirun":
+                continue
+            with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
+                text = (self.run / HEARTBEAT / f"node_{host.node_rank}").read_text(encoding="utf-8")
+                other = json.loads(text)
+                if other["state"] == "failed" and other["time"] > self.began and other["attempt"] >= self.attempt:
+                    return Trouble(None, f"on host {host.name}: {other['reason']}")
+        return None
+
+    # ---------------------------------------------------------------- telling
+
+    def _tell_states(self, job: Job) -> None:
+        for rank in job.ranks:
+            state = job.state(rank)
+            if self.states.get(rank) != state:
+                self.states[rank] = state
+                self.tell({"kind": "rank", "rank": rank, "state": state})
+
+    def _tell_progress(self, events: EventReader) -> None:
+        for event in events.new():
+            if event["kind"] == "step":
+                speed = event.get("tokens_per_second")
+                text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
+                self.progress(int(event["step"]), self.config.train.steps, text)
+

@@ -1,0 +1,286 @@
+"""What a launch would run, as data: which processes on which host, with which arguments and environment.
+
+The launcher starts exactly these commands and ``--dry-run`` prints them; there is no second place where a command is
+made. Commands are argument lists, never shell text. All back ends but the rank table use MindSpore's dynamic
+cluster: one scheduler process, to which every rank connects, with MS_* variables that say who is who. ``mpirun``
+works the same way (MindSpore's own MPI start fails on a CPU): each rank takes its number from Open MPI's variables.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import pangu_lab
+from pangu_lab.errors import InputError, nearest
+from pangu_lab.launch.hosts import Host
+
+BACKENDS = ("local", "msrun", "mpirun", "ranktable")
+WORKER = ("-m", "pangu_lab.launch.worker")
+# Variables of an outer launch that would mislead ours.
+STALE = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "RANK_ID",
+         "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "PANGU_LAB_RANK_LOG")
+STALE_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One process: its arguments, what is added to the environment, and the file its output goes to."""
+
+    role: str  # "scheduler", "rank", "msrun" or "mpirun"
+    rank: Optional[int]
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    log: str
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank}" if self.role == "rank" else self.role
+
+    def shell_line(self) -> str:
+        """The command as one could type it."""
+        return f"env {_assignments(self.env)} {shlex.join(self.argv)} > {shlex.quote(self.log)} 2>&1"
+
+
+def _assignments(env: dict[str, str]) -> str:
+    """NAME=VALUE …; a value that goes on with what stands in the environment already is written with $NAME."""
+    words = []
+    for name, value in env.items():
+        before = os.environ.get(name)
+        if before and value != before and value.endswith(before):
+            words.append(f"{name}={shlex.quote(value[:-len(before)])}${name}")
+        else:
+            words.append(f"{name}={shlex.quote(value)}")
+    return " ".join(words)
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """What runs on one host: the ranks that live there, and the processes that its launcher starts."""
+
+    name: str
+    node_rank: int
+    ranks: range
+    commands: tuple[Command, ...]
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """A whole launch over all hosts; ``node_rank`` says which of them this one is."""
+
+    request: Request
+    hosts: tuple[HostPlan, ...]
+
+    @property
+    def backend(self) -> str:
+        return self.request.backend
+
+    @property
+    def run(self) -> Path:
+        return self.request.run
+
+    @property
+    def world(self) -> int:
+        return self.request.world
+
+    @property
+    def node_rank(self) -> int:
+        return self.request.node_rank
+
+    @property
+    def master(self) -> str:
+        """ADDRESS:PORT of the scheduler; empty where there is none."""
+        if self.backend == "ranktable" or not _needs_scheduler(self.request):
+            return ""
+        return f"{self.request.master_addr}:{self.request.master_port}"
+
+    @property
+    def here(self) -> HostPlan:
+        return self.hosts[self.node_rank]
+
+    def lines(self) -> list[str]:
+        """The plan as text: a line a host, and below it one a process."""
+        result = []
+        for host in self.hosts:
+            ranks = _span(host.ranks) if host.ranks else "none"
+            result.append(f"# host {host.name} (node rank {host.node_rank}): {ranks}")
+            if not host.commands:
+                result.append("# started by mpirun on the first host")
+            result += [command.shell_line() for command in host.commands]
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        hosts = [{"name": host.name, "node_rank": host.node_rank, "ranks": list(host.ranks), "commands": [
+            {"role": c.role, "rank": c.rank, "argv": list(c.argv), "env": c.env, "log": c.log}
+            for c in host.commands]} for host in self.hosts]
+        return {"backend": self.backend, "run": str(self.run), "world": self.world, "master": self.master, "hosts": hosts}
+
+
+def _span(ranks: range) -> str:
+    return f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a plan is made from. ``hosts`` has a line a machine, in the order of node ranks; paths are absolute."""
+
+    run: Path
+    backend: str
+    hosts: Sequence[Host]
+    node_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+    hosts_file: Optional[Path] = None
+    rank_table: Optional[Path] = None
+    devices: Sequence[Sequence[tuple[int, int]]] = ()  # by rank table: (rank, device id) on each host
+    program: Sequence[str] = WORKER
+    join_seconds: int = 600
+
+    @property
+    def world(self) -> int:
+        return sum(host.slots for host in self.hosts)
+
+    def ranks(self, node: int) -> range:
+        """The ranks of one host: numbered through, host after host."""
+        first = sum(host.slots for host in self.hosts[:node])
+        return range(first, first + self.hosts[node].slots)
+
+
+def make_plan(request: Request) -> LaunchPlan:
+    """The commands of every host.
+
+    Raises:
+        InputError: the back end is unknown, is not installed, or cannot do what is asked.
+    """
+    if request.backend not in BACKENDS:
+        raise InputError(f"unknown back end '{request.backend}'{nearest(request.backend, BACKENDS)}; "
+                         f"there are {', '.join(BACKENDS)}")
+    make = {"local": _local, "msrun": _msrun, "mpirun": _mpirun, "ranktable": _rank_table}[request.backend]
+    commands = [make(request, node) for node in range(len(request.hosts))]
+    hosts = tuple(HostPlan(host.name, node, request.ranks(node), tuple(commands[node]))
+                  for node, host in enumerate(request.hosts))
+    return LaunchPlan(request, hosts)
+
+
+def _needs_scheduler(request: Request) -> bool:
+    """A single process talks to nobody; only msrun brings its scheduler along all the same."""
+    return request.world > 1 or request.backend in ("msrun", "mpirun")
+
+
+# -------------------------------------------------------------------------------------------------- back ends
+
+
+def _local(request: Request, node: int) -> list[Command]:
+    """The scheduler on the first host, and each rank as a process of its own."""
+    if not _needs_scheduler(request):
+        return [_worker(request, 0, _common(request, node))]
+    cluster = {**_common(request, node), **_cluster(request)}
+    commands = [_scheduler(request, cluster)] if node == 0 else []
+    for rank in request.ranks(node):
+        commands.append(_worker(request, rank, {**cluster, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank),
+                                                "DEVICE_ID": str(rank - request.ranks(node)[0])}))
+    return commands
+
+
+def _msrun(request: Request, node: int) -> list[Command]:
+    """MindSpore's own launcher, which starts scheduler and ranks itself, each with a log of its own."""
+    if len({host.slots for host in request.hosts}) > 1:
+        raise InputError("msrun wants the same number of ranks on every host; use --backend local, or make the "
+                         "hosts file's slots equal")
+    # msrun starts plain 'python': it must be found in this environment before any other
+    env = {**_common(request, node), "PATH": _python_folder() + os.pathsep + os.environ.get("PATH", os.defpath)}
+    env.update(_quick_join())
+    argv = (sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num", str(request.world),
+            "--local_worker_num", str(request.hosts[node].slots), "--master_addr", request.master_addr,
+            "--master_port", str(request.master_port), "--node_rank", str(node),
+            "--log_dir", str(request.run / "logs"), "--worker_log_name", "rank", "--join", "True",
+            "--cluster_time_out", str(request.join_seconds), "python", *request.program, "--run", str(request.run))
+    return [Command("msrun", None, argv, env, _log(request, "msrun"))]
+
+
+def _mpirun(request: Request, node: int) -> list[Command]:
+    """Our scheduler and Open MPI's launcher on the first host; it reaches the others by itself."""
+    if request.node_rank != 0:
+        raise InputError("mpirun is started on the first host alone and starts the others itself: leave out "
+                         "--node-rank")
+    if node > 0:
+        return []
+    cluster = {**_common(request, node), **_cluster(request)}
+    env = {**cluster, "MS_ROLE": "MS_WORKER", "PANGU_LAB_RANK_LOG": "1"}
+    argv = [shutil.which("mpirun") or "mpirun", "-np", str(request.world), "--bind-to", "none"]
+    if request.hosts_file is not None:
+        argv += ["--hostfile", str(request.hosts_file)]
+    else:
+        argv += ["--oversubscribe"]
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        argv += ["--allow-run-as-root"]
+    for name in env:
+        argv += ["-x", name]
+    argv += [sys.executable, *request.program, "--run", str(request.run)]
+    return [_scheduler(request, cluster), Command("mpirun", None, tuple(argv), env, _log(request, "mpirun"))]
+
+
+def _rank_table(request: Request, node: int) -> list[Command]:
+    """Ascend's way without a scheduler: the table tells every rank where the others are."""
+    return [_worker(request, rank, {**_common(request, node), "RANK_TABLE_FILE": str(request.rank_table),
+                                    "RANK_ID": str(rank), "RANK_SIZE": str(request.world), "DEVICE_ID": str(device)})
+            for rank, device in request.devices[node]]
+
+
+# ------------------------------------------------------------------------------------------------- their parts
+
+
+def _worker(request: Request, rank: int, env: dict[str, str]) -> Command:
+    argv = (sys.executable, *request.program, "--run", str(request.run))
+    return Command("rank", rank, argv, env, _log(request, f"rank_{rank}"))
+
+
+def _scheduler(request: Request, cluster: dict[str, str]) -> Command:
+    """The scheduler does nothing but bring ranks together, whatever the ranks run."""
+    argv = (sys.executable, *WORKER, "--run", str(request.run))
+    return Command("scheduler", None, argv, {**cluster, "MS_ROLE": "MS_SCHED"}, _log(request, "scheduler"))
+
+
+def _common(request: Request, node: int) -> dict[str, str]:
+    env = {"PYTHONUNBUFFERED": "1", "GLOG_v": os.environ.get("GLOG_v", "3"),
+           "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots)}
+    package_home = str(Path(pangu_lab.__file__).resolve().parent.parent)
+    if package_home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        before = os.environ.get("PYTHONPATH", "")
+        if package_home not in before.split(os.pathsep):
+            before = package_home + (os.pathsep + before if before else "")
+        env["PYTHONPATH"] = before
+    return env
+
+
+def _cluster(request: Request) -> dict[str, str]:
+    return {"MS_WORKER_NUM": str(request.world), "MS_SCHED_HOST": request.master_addr,
+            "MS_SCHED_PORT": str(request.master_port), "MS_TOPO_TIMEOUT": str(request.join_seconds), **_quick_join()}
+
+
+def _quick_join() -> dict[str, str]:
+    """How long a rank waits before it asks again for the others, seconds: MindSpore's 3 to 5 cost 6 s a start."""
+    return {"MS_RETRY_INTERVAL_LOWER": "0", "MS_RETRY_INTERVAL_UPPER": "1"}
+
+
+def _python_folder() -> str:
+    return str(Path(sys.executable).parent)
+
+
+def _log(request: Request, name: str) -> str:
+    return str(request.run / "logs" / f"{name}.log")
+
+
+def clean_environment(added: dict[str, str]) -> dict[str, str]:
+    """This process's environment without an outer launch's variables, and with those of a command."""
+    kept = {name: value for name, value in os.environ.items()
+            if name not in STALE and not name.startswith(STALE_PREFIXES)}
+    return {**kept, **added}

@@ -1,0 +1,220 @@
+"""HCCL rank tables: the JSON file that tells the ranks of an Ascend cluster which device each of them is.
+
+Version "1.0": ``server_count``, ``server_list`` with for each server its ``server_id`` (an IP address), ``device``
+(``device_id``, ``device_ip``, ``rank_id``) and ``host_nic_ip``, and ``status`` "completed"; every value is text. HCCL
+answers a mistake in it with a wait of many minutes, so everything is checked here, a line for each mistake.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_lab.errors import InputError
+from pangu_lab.files import read_json, write_json_atomic
+
+HCCN_CONF = "/etc/hccn.conf"  # where an Ascend driver keeps the devices' addresses
+MAX_DEVICES = 16  # of one server
+
+
+@dataclass(frozen=True)
+class Device:
+    device_id: int
+    device_ip: str
+    rank_id: int
+
+
+@dataclass(frozen=True)
+class Server:
+    server_id: str
+    devices: tuple[Device, ...]
+    host_nic_ip: str = "reserve"
+
+
+@dataclass(frozen=True)
+class RankTable:
+    """A checked table. Servers stand in its order; ranks are 0 … world − 1 over all of them."""
+
+    servers: tuple[Server, ...]
+
+    @property
+    def world(self) -> int:
+        return sum(len(server.devices) for server in self.servers)
+
+    def to_json(self) -> dict[str, Any]:
+        """The table as HCCL reads it."""
+        servers = [{"server_id": server.server_id, "device": [
+            {"device_id": str(d.device_id), "device_ip": d.device_ip, "rank_id": str(d.rank_id)}
+            for d in server.devices], "host_nic_ip": server.host_nic_ip} for server in self.servers]
+        return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
+
+
+def _require(good: bool, where: str, message: str) -> None:
+    if not good:
+        raise InputError(f"{where}: {message}")
+
+
+# ------------------------------------------------------------------------------------------------------- check
+
+
+def read_rank_table(path: Path | str) -> RankTable:
+    """Read and check a rank table.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or holds a mistake; one line names it.
+    """
+    return parse_rank_table(read_json(path, "the rank table"), str(path))
+
+
+def parse_rank_table(table: Any, where: str = "rank table") -> RankTable:
+    """Check a table's content; ``where`` begins the error's line."""
+    _require(isinstance(table, dict), where, "must be a JSON object")
+    for key in ("version", "server_count", "server_list", "status"):
+        _require(key in table, where, f"has no '{key}'")
+    _require(table["version"] == "1.0", where, f"version is {table['version']!r}; only \"1.0\" is known")
+    _require(table["status"] == "completed", where, f"status is {table['status']!r} instead of \"completed\"")
+    listed = table["server_list"]
+    _require(isinstance(listed, list) and bool(listed), where, "server_list must be a list with at least one server")
+    count = _number(table["server_count"], where, "server_count")
+    _require(count == len(listed), where, f"server_count is {count}, but server_list has {len(listed)}")
+    servers = tuple(_server(entry, f"{where}: server_list[{place}]") for place, entry in enumerate(listed))
+    result = RankTable(servers)
+    _check_whole(result, where)
+    return result
+
+
+def _server(entry: Any, where: str) -> Server:
+    _require(isinstance(entry, dict), where, "must be an object")
+    for key in ("server_id", "device"):
+        _require(key in entry, where, f"has no '{key}'")
+    server_id = _address(entry["server_id"], where, "server_id")
+    devices = entry["device"]
+    _require(isinstance(devices, list) and bool(devices), where, "device must be a list with at least one device")
+    nic = entry.get("host_nic_ip", "reserve")
+    if nic != "reserve":
+        _address(nic, where, "host_nic_ip")
+    return Server(server_id, tuple(_device(item, f"{where} ({server_id}), device[{place}]")
+                                   for place, item in enumerate(devices)), nic)
+
+
+def _device(entry: Any, where: str) -> Device:
+    _require(isinstance(entry, dict), where, "must be an object")
+    for key in ("device_id", "device_ip", "rank_id"):
+        _require(key in entry, where, f"has no '{key}'")
+    device = _number(entry["device_id"], where, "device_id")
+    _require(device < MAX_DEVICES, where, f"device_id {device} is above {MAX_DEVICES - 1}")
+    return Device(device, _address(entry["device_ip"], where, "device_ip"),
+                  _number(entry["rank_id"], where, "rank_id"))
+
+
+def _number(value: Any, where: str, key: str) -> int:
+    good = isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) is not None
+    _require(good, where, f"{key} is {value!r}; it must be a whole number in quotes, such as \"0\"")
+    return int(value)
+
+
+def _address(value: Any, where: str, key: str) -> str:
+    try:
+        ipaddress.ip_address(value if isinstance(value, str) else "")
+    except ValueError:
+        raise InputError(f"{where}: {key} is {value!r}, which is no IP address") from None
+    return value
+
+
+def _check_whole(table: RankTable, where: str) -> None:
+    """What concerns several entries at once: nothing twice, no gaps, equal numbers of devices."""
+    _no_doubles([server.server_id for server in table.servers], where, "server_id")
+    for server in table.servers:
+        _no_doubles([device.device_id for device in server.devices], f"{where}: server {server.server_id}",
+                    "device_id")
+    devices = [device for server in table.servers for device in server.devices]
+    _no_doubles([device.device_ip for device in devices], where, "device_ip")
+    ranks = [device.rank_id for device in devices]
+    _no_doubles(ranks, where, "rank_id")
+    missing = sorted(set(range(len(ranks))) - set(ranks))
+    _require(not missing, where, f"rank_id {missing[0] if missing else ''} is missing: {len(ranks)} devices need the "
+             f"ranks 0 to {len(ranks) - 1}")
+    sizes = {len(server.devices) for server in table.servers}
+    _require(len(sizes) == 1, where, "servers have different numbers of devices ("
+             + ", ".join(f"{server.server_id}: {len(server.devices)}" for server in table.servers) + ")")
+
+
+def _no_doubles(values: Sequence[Any], where: str, key: str) -> None:
+    doubled = next((value for place, value in enumerate(values) if value in values[:place]), None)
+    _require(doubled is None, where, f"{key} {doubled} stands there twice")
+
+
+# ---------------------------------------------------------------------------------------------- create and merge
+
+
+def create_rank_table(server_id: str, device_ids: Sequence[int], device_ips: Sequence[str] | None = None,
+                      host_nic_ip: str = "reserve", hccn_conf: Path | str = HCCN_CONF) -> RankTable:
+    """The table of one server; ranks follow the order of the devices.
+
+    Args:
+        server_id: the server's IP address.
+        device_ids: numbers of the devices to use.
+        device_ips: their addresses, in the same order; read from ``hccn_conf`` when not given.
+
+    Raises:
+        InputError: an address is missing or wrong, or something is there twice.
+    """
+    if device_ips is None:
+        known = read_hccn_conf(hccn_conf)
+        absent = [device for device in device_ids if device not in known]
+        if absent:
+            raise InputError(f"{hccn_conf}: has no address for device {absent[0]}; give the devices' addresses "
+                             "with --device-ips")
+        device_ips = [known[device] for device in device_ids]
+    if len(device_ips) != len(device_ids):
+        raise InputError(f"{len(device_ids)} devices, but {len(device_ips)} addresses: give one for each device")
+    devices = tuple(Device(device, ip, rank) for rank, (device, ip) in enumerate(zip(device_ids, device_ips)))
+    return parse_rank_table(RankTable((Server(server_id, devices, host_nic_ip),)).to_json())
+
+
+def read_hccn_conf(path: Path | str = HCCN_CONF) -> dict[int, str]:
+    """Device number → address, from the driver's ``address_N=IP`` lines.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        raise InputError(f"{path}: not readable, so the devices' addresses are not known; give them with "
+                         "--device-ips") from None
+    return {int(number): address for number, address in
+            re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
+
+
+def merge_rank_tables(tables: Sequence[RankTable]) -> RankTable:
+    """One table over the servers of several, in the order given; ranks are numbered anew, server after server.
+
+    Raises:
+        InputError: a server or a device address is in more than one of them, or numbers of devices differ.
+    """
+    if not tables:
+        raise InputError("no rank tables to merge")
+    servers, rank = [], 0
+    for server in (server for table in tables for server in table.servers):
+        devices = tuple(Device(d.device_id, d.device_ip, rank + place)
+                        for place, d in enumerate(sorted(server.devices, key=lambda d: d.rank_id)))
+        rank += len(devices)
+        servers.append(Server(server.server_id, devices, server.host_nic_ip))
+    return parse_rank_table(RankTable(tuple(servers)).to_json(), "the merged table")
+
+
+def write_rank_table(table: RankTable, path: Path | str, replace: bool = False) -> None:
+    """Write the JSON file, whole or not at all.
+
+    Raises:
+        InputError: there is a file already and ``replace`` is not given.
+    """
+    if Path(path).exists() and not replace:
+        raise InputError(f"{path} exists already: choose another name")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_json_atomic(path, table.to_json())
