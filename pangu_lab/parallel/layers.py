@@ -87,7 +87,7 @@ class WordEmbedding(nn.Cell):
 def local_ids(ids, first: int, part: int):
     """Which ids lie in [first, first + part), and their place there (0 for the others)."""
     inside = ops.logical_and(ids >= first, ids < first + part)
-    return inside, ops.select(inside, ids - first, ops.zeros_like(ids))
+    return inside, (ids - first) * ops.cast(inside, mstype.int32)
 
 
 class HeadLoss(nn.Cell):
