@@ -276,7 +276,7 @@ def test_tokenizer_show_puts_words_pieces_and_ids_side_by_side(workplace, capsys
 
 def test_generate_streams_the_prompt_and_its_continuation_and_the_seed_repeats_it(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    arguments = ("generate", "--from", "runs/a", "--prompt", "春天", "--max-new-tokens", "8", "--seed", "3", "--json")
+    arguments = (*"generate --from runs/a --prompt 春天 --max-new-tokens 8 --seed 3 --json".split(),)
     code, out, _ = run(*arguments, capsys=capsys)
     result, = json.loads(out.splitlines()[-1])
     assert code == 0 and out.startswith("春天" + result["text"]) and len(result["ids"]) <= 8 and result["seed"] == 3
@@ -306,6 +306,25 @@ def test_generate_tells_mistakes_in_one_line(workplace, capsys, monkeypatch, arg
     assert (code, out) == (2, "") and message in err and err.count("\n") == 1
 
 
+def test_a_bundle_continues_as_the_run_it_came_from(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("export", "--from", "runs/a", "--out", "exports/a", "--json", capsys=capsys)
+    assert code == 0 and json.loads(out.splitlines()[-1])["bundle"] == "exports/a"
+    texts = [run(*f"generate --from {source} --prompt 春天 --max-new-tokens 12 --seed 5".split(), capsys=capsys)
+             for source in ("runs/a", "exports/a")]
+    assert texts[0] == texts[1] and texts[0][0] == 0
+    code, _, err = run("export", "--from", "runs/a", "--out", "exports/a", capsys=capsys)
+    assert code == 2 and "exports/a exists already" in err
+
+
+def test_evaluate_gives_the_perplexity_of_a_data_set(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("evaluate", "perplexity", "--from", "runs/a", "--data", "heldout", "--json", capsys=capsys)
+    result = json.loads(out.splitlines()[-1])
+    assert code == 0 and 10 < result["perplexity"] < 1500 and f"{result['perplexity']:.2f}" in out
+    assert result["tokens"] > 5000
+
+
 def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     for arguments, message in (
@@ -330,7 +349,8 @@ def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch
 def readme_commands() -> list[str]:
     found = []
     for name in ("README.md", "README.zh-CN.md"):
-        for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), re.DOTALL):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL):
             lines = [line.strip() for line in block.splitlines()]
             found += [line for line in lines if line.startswith("pangu-lab ")]
     return sorted(set(found))

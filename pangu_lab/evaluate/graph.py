@@ -62,15 +62,3 @@ class TokenScores(nn.Cell):
         log_probs = self.log_softmax(self.head(hidden))
         chosen = ops.reshape(self.gather(log_probs, 1, ops.reshape(targets, (-1, 1))), (-1,))
         return chosen, self.max(log_probs, -1)
-
-
-class LastLogits(nn.Cell):
-    """hidden (n, hidden) fp32 → id of the most probable next token, (n,) int32."""
-
-    def __init__(self, config: ModelConfig, weights: Weights):
-        super().__init__(auto_prefix=False)
-        self.head = TiedHead(weights, names.WORD, DTYPES[config.compute_dtype])
-        self.argmax = ops.Argmax(-1)
-
-    def construct(self, hidden):
-        return self.argmax(self.head(hidden))

@@ -81,17 +81,15 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
     if isinstance(task, str):
         task = make_task(task, scoring=scoring, template=template, negatives=negatives)
     files = find_files(task, data, split, half)
-    questions = task.read(files)[:limit]
     if limit is not None and limit < 1:
         raise InputError(f"limit={limit} must be at least 1")
+    questions = task.read(files)[:limit]
     n, baselines = task.count(questions), task.baselines(questions)
     if source is None and generate is None:
         return Result(task.name, task.metric, n, None, None, baselines)
-    scorer = open_scorer(source, tokenizer) if source is not None else None
-    model = scorer.name if scorer is not None else "generate"
+    model, answer = _open(task, source, tokenizer, generate)
     record = Record(out, _settings(task, files, model, limit))
     started = time.monotonic()
-    answer = _writer(task, scorer, generate) if task.writes else _scoring(task, scorer)
     _run(questions, answer, record, progress)
     outcomes = [record.outcomes[question.id] for question in questions]
     measure = task.measure(outcomes)
@@ -140,11 +138,19 @@ def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int
 Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
 
 
-def _scoring(task: Task, scorer: Optional[Scorer]) -> Answer:
-    """Questions → outcomes, by scoring the options of all of them together."""
-    if scorer is None:
+def _open(task: Task, source: Any, tokenizer: Any, generate: Optional[Generate]) -> tuple[str, Answer]:
+    """The model's name, and what turns questions into outcomes."""
+    if task.writes:
+        name, write = ("generate", generate) if generate is not None else _open_writer(source, tokenizer)
+        return name, _writing(task, write)
+    if source is None:
         raise InputError(f"{task.name} scores text: name a model or a server")
+    scorer = open_scorer(source, tokenizer)
+    return scorer.name, _scoring(task, scorer)
 
+
+def _scoring(task: Task, scorer: Scorer) -> Answer:
+    """Questions → outcomes, by scoring the options of all of them together."""
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         pairs = [task.pairs(question) for question in questions]
         scores = iter(task.score(scorer, [pair for group in pairs for pair in group], progress))
@@ -153,27 +159,40 @@ def _scoring(task: Task, scorer: Optional[Scorer]) -> Answer:
     return answer
 
 
-def _writer(task: Any, scorer: Optional[Scorer], generate: Optional[Generate]) -> Answer:
-    """Questions → outcomes, by having the model write."""
-    write = generate if generate is not None else _generator(scorer)
+def engine_writer(engine: Any) -> Generate:
+    """Greedy writing with an ``Engine`` of ``pangu_lab.generate``, as ``evaluate`` takes it."""
+    from pangu_lab.config import SamplingConfig
+    from pangu_lab.generate import generate_many
 
+    def write(prompts: Sequence[str], new_tokens: int, stop: Sequence[str]) -> list[str]:
+        config = SamplingConfig(max_new_tokens=new_tokens, temperature=0.0, stop=tuple(stop))
+        return [completion.text for completion in generate_many(engine, prompts, config)]
+
+    return write
+
+
+def _open_writer(source: Any, tokenizer: Any) -> tuple[str, Generate]:
+    """(name, writer) of a server, a run or a checkpoint."""
+    from pangu_lab.evaluate.server import ServerScorer
+    from pangu_lab.generate import load_engine
+
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        source = open_scorer(source)
+    if isinstance(source, ServerScorer):
+        return source.name, source.complete
+    if isinstance(source, Scorer):
+        raise InputError("in this task the model writes its answers: name its folder, or give generate=")
+    engine = load_engine(source, str(tokenizer) if tokenizer is not None else None)
+    return engine.name, engine_writer(engine)
+
+
+def _writing(task: Any, write: Generate) -> Answer:
+    """Questions → outcomes, by having the model write."""
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         texts = write([task.prompt(question) for question in questions], task.max_new_tokens, task.stop)
         return [task.judge_text(question, text) for question, text in zip(questions, texts)]
 
     return answer
-
-
-def _generator(scorer: Optional[Scorer]) -> Generate:
-    from pangu_lab.evaluate.server import ServerScorer
-
-    if isinstance(scorer, LocalScorer):
-        from pangu_lab.evaluate.greedy import write_greedily
-
-        return lambda prompts, new_tokens, stop: write_greedily(scorer, prompts, new_tokens, stop)
-    if isinstance(scorer, ServerScorer):
-        return scorer.complete
-    raise InputError("this task needs a model that writes: give generate=")
 
 
 def _run(questions: Sequence[Question], answer: Answer, record: Record, progress: Progress) -> None:

@@ -184,18 +184,6 @@ class LocalScorer(TokenScorer):
         ends = np.cumsum([len(row.wanted) for row in batch])[:-1]
         return list(zip(np.split(chosen, ends), np.split(best, ends)))
 
-    def rows_at_once(self, tokens: int) -> int:
-        """How many sequences of this length are computed together."""
-        return self._network.full(bucket(tokens, max(self.window, LONGEST_ROW)))
-
-    def next_tokens(self, sequences: Sequence[Sequence[int]]) -> list[int]:
-        """The most probable next token after each sequence (each at most the window long, none empty)."""
-        rows = [Row(list(ids), list(range(len(ids))), [0] * len(ids)) for ids in sequences]
-        slots = bucket(max(len(row) for row in rows), max(self.window, LONGEST_ROW))
-        hidden = self._network.hidden(rows, slots)
-        last = hidden.reshape(-1, slots, hidden.shape[-1])[np.arange(len(rows)), [len(row) - 1 for row in rows]]
-        return [int(index) for index in self._network.best_tokens(last)]
-
 
 def inference_config(config: ModelConfig) -> ModelConfig:
     """Without dropout; and in fp32 on a CPU, where half precision is slower."""
@@ -213,13 +201,12 @@ class _Network:
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], batch_tokens: int) -> None:
         import mindspore as ms
 
-        from pangu_lab.evaluate.graph import BranchRows, LastLogits, TokenScores
+        from pangu_lab.evaluate.graph import BranchRows, TokenScores
         from pangu_lab.model.pangu import Weights
 
         ms.set_context(mode=ms.GRAPH_MODE)
         shared = Weights({name: np.asarray(value, np.float32) for name, value in weights.items()})
         self.trunk, self.head = BranchRows(config, shared), TokenScores(config, shared)
-        self.last = LastLogits(config, shared)
         self.batch_tokens = batch_tokens
         self.shapes: set[tuple[int, int]] = set()
 
@@ -263,13 +250,6 @@ class _Network:
             chosen[part], best[part] = results
             start = part.stop
         return chosen, best
-
-    def best_tokens(self, hidden: np.ndarray) -> np.ndarray:
-        """(n,) ids of the most probable next tokens after (n, hidden)."""
-        from mindspore import Tensor
-
-        count = 1 << max(0, len(hidden) - 1).bit_length()
-        return self.last(Tensor(_filled(hidden, count))).asnumpy()[:len(hidden)]
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

@@ -223,12 +223,13 @@ class Job:
         first = min(self.ranks, key=lambda rank: self._standstill(rank))
         beat, moved = self.seen[first].beat, self.seen[first].moved
         what = f"rank {first} hangs: nothing achieved for {now - moved:.0f} s, at step {beat.step} ({beat.state})"
-        return [Trouble(first, what, (*self._stack(first, beat), *self._lines(first)), when=moved)]
+        lines = self._lines(first)  # read before the stack is asked for, which goes to the same log
+        return [Trouble(first, what, (*self._stack(first, beat), *lines), when=moved)]
 
     def _limit(self, beat: Beat) -> float:
         patience = self.patience
         limits = {"starting": patience.start, "joining": patience.join, "joined": patience.compile,
-                  "compiling": patience.compile}
+                  "compiling": patience.compile, "evaluating": patience.compile}
         return limits.get(beat.state, patience.step)
 
     def _standstill(self, rank: int) -> float:

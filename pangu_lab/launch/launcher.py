@@ -233,7 +233,7 @@ class Launcher:
                 if self.attempt > restarts or self.stopping:
                     raise LaunchFailed(trouble, self.attempt, self.run)
                 self._keep_logs()
-                self.tell({"kind": "restart", "attempt": self.attempt + 1, "of": restarts + 1})
+                self.tell({"kind": "restart", "what": trouble.what, "attempt": self.attempt + 1, "of": restarts + 1})
 
     def _attempt(self) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
         """Run all ranks once; the result, or what went wrong. No process of ours is left either way."""
@@ -267,7 +267,8 @@ class Launcher:
             if trouble is not None:
                 return None, trouble
             if job.finished():
-                return self._result(job, job.reason()), None
+                reason = job.reason()
+                return self._result(job, self.stopping if self.stopping and reason != "finished" else reason), None
             if self._stop_asked() and not job.began:
                 return self._result(job, f"{self.stopping} before training began"), None
 

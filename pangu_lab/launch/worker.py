@@ -24,7 +24,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import psutil
 
@@ -156,11 +156,7 @@ def read_config(run: Path) -> RunConfig:
 def _train(run: Path) -> str:
     from pangu_lab.train.loop import train
 
-    def progress(step: int, total: Any, text: str) -> None:
-        heartbeat.beat("training", step)
-
-    heartbeat.beat("compiling")
-    return train(read_config(run), run, progress=progress).reason
+    return train(read_config(run), run).reason
 
 
 def _schedule() -> int:

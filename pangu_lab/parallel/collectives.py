@@ -41,9 +41,10 @@ def start_communication() -> tuple[int, int]:
 
     if "MS_ROLE" not in os.environ and "RANK_TABLE_FILE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
         return 0, 1
-    from mindspore.communication import get_group_size, get_rank, init
+    from mindspore.communication import GlobalComm, get_group_size, get_rank, init
 
-    init()
+    if not GlobalComm.INITED:  # the launcher's worker may have joined already
+        init()
     return get_rank(), get_group_size()
 
 

@@ -25,7 +25,7 @@ import psutil
 FOLDER = "heartbeat"
 SECONDS = 1.0
 # on the disk before ``beat`` returns: the ends of a rank's story, and what MindSpore does without letting threads run
-AT_ONCE = ("joining", "done", "failed", "refused")
+AT_ONCE = ("joining", "joined", "done", "failed", "refused")
 
 
 @dataclass

@@ -258,8 +258,7 @@ class Trainer:
         return reason or "finished", path or self.save()
 
     def _step_and_tell(self, batch, progress: Progress) -> None:
-        if not self.first_step_done:
-            self.run.status(state="compiling", step=self.step)
+        self.run.status(state="training" if self.first_step_done else "compiling", step=self.step)
         event = self.train_batch(batch)
         kind = event.pop("kind")
         if not self.first_step_done:

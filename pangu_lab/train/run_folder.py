@@ -22,6 +22,7 @@ from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
 from pangu_lab.files import whole_folder, write_json_atomic, write_text_atomic
 from pangu_lab.train.events import EventLog
+from pangu_lab.train.heartbeat import beat
 from pangu_lab.train.runs import STATUS, STOP, read_status
 
 HEARTBEAT_SECONDS = 5.0
@@ -119,14 +120,14 @@ class RunFolder:
         self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "state": "starting",
                         "step": 0, "steps": steps, "reason": ""}
         self._write_status()
-        beat = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        beat.start()
+        thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+        thread.start()
         try:
             with _handling(signals):
                 yield signals
         finally:
             ended.set()
-            beat.join()
+            thread.join()
             self._log.close()
 
     def _beat(self, ended: threading.Event) -> None:
@@ -135,6 +136,7 @@ class RunFolder:
 
     def status(self, **changes: Any) -> None:
         """Note a change of state; written at once when the state's word changes, else with the next heartbeat."""
+        beat(changes.get("state"), changes.get("step"))
         if not self.owner:
             return
         with self._lock:

@@ -13,3 +13,18 @@ def scorer():
 
     config, weights = debug_model()
     return LocalScorer(config, weights, LetterTokenizer(), batch_tokens=512, name="debug")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory):
+    """A run as training leaves it: a checkpoint of the debug model and a small vocabulary, without the training."""
+    from pangu_lab.checkpoint import save_checkpoint
+    from pangu_lab.data import sample_files
+    from pangu_lab.presets import preset
+    from pangu_lab.tokenizer import train_vocabulary
+
+    run = tmp_path_factory.mktemp("runs") / "small"
+    train_vocabulary([str(path) for path in sample_files("heldout")], run / "tokenizer", 500)
+    _, weights = debug_model()
+    save_checkpoint(run / "checkpoints" / "step-00000000", weights, {"step": 0}, preset("debug"))
+    return run

@@ -160,9 +160,10 @@ class Task(ABC):
 
     def text(self, question: Question, option: str) -> tuple[str, str]:
         """(context, continuation) of one option."""
-        values = {**question.fields, "option": option, "|": "{|}"}
-        before, mark, after = _FIELD.sub(lambda match: values[match[1]], self.template).partition("{|}")
-        return (before, after) if mark else ("", before)
+        values = {**question.fields, "option": option}
+        before, mark, after = self.template.partition("{|}")
+        parts = [_FIELD.sub(lambda match: values[match[1]], part) for part in (before, after)]
+        return (parts[0], parts[1]) if mark else ("", parts[0])
 
     def pairs(self, question: Question) -> list[tuple[str, str]]:
         """What to score: an entry for each option."""

@@ -25,6 +25,9 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
                max_records: Optional[int] = None, progress: Progress = silent) -> PerplexityResult:
     """Perplexity of the model in a run or checkpoint folder on a data set made by ``prepare``.
 
+    Args:
+        max_records: look at about so many records (whole batches) from the start.
+
     Raises:
         InputError: no model or data set there; the data set was made with another tokenizer, or its records are
             longer than the model's positions.
@@ -41,10 +44,12 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
     length = dataset.record_length - 1
     if length > config.model.num_positions:
         raise InputError(f"{data}: records of {length} tokens are longer than the model's {config.model.num_positions}")
-    records = min(len(dataset), max_records or len(dataset))
-    batch_size = max(1, min(batch_size, records))
-    loss = held_out_loss(_loss_cell(config.model, weights, length), dataset, batch_size,
-                         max(1, records // batch_size) if max_records else None, config.data.eod_reset, progress)
+    wanted = min(len(dataset), max_records or len(dataset))
+    batch_size = max(1, min(batch_size, wanted))
+    batches = -(-wanted // batch_size)
+    loss = held_out_loss(_loss_cell(config.model, weights, length), dataset, batch_size, batches,
+                         config.data.eod_reset, progress)
+    records = min(len(dataset), batches * batch_size)
     return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, records, Path(source).name)
 
 

@@ -1,0 +1,98 @@
+"""The verb that measures a model: evaluate."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import Any
+
+from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.errors import InputError
+from pangu_lab.terminal import progress_bar, say, table
+
+DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflytek, csl, cmrc2018, pd, cft, wplc, read "
+           "from your own files in their published form; 'perplexity' of a prepared data set; or 'list', which shows "
+           "every task's metric, template and file format.")
+
+
+def register(verbs: Any) -> None:
+    parser = add_verb(verbs, "evaluate", run_evaluate, "measure a model on a published task", DETAILS)
+    parser.add_argument("task", metavar="TASK")
+    parser.add_argument("--from", dest="source", metavar="DIR", help="a run or a checkpoint")
+    parser.add_argument("--server", metavar="URL", help="a server instead: the same numbers through its API")
+    parser.add_argument("--baselines-only", action="store_true",
+                        help="no model: the number of questions, and what answers without one would reach")
+    parser.add_argument("--data", nargs="+", metavar="PATH", help="files of the task, or the folder they are in")
+    parser.add_argument("--split", metavar="PART", help="dev, test, train …: which files of a folder")
+    parser.add_argument("--half", metavar="d|m", help="of c3: dialogues or other texts (default: both)")
+    parser.add_argument("--scoring", metavar="WAY", help="of c3: corrected (default), or reference for comparison")
+    parser.add_argument("--template", metavar="TEXT", help="instead of the paper's; \\n is a line end, {|} stands where "
+                        "scoring begins")
+    parser.add_argument("--negatives", type=int, metavar="N",
+                        help="of tnews and iflytek: wrong labels to offer (default 3; 0: all)")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
+    parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one kept with the model")
+    parser.add_argument("--out", metavar="FILE.json", help="keep every question's outcome; an interrupted evaluation "
+                        "goes on from there")
+
+
+def run_evaluate(args: argparse.Namespace) -> int:
+    from pangu_lab.evaluate import evaluate, make_task
+
+    if args.task == "list":
+        return _list(args)
+    if args.data is None:
+        raise InputError("give --data: the task's files or their folder")
+    if (args.source is not None) + (args.server is not None) + args.baselines_only != 1:
+        raise InputError("give one of --from DIR, --server URL and --baselines-only")
+    if args.task == "perplexity":
+        return _perplexity(args)
+    template = args.template.replace("\\n", "\n") if args.template is not None else None
+    task = make_task(args.task, scoring=args.scoring, template=template, negatives=args.negatives)
+    source = args.server if args.server is not None else args.source
+    if args.server is not None and not args.server.startswith(("http://", "https://")):
+        raise InputError(f"--server {args.server}: an address begins with http:// or https://")
+    with progress_bar(f"evaluate {args.task}") as progress:
+        result = evaluate(task, source, args.data, split=args.split, half=args.half, limit=args.limit,
+                          tokenizer=args.tokenizer, out=args.out, progress=progress)
+    _show(result, task.title)
+    return finish(args, dataclasses.asdict(result))
+
+
+def _list(args: argparse.Namespace) -> int:
+    from pangu_lab.evaluate import TASKS
+
+    rows = [(name, task.metric, task.template.replace("\n", "\\n"), task.file_format) for name, task in TASKS.items()]
+    table(("task", "metric", "template", "files"), rows)
+    return finish(args, [dict(zip(("task", "metric", "template", "files"), row)) for row in rows])
+
+
+def _perplexity(args: argparse.Namespace) -> int:
+    from pangu_lab.evaluate import perplexity
+
+    if args.source is None or len(args.data) != 1:
+        raise InputError("perplexity needs --from DIR and one data set made by `pangu-lab prepare`")
+    with progress_bar("evaluate perplexity") as progress:
+        result = perplexity(args.source, args.data[0], max_records=args.limit, progress=progress)
+    say(f"perplexity {result.perplexity:.2f} (loss {result.loss:.4f}) over {result.tokens:,} tokens in "
+        f"{result.records:,} records")
+    return finish(args, dataclasses.asdict(result))
+
+
+def _show(result: Any, title: str) -> None:
+    """The number with its interval, then the baselines it is to be read against."""
+    percent = result.metric != "perplexity"
+
+    def text(value: float) -> str:
+        return f"{value:.2%}" if percent else f"{value:.2f}"
+
+    say(f"{title}: n {result.n}")
+    if result.value is not None:
+        low, high = result.interval
+        say(f"{result.metric.replace('_', ' ')} {text(result.value)}  (95 % interval {text(low)} to {text(high)})")
+    for name, value in result.more.items():
+        say(f"{name.replace('_', ' ')} {value:.2f}" if name == "perplexity" else f"{name.replace('_', ' ')} {value:.2%}")
+    for name, value in result.baselines.items():
+        say(f"baseline {name}: {text(value)}")
+    if result.cut:
+        say(f"{result.cut} texts were longer than the model's window and shortened")

@@ -1,0 +1,169 @@
+"""Verbs about several devices: launch, ranktable, plan."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from pangu_lab.cli.common import add_settings, add_verb, finish, settings
+from pangu_lab.errors import InputError
+from pangu_lab.terminal import complain, progress_bar, say
+
+
+def register(verbs: Any) -> None:
+    _register_launch(verbs)
+    _register_ranktable(verbs)
+
+
+def _register_launch(verbs: Any) -> None:
+    launch = add_verb(verbs, "launch", run_launch, "train with several processes, on one or many machines",
+                      "Every rank is watched: when one fails, it is named with the lines of its log that help, and "
+                      "the others are ended. Ctrl-C stops all of them with a checkpoint.")
+    launch.add_argument("--run", required=True, metavar="DIR", help="the run's folder, seen by all machines")
+    launch.add_argument("--nproc", type=int, metavar="N", help="ranks on each machine (default 1)")
+    launch.add_argument("--backend", default=None, metavar="NAME",
+                        help="local, msrun, mpirun or ranktable (default local; ranktable with --rank-table)")
+    launch.add_argument("--hosts", metavar="FILE", help="a line 'NAME slots=N' for each machine")
+    launch.add_argument("--rank-table", metavar="FILE", help="an HCCL rank table (Ascend)")
+    launch.add_argument("--master-addr", metavar="IP", help="where the ranks meet (default: the first host)")
+    launch.add_argument("--master-port", type=int, metavar="PORT",
+                        help="the port there (default: a free one; 8118 with several hosts)")
+    launch.add_argument("--node-rank", type=int, metavar="K",
+                        help="which host this is, from 0 (default: found by its name)")
+    launch.add_argument("--restarts", type=int, default=0, metavar="K",
+                        help="begin anew from the last good checkpoint, at most K times (default 0)")
+    launch.add_argument("--dry-run", action="store_true", help="print what would run on each host, and run nothing")
+    launch.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
+    launch.add_argument("--eval-data", metavar="DIR", help="a held-out data set")
+    launch.add_argument("--steps", type=int, metavar="N", help="steps in all")
+    launch.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
+    watch = launch.add_argument_group("watching", "seconds after which a rank counts as hanging")
+    watch.add_argument("--heartbeat-timeout", type=float, default=30.0, metavar="S",
+                       help="without a sign of life (default %(default)g)")
+    watch.add_argument("--join-timeout", type=float, default=600.0, metavar="S",
+                       help="waiting for the other ranks at the start (default %(default)g)")
+    watch.add_argument("--compile-timeout", type=float, default=3600.0, metavar="S",
+                       help="compiling, until the first step is done (default %(default)g)")
+    watch.add_argument("--step-timeout", type=float, default=600.0, metavar="S",
+                       help="standing still later (default %(default)g)")
+    add_settings(launch)
+
+
+def run_launch(args: argparse.Namespace) -> int:
+    from pangu_lab.launch import LaunchFailed, Patience, launch, prepare
+
+    if args.restarts < 0 or (args.nproc is not None and args.nproc < 1):
+        raise InputError("--nproc must be at least 1 and --restarts at least 0")
+    run = Path(args.run)
+    fallback = run / "launch.yaml"
+    config = settings(args, fallback=fallback if fallback.is_file() else run / "config.yaml", data__path=args.data,
+                      data__eval_path=args.eval_data, train__steps=args.steps, train__max_minutes=args.max_minutes)
+    backend = args.backend or ("ranktable" if args.rank_table else "local")
+    where = dict(hosts=args.hosts, rank_table=args.rank_table, master_addr=args.master_addr,
+                 master_port=args.master_port, node_rank=args.node_rank)
+    if args.dry_run:
+        config, plan = prepare(config, run, args.nproc, backend, **where)
+        for line in plan.lines():
+            say(line)
+        return finish(args, plan.to_dict())
+    if not config.data.path:
+        raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
+    patience = Patience(args.heartbeat_timeout, join=args.join_timeout, compile=args.compile_timeout,
+                        step=args.step_timeout)
+    try:
+        with progress_bar("launch") as progress:
+            result = launch(config, run, args.nproc, backend, **where, restarts=args.restarts, patience=patience,
+                            on_event=_tell, progress=progress)
+    except LaunchFailed as error:
+        complain(f"pangu-lab launch: {error}")
+        return finish(args, {"run": str(run), "rank": error.rank, "attempts": error.attempts,
+                             "lines": error.lines}, code=1)
+    say(f"{result.reason} at step {result.step}: {result.world} ranks, {result.seconds:.0f} s, run {result.run}")
+    return finish(args, {"run": str(result.run), "world": result.world, "step": result.step,
+                         "reason": result.reason, "attempts": result.attempts, "seconds": result.seconds})
+
+
+def _tell(event: dict[str, Any]) -> None:
+    """What a launch has to say beside the bar."""
+    kind = event["kind"]
+    if kind == "started":
+        say(f"started {len(event['ranks'])} of {event['world']} ranks here")
+    elif kind == "rank" and event["state"] in ("joining", "compiling", "training"):
+        say(f"rank {event['rank']}: {event['state']}")
+    elif kind == "stopping":
+        say("stopping: every rank finishes its step and saves; once more ends them at once")
+    elif kind == "restart":
+        say(f"{event['what']}: attempt {event['attempt']} of {event['of']}")
+
+
+# --------------------------------------------------------------------------------------------------- ranktable
+
+
+def _register_ranktable(verbs: Any) -> None:
+    ranktable = verbs.add_parser("ranktable", help="create, merge or check HCCL rank tables (Ascend)")
+    kinds = ranktable.add_subparsers(dest="kind", metavar="VERB", required=True, parser_class=type(ranktable))
+    create = add_verb(kinds, "create", create_table, "make the rank table of one server",
+                      "Run it on each server, then `pangu-lab ranktable merge` the files.")
+    create.add_argument("--server", required=True, metavar="IP", help="the server's address")
+    create.add_argument("--devices", default="0-7", metavar="LIST", help="such as 0-7 or 0,2,4,6 (default 0-7)")
+    create.add_argument("--device-ips", metavar="LIST",
+                        help="their addresses, such as 192.168.100.101,192.168.101.101,… (default: read from the "
+                             "driver's /etc/hccn.conf)")
+    create.add_argument("--host-nic-ip", default="reserve", metavar="IP", help="(default %(default)s)")
+    create.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
+    merge = add_verb(kinds, "merge", merge_tables, "join the rank tables of several servers into one",
+                     "Ranks are numbered anew, in the order in which the files are given.")
+    merge.add_argument("tables", nargs="+", metavar="FILE.json")
+    merge.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
+    check = add_verb(kinds, "check", check_table, "check a rank table", "Names the first mistake, or tells its ranks.")
+    check.add_argument("table", metavar="FILE.json")
+
+
+def device_numbers(text: str) -> list[int]:
+    """``0-3,6`` → [0, 1, 2, 3, 6].
+
+    Raises:
+        InputError: it is not such a list.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise InputError(f"--devices {text}: write numbers such as 0-7 or 0,2,4,6")
+        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
+    return numbers
+
+
+def create_table(args: argparse.Namespace) -> int:
+    from pangu_lab.launch import create_rank_table, write_rank_table
+
+    addresses = [part.strip() for part in args.device_ips.split(",")] if args.device_ips else None
+    table = create_rank_table(args.server, device_numbers(args.devices), addresses, args.host_nic_ip)
+    return _written(args, table, write_rank_table)
+
+
+def merge_tables(args: argparse.Namespace) -> int:
+    from pangu_lab.launch import merge_rank_tables, read_rank_table, write_rank_table
+
+    return _written(args, merge_rank_tables([read_rank_table(path) for path in args.tables]), write_rank_table)
+
+
+def _written(args: argparse.Namespace, table: Any, write: Any) -> int:
+    write(table, args.out)
+    say(f"{args.out}: {table.world} ranks on {len(table.servers)} server{'s'[:len(table.servers) != 1]}")
+    say(f"next: pangu-lab launch --rank-table {shlex.quote(args.out)} --run DIR --preset NAME --data DIR --dry-run")
+    return finish(args, table.to_json())
+
+
+def check_table(args: argparse.Namespace) -> int:
+    from pangu_lab.launch import read_rank_table
+
+    table = read_rank_table(args.table)
+    for server in table.servers:
+        ranks = ", ".join(f"{device.rank_id} (device {device.device_id})" for device in server.devices)
+        say(f"{server.server_id}: ranks {ranks}")
+    say(f"good: {table.world} ranks on {len(table.servers)} server{'s'[:len(table.servers) != 1]}")
+    return finish(args, table.to_json())

@@ -1,0 +1,151 @@
+"""Running a bundle: graphs, tokenizer and description from its folder alone, checked before anything is trusted.
+
+The graphs are loaded one by one, each with its own copy of the parameters; ``assign_value`` then makes the second
+graph's parameters (and cache) the first one's, which frees the copy. This works because a MindSpore tensor shares its
+storage with the one it was assigned from, and it is tested: otherwise prefill and decode would not see one cache.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pangu_lab.config import RunConfig, SamplingConfig, config_from_dict
+from pangu_lab.errors import InputError
+from pangu_lab.files import read_json, sha256_file
+from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.runner import Runner
+
+DESCRIPTION = "bundle.json"
+FORMAT, VERSION = "pangu-lab bundle", 1
+
+
+class Bundle(Engine):
+    """An exported model ready to generate: everything that an ``Engine`` does, and the loss of whole sequences.
+
+    Attributes:
+        folder: where it lies.
+        description: the content of ``bundle.json``.
+    """
+
+    def __init__(self, folder: Path, description: dict[str, Any], runner: Runner, tokenizer: Any,
+                 sampling: SamplingConfig, first: Any) -> None:
+        super().__init__(runner, tokenizer, sampling, description["name"])
+        self.folder, self.description = folder, description
+        self._first, self._eval_loss = first, None
+
+    def eval_loss(self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray,
+                  weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Negative log-likelihoods of a batch of sequences.
+
+        Args:
+            ids, positions, labels: (batch, n) integers; positions restart at 0 with each document.
+            weights: (batch, n) how much each label counts.
+
+        Returns:
+            Two (batch,) arrays: Σ weight · −log p(label) in nats, and Σ weight.
+
+        Raises:
+            InputError: the bundle was written without this graph.
+        """
+        from mindspore import Tensor
+
+        if "eval_loss" not in self.description["graphs"]:
+            raise InputError(f"{self.folder}: this bundle holds no eval-loss graph; export it again")
+        if self._eval_loss is None:
+            self._eval_loss = _load_graph(self.folder, self.description, "eval_loss")
+            _share(self._first, self._eval_loss)
+        inputs = [Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions, labels)]
+        sums, counts = self._eval_loss(*inputs, Tensor(np.ascontiguousarray(weights, np.float32)))
+        return sums.asnumpy(), counts.asnumpy()
+
+
+def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
+    """Load a bundle for generation on this machine. No model code is imported.
+
+    Args:
+        folder: written by ``export_bundle``.
+        verify: compare every file with its sha256 (a second for each gigabyte or two).
+
+    Raises:
+        InputError: no bundle there, or a file is missing, changed, or was never part of it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such bundle; make one with `pangu-lab export`")
+    description = _read_description(folder)
+    if verify:
+        verify_files(folder, description["files"])
+    return _assemble(folder, description)
+
+
+def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
+    import mindspore as ms
+
+    from pangu_lab.tokenizer import load_tokenizer
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+    special = description["special_ids"]
+    tokenizer = load_tokenizer(folder / "tokenizer", eod=special["eod"], pad=special["pad"])
+    prefill = _load_graph(folder, description, "prefill")
+    one_token = None
+    if "decode" in description["graphs"]:
+        one_token = _load_graph(folder, description, "decode")
+        _share(prefill, one_token)
+    model = description["model"]
+    runner = Runner(prefill, model["vocab_size"], model["num_positions"], model["places"], one_token)
+    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
+    return Bundle(folder, description, runner, tokenizer, sampling, prefill)
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    description = read_json(folder / DESCRIPTION, "the bundle's description")
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        raise InputError(f"{folder / DESCRIPTION}: not a bundle's description")
+    if description.get("version") != VERSION:
+        raise InputError(f"{folder / DESCRIPTION}: written in version {description.get('version')} of the format, "
+                         f"this program reads version {VERSION}: export the bundle again")
+    missing = {"name", "model", "graphs", "special_ids", "sampling", "files", "versions"} - set(description)
+    if missing:
+        raise InputError(f"{folder / DESCRIPTION}: lacks {', '.join(sorted(missing))}: export the bundle again")
+    return description
+
+
+def verify_files(folder: Path, files: dict[str, str]) -> None:
+    """Compare every file below ``folder`` with its sha256.
+
+    Raises:
+        InputError: names the first file that is missing, changed, or not listed.
+    """
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {DESCRIPTION}
+    for name in sorted(present - set(files)):
+        raise InputError(f"{folder / name}: not part of this bundle; remove it or export again")
+    for name, expected in files.items():
+        if name not in present:
+            raise InputError(f"{folder / name}: missing from this bundle; copy it again or export again")
+        if sha256_file(folder / name) != expected:
+            raise InputError(f"{folder / name}: changed since it was exported; copy it again or export again")
+
+
+def _load_graph(folder: Path, description: dict[str, Any], name: str) -> Any:
+    import mindspore as ms
+    from mindspore import nn
+
+    path = folder / f"{name}.mindir"
+    try:
+        graph = nn.GraphCell(ms.load(str(path.resolve())))
+    except (RuntimeError, ValueError) as error:
+        written = description["versions"].get("mindspore")
+        raise InputError(f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
+                         f"({str(error).splitlines()[0]})") from None
+    graph.set_train(False)
+    return graph
+
+
+def _share(first: Any, second: Any) -> None:
+    """Make the parameters of ``second`` those of ``first``, storage and all."""
+    own = first.parameters_dict()
+    for name, parameter in second.parameters_dict().items():
+        parameter.assign_value(own[name])

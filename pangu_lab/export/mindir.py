@@ -1,0 +1,104 @@
+"""MindIR files whose weights are kept once, beside them, however many graphs there are.
+
+``ms.export`` writes every graph with its own copy of the parameters: inside the file up to 1 GiB, beyond that in data
+files beside it. Here the graphs of a bundle are brought to the second form with data files that they share, each
+parameter kept once, and everything that is zero (the key-value cache of every layer) in one common block.
+
+A data file begins with 64 bytes, the first of which tells the byte order; blocks are aligned to 64 bytes. Locations are
+relative to the graph's folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Optional
+
+WEIGHTS = "weights"
+HEADER = bytes([sys.byteorder == "little"]) + bytes(63)
+LARGEST_FILE = 1 << 30
+BLOCK = 1 << 22
+
+
+def export_graph(network: Any, inputs: Sequence[Any], folder: Path, name: str, weights: SharedWeights) -> str:
+    """Write ``folder/NAME.mindir`` with its parameters in ``weights``; gives the file's name."""
+    import mindspore as ms
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    ms.export(network, *inputs, file_name=str(folder / name), file_format="MINDIR")
+    together, split = folder / f"{name}.mindir", folder / f"{name}_graph.mindir"
+    model = ModelProto()
+    model.ParseFromString((together if together.exists() else split).read_bytes())
+    for parameter in model.graph.parameter:
+        weights.move(parameter, folder)
+    for leftover in (together, split):
+        leftover.unlink(missing_ok=True)
+    shutil.rmtree(folder / f"{name}_variables", ignore_errors=True)
+    together.write_bytes(model.SerializeToString())
+    return together.name
+
+
+class SharedWeights:
+    """The data files of a bundle's graphs, ``weights/data_0`` and so on, while they are written."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places: dict[str, tuple[str, int, int]] = {}
+        self._zeros: Optional[tuple[str, int, int]] = None
+        self._file: Optional[BinaryIO] = None
+        self._number = -1
+        (folder / WEIGHTS).mkdir()
+
+    def move(self, parameter: Any, folder: Path) -> None:
+        """Take a parameter's data out of a graph of ``folder`` (or leave it, when it is here already)."""
+        name = parameter.name.partition(":")[2] or parameter.name
+        if name not in self._places:
+            self._places[name] = self._keep(parameter, folder)
+        location, offset, length = self._places[name]
+        parameter.ClearField("raw_data")
+        parameter.ClearField("external_data")
+        parameter.external_data.location, parameter.external_data.offset = location, offset
+        parameter.external_data.length = length
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+    def _keep(self, parameter: Any, folder: Path) -> tuple[str, int, int]:
+        length = parameter.external_data.length or len(parameter.raw_data)
+        zeros = not any(any(block) for block in _data(parameter, folder))
+        if zeros and self._zeros and length <= self._zeros[2]:
+            return (*self._zeros[:2], length)
+        place = (*self._write(_data(parameter, folder), length), length)
+        if zeros:
+            self._zeros = place
+        return place
+
+    def _write(self, blocks: Iterator[bytes], length: int) -> tuple[str, int]:
+        if self._file is None or self._file.tell() + length > LARGEST_FILE and self._file.tell() > len(HEADER):
+            self.close()
+            self._number += 1
+            self._file = open(self._folder / WEIGHTS / f"data_{self._number}", "wb")
+            self._file.write(HEADER)
+        offset = self._file.tell()
+        for block in blocks:
+            self._file.write(block)
+        self._file.write(bytes(-length % 64))
+        return f"{WEIGHTS}/data_{self._number}", offset
+
+
+def _data(parameter: Any, folder: Path) -> Iterator[bytes]:
+    """A parameter's bytes, from inside the graph or from the data file that it names."""
+    if not parameter.external_data.length:
+        for start in range(0, len(parameter.raw_data), BLOCK):
+            yield parameter.raw_data[start:start + BLOCK]
+        return
+    with open(os.path.join(folder, parameter.external_data.location), "rb") as file:
+        file.seek(parameter.external_data.offset)
+        left = parameter.external_data.length
+        while left and (block := file.read(min(BLOCK, left))):
+            left -= len(block)
+            yield block
