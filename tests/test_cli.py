@@ -367,6 +367,25 @@ def test_every_command_of_the_readme_parses():
             pytest.fail(f"README: {command}")
 
 
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readme_tells_the_true_size_of_every_preset(name):
+    rows = re.findall(r"^\| `([^`]+)` \| (\d+) × (\d+)[,，] ?(\d+) \| ([\d,]+) \|",
+                      (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    told = {row[0]: row[1:] for row in rows}
+    assert set(told) == set(PRESETS) - {"self_define"}
+    for key, (layers, hidden, heads, parameters) in told.items():
+        model = preset(key).model
+        assert (layers, hidden, heads) == (str(model.num_layers), str(model.hidden_size), str(model.num_heads))
+        assert parameters == f"{model.num_parameters:,}"
+
+
+def test_every_verb_stands_in_both_readmes():
+    for name in ("README.md", "README.zh-CN.md"):
+        told = re.findall(r"^\| (`[a-z `、,]+`) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        words = set(re.findall(r"`([a-z ]+)`", " ".join(told)))
+        assert {verb.split()[0] for verb in VERBS} <= {word.split()[0] for word in words}
+
+
 def test_both_readmes_show_the_same_commands():
     texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
     blocks = [re.findall(r"^(?:pangu-lab|make) [^#\n]*", text, re.MULTILINE) for text in texts]

@@ -11,7 +11,7 @@ from pangu_lab.terminal import progress_bar, say
 
 def register(verbs: Any) -> None:
     export = add_verb(verbs, "export", run_export, "write a bundle that runs without model code",
-                      "MindIR graphs, tokenizer and a description with checksums; a bundle may be moved and copied.")
+                      "MindIR graphs, tokenizer, description, checksums; a bundle may be moved and copied.")
     export.add_argument("--from", dest="source", required=True, metavar="DIR", help="a run or a checkpoint")
     export.add_argument("--out", required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     export.add_argument("--places", type=int, metavar="N",

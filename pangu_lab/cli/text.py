@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.presets import preset
 from pangu_lab.terminal import progress_bar, say, table
 
 TOKENIZER_HELP = ("'pangu', or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files "
@@ -42,7 +43,8 @@ def _register_tokenizer(verbs: Any) -> None:
                      "With PanGu's special pieces, so that everything else treats it as the published one.")
     _add_inputs(train)
     train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
-    train.add_argument("--vocab-size", type=int, default=4096, metavar="N", help="pieces (default %(default)s)")
+    train.add_argument("--vocab-size", type=int, default=preset("tiny").model.vocab_size, metavar="N",
+                       help="pieces (default %(default)s, which the preset tiny takes)")
     train.add_argument("--kind", default="bpe", metavar="NAME", help="bpe or unigram (default %(default)s)")
     train.add_argument("--byte-fallback", action="store_true",
                        help="256 pieces for bytes, so that no character is unknown")

@@ -17,7 +17,8 @@ from pangu_lab.terminal import complain, say, write
 def register(verbs: Any) -> None:
     parser = add_verb(verbs, "generate", run_generate, "continue a prompt",
                       "One text streams as it is written; several (sampling.num_return_sequences) come last.")
-    parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="a run, a checkpoint or a bundle")
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR",
+                        help="a run, a checkpoint or a bundle")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help="what to continue; can be given many times (default: standard input)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")

@@ -181,10 +181,11 @@ class Job:
 
     def _named_first(self) -> Optional[int]:
         """The rank that msrun or mpirun says was the first to end: they kill the others, which then look alike."""
-        if self.plan.backend not in ("msrun", "mpirun"):
+        log = next((c.log for c in self.plan.here.commands if c.role in ("msrun", "mpirun")), None)
+        if log is None:
             return None
         with contextlib.suppress(OSError):
-            text = (self.run / "logs" / f"{self.plan.backend}.log").read_text(encoding="utf-8", errors="replace")
+            text = Path(log).read_text(encoding="utf-8", errors="replace")
             match = re.search(r"Worker process (\d+) exit with exception", text)
             if match:
                 pids = {seen.beat.pid: rank for rank, seen in self.seen.items() if seen.beat is not None}

@@ -34,9 +34,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import write_json_atomic, write_text_atomic
 from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_place, read_hosts
 from pangu_lab.launch.job import Job, Patience, Trouble
-from pangu_lab.launch.plan import WORKER, LaunchPlan, Request, make_plan
+from pangu_lab.launch.plan import CONFIG, WORKER, LaunchPlan, Request, make_plan
 from pangu_lab.launch.rank_table import read_rank_table
-from pangu_lab.launch.worker import CONFIG
 from pangu_lab.parallel.mesh import check_layout
 from pangu_lab.progress import Progress, silent
 from pangu_lab.train.events import EventReader
@@ -226,7 +225,7 @@ class Launcher:
                     self._note("stopped" if self.stopping else "finished", result.reason)
                     self.tell({"kind": "ended", "reason": result.reason, "step": result.step})
                     return result
-                self._note("failed", trouble.what)
+                self._note("failed", trouble.what, rank=trouble.rank, lines=list(trouble.lines))
                 self.tell({"kind": "failed", "rank": trouble.rank, "what": trouble.what, "lines": trouble.lines})
                 if trouble.refused:
                     raise InputError(trouble.what)
@@ -241,7 +240,7 @@ class Launcher:
             job = Job(self.plan, self.patience)
             try:
                 job.start()
-                self._note("running", "", job)
+                self._note("running")
                 self.tell({"kind": "started", "ranks": job.ranks, "world": self.plan.world, "attempt": self.attempt,
                            "pids": [process.pid for _, process in job.processes.started]})
                 result, trouble = self._watch(job)
@@ -338,12 +337,12 @@ class Launcher:
             with contextlib.suppress(FileNotFoundError):
                 os.replace(command.log, kept / Path(command.log).name)
 
-    def _note(self, state: str, reason: str, job: Optional[Job] = None) -> None:
+    def _note(self, state: str, reason: str = "", **more: Any) -> None:
         """Tell other launchers, and whoever looks at the run, how this one stands."""
         facts = {"v": 1, "pid": os.getpid(), "host": socket.gethostname(), "node_rank": self.plan.node_rank,
                  "state": state, "reason": reason, "attempt": self.attempt, "time": time.time(),
                  "backend": self.plan.backend, "world": self.plan.world, "ranks": list(self.plan.here.ranks),
-                 "hosts": [host.name for host in self.plan.hosts]}
+                 "hosts": [host.name for host in self.plan.hosts], **more}
         write_json_atomic(self.run / HEARTBEAT / f"node_{self.plan.node_rank}", facts)
         if self.plan.node_rank == 0:
             write_json_atomic(self.run / STATE, facts)
@@ -357,7 +356,7 @@ class Launcher:
                 text = (self.run / HEARTBEAT / f"node_{host.node_rank}").read_text(encoding="utf-8")
                 other = json.loads(text)
                 if other["state"] == "failed" and other["time"] > self.began and other["attempt"] >= self.attempt:
-                    return Trouble(None, f"on host {host.name}: {other['reason']}")
+                    return Trouble(other["rank"], f"on host {host.name}: {other['reason']}", tuple(other["lines"]))
         return None
 
     # ---------------------------------------------------------------- telling

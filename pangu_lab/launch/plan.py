@@ -24,6 +24,8 @@ from pangu_lab.launch.hosts import Host
 
 BACKENDS = ("local", "msrun", "mpirun", "ranktable")
 WORKER = ("-m", "pangu_lab.launch.worker")
+CONFIG = "launch.yaml"  # in the run folder: what the ranks are to train
+LAUNCHER = "PANGU_LAB_LAUNCHER"  # PID@HOST of the process that watches a rank, added when it is started
 # Variables of an outer launch that would mislead ours.
 STALE = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "RANK_ID",
          "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "PANGU_LAB_RANK_LOG")
@@ -113,8 +115,21 @@ class LaunchPlan:
             result.append(f"# host {host.name} (node rank {host.node_rank}): {ranks}")
             if not host.commands:
                 result.append("# started by mpirun on the first host")
+            elif len(self.hosts) > 1 and self.backend != "mpirun":
+                result.append(f"# start there: {shlex.join(self._invitation(host.node_rank))}")
             result += [command.shell_line() for command in host.commands]
         return result
+
+    def _invitation(self, node: int) -> list[str]:
+        """The command that starts a host's part; its settings are those that the first host left in the run folder."""
+        request = self.request
+        words = ["pangu-lab", "launch", "--run", str(request.run), "--backend", request.backend]
+        if request.rank_table is not None:
+            words += ["--rank-table", str(request.rank_table)]
+        else:
+            words += ["--hosts", str(request.hosts_file), "--nproc", str(request.hosts[node].slots),
+                      "--master-addr", request.master_addr, "--master-port", str(request.master_port)]
+        return [*words, "--node-rank", str(node)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -203,7 +218,7 @@ def _msrun(request: Request, node: int) -> list[Command]:
             "--master_port", str(request.master_port), "--node_rank", str(node),
             "--log_dir", str(request.run / "logs"), "--worker_log_name", "rank", "--join", "True",
             "--cluster_time_out", str(request.join_seconds), "python", *request.program, "--run", str(request.run))
-    return [Command("msrun", None, argv, env, _log(request, "msrun"))]
+    return [Command("msrun", None, argv, env, _log(request, f"msrun_{node}" if node else "msrun"))]
 
 
 def _mpirun(request: Request, node: int) -> list[Command]:

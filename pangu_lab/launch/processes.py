@@ -19,8 +19,7 @@ from pathlib import Path
 import psutil
 
 from pangu_lab.errors import InputError
-from pangu_lab.launch.plan import Command, clean_environment
-from pangu_lab.launch.worker import LAUNCHER
+from pangu_lab.launch.plan import LAUNCHER, Command, clean_environment
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
 _LOOK_SECONDS = 1.0

@@ -30,10 +30,9 @@ import psutil
 
 from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
+from pangu_lab.launch.plan import CONFIG, LAUNCHER
 from pangu_lab.train import heartbeat
 
-LAUNCHER = "PANGU_LAB_LAUNCHER"  # PID@HOST of the process that watches this one
-CONFIG = "launch.yaml"
 ORPHAN_SECONDS = 60.0  # what a rank without a launcher gets for finishing its step and saving
 
 
