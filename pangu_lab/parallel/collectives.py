@@ -1,9 +1,10 @@
 """Collective communication between the ranks of a group, as graph-mode cells with their gradients.
 
-One small interface for every back end. Accelerators (NCCL, HCCL) have native operators. MindSpore's CPU back end
-has ``AllReduce`` with SUM alone in sub-groups, so there everything is built from it: a gather is a sum of tensors
-that are zero outside the own part, a message is a sum to which the receiver adds zeros. A group of one rank costs
-nothing: every cell is then an identity, and the collective is not in the graph.
+One small interface for every back end. Accelerators (NCCL, HCCL) have native operators, which are used there for
+gathers and scatters. MindSpore's CPU back end has ``AllReduce`` with SUM alone in sub-groups, so there everything is
+built from it: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
+receiver adds zeros. Every other collective is built from these. A group of one rank costs nothing: every cell is then
+an identity, and the collective is not in the graph.
 
 Gradients follow from what each collective computes: a sum's gradient is the identity where the result is used alike
 on all ranks (tensor parallelism), and the other way round.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -66,6 +68,11 @@ def make_group(ranks: tuple[int, ...], rank: int) -> Group:
     return Group(name, ranks, ranks.index(rank))
 
 
+def has_native() -> bool:
+    """Whether the back end has gathers and scatters of its own (GPU, Ascend; these paths have no device here to run)."""
+    return ms.get_context("device_target") != "CPU"
+
+
 class AllReduce(nn.Cell):
     """The sum over the group, on every rank. Gradient: the output's gradient as it is.
 
@@ -110,10 +117,15 @@ class AllGather(nn.Cell):
         self.size, self.index, self.alone = group.size, group.index, group.size == 1
         self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
+        self.native = not self.alone and has_native()
+        self.native_gather = ops.AllGather(group.name) if self.native else None
+        self.native_scatter = ops.ReduceScatter(ops.ReduceOp.SUM, group.name) if self.native else None
 
     def construct(self, x):
         if self.alone:
             return x
+        if self.native:
+            return self.native_gather(x)
         spread = ops.reshape(ops.cast(self.mine, x.dtype), (self.size,) + (1,) * len(x.shape))
         placed = ops.mul(ops.expand_dims(x, 0), spread)
         return ops.reshape(self.reduce(placed), (self.size * x.shape[0],) + x.shape[1:])
@@ -121,6 +133,8 @@ class AllGather(nn.Cell):
     def bprop(self, x, out, dout):
         if self.alone:
             return (dout,)
+        if self.native:
+            return (self.native_scatter(dout),)
         rows = x.shape[0]
         return (self.reduce(dout)[self.index * rows:(self.index + 1) * rows],)
 
@@ -133,10 +147,14 @@ class ReduceScatter(nn.Cell):
         self.size, self.index, self.alone = group.size, group.index, group.size == 1
         self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
         self.gather = AllGather(group)
+        self.native = not self.alone and has_native()
+        self.native_scatter = ops.ReduceScatter(ops.ReduceOp.SUM, group.name) if self.native else None
 
     def construct(self, x):
         if self.alone:
             return x
+        if self.native:
+            return self.native_scatter(x)
         rows = x.shape[0] // self.size
         return self.reduce(x)[self.index * rows:(self.index + 1) * rows]
 
@@ -196,12 +214,10 @@ class Exchange(nn.Cell):
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
         self.partner = 1 - group.index
-        self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
-        self.mine = Tensor((np.arange(2) == group.index).astype(np.float32))
+        self.gather = AllGather(group)
 
     def construct(self, x):
-        spread = ops.reshape(ops.cast(self.mine, x.dtype), (2,) + (1,) * len(x.shape))
-        return self.reduce(ops.mul(ops.expand_dims(x, 0), spread))[self.partner]
+        return self.gather(ops.expand_dims(x, 0))[self.partner]
 
 
 class Barrier(nn.Cell):
