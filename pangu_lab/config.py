@@ -89,11 +89,15 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer, and which of its pieces (by name or id) end a document and fill a record."""
+    """Which tokenizer, and which of its pieces (by name or id) end a document and fill a record.
 
-    path: str = "pangu"  # "pangu", or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files
-    eod: Union[str, int] = "<eot>"
-    pad: Union[str, int] = "<pad>"
+    Left empty they are the data set's own, which training writes into the run's effective configuration; what is
+    given must agree with the data set.
+    """
+
+    path: Optional[str] = None  # "pangu", or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files
+    eod: Optional[Union[str, int]] = None
+    pad: Optional[Union[str, int]] = None
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from pathlib import Path
 
 PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
             "pcl-pangu", "tokenizers", "safetensors", "matplotlib")
-PORTS = {"pangu-lab serve": 7860, "make lab": 8888}
+PORTS = {7860: ("pangu-lab serve", "pangu-lab serve --port 0 takes a free one"),
+         8888: ("make lab", "JupyterLab takes the next free one by itself")}
 GIB = 2**30
 
 # Runs in a process of its own; says on its last line which devices answered, after a product that must be 11.
@@ -202,12 +203,12 @@ def _font() -> Check:
 
 
 def _ports() -> Iterator[Check]:
-    for user, port in PORTS.items():
+    for port, (user, fix) in PORTS.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
-                yield Check(f"port {port}", "warning", f"taken; `{user}` will look for another", "")
+                yield Check(f"port {port}", "warning", f"taken, `{user}` wants it", fix)
             else:
                 yield Check(f"port {port}", "ok", f"free for `{user}`")

@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+settings.register_profile("lab", deadline=None)  # how long an example takes says more of the machine than of the code
+settings.load_profile("lab")
 os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only; read when it is first imported
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -106,7 +106,6 @@ REFUSED = [
     ("model.num_heads", 0), ("model.num_heads", 7), ("model.hidden_size", 2561), ("model.hidden_act", "relu"),
     ("model.dropout_rate", 1.0), ("model.dropout_rate", -0.1), ("model.init_std", -1.0),
     ("model.compute_dtype", "float8"), ("model.softmax_dtype", "int8"),
-    ("tokenizer.eod", 40000), ("tokenizer.pad", -1), ("tokenizer.eod", None), ("tokenizer.path", 5),
     ("data.seq_length", 0), ("data.seq_length", 1025), ("data.batch_size", 0), ("data.column", "two words"),
     ("data.column", ""), ("data.eod_reset", "perhaps"), ("data.shuffle", 1),
     ("train.steps", 0), ("train.steps", 2.5), ("train.steps", True), ("train.steps", None),

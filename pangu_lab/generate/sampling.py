@@ -257,8 +257,8 @@ class Draws:
 
 
 def seed_of(config: SamplingConfig) -> int:
-    """The seed asked for, or a fresh one when none was."""
-    return secrets.randbits(62) if config.seed is None else config.seed
+    """The seed asked for, or a fresh one when none was, short enough to be copied by hand."""
+    return secrets.randbits(31) if config.seed is None else config.seed
 
 
 def check_ids(config: SamplingConfig, vocab_size: int) -> None:

@@ -34,14 +34,3 @@ class SumGradients(nn.Cell):
             part = total[self.starts[i]:self.starts[i] + self.sizes[i]]
             result = result + (ops.reshape(part, self.shapes[i]),)
         return result
-
-
-class SumScalars(nn.Cell):
-    """A short fp32 vector summed over the group: losses, norms, flags."""
-
-    def __init__(self, group: Group):
-        super().__init__(auto_prefix=False)
-        self.reduce = AllReduce(group)
-
-    def construct(self, values):
-        return self.reduce(values)

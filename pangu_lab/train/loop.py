@@ -22,7 +22,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, step_folder
-from pangu_lab.config import RunConfig
+from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
@@ -31,6 +31,7 @@ from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.placement import Place, counts_in_norm, moment_place, parameter_places
 from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.ranks import Ranks
@@ -303,9 +304,10 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
                          "start it with `pangu-lab launch`")
     check_layout(config)
     mesh = Mesh(config.parallel, rank)
+    dataset, evalset = _open_data(config)
+    config = _with_tokenizer(config, dataset)
     run = RunFolder(run_folder, owner=rank == 0)
     run.open(config, resume)
-    dataset, evalset = _open_data(config)
     with run.running(config.train.steps) as signals:
         trainer = Trainer(config, run, dataset, evalset, mesh)
         try:
@@ -329,6 +331,15 @@ def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]
     if evalset.fingerprint != dataset.fingerprint:
         raise InputError("data.path and data.eval_path were made with different tokenizers: prepare both with one")
     return dataset, evalset
+
+
+def _with_tokenizer(config: RunConfig, dataset: TokenDataset) -> RunConfig:
+    """The configuration with the data set's end of document and padding; what it already says must agree."""
+    given = config.tokenizer
+    if given != TokenizerConfig():
+        chosen = load_tokenizer(given.path or dataset.tokenizer_folder, given.eod, given.pad)
+        dataset.check_tokenizer(chosen)
+    return config.replace(**{"tokenizer.eod": dataset.eod_id, "tokenizer.pad": dataset.pad_id})
 
 
 def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenDataset:

@@ -19,7 +19,6 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.parallel.collectives import AllReduce, Exchange, Group, group_of, make_group
-from pangu_lab.parallel.gradients import SumScalars
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.train.step import AddGradients
 
@@ -164,7 +163,7 @@ class PipelineLoss:
     def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, hidden: int):
         self.mesh, self.stage, self.loss, self.hidden = mesh, stage, loss, hidden
         self.neighbours = Neighbours(mesh)
-        self.total = SumScalars(group_of(mesh, "pipeline"))
+        self.total = AllReduce(group_of(mesh, "pipeline"))
 
     def __call__(self, inputs, positions, samples, labels, weights) -> Tensor:
         shape = (positions.shape[0] * positions.shape[1], self.hidden)

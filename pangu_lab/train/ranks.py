@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor
 
-from pangu_lab.parallel.collectives import group_of
-from pangu_lab.parallel.gradients import SumGradients, SumScalars
+from pangu_lab.parallel.collectives import AllReduce, group_of
+from pangu_lab.parallel.gradients import SumGradients
 from pangu_lab.parallel.mesh import Mesh
 
 
@@ -21,9 +21,9 @@ class Ranks:
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
         self.is_first = mesh.rank == 0
-        self._everyone = SumScalars(group_of(mesh, "pipeline", "data", "tensor"))
-        self._model = SumScalars(group_of(mesh, "pipeline", "tensor"))
-        self._losses = SumScalars(group_of(mesh, "pipeline", "data"))
+        self._everyone = AllReduce(group_of(mesh, "pipeline", "data", "tensor"))
+        self._model = AllReduce(group_of(mesh, "pipeline", "tensor"))
+        self._losses = AllReduce(group_of(mesh, "pipeline", "data"))
         self._gradients: SumGradients | None = None
 
     def prepare_gradients(self, shapes: list[tuple[int, ...]]) -> None:
@@ -51,7 +51,7 @@ class Ranks:
         """Returns when all ranks have come here."""
         self.any(False)
 
-    def _sum(self, cell: SumScalars, dimensions: Sequence[str], values: list[float]) -> list[float]:
+    def _sum(self, cell: AllReduce, dimensions: Sequence[str], values: list[float]) -> list[float]:
         if all(self.mesh.size(name) == 1 for name in dimensions):
             return values
         # a double is carried as two singles: losses of ranks add up without losing digits

@@ -43,7 +43,7 @@ def model():
     from pangu_lab.presets import preset
     from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 
-    config = preset("tiny").replace(**{"model.num_positions": POSITIONS}).model
+    config = preset("tiny").replace(**{"model.num_positions": POSITIONS, "model.dropout_rate": 0.0}).model
     with tempfile.TemporaryDirectory() as folder:
         train_vocabulary([str(path) for path in sample_files("train")], f"{folder}/tokenizer", config.vocab_size)
         tokenizer = load_tokenizer(f"{folder}/tokenizer")

@@ -67,7 +67,7 @@ class LetterTokenizer(Tokenizer):
 
 def debug_model(seed: int = 7) -> tuple[ModelConfig, dict[str, np.ndarray]]:
     """The debug preset with weights large enough that tokens differ in probability."""
-    config = preset("debug").model
+    config = preset("debug").replace(**{"model.dropout_rate": 0.0}).model
     weights = initial_weights(config, seed)
     return config, {name: value * 4 if value.ndim == 2 else value for name, value in weights.items()}
 

@@ -190,10 +190,19 @@ def test_the_scale_at_its_floor_stops_the_run_and_names_a_setting(debug_config, 
     ({"data.column": "tokens"}, "tokens"),
     ({"data.path": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.path": ""}, "data.path"),
+    ({"tokenizer.path": "pangu"}, "another tokenizer"),
+    ({"tokenizer.eod": 8}, "tokenizer.eod=9"),
 ])
 def test_data_that_does_not_fit_is_refused_by_name(debug_config, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         train(debug_config.replace(**change), tmp_path / "run")
+
+
+def test_the_run_notes_which_pieces_end_documents_and_fill_records(debug_run):
+    import yaml
+
+    noted = yaml.safe_load((debug_run / "config.yaml").read_text(encoding="utf-8"))["tokenizer"]
+    assert (noted["eod"], noted["pad"]) == (9, 6)
 
 
 def test_a_run_goes_on_only_with_the_settings_it_began_with(debug_config, debug_run, tmp_path):
