@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -315,6 +316,34 @@ def test_a_bundle_continues_as_the_run_it_came_from(workplace, capsys, monkeypat
     assert texts[0] == texts[1] and texts[0][0] == 0
     code, _, err = run("export", "--from", "runs/a", "--out", "exports/a", capsys=capsys)
     assert code == 2 and "exports/a exists already" in err
+
+
+def test_serve_tells_its_address_when_it_answers_and_ends_well_on_a_signal(workplace):
+    bundle = workplace / "exports" / "page"
+    if not bundle.exists():
+        assert cli.main(["export", "--from", str(workplace / "runs" / "a"), "--out", str(bundle)]) == 0
+    command = [sys.executable, "-m", "pangu_lab.cli", *"serve --bundle exports/page --port 0 --json".split()]
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    try:
+        lines = iter(process.stdout.readline, "")
+        ready = json.loads(next(line for line in lines if line.startswith("{")))
+        with urllib.request.urlopen(ready["url"], timeout=30) as answer:
+            assert answer.status == 200 and b"PanGu" in answer.read()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0 and list(lines)[-1] == "ended\n"
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def test_serve_refuses_what_is_no_bundle_and_an_open_door(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, _, err = run("serve", "--bundle", "runs/a", capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and "bundle" in err
+    code, _, err = run("serve", "--bundle", "runs/a", "--host", "0.0.0.0", capsys=capsys)
+    assert code == 2 and "0.0.0.0" in err and "password" in err
 
 
 def test_evaluate_gives_the_perplexity_of_a_data_set(workplace, capsys, monkeypatch):

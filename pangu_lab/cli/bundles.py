@@ -28,7 +28,8 @@ def register(verbs: Any) -> None:
     serve.add_argument("--bundle", required=True, metavar="DIR", help="made by `pangu-lab export`")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                        help="others than this machine's own need a password (default %(default)s)")
-    serve.add_argument("--port", type=int, default=7860, metavar="N", help="0 takes a free one (default %(default)s)")
+    serve.add_argument("--port", type=int, default=7860, metavar="N",
+                       help="0 takes a free one (default %(default)s)")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--insecure", action="store_true", help="serve on any address without a password")
 
@@ -55,7 +56,8 @@ def run_serve(args: argparse.Namespace) -> int:
                         password=os.environ.get(PASSWORD)) as page:
             say(f"ready: {page.url} (Ctrl-C ends it)")
             code = finish(args, {"url": page.url, "pid": os.getpid()})
-            ended.wait()
+            while not ended.wait(0.5):  # a signal may wake another thread, and would then not end a long wait
+                pass
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

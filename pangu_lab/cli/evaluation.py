@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
@@ -52,11 +55,24 @@ def run_evaluate(args: argparse.Namespace) -> int:
     source = args.server if args.server is not None else args.source
     if args.server is not None and not args.server.startswith(("http://", "https://")):
         raise InputError(f"--server {args.server}: an address begins with http:// or https://")
-    with progress_bar(f"evaluate {args.task}") as progress:
+    with progress_bar(f"evaluate {args.task}") as progress, _sigterm_interrupts():
         result = evaluate(task, source, args.data, split=args.split, half=args.half, limit=args.limit,
                           tokenizer=args.tokenizer, out=args.out, progress=progress)
     _show(result, task.title)
     return finish(args, dataclasses.asdict(result))
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM interrupts as Ctrl-C does: MindSpore answers a Ctrl-C that comes while it compiles by sending it."""
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -1,7 +1,8 @@
 """Writing a bundle: everything that serving needs, in one folder, without model code.
 
     prefill.mindir     any number of tokens of any number of sequences over a key-value cache; decodes too
-    decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of weights,
+    decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of
+    weights,
                        where it gains nothing and loading it would for a moment hold the weights twice
     eval_loss.mindir   negative log-likelihoods of whole sequences
     weights/           the parameters of all three, once

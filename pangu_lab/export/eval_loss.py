@@ -15,8 +15,8 @@ class EvalLossNetwork(nn.Cell):
     """Summed negative log-likelihood of each sequence of a batch.
 
     ``construct(ids, positions, labels, weights)``: ids, positions, labels (batch, n) int32, weights (batch, n)
-    float32. A position restarts at 0 with each document and attention never looks beyond that. Returns two (batch,)
-    float32: Σ weight · −log p(label), in nats, and Σ weight.
+    float32. A position restarts at 0 with each document and attention never looks beyond that. Returns two
+    (batch,) float32: Σ weight · −log p(label), in nats, and Σ weight.
     """
 
     def __init__(self, network: CachedNetwork):

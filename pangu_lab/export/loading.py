@@ -1,8 +1,9 @@
 """Running a bundle: graphs, tokenizer and description from its folder alone, checked before anything is trusted.
 
 The graphs are loaded one by one, each with its own copy of the parameters; ``assign_value`` then makes the second
-graph's parameters (and cache) the first one's, which frees the copy. This works because a MindSpore tensor shares its
-storage with the one it was assigned from, and it is tested: otherwise prefill and decode would not see one cache.
+graph's parameters (and cache) the first one's, which frees the copy. This works because a MindSpore tensor shares
+its storage with the one it was assigned from, and it is tested: otherwise prefill and decode would not see one
+cache.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """MindIR files whose weights are kept once, beside them, however many graphs there are.
 
-``ms.export`` writes every graph with its own copy of the parameters: inside the file up to 1 GiB, beyond that in data
-files beside it. Here the graphs of a bundle are brought to the second form with data files that they share, each
-parameter kept once, and everything that is zero (the key-value cache of every layer) in one common block.
+``ms.export`` writes every graph with its own copy of the parameters: inside the file up to 1 GiB, beyond that in
+data files beside it. Here the graphs of a bundle are brought to the second form with data files that they share,
+each parameter kept once, and everything that is zero (the key-value cache of every layer) in one common block.
 
-A data file begins with 64 bytes, the first of which tells the byte order; blocks are aligned to 64 bytes. Locations are
-relative to the graph's folder.
+A data file begins with 64 bytes, the first of which tells the byte order; blocks are aligned to 64 bytes.
+Locations are relative to the graph's folder.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Beam search: the likeliest texts rather than a drawn one.
 
 Every beam keeps its own list of cache places; a beam that forks copies the list and not the cache. Bias, bans and
-penalties of the sampling settings hold, temperature and samplers do not. A text's score is its log-probability divided
-by its number of tokens (the ending one included) to the power ``length_penalty``; the search ends when no living beam
-can beat the finished ones any more, which is exact and not a guess.
+penalties of the sampling settings hold, temperature and samplers do not. A text's score is its log-probability
+divided by its number of tokens (the ending one included) to the power ``length_penalty``; the search ends when no
+living beam can beat the finished ones any more, which is exact and not a guess.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class _Search:
         return [item.completion for item in best[:self.config.num_return_sequences]]
 
     def _feed(self, beams: list[_Beam], free: list[int]) -> tuple[list[_Beam], np.ndarray]:
-        """Feed the prompt, or each beam's last token; the beams with their new places, and logits (beams, vocab)."""
+        """Feed the prompt, or each beam's last token; the beams with their new places, and logits (beams,
+        vocab)."""
         if not beams[0].new:
             ids, places = np.array([self.prompt.ids]), np.array([beams[0].places])
             return beams, self.runner.run(ids, np.arange(ids.shape[1])[None], places, places)

@@ -4,9 +4,9 @@ An ``Engine`` is a runner (weights compiled here, or an exported bundle) and a t
 completion, ``generate_many`` one for each of many prompts in batches, ``stream`` gives the text while it is made.
 Whatever the way, a sequence's tokens depend on its prompt, its settings and its seed alone.
 
-Conduct at the edges: an empty prompt starts as a document does, after an end-of-document token; a prompt longer than
-the model's sequence loses its oldest part, and the completion says how much; text stops at the end-of-document token,
-at a stop id or string, at ``max_new_tokens``, or when the sequence is full.
+Conduct at the edges: an empty prompt starts as a document does, after an end-of-document token; a prompt longer
+than the model's sequence loses its oldest part, and the completion says how much; text stops at the
+end-of-document token, at a stop id or string, at ``max_new_tokens``, or when the sequence is full.
 """
 
 from __future__ import annotations
@@ -143,7 +143,8 @@ def load_engine(folder: Path | str, tokenizer: Optional[str] = None, places: Opt
 
     Args:
         folder: ``runs/NAME`` or a checkpoint folder.
-        tokenizer: another tokenizer than the one kept with the run, whose choice of eod and pad was made with the data.
+        tokenizer: another tokenizer than the one kept with the run, whose choice of eod and pad was made with the
+            data.
 
     Raises:
         InputError: no checkpoint or tokenizer there, or they do not belong together.

@@ -1,15 +1,16 @@
 """The network as generation uses it: new tokens in, logits out, keys and values kept in a cache inside the graph.
 
-One graph with inputs of dynamic length serves prefill, decode and batches of sequences. The cache is paged: it is a
-pool of places, each holding one position of some sequence, and every call says where to write the new positions and
-where to read the old ones. Sequences may therefore share a prefix, fork (beam search) or move without a copy. What was
-learned about MindSpore on CPU:
+One graph with inputs of dynamic length serves prefill, decode and batches of sequences. The cache is paged: it is
+a pool of places, each holding one position of some sequence, and every call says where to write the new positions
+and where to read the old ones. Sequences may therefore share a prefix, fork (beam search) or move without a copy.
+What was learned about MindSpore on CPU:
 
-- the cache is kept head-major, rows of (head, place), because ``Gather`` then yields what ``BatchMatMul`` wants without
-  a transpose; gathering only the valid places beats attending over the whole cache (35 ms → 28 ms a step);
+- the cache is kept head-major, rows of (head, place), because ``Gather`` then yields what ``BatchMatMul`` wants
+  without a transpose; gathering only the valid places beats attending over the whole cache (35 ms → 28 ms a step);
 - ``ScatterUpdate`` writes rows in place and returns the parameter, so that what reads it runs after it;
 - one-row ``MatMul`` reaches the memory's read speed, best with weights stored (out, in); fusing q, k and v pays;
-- dynamic shapes cost about 6 µs an operator more, mostly in products: a graph compiled for one token is 10 % faster.
+- dynamic shapes cost about 6 µs an operator more, mostly in products: a graph compiled for one token is 10 %
+  faster.
 """
 
 from __future__ import annotations
@@ -159,7 +160,8 @@ class _Layer(nn.Cell):
 
 
 def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
-    """The query layer's query of every position: dense1 of its query embedding, scaled. It needs no input at all."""
+    """The query layer's query of every position: dense1 of its query embedding, scaled. It needs no input at
+    all."""
     prefix = f"{layer_prefix(config, config.num_layers - 1)}.attention.dense1"
     table = weights[QUERY].astype(np.float32) @ weights[f"{prefix}.weight"].astype(np.float32).T
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
@@ -172,11 +174,11 @@ class CachedNetwork(nn.Cell):
         ids (batch, n): the new tokens of each sequence;
         positions (batch, n): their positions, below ``num_positions``;
         write (batch, n): the place where each new position is kept; all different;
-        read (batch, t): the place of position 0, 1, 2 … of each sequence, the new ones included; what lies beyond a
-            sequence's end may be any place, since a token never looks at positions after its own;
+        read (batch, t): the place of position 0, 1, 2 … of each sequence, the new ones included; what lies beyond
+            a sequence's end may be any place, since a token never looks at positions after its own;
         rows (m,): which of the batch·n new tokens to give logits for.
-    Returns logits (m, vocab_size) float32. Short sequences of a batch are padded at the right: a padded position is
-    written over before anything reads it.
+    Returns logits (m, vocab_size) float32. Short sequences of a batch are padded at the right: a padded position
+    is written over before anything reads it.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, places: Optional[int] = None):

@@ -1,9 +1,9 @@
 """The one door to a compiled network: numpy in, logits out, whoever compiled it.
 
-A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its places. The graph may
-come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell. Calls are
-serialised by a lock, because the cache is state inside the graph; several generations may take turns step by step, each
-with places of its own, or share places where their texts share a beginning.
+A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its places. The graph
+may come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell.
+Calls are serialised by a lock, because the cache is state inside the graph; several generations may take turns
+step by step, each with places of its own, or share places where their texts share a beginning.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """From logits to the next token: a chain of small named steps over numpy, in a fixed and visible order.
 
-First come the steps that every kind of search obeys (``CONSTRAINTS``): bias, bans and penalties, in the order of the
-list. Then, unless the search is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step takes
-scores (vocab,) and gives new ones; what it forbids is −inf. ``explain`` returns the distribution after each step.
+First come the steps that every kind of search obeys (``CONSTRAINTS``): bias, bans and penalties, in the order of
+the list. Then, unless the search is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step
+takes scores (vocab,) and gives new ones; what it forbids is −inf. ``explain`` returns the distribution after each
+step.
 
 The draw inverts the cumulative distribution with one number from a counter-based generator (Philox) keyed by the
-request's seed and indexed by the step, so a result depends on nothing else that runs. Probabilities are e**logit, the
-nucleus is taken over all candidates, and penalties count the generated tokens (repetition counts the prompt too).
+request's seed and indexed by the step, so a result depends on nothing else that runs. Probabilities are e**logit,
+the nucleus is taken over all candidates, and penalties count the generated tokens (repetition counts the prompt
+too).
 """
 
 from __future__ import annotations
@@ -246,7 +248,8 @@ def _greedy(scores: np.ndarray, config: SamplingConfig, history: History) -> np.
 
 
 class Draws:
-    """One uniform number in [0, 1) for each step of one sequence, the same whenever and wherever it is asked for."""
+    """One uniform number in [0, 1) for each step of one sequence, the same whenever and wherever it is asked
+    for."""
 
     def __init__(self, seed: int, sequence: int = 0) -> None:
         self._key = np.array([seed, sequence], np.uint64)

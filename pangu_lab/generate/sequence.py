@@ -18,8 +18,8 @@ END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED = "end_of_document", "stop", "len
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """One token: natural logarithm of the probability the model gave it (None for a text's first token, which nothing
-    precedes), and the likeliest tokens in its place as (id, logarithm)."""
+    """One token: natural logarithm of the probability the model gave it (None for a text's first token, which
+    nothing precedes), and the likeliest tokens in its place as (id, logarithm)."""
 
     id: int
     text: str
@@ -34,8 +34,10 @@ class Completion:
     Attributes:
         text: the continuation, cut before a stop string; after the prompt when ``echo`` was asked for.
         ids: its tokens, without the one that ended it. A token that a stop string begins inside is still there.
-        prompt_ids: what the model read: the prompt, or what fitted of it, or the token an empty prompt starts from.
-        finish_reason: ``end_of_document``, ``stop``, ``length`` (max_new_tokens), ``sequence_full`` or ``cancelled``.
+        prompt_ids: what the model read: the prompt, or what fitted of it, or the token an empty prompt starts
+            from.
+        finish_reason: ``end_of_document``, ``stop``, ``length`` (max_new_tokens), ``sequence_full`` or
+            ``cancelled``.
         seed: gives the same completion again.
         warnings: plain sentences about what was done to the prompt.
         logprobs, prompt_logprobs: a TokenLogprob for each id, when asked for (the prompt's with ``echo``).

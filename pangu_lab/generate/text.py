@@ -1,9 +1,9 @@
 """The text side of generation: what may be shown, where a stop string cuts, which tokens complete a bad word.
 
-Tokens and characters do not share their borders. A stop string may begin inside one token and end inside another, so
-text that could still become a stop string is held back until it is decided; and a word can be cut into tokens in many
-ways, so bad words are looked for in the bytes of the text and not in the ids. A tokenizer may write a character in
-another form than the user (PanGu's turns "，" into ","), hence both forms count.
+Tokens and characters do not share their borders. A stop string may begin inside one token and end inside another,
+so text that could still become a stop string is held back until it is decided; and a word can be cut into tokens
+in many ways, so bad words are looked for in the bytes of the text and not in the ids. A tokenizer may write a
+character in another form than the user (PanGu's turns "，" into ","), hence both forms count.
 """
 
 from __future__ import annotations

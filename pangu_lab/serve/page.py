@@ -1,9 +1,9 @@
 """A page to write with, over an exported bundle: a prompt, its continuation as it is made, the sampling controls.
 
-Gradio draws it; nothing is loaded from anywhere but this server (system fonts, no analytics, no sharing), the API is
-closed, and what the model writes is shown as plain text in a text box, never as markup. Several people can write at
-once: their generations take turns token by token over one bundle. Labels follow the browser's language (zh or en).
-Prompts are not logged or kept.
+Gradio draws it; nothing is loaded from anywhere but this server (system fonts, no analytics, no sharing), the API
+is closed, and what the model writes is shown as plain text in a text box, never as markup. Several people can
+write at once: their generations take turns token by token over one bundle. Labels follow the browser's language
+(zh or en). Prompts are not logged or kept.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _speed(texts: dict[str, str], tokens: int, seconds: float) -> str:
     return texts["speed"].format(tokens=tokens, rate=tokens / max(seconds, 1e-9))
 
 
-# -------------------------------------------------------------------------------------------------------- the layout
+# ------------------------------------------------------------------------------------------------------ the layout
 
 
 def build_page(engine: Engine, limits: Limits = Limits()) -> Any:
@@ -259,7 +259,7 @@ def _wire(gr: Any, page: Any, writer: _Writer, boxes: dict[str, Any], controls: 
     page.unload(stop)
 
 
-# ------------------------------------------------------------------------------------------------------- the server
+# ------------------------------------------------------------------------------------------------------ the server
 
 
 class Page:
@@ -314,11 +314,12 @@ def serve_page(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int =
 def _launch(blocks: Any, host: str, port: int, open_browser: bool, password: Optional[str]) -> None:
     import gradio as gr
 
+    style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
     theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
     blocks.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
                   share=False, auth=("pangu", password) if password else None, allowed_paths=[], max_file_size=1,
                   ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, run_history=False,
-                  strict_cors=True, footer_links=[], state_session_capacity=1000, theme=theme, css=CSS,
+                  strict_cors=True, footer_links=[], state_session_capacity=1000, theme=theme, head=style,
                   i18n=blocks.translation)
 
 

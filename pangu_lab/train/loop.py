@@ -254,9 +254,10 @@ class Trainer:
             reason = stop_reason()
             if self.ranks.any(reason is not None):  # one rank's reason is everybody's
                 reason = reason or "stopped with the other ranks"
-        if self.evalset is not None and self.step % config.eval_every:
+        path = path or self.save()  # first of all: whoever sent a signal may not wait long
+        if self.step % config.eval_every and reason != "signal":
             self.evaluate()
-        return reason or "finished", path or self.save()
+        return reason or "finished", path
 
     def _step_and_tell(self, batch, progress: Progress) -> None:
         self.run.status(state="training" if self.first_step_done else "compiling", step=self.step)
@@ -364,7 +365,8 @@ def _run(trainer: Trainer, signals, progress: Progress, stop) -> tuple[str, Path
         trainer.build(starting_values(config))
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
-              preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset))
+              preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
+              processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
     if trainer.step == 0:
         trainer.evaluate()
     deadline = _deadline(config.train.max_minutes)

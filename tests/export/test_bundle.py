@@ -64,7 +64,7 @@ def copied(folder, tmp_path):
     return Path(shutil.copytree(folder, tmp_path / "copied"))
 
 
-# ----------------------------------------------------------------------------------------------------- same results
+# ---------------------------------------------------------------------------------------------------- same results
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -135,7 +135,21 @@ def test_a_moved_bundle_runs_in_another_process_without_model_code(engine, copie
     assert found == {"ids": list(generate(engine, PROMPTS[0], GREEDY).ids), "code": []}, done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------ what it holds
+def test_weights_too_large_for_one_file_are_spread_over_several(tokenizer, engine, tmp_path, monkeypatch):
+    import mindspore.train.serialization as serialization
+
+    from pangu_lab.export import mindir
+
+    monkeypatch.setattr(serialization, "TOTAL_SAVE", 0)  # as above 1 GiB, where ms.export itself writes data files
+    monkeypatch.setattr(mindir, "LARGEST_FILE", 40_000)
+    config = small_config(tokenizer.vocab_size)
+    export_bundle(random_weights(config), config, tokenizer, tmp_path / "out")
+    assert len(list((tmp_path / "out" / "weights").iterdir())) > 2
+    assert not list((tmp_path / "out").glob("*_variables")) and not list((tmp_path / "out").glob("*_graph.mindir"))
+    assert generate(load_bundle(tmp_path / "out"), PROMPTS[0], GREEDY).ids == generate(engine, PROMPTS[0], GREEDY).ids
+
+
+# --------------------------------------------------------------------------------------------------- what it holds
 
 
 def test_the_description_tells_sizes_ids_defaults_and_checksums(folder, tokenizer, bundle):
@@ -165,7 +179,7 @@ def test_weights_are_kept_once_and_the_empty_cache_takes_next_to_nothing(folder,
     assert weights < 4 * config.num_parameters + cache_of_one_layer + 20_000
 
 
-# ---------------------------------------------------------------------------------------------------------- refusals
+# -------------------------------------------------------------------------------------------------------- refusals
 
 
 @pytest.mark.parametrize("name", ["prefill.mindir", "weights/data_0", "tokenizer/vocab.model"])

@@ -54,8 +54,8 @@ class CharacterStream:
 
 
 class TableRunner(Runner):
-    """A 'network' whose logits are a function of the tokens so far; keeps its cache of tokens by place, as the real one
-    does, so wrong places or positions show."""
+    """A 'network' whose logits are a function of the tokens so far; keeps its cache of tokens by place, as the
+    real one does, so wrong places or positions show."""
 
     def __init__(self, logits_of, vocab_size: int, max_length: int = 32, places: int = 256) -> None:
         super().__init__(None, vocab_size, max_length, places)

@@ -194,7 +194,7 @@ def test_echo_puts_the_prompt_first(tokenizer):
     assert generate(scripted(tokenizer, "xy"), "ab", SamplingConfig(temperature=0, echo=True)).text == "abxy"
 
 
-# ---------------------------------------------------------------------------------------------------- logprobs, seeds
+# ------------------------------------------------------------------------------------------------- logprobs, seeds
 
 
 def test_logprobs_are_the_models_own_and_belong_to_the_tokens(engine):
@@ -216,7 +216,7 @@ def test_the_seed_of_a_completion_gives_it_again(engine):
     assert first.ids == again.ids and other.seed != first.seed
 
 
-# ---------------------------------------------------------------------------------------------------------- streams
+# --------------------------------------------------------------------------------------------------------- streams
 
 
 def test_a_stream_gives_the_text_piece_by_piece(tokenizer):

@@ -31,7 +31,7 @@ def page():
         yield served
 
 
-# ----------------------------------------------------------------------------------------------------- the controls
+# ---------------------------------------------------------------------------------------------------- the controls
 
 
 def test_the_controls_become_settings_and_the_rest_stays_the_bundles():
@@ -96,7 +96,7 @@ def test_a_prompt_that_was_cut_is_said():
     assert "its oldest" in told(_Writer(scripted("abc"), Limits()), "ab" * 40)[-1][1]
 
 
-# ---------------------------------------------------------------------------------------------------------- serving
+# --------------------------------------------------------------------------------------------------------- serving
 
 
 def test_only_this_machine_is_served_without_a_password():

@@ -1,0 +1,209 @@
+"""MindSpore ``.ckpt`` files, read and written parameter by parameter.
+
+A ``.ckpt`` is one protobuf message ``Checkpoint``: a list of ``Value {tag, tensor {dims, tensor_type, content}}``.
+``mindspore.load_checkpoint`` holds the whole file in memory; the small reader here keeps only where each content
+lies, so a file of any size costs as much memory as its largest parameter. MindSpore cuts a parameter of more than
+512 MB into several values of the same tag, each with the dims of the whole; they are joined in their order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from pangu_lab.errors import InputError
+
+_TYPES = {"Float32": "float32", "Float16": "float16", "Float64": "float64"}
+_HEADER = 4096  # bytes that hold a value's tag, dims and type with room to spare
+_PIECE = 512 << 20  # MindSpore's own limit of one value
+
+
+class _Damaged(Exception):
+    """What is wrong, without the file's name."""
+
+
+@dataclass
+class Entry:
+    """Where a parameter lies: ``chunks`` are (offset, bytes) of its content, in order."""
+
+    shape: tuple[int, ...]
+    kind: str
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        return sum(length for _, length in self.chunks)
+
+
+def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
+    """Where each parameter of a ``.ckpt`` lies; reads the headers alone.
+
+    Args:
+        wanted: which names to keep; the others are walked over.
+
+    Raises:
+        InputError: no such file, or not a whole ``.ckpt``.
+    """
+    path = Path(path)
+    entries: dict[str, Entry] = {}
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as handle:
+            for name, shape, kind, start, length in _values(handle, size):
+                if wanted(name):
+                    entry = entries.setdefault(name, Entry(shape, kind))
+                    if (entry.shape, entry.kind) != (shape, kind):
+                        raise _Damaged(f"holds '{name}' twice, with different shapes")
+                    entry.chunks.append((start, length))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except _Damaged as error:
+        raise InputError(f"{path}: {error}; it is damaged or no MindSpore checkpoint: download it again") from None
+    for name, entry in entries.items():
+        _check_entry(path, name, entry)
+    return entries
+
+
+def _check_entry(path: Path, name: str, entry: Entry) -> None:
+    if entry.kind not in _TYPES:
+        return  # bookkeeping may be of any type; whoever reads it is told then
+    count = 1 if entry.shape == (0,) else int(np.prod(entry.shape))  # MindSpore writes a scalar as dims [0]
+    expected = count * np.dtype(_TYPES[entry.kind]).itemsize
+    if entry.bytes == 2 * expected:
+        raise InputError(f"{path}: holds '{name}' twice; it is damaged: download it again")
+    if entry.bytes != expected:
+        raise InputError(f"{path}: '{name}' has {entry.bytes} bytes, its shape {entry.shape} needs {expected}; "
+                         f"it is damaged: download it again")
+
+
+def read_entry(path: Path | str, name: str, entry: Entry) -> np.ndarray:
+    """One parameter's values.
+
+    Raises:
+        InputError: a type other than 16, 32 or 64 bit floating point, or the file has become shorter.
+    """
+    if entry.kind not in _TYPES:
+        raise InputError(f"{path}: '{name}' is of type {entry.kind}; only {', '.join(_TYPES)} can be read")
+    shape = () if entry.shape == (0,) else entry.shape
+    result = np.empty(shape, _TYPES[entry.kind])
+    view = memoryview(result.reshape(-1)).cast("B")
+    with open(path, "rb", buffering=0) as handle:
+        place = 0
+        for start, length in entry.chunks:
+            handle.seek(start)
+            while length:
+                done = handle.readinto(view[place:place + length])
+                if not done:
+                    raise InputError(f"{path}: ends within '{name}'; download it again")
+                place, length = place + done, length - done
+    return result
+
+
+# --------------------------------------------------------------------------------------------------- wire format
+
+
+def varint(data: bytes, place: int) -> tuple[int, int]:
+    """The number at ``place`` and where the next thing begins."""
+    value = shift = 0
+    while True:
+        if place >= len(data) or shift > 63:
+            raise _Damaged("cannot be read as protobuf")
+        byte = data[place]
+        value |= (byte & 127) << shift
+        place, shift = place + 1, shift + 7
+        if byte < 128:
+            return value, place
+
+
+def fields(data: bytes, place: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
+    """(number, value, start, stop) of each field; for bytes the value is their length. Contents may lie beyond."""
+    end = len(data) if end is None else end
+    while place < end:
+        key, place = varint(data, place)
+        wire = key & 7
+        if wire not in (0, 2):
+            raise _Damaged("cannot be read as protobuf")
+        value, after = varint(data, place)
+        start, place = (place, after) if wire == 0 else (after, after + value)
+        yield key >> 3, value, start, place
+    if place != end:
+        raise _Damaged("ends in the middle of a value")
+
+
+def _values(handle, size: int) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
+    """(name, shape, type, offset, bytes) of each value in the file."""
+    place = 0
+    while place < size:
+        handle.seek(place)
+        data = handle.read(_HEADER)
+        if data[0] != 0x0A:
+            raise _Damaged(f"byte {place} begins no value")
+        length, start = varint(data, 1)
+        if place + start + length > size:
+            raise _Damaged(f"has {size} bytes and ends in the middle of a value")
+        yield _value(data, start, start + length, place)
+        place += start + length
+
+
+def _value(data: bytes, start: int, end: int, base: int) -> tuple[str, tuple[int, ...], str, int, int]:
+    name, kind, shape, content = None, None, [], None
+    for number, _, first, last in fields(data, start, end):
+        if number == 1:
+            name = _text(data[first:last])
+        elif number == 2:
+            for inner, value, inner_first, inner_last in fields(data, first, last):
+                if inner == 1:
+                    shape.append(value)
+                elif inner == 2:
+                    kind = _text(data[inner_first:inner_last])
+                elif inner == 3:
+                    content = (base + inner_first, value)
+    if not name or kind is None or content is None:
+        raise _Damaged("holds a value without name, type or content")
+    return name, tuple(shape), kind, *content
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise _Damaged("holds a name that is no text") from None
+
+
+# ------------------------------------------------------------------------------------------------------- writing
+
+
+def write_ckpt(path: Path | str, tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+    """Write a ``.ckpt`` that ``mindspore.load_checkpoint`` reads, from a stream of named fp16, fp32 or fp64 arrays."""
+    with open(path, "wb") as handle:
+        for name, array in tensors:
+            _write_value(handle, name, np.asarray(array, order="C"))
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _write_value(handle, name: str, array: np.ndarray) -> None:
+    kind = next(kind for kind, dtype in _TYPES.items() if dtype == array.dtype.name)
+    dims = b"".join(b"\x08" + _varint(size) for size in (array.shape or (0,)))
+    flat = array.reshape(-1)
+    step = max(1, _PIECE // array.itemsize)
+    for first in range(0, max(1, flat.size), step):
+        content = memoryview(flat[first:first + step]).cast("B")
+        tensor = dims + b"\x12" + _varint(len(kind)) + kind.encode() + b"\x1a" + _varint(content.nbytes)
+        tag = name.encode()
+        value = b"\x0a" + _varint(len(tag)) + tag + b"\x12" + _varint(len(tensor) + content.nbytes) + tensor
+        handle.write(b"\x0a" + _varint(len(value) + content.nbytes) + value)
+        handle.write(content)
+
+
+def _varint(value: int) -> bytes:
+    result = bytearray()
+    while value > 127:
+        result.append(value & 127 | 128)
+        value >>= 7
+    result.append(value)
+    return bytes(result)
