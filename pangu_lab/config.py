@@ -177,9 +177,9 @@ class ParallelConfig:
 class SamplingConfig:
     """How the next token is chosen. ``temperature`` 0 is greedy; None switches a sampler off.
 
-    ``logit_bias`` holds (id, number) pairs and may be given as a dictionary. ``num_beams`` above 1 is a search for the
-    likeliest text: bans and penalties hold, temperature and the samplers are not used. ``logprobs`` asks for the
-    logarithm of each token's probability and of that many alternatives.
+    ``logit_bias`` holds (id, number) pairs and may be given as a dictionary. ``num_beams`` above 1 is a search for
+    the likeliest text: bans and penalties hold, temperature and the samplers are not used. ``logprobs`` asks for
+    the logarithm of each token's probability and of that many alternatives.
     """
 
     max_new_tokens: int = 64
@@ -205,8 +205,8 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         self._tuples()
-        _check_range("sampling", self, num_return_sequences=(1, 128), num_beams=(1, 64), length_penalty=(-10.0, 10.0),
-                     logprobs=(0, 100))
+        _check_range("sampling", self, num_return_sequences=(1, 128), num_beams=(1, 64),
+                     length_penalty=(-10.0, 10.0), logprobs=(0, 100))
         _check(self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
                f"sampling.num_return_sequences={self.num_return_sequences} is more than "
                f"sampling.num_beams={self.num_beams}: a beam search returns at most its beams")
@@ -270,7 +270,19 @@ class RunConfig:
         return _plain(dataclasses.asdict(self))
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, allow_unicode=True, sort_keys=False)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Escapes the rare line breaks that YAML would otherwise read back as spaces."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if any(letter in text for letter in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _plain(value: Any) -> Any:

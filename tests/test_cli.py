@@ -323,8 +323,8 @@ def test_serve_tells_its_address_when_it_answers_and_ends_well_on_a_signal(workp
     if not bundle.exists():
         assert cli.main(["export", "--from", str(workplace / "runs" / "a"), "--out", str(bundle)]) == 0
     command = [sys.executable, "-m", "pangu_lab.cli", *"serve --bundle exports/page --port 0 --json".split()]
-    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                               text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     try:
         lines = iter(process.stdout.readline, "")
         ready = json.loads(next(line for line in lines if line.startswith("{")))

@@ -19,6 +19,7 @@ from pangu_lab.errors import InputError
 
 _TYPES = {"Float32": "float32", "Float16": "float16", "Float64": "float64"}
 _HEADER = 4096  # bytes that hold a value's tag, dims and type with room to spare
+_WINDOW = 1 << 16  # read at once: small values share it, large ones are passed over
 _PIECE = 512 << 20  # MindSpore's own limit of one value
 
 
@@ -52,7 +53,9 @@ def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
     entries: dict[str, Entry] = {}
     try:
         size = path.stat().st_size
-        with open(path, "rb") as handle:
+        if size == 0:
+            raise _Damaged("is empty")
+        with open(path, "rb", buffering=0) as handle:
             for name, shape, kind, start, length in _values(handle, size):
                 if wanted(name):
                     entry = entries.setdefault(name, Entry(shape, kind))
@@ -136,17 +139,18 @@ def fields(data: bytes, place: int = 0, end: int | None = None) -> Iterator[tupl
 
 def _values(handle, size: int) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
     """(name, shape, type, offset, bytes) of each value in the file."""
-    place = 0
+    place, data, base = 0, b"", 0
     while place < size:
-        handle.seek(place)
-        data = handle.read(_HEADER)
-        if data[0] != 0x0A:
+        if place + _HEADER > base + len(data) < size or place >= base + len(data):
+            handle.seek(place)
+            data, base = handle.read(_WINDOW), place
+        if not data or data[place - base] != 0x0A:
             raise _Damaged(f"byte {place} begins no value")
-        length, start = varint(data, 1)
-        if place + start + length > size:
+        length, start = varint(data, place - base + 1)
+        if base + start + length > size:
             raise _Damaged(f"has {size} bytes and ends in the middle of a value")
-        yield _value(data, start, start + length, place)
-        place += start + length
+        yield _value(data, start, start + length, base)
+        place = base + start + length
 
 
 def _value(data: bytes, start: int, end: int, base: int) -> tuple[str, tuple[int, ...], str, int, int]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate.run import Generate
-from pangu_lab.evaluate.scoring import Score, Scorer, TokenScorer
+from pangu_lab.evaluate.run import Generate, open_scorer, open_writer
+from pangu_lab.evaluate.scoring import LocalScorer, Score, Scorer, TokenScorer
 from pangu_lab.evaluate.split import TokenPair
 from pangu_lab.progress import Progress, silent
 
@@ -60,17 +60,17 @@ def score_texts(scorer: Scorer, texts: Sequence[str], progress: Progress = silen
     if not isinstance(scorer, TokenScorer) or scorer.tokenizer is None:
         return scorer.loglikelihood([("", text) for text in texts], progress=progress)
     start = [] if scorer.start_id is None else [scorer.start_id]
-    windows = [_windows([*start, *scorer.tokenizer.encode(text)], scorer.window) for text in texts]
+    windows = [_windows([*start, *scorer.tokenizer.encode(text)], scorer.longest) for text in texts]
     scores = iter(scorer.score_tokens([pair for group in windows for pair in group], progress))
     return [_joined([next(scores) for _ in group]) for group in windows]
 
 
-def _windows(ids: Sequence[int], window: int) -> list[TokenPair]:
+def _windows(ids: Sequence[int], longest: int) -> list[TokenPair]:
     """Requests that together score every token but the first."""
     pairs, scored = [], 1
     while scored < len(ids):
-        begin = 0 if len(ids) <= window + 1 else max(0, scored - max(1, window // 2))
-        end = min(len(ids), begin + window + 1)
+        begin = 0 if len(ids) <= longest else max(0, scored - max(1, longest // 2))
+        end = min(len(ids), begin + longest)
         pairs.append(TokenPair(tuple(ids[begin:end]), scored - begin))
         scored = end
     return pairs
@@ -96,23 +96,45 @@ def write_until(generate: Generate, requests: Sequence[tuple[str, Mapping[str, A
     return results
 
 
-def run_harness(scorer: Scorer, tasks: Sequence[str], task_folder: Union[str, Path, None] = None,
-                limit: Optional[int] = None, generate: Optional[Generate] = None,
-                progress: Progress = silent) -> dict[str, dict[str, Any]]:
+def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> tuple[Scorer, Optional[Generate]]:
+    """The scorer, and a writer that is made when it is first asked."""
+    if isinstance(source, Scorer):
+        return source, generate
+    scorer = open_scorer(source)
+    if isinstance(scorer, LocalScorer):
+        scorer.start_id = scorer.tokenizer.eod_id  # the harness scores the first token of a text too
+    opened: list[Generate] = [] if generate is None else [generate]
+
+    def write(prompts: Sequence[str], new_tokens: int, stop: Sequence[str]) -> Sequence[str]:
+        if not opened:
+            opened.append(open_writer(source)[1])
+        return opened[0](prompts, new_tokens, stop)
+
+    return scorer, write
+
+
+def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
+                task_folder: Union[str, Path, None] = None, limit: Optional[int] = None,
+                generate: Optional[Generate] = None, progress: Progress = silent) -> dict[str, dict[str, Any]]:
     """Run harness tasks; what the harness reports for each, by name.
 
     Args:
+        source: a run or checkpoint folder, a server's URL, or a scorer.
         task_folder: with task files (YAML) of the user's own, beside those that the harness ships.
         limit: questions of each task.
+        generate: as in ``harness_model``; made from ``source`` when that is no scorer.
 
     Raises:
         InputError: lm_eval is not installed, or does not know a task.
     """
-    model = harness_model(scorer, generate, progress)
+    model = harness_model(*_opened(source, generate), progress)
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(include_path=str(task_folder) if task_folder is not None else None)
+    folder = str(task_folder) if task_folder is not None else None
+    manager = TaskManager(include_path=folder, include_defaults=folder is None)
+    if folder is not None and not set(tasks) <= set(manager.all_tasks):  # the harness's own are thousands of files
+        manager = TaskManager(include_path=folder)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
         raise InputError(f"lm-evaluation-harness knows no task '{unknown[0]}'"

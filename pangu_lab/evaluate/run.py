@@ -14,8 +14,9 @@ from typing import Any, Optional, Union
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.record import Record
-from pangu_lab.evaluate.scoring import LocalScorer, Scorer
+from pangu_lab.evaluate.scoring import LocalScorer, Scorer, load_model
 from pangu_lab.evaluate.tasks import Outcome, Question, Task, make_task
+from pangu_lab.evaluate.tasks.base import ScoredTask, WrittenTask
 from pangu_lab.files import sha256_file
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
@@ -132,7 +133,7 @@ def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int
     """What a results file belongs to. Files count by content, so that they may be moved."""
     return {"task": task.name, "model": model, "template": task.template, "scoring": getattr(task, "scoring", None),
             "negatives": task.negatives, "seed": task.seed, "limit": limit,
-            "data": {path.name: sha256_file(path) for path in files}}
+            "data": [[path.name, sha256_file(path)] for path in files]}
 
 
 Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
@@ -140,16 +141,16 @@ Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
 
 def _open(task: Task, source: Any, tokenizer: Any, generate: Optional[Generate]) -> tuple[str, Answer]:
     """The model's name, and what turns questions into outcomes."""
-    if task.writes:
-        name, write = ("generate", generate) if generate is not None else _open_writer(source, tokenizer)
+    if isinstance(task, WrittenTask):
+        name, write = ("generate", generate) if generate is not None else open_writer(source, tokenizer)
         return name, _writing(task, write)
-    if source is None:
+    if source is None or not isinstance(task, ScoredTask):
         raise InputError(f"{task.name} scores text: name a model or a server")
     scorer = open_scorer(source, tokenizer)
     return scorer.name, _scoring(task, scorer)
 
 
-def _scoring(task: Task, scorer: Scorer) -> Answer:
+def _scoring(task: ScoredTask, scorer: Scorer) -> Answer:
     """Questions → outcomes, by scoring the options of all of them together."""
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         pairs = [task.pairs(question) for question in questions]
@@ -171,10 +172,14 @@ def engine_writer(engine: Any) -> Generate:
     return write
 
 
-def _open_writer(source: Any, tokenizer: Any) -> tuple[str, Generate]:
-    """(name, writer) of a server, a run or a checkpoint."""
+def open_writer(source: Any, tokenizer: Union[Tokenizer, str, Path, None] = None) -> tuple[str, Generate]:
+    """(name, greedy writer) of a server, a run or a checkpoint.
+
+    Raises:
+        InputError: nothing usable there; or a scorer, which cannot write.
+    """
     from pangu_lab.evaluate.server import ServerScorer
-    from pangu_lab.generate import load_engine
+    from pangu_lab.generate import engine_from_weights
 
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = open_scorer(source)
@@ -182,15 +187,15 @@ def _open_writer(source: Any, tokenizer: Any) -> tuple[str, Generate]:
         return source.name, source.complete
     if isinstance(source, Scorer):
         raise InputError("in this task the model writes its answers: name its folder, or give generate=")
-    engine = load_engine(source, str(tokenizer) if tokenizer is not None else None)
-    return engine.name, engine_writer(engine)
+    model = load_model(source, tokenizer)
+    return model.name, engine_writer(engine_from_weights(model.weights, model.config.model, model.tokenizer))
 
 
-def _writing(task: Any, write: Generate) -> Answer:
+def _writing(task: WrittenTask, write: Generate) -> Answer:
     """Questions → outcomes, by having the model write."""
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         texts = write([task.prompt(question) for question in questions], task.max_new_tokens, task.stop)
-        return [task.judge_text(question, text) for question, text in zip(questions, texts)]
+        return [task.judge(question, text) for question, text in zip(questions, texts)]
 
     return answer
 

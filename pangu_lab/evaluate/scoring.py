@@ -22,7 +22,7 @@ from typing import Any, Optional, Union
 
 import numpy as np
 
-from pangu_lab.config import ModelConfig
+from pangu_lab.config import ModelConfig, RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.rows import LONGEST_ROW, Row, bucket, plan_rows
 from pangu_lab.evaluate.split import TokenPair, encode_pair, fit
@@ -84,10 +84,18 @@ class Scorer(ABC):
 
 
 class TokenScorer(Scorer):
-    """A scorer that is given tokens: the tokenizer and the window are known on this side."""
+    """A scorer that is given tokens: the tokenizer and the window are known on this side.
 
-    def __init__(self, tokenizer: Tokenizer, window: int, start_id: Optional[int] = None) -> None:
+    Attributes:
+        window: the longest input, in tokens.
+        longest: the longest request: one token more than the window where the last one need not be read.
+        start_id: a token put before a text that has no context, so that its first token is scored too.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, window: int, start_id: Optional[int] = None,
+                 longest: Optional[int] = None) -> None:
         self.tokenizer, self.window, self.start_id = tokenizer, window, start_id
+        self.longest = window + 1 if longest is None else longest
         self._encode = functools.lru_cache(maxsize=4096)(functools.partial(encode_pair, tokenizer))
 
     def encode(self, context: str, continuation: str, cut: str = "context") -> TokenPair:
@@ -95,7 +103,7 @@ class TokenScorer(Scorer):
         ids, context_tokens = self._encode(context, continuation)
         if context_tokens == 0 and self.start_id is not None:
             ids, context_tokens = [self.start_id, *ids], 1
-        return fit(ids, context_tokens, self.window, cut)
+        return fit(ids, context_tokens, self.longest, cut)
 
     def loglikelihood(self, pairs, cut="context", progress=silent):
         return self.score_tokens([self.encode(context, continuation, cut) for context, continuation in pairs], progress)
@@ -138,16 +146,8 @@ class LocalScorer(TokenScorer):
         Raises:
             InputError: nothing usable in the folder, or no tokenizer.
         """
-        from pangu_lab.checkpoint import load_weights
-        from pangu_lab.checkpoint.source import tokenizer_folder
-        from pangu_lab.tokenizer import load_tokenizer
-
-        weights, config = load_weights(folder)
-        if tokenizer is None:
-            tokenizer = load_tokenizer(tokenizer_folder(folder), config.tokenizer.eod, config.tokenizer.pad)
-        elif not isinstance(tokenizer, Tokenizer):
-            tokenizer = load_tokenizer(tokenizer)
-        return cls(config.model, weights, tokenizer, **{"name": Path(folder).name, **options})
+        model = load_model(folder, tokenizer)
+        return cls(model.config.model, model.weights, model.tokenizer, **{"name": model.name, **options})
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
         results = [make_score((), True, pair.cut) for pair in pairs]
@@ -183,6 +183,39 @@ class LocalScorer(TokenScorer):
         chosen, best = self._network.log_probs(hidden, np.array(places), np.array(targets, np.int32))
         ends = np.cumsum([len(row.wanted) for row in batch])[:-1]
         return list(zip(np.split(chosen, ends), np.split(best, ends)))
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model from a folder; ``name`` tells the checkpoint, as in "first/step-00000400"."""
+
+    name: str
+    config: RunConfig
+    weights: Mapping[str, np.ndarray]
+    tokenizer: Tokenizer
+
+
+def load_model(folder: Union[str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> LoadedModel:
+    """The newest whole checkpoint of a run, or one checkpoint, with the tokenizer kept there unless one is given.
+
+    Raises:
+        InputError: nothing usable in the folder, or no tokenizer.
+    """
+    from pangu_lab.checkpoint import load_weights, resolve_checkpoint
+    from pangu_lab.checkpoint.source import tokenizer_folder
+    from pangu_lab.tokenizer import load_tokenizer
+
+    place = Path(folder)
+    if not (place / "manifest.json").exists():  # a run: which of its checkpoints?
+        place = resolve_checkpoint(place).folder
+    place = place.resolve()
+    weights, config = load_weights(place)
+    if tokenizer is None:
+        tokenizer = load_tokenizer(tokenizer_folder(folder), config.tokenizer.eod, config.tokenizer.pad)
+    elif not isinstance(tokenizer, Tokenizer):
+        tokenizer = load_tokenizer(tokenizer)
+    name = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
+    return LoadedModel(name, config, weights, tokenizer)
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:

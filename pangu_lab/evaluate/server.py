@@ -151,7 +151,8 @@ class ServerScorer(TokenScorer):
             tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
             if window is None:
                 raise InputError(f"{url}: the server does not say how long its inputs may be: give the window")
-        super().__init__(tokenizer, window or 0)  # type: ignore[arg-type]  # not used when asking in text
+        # In text there is no tokenizer and no window; in tokens a server wants to be able to read the last one too
+        super().__init__(tokenizer, window or 0, longest=window or 0)  # type: ignore[arg-type]
         self.name = self.connection.model
 
     def loglikelihood(self, pairs, cut="context", progress=silent):

@@ -94,8 +94,8 @@ def common_prefix(left: Sequence, right: Sequence) -> int:
     return length
 
 
-def fit(ids: Sequence[int], context_tokens: int, window: int, cut: str = "context") -> TokenPair:
-    """Shorten a request to what the model can read: ``window`` tokens, and one more that is only predicted.
+def fit(ids: Sequence[int], context_tokens: int, longest: int, cut: str = "context") -> TokenPair:
+    """Shorten a request to ``longest`` tokens, which is one more than the model can read: the last is only predicted.
 
     Args:
         cut: what loses tokens first: "context" from its left, or "continuation" from its right. At least one token
@@ -106,7 +106,7 @@ def fit(ids: Sequence[int], context_tokens: int, window: int, cut: str = "contex
     """
     if cut not in CUTS:
         raise InputError(f"cut={cut!r} must be 'context' or 'continuation'")
-    over = max(0, len(ids) - (window + 1))
+    over = max(0, len(ids) - longest)
     continuation_tokens = len(ids) - context_tokens
     if cut == "context":
         left = min(over, max(0, context_tokens - 1))

@@ -2,8 +2,7 @@
 
     prefill.mindir     any number of tokens of any number of sequences over a key-value cache; decodes too
     decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of
-    weights,
-                       where it gains nothing and loading it would for a moment hold the weights twice
+                       weights, where it gains nothing and its loading would hold the weights twice for a moment
     eval_loss.mindir   negative log-likelihoods of whole sequences
     weights/           the parameters of all three, once
     tokenizer/         as ``load_tokenizer`` reads it
@@ -67,8 +66,8 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, o
 
     _refuse_existing(Path(out))
     weights, config = load_weights(run)
-    return export_bundle(weights, config.model, load_tokenizer(tokenizer_folder(run)), out, config.sampling, places,
-                         one_token, progress)
+    tokenizer = load_tokenizer(tokenizer_folder(run))
+    return export_bundle(weights, config.model, tokenizer, out, config.sampling, places, one_token, progress)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
@@ -105,7 +104,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         progress(len(names) + 1, len(names) + 2, "checksums")
         files = {path.relative_to(folder).as_posix(): sha256_file(path)
                  for path in sorted(folder.rglob("*")) if path.is_file()}
-        write_json_atomic(folder / DESCRIPTION, _description(config, tokenizer, sampling, places, names, out.name, files))
+        description = _description(config, tokenizer, sampling, places, names, out.name, files)
+        write_json_atomic(folder / DESCRIPTION, description)
     progress(len(names) + 2, len(names) + 2, str(out))
     return out
 
@@ -115,8 +115,8 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(f"{out} exists already: choose another folder or delete it first")
 
 
-def _write_graphs(weights: Mapping[str, np.ndarray], config: ModelConfig, places: int, names: list[str], folder: Path,
-                  progress: Progress) -> None:
+def _write_graphs(weights: Mapping[str, np.ndarray], config: ModelConfig, places: int, names: list[str],
+                  folder: Path, progress: Progress) -> None:
     import mindspore as ms
 
     from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs

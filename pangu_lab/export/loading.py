@@ -120,8 +120,8 @@ def verify_files(folder: Path, files: dict[str, str]) -> None:
     Raises:
         InputError: names the first file that is missing, changed, or not listed.
     """
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()} - {DESCRIPTION}
-    for name in sorted(present - set(files)):
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    for name in sorted(present - set(files) - {DESCRIPTION}):
         raise InputError(f"{folder / name}: not part of this bundle; remove it or export again")
     for name, expected in files.items():
         if name not in present:
@@ -142,7 +142,19 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str) -> Any:
         raise InputError(f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
                          f"({str(error).splitlines()[0]})") from None
     graph.set_train(False)
+    graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"]))
     return graph
+
+
+def _placeholders(inputs: list[Any]) -> list[Any]:
+    """The inputs as the graph was exported with: a named dimension may have any length.
+
+    Without them MindSpore would compile the graph anew for every length that occurs.
+    """
+    import mindspore as ms
+
+    return [ms.Tensor(shape=[size if isinstance(size, int) else None for size in shape], dtype=getattr(ms, dtype))
+            for _, shape, dtype in inputs]
 
 
 def _share(first: Any, second: Any) -> None:

@@ -9,4 +9,5 @@ from pangu_lab.generate.sampling import History, Stage, choose, explain
 from pangu_lab.generate.sequence import Completion, TokenLogprob
 
 __all__ = ["Completion", "CompletionStream", "Engine", "History", "Runner", "Stage", "TokenLogprob", "choose",
-           "engine_from_weights", "explain", "generate", "generate_many", "load_engine", "network_runner", "stream"]
+           "engine_from_weights", "explain", "generate", "generate_many", "load_engine", "network_runner",
+           "stream"]

@@ -37,7 +37,8 @@ class _Finished:
     completion: Completion
 
 
-def beam_search(runner: Runner, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig) -> list[Completion]:
+def beam_search(runner: Runner, tokenizer: TokenizerLike, prompt: Prompt,
+                config: SamplingConfig) -> list[Completion]:
     """The ``num_return_sequences`` best of ``num_beams`` beams, best first.
 
     Raises:
@@ -142,8 +143,9 @@ class _Search:
         writer.end()
         text = self.prompt.text + writer.text if self.config.echo else writer.text
         told = None if self.config.logprobs is None else beam.told[:writer.kept]
-        self.finished.append(_Finished(score, Completion(text, tuple(new[:writer.kept]), self.prompt.ids, reason, 0,
-                                                         self.prompt.warnings, told, None, score)))
+        made = Completion(text, tuple(new[:writer.kept]), self.prompt.ids, reason, 0, self.prompt.warnings, told,
+                          None, score)
+        self.finished.append(_Finished(score, made))
 
     def _decided(self, beams: Sequence[_Beam]) -> bool:
         """Whether no living beam can become better than the ``num_beams`` best finished ones."""
@@ -151,5 +153,5 @@ class _Search:
             return not beams
         worst = sorted((item.score for item in self.finished), reverse=True)[self.config.num_beams - 1]
         shortest, penalty = len(beams[0].new) + 1, self.config.length_penalty
-        length = self.limit if penalty > 0 else shortest  # a log-probability is negative: what divides most is best
+        length = self.limit if penalty > 0 else shortest  # log-probabilities are negative: dividing more is better
         return beams[0].logprob / length**penalty <= worst

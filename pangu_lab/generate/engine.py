@@ -64,9 +64,17 @@ class Engine:
         """Add one token to the sequence; logits (vocab,) of what follows it.
 
         Raises:
-            InputError: the sequence is full.
+            InputError: the sequence is full, or there is none: ``prefill`` begins one, and a generation that needs
+                its part of the cache ends it.
         """
+        if not self.length:
+            raise InputError("there is no sequence to add a token to: call prefill first")
         return self._feed([index])
+
+    def make_room(self, count: int) -> None:
+        """End the sequence of ``prefill`` and ``step`` when a generation needs its part of the cache."""
+        if self._places and self.runner.pool.free < count:
+            self.reset()
 
     def reset(self) -> None:
         """Forget the sequence and free its part of the cache."""
@@ -86,7 +94,7 @@ class Engine:
         return logits[0]
 
     def logits(self, ids: Sequence[int]) -> np.ndarray:
-        """Logits (len(ids), vocab) of what follows each token of a text, without touching the sequence.
+        """Logits (len(ids), vocab) of what follows each token of a text; nothing of it is kept.
 
         Raises:
             InputError: as ``prefill``.
@@ -94,8 +102,8 @@ class Engine:
         check_prompt(ids, self.vocab_size)
         if len(ids) > self.max_length:
             raise InputError(f"the text has {len(ids)} tokens, the model holds {self.max_length}")
-        return with_places(self.runner, len(ids), lambda places: self.runner.run(
-            np.array([ids]), np.arange(len(ids))[None], np.array([places]), np.array([places]), np.arange(len(ids))))
+        self.make_room(len(ids))
+        return with_places(self.runner, len(ids), lambda places: prefill(self.runner, ids, places, all_rows=True))
 
 
 def with_places(runner: Runner, count: int, work):
@@ -114,7 +122,7 @@ def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
         InputError: names the id.
     """
     if not len(ids):
-        raise InputError("there are no tokens to start from: give at least one (the end-of-document token starts a text)")
+        raise InputError("there are no tokens to start from: give at least one (the end of document starts one)")
     for index in ids:
         if not 0 <= index < vocab_size:
             raise InputError(f"token {index} is outside the vocabulary: the model has 0 to {vocab_size - 1}")
@@ -181,6 +189,7 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     if config.num_beams > 1:
         from pangu_lab.generate.beam import beam_search
 
+        engine.make_room(engine.runner.pool.places)
         return [_grouped(beam_search(engine.runner, engine.tokenizer, _prompt(engine, text, config), config))
                 for text in prompts]
     batches = [_Batch(engine, _prompt(engine, text, config), config, seed) for text in prompts]
@@ -188,8 +197,9 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     done = 0
     for wave in _waves(parts, engine.runner.pool.places):
         progress(done, sum(len(part.sequences) for part in parts), "sequences")
-        with_places(engine.runner, sum(part.places_needed for part in wave),
-                    lambda places, wave=wave: _run_wave(engine.runner, wave, places))
+        need = sum(part.places_needed for part in wave)
+        engine.make_room(need)
+        with_places(engine.runner, need, lambda places, wave=wave: _run_wave(engine.runner, wave, places))
         done += sum(len(part.sequences) for part in wave)
     return [_grouped([item.completion() for item in batch.sequences]) for batch in batches]
 
@@ -208,7 +218,7 @@ def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = Non
     if config.num_beams > 1 or config.num_return_sequences > 1:
         raise InputError("a stream writes one text: set sampling.num_beams and sampling.num_return_sequences to 1")
     item = SequenceInProgress(_prompt(engine, prompt, config), engine.tokenizer, config, seed_of(config))
-    return CompletionStream(engine.runner, item)
+    return CompletionStream(engine, item)
 
 
 class CompletionStream(Iterator[str]):
@@ -219,10 +229,10 @@ class CompletionStream(Iterator[str]):
         tokens: how many tokens were chosen so far.
     """
 
-    def __init__(self, runner: Runner, item: SequenceInProgress) -> None:
+    def __init__(self, engine: Engine, item: SequenceInProgress) -> None:
         self._item = item
         self._cancelled = threading.Event()
-        self._pieces = self._write(runner)
+        self._pieces = self._write(engine)
 
     def __next__(self) -> str:
         return next(self._pieces)
@@ -243,9 +253,10 @@ class CompletionStream(Iterator[str]):
         """Stop now and free the cache; for whoever leaves the iteration before its end."""
         self._pieces.close()
 
-    def _write(self, runner: Runner) -> Iterator[str]:
-        item = self._item
+    def _write(self, engine: Engine) -> Iterator[str]:
+        item, runner = self._item, engine.runner
         batch = _Batch.of(item)
+        engine.make_room(batch.places_needed)
         places = runner.pool.take(batch.places_needed)
         try:
             if text := "".join(batch.start(runner, places)):

@@ -9,8 +9,7 @@ What was learned about MindSpore on CPU:
   without a transpose; gathering only the valid places beats attending over the whole cache (35 ms → 28 ms a step);
 - ``ScatterUpdate`` writes rows in place and returns the parameter, so that what reads it runs after it;
 - one-row ``MatMul`` reaches the memory's read speed, best with weights stored (out, in); fusing q, k and v pays;
-- dynamic shapes cost about 6 µs an operator more, mostly in products: a graph compiled for one token is 10 %
-  faster.
+- dynamic shapes cost a few µs an operator, mostly in products: a graph compiled for one token is 10 % faster.
 """
 
 from __future__ import annotations
@@ -41,7 +40,8 @@ def check_weights(weights: Weights, config: ModelConfig) -> None:
         if name not in weights:
             raise InputError(f"the weights lack {name}, which model.num_layers={config.num_layers} needs")
         if tuple(weights[name].shape) != tuple(spec.shape):
-            raise InputError(f"{name} has shape {tuple(weights[name].shape)}, the configuration needs {spec.shape}")
+            shape = tuple(weights[name].shape)
+            raise InputError(f"{name} has shape {shape}, the configuration needs {spec.shape}")
     unknown = [name for name in weights if name not in specs]
     if unknown:
         raise InputError(f"the weights hold {unknown[0]}, which the configuration does not have")

@@ -19,11 +19,12 @@ from pangu_lab.errors import InputError
 
 BUCKET = 64  # the number of places looked at is rounded up to this, so that few shapes occur
 DEFAULT_PLACES = 1024
+PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
 Graph = Callable[..., Any]
 
 
 class PlacePool:
-    """Which places of the cache are free. Taking waits until enough are."""
+    """Which places of the cache are free. Taking waits until enough are, but not for ever."""
 
     def __init__(self, places: int) -> None:
         self.places = places
@@ -34,13 +35,16 @@ class PlacePool:
         """``count`` places that nobody else uses, in ascending order where possible.
 
         Raises:
-            InputError: the cache is smaller than that altogether.
+            InputError: the cache is smaller than that altogether, or others did not free enough in time.
         """
         if count > self.places:
-            raise InputError(f"this needs {count} positions of key-value cache at once and there are {self.places}: "
+            raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.places}: "
                              f"ask for fewer new tokens, sequences or beams, or load with more places")
         with self._changed:
-            self._changed.wait_for(lambda: len(self._free) >= count)
+            if not self._changed.wait_for(lambda: len(self._free) >= count, PATIENCE):
+                raise InputError(f"other generations hold {self.places - len(self._free)} of the {self.places} "
+                                 "positions of key-value cache: finish, cancel or close them, or load with more "
+                                 "places")
             return [self._free.pop() for _ in range(count)]
 
     @property

@@ -184,11 +184,15 @@ def constrain(logits: np.ndarray, config: SamplingConfig, history: History) -> n
     scores = logits
     for step in CONSTRAINTS:
         scores = step(scores, config, history)
-    if not np.isfinite(scores.max()):
-        raise InputError("no token is left to choose from: bad_words, no_repeat_ngram, min_new_tokens or logit_bias "
-                         "forbid them all" if np.isfinite(logits).all() else
-                         "the model's logits are not finite: its weights are damaged or its training diverged")
+    _check_some_left(scores, logits)
     return scores
+
+
+def _check_some_left(scores: np.ndarray, logits: np.ndarray) -> None:
+    if not np.isfinite(scores.max()):
+        raise InputError("no token is left to choose from: bad_words, no_repeat_ngram, min_new_tokens or "
+                         "logit_bias forbid them all" if np.isfinite(logits).all() else
+                         "the model's logits are not finite: its weights are damaged or its training diverged")
 
 
 def choose(logits: np.ndarray, config: SamplingConfig, history: History, random: float) -> int:
@@ -229,12 +233,16 @@ def explain(logits: np.ndarray, config: SamplingConfig, history: Optional[Histor
     """The distribution after each step, beginning with the model's own (named ``model``).
 
     With temperature 0 the samplers are replaced by one stage, ``greedy``, that holds the chosen token alone.
+
+    Raises:
+        InputError: nothing is left to choose from.
     """
     history = history or History()
     stages = [Stage("model", softmax(logits), True)]
     scores = logits
     for step in CONSTRAINTS + (SAMPLERS if config.temperature else (_greedy,)):
         changed = step(scores, config, history)
+        _check_some_left(changed, logits)
         differs = changed is not scores and not np.array_equal(changed, scores)
         scores = changed
         stages.append(Stage(step.__name__.strip("_"), softmax(scores), differs))

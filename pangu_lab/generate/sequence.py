@@ -144,7 +144,8 @@ class SequenceInProgress:
         if self.config.bad_words:
             read = [*self.prompt.ids, *self._history.new]
             self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
-        index = choose(logits, self.config, self._history, self._draws.at(step) if self.config.temperature else 0.0)
+        random = self._draws.at(step) if self.config.temperature else 0.0
+        index = choose(logits, self.config, self._history, random)
         self._history.new.append(index)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)

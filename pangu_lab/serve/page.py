@@ -145,7 +145,8 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
 
 def plain(text: str) -> str:
     """``text`` for a place that reads markup: every sign that could begin markup is written as a character."""
-    return "".join(letter if letter.isalnum() or letter in " .,:;()-=/" else f"&#{ord(letter)};" for letter in text)
+    harmless = " .,:;()-=/"
+    return "".join(letter if letter.isalnum() or letter in harmless else f"&#{ord(letter)};" for letter in text)
 
 
 def _speed(texts: dict[str, str], tokens: int, seconds: float) -> str:
@@ -183,8 +184,8 @@ def build_page(engine: Engine, limits: Limits = Limits()) -> Any:
 
 def _boxes(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     """The left column: prompt, buttons, continuation, status."""
-    boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=5, max_lines=16,
-                                  max_length=limits.prompt_characters, elem_id="prompt", autofocus=True)}
+    boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=5,
+                                  max_lines=16, max_length=limits.prompt_characters, elem_id="prompt")}
     with gr.Row(elem_id="buttons"):
         boxes["write"] = gr.Button(translate("write"), variant="primary", elem_id="write")
         boxes["stop"] = gr.Button(translate("stop"), variant="stop", elem_id="stop")
@@ -203,7 +204,8 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
         temperature, top_p, _, repetition = PRESETS["balanced"]
         settings = SamplingConfig(temperature=temperature, top_p=top_p, repetition_penalty=repetition)
     most = min(limits.new_tokens, engine.max_length)
-    made = {"preset": gr.Radio([(translate(name), name) for name in PRESETS], label=translate("preset"), elem_id="preset")}
+    styles = [(translate(name), name) for name in PRESETS]
+    made = {"preset": gr.Radio(styles, label=translate("preset"), elem_id="preset")}
 
     def slider(name: str, low: float, high: float, value: float, step: float, info: bool = True) -> None:
         made[name] = gr.Slider(low, high, value=value, step=step, label=translate(name), elem_id=name,
@@ -224,8 +226,8 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
     return made
 
 
-CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence", "stop_texts",
-                 "seed")
+CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence",
+                 "stop_texts", "seed")
 
 
 def _wire(gr: Any, page: Any, writer: _Writer, boxes: dict[str, Any], controls: dict[str, Any]) -> None:
@@ -298,7 +300,7 @@ def serve_page(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int =
         InputError: no usable bundle, the port is taken, or the address is open to others without a password.
     """
     if not (_is_loopback(host) or password or insecure):
-        raise InputError(f"host={host} lets others reach this page: give a password, or say insecure if that is meant")
+        raise InputError(f"host={host} lets others reach this page: give a password, or say insecure to allow it")
     port = _free_port(host, port)
     if not isinstance(bundle, Engine):
         from pangu_lab.export import load_bundle

@@ -1,5 +1,4 @@
-"""Writing 64 tokens after a prompt of 64, beside transformers: 12 layers × 768, vocabulary 40000, fp32, one
-sequence.
+"""Writing 64 tokens after a prompt of 64, beside transformers: 12 layers × 768, vocabulary 40000, fp32.
 
 Ours is the whole way of ``generate`` (tokens, cache, greedy choice, text), over weights compiled here and over an
 exported bundle; the peer is ``GPT2LMHeadModel.generate``, greedy, of the same size. Weights are random,
@@ -51,7 +50,8 @@ def _engine(kind: str):
         engine = engine_from_weights(initial_weights(config, 1), config, tokenizer)
     else:
         with tempfile.TemporaryDirectory() as folder:
-            engine = load_bundle(export_bundle(initial_weights(config, 1), config, tokenizer, Path(folder) / "bundle"))
+            out = export_bundle(initial_weights(config, 1), config, tokenizer, Path(folder) / "bundle")
+            engine = load_bundle(out)
     tokenizer = engine.tokenizer
     tokenizer.encode = lambda text: list(range(100, 100 + len(text)))  # as many tokens as the work asks for
     return engine

@@ -22,6 +22,7 @@ from tests.generate.fakes import CharacterTokenizer, TableRunner, script
 pytestmark = pytest.mark.browser
 MARKUP = "<img src=x id=evil onerror=alert(1)>"
 SLOW_SECONDS = 0.05
+LONG = SamplingConfig(temperature=0, max_new_tokens=200)
 
 
 class Letters(CharacterTokenizer):
@@ -29,7 +30,8 @@ class Letters(CharacterTokenizer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.pieces += [letter.encode() for letter in sorted(set(MARKUP + "ABCD")) if letter.encode() not in self.pieces]
+        letters = (letter.encode() for letter in sorted(set(MARKUP + "ABCD")))
+        self.pieces += [letter for letter in letters if letter not in self.pieces]
         self.vocab_size = len(self.pieces)
 
 
@@ -53,8 +55,8 @@ def open_browser(width: int, height: int, language: str = "en-US"):
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
     options = selenium.ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--lang={language}",
-                     f"--window-size={width},{height}", "--disable-background-networking"):
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                     f"--lang={language}", f"--window-size={width},{height}", "--disable-background-networking"):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
@@ -150,7 +152,7 @@ def test_a_prompt_is_continued_and_shown_as_plain_text_from_this_server_alone(se
 
 
 def test_the_text_grows_and_the_stop_button_stops_it(served):
-    reader = served(engine_that_writes("ABCD" * 50, SLOW_SECONDS, SamplingConfig(temperature=0, max_new_tokens=200)))
+    reader = served(engine_that_writes("ABCD" * 50, SLOW_SECONDS, LONG))
     reader.write("ab")
     first = reader.wait(lambda: len(reader.text) > 3 and reader.text)
     reader.wait(lambda: len(reader.text) > len(first))
@@ -163,7 +165,7 @@ def test_the_text_grows_and_the_stop_button_stops_it(served):
 
 
 def test_closing_the_tab_ends_the_generation(served):
-    reader = served(engine_that_writes("ABCD" * 50, SLOW_SECONDS, SamplingConfig(temperature=0, max_new_tokens=200)))
+    reader = served(engine_that_writes("ABCD" * 50, SLOW_SECONDS, LONG))
     reader.write("ab")
     reader.wait(lambda: len(reader.text) > 3)
     calls = reader.engine.runner.calls

@@ -82,7 +82,7 @@ def test_a_task_file_of_ones_own_gives_the_accuracy_counted_here(started, tmp_pa
         scores = started.loglikelihood([(f"问：{row['question']}\n答：", choice) for choice in row["choices"]])
         best = max(range(3), key=lambda i: scores[i].logprob)
         right += best == row["label"]
-    found = run_harness(started, ["local_choice"], tmp_path / "tasks")
+    found = run_harness(started, ["local_choice"], tmp_path / "tasks")  # a folder or a URL would do as well
     assert found["local_choice"]["acc,none"] == pytest.approx(right / 9)
     with pytest.raises(InputError, match="knows no task 'nothing_of_the_kind'"):
         run_harness(started, ["nothing_of_the_kind"], tmp_path / "tasks")

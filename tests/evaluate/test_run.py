@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import time
 
 import pytest
 
@@ -84,7 +87,7 @@ def test_written_answers_come_from_a_function_or_from_the_models_own_engine(fold
     assert (result.metric, result.n, result.value) == ("exact_match", 2, 0.5) and len(told) == 2
     assert result.more["f1"] == pytest.approx((1 + 4 / 5) / 2)
     own = evaluate("cmrc2018", run_folder, folder)
-    assert own.n == 2 and own.model == "small" and 0 <= own.more["f1"] <= 1
+    assert own.n == 2 and own.model == "small/step-00000000" and 0 <= own.more["f1"] <= 1
     with pytest.raises(InputError, match="the model writes its answers: name its folder"):
         evaluate("cmrc2018", Oracle(), folder)
 
@@ -101,7 +104,7 @@ def test_an_engine_writes_greedily_up_to_a_stop(run_folder):
 
 def test_a_model_is_loaded_from_its_run_with_its_own_tokenizer(run_folder, folder):
     result = evaluate("afqmc", run_folder, folder)
-    assert result.n == 2 and result.model == "small"
+    assert result.n == 2 and result.model == "small/step-00000000"
     with pytest.raises(InputError, match="the tokenizer has 40000 pieces, the model knows 512"):
         evaluate("afqmc", run_folder, folder, tokenizer="pangu")
     with pytest.raises(InputError, match="no such folder"):
@@ -230,9 +233,21 @@ def test_the_verb_evaluates_a_run_and_writes_every_question(folder, run_folder, 
     code, out, _ = run("wplc", "--from", run_folder, "--data", folder, "--out", out_file, "--json",
                        "--template", "{before}\\n{|}{option}", capsys=capsys)
     found, kept = json.loads(out.splitlines()[-1]), json.loads(out_file.read_text(encoding="utf-8"))
-    assert code == 0 and found["n"] == 2 and found["model"] == "small"
+    assert code == 0 and found["n"] == 2 and found["model"] == "small/step-00000000"
     assert "WPLC: n 2\nperplexity " in out and "95 % interval" in out and "\naccuracy 0.00%" in out
     assert len(kept["questions"]) == 2 and kept["settings"]["template"] == "{before}\n{|}{option}"
+
+
+def test_sigterm_interrupts_as_ctrl_c_does(folder, capsys, monkeypatch):
+    def killed(*arguments, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("pangu_lab.evaluate.evaluate", killed)
+    assert run("c3", "--baselines-only", "--data", folder / "c3", capsys=capsys) == (
+        130, "", "pangu-lab evaluate: interrupted\n")
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_list_names_every_task_with_its_template(capsys):

@@ -135,11 +135,11 @@ def test_an_evaluation_gives_the_same_numbers_as_offline(server, scorer, tmp_pat
 
 def test_a_text_longer_than_the_window_is_shortened_here_when_asking_in_tokens(server, scorer):
     text = "".join(sample_lines(40))
-    pair = [(text[:200], text[200:210])]
-    [theirs] = ServerScorer(server.url, tokenizer=scorer.tokenizer).loglikelihood(pair)
-    [ours] = scorer.loglikelihood(pair)
+    remote = ServerScorer(server.url, tokenizer=scorer.tokenizer)
+    [theirs] = remote.loglikelihood([(text[:200], text[200:210])])
+    assert len(server.asked[0]["prompt"][0]) == scorer.window  # no token more than the server says it can read
+    [ours] = scorer.score_tokens([remote.encode(text[:200], text[200:210])])
     assert theirs.cut == ours.cut > 0 and theirs.logprob == pytest.approx(ours.logprob, abs=1e-4)
-    assert len(server.asked[0]["prompt"][0]) == scorer.window + 1
 
 
 def test_each_text_is_asked_once_in_a_batch(server):

@@ -73,10 +73,10 @@ def test_the_split_agrees_with_the_characters_of_a_tokenizer_known_exactly():
 
 
 def test_fitting_keeps_what_is_scored():
-    assert fit(range(10), 4, 20) == TokenPair(tuple(range(10)), 4, 0)
-    assert fit(range(10), 4, 7) == TokenPair(tuple(range(2, 10)), 2, 2)  # the context from the left
-    assert fit(range(10), 4, 7, "continuation") == TokenPair(tuple(range(8)), 4, 2)  # the continuation's end
-    assert fit(range(10), 2, 5) == TokenPair((1, 2, 3, 4, 5, 6), 1, 4)  # one token of the context stays
-    assert fit(range(10), 0, 5) == TokenPair((0, 1, 2, 3, 4, 5), 1, 4)
+    assert fit(range(10), 4, 21) == TokenPair(tuple(range(10)), 4, 0)
+    assert fit(range(10), 4, 8) == TokenPair(tuple(range(2, 10)), 2, 2)  # the context from the left
+    assert fit(range(10), 4, 8, "continuation") == TokenPair(tuple(range(8)), 4, 2)  # the continuation's end
+    assert fit(range(10), 2, 6) == TokenPair((1, 2, 3, 4, 5, 6), 1, 4)  # one token of the context stays
+    assert fit(range(10), 0, 6) == TokenPair((0, 1, 2, 3, 4, 5), 1, 4)
     with pytest.raises(InputError, match="must be 'context' or 'continuation'"):
         fit([1], 0, 1, "middle")

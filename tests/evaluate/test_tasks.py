@@ -170,7 +170,7 @@ def test_cloze_words_count_as_right_when_greedy_writing_would_give_them(folder):
 def test_cmrc_answers_are_judged_as_the_data_set_does(folder):
     task, questions = load("cmrc2018", folder)
     assert task.prompt(questions[1]).endswith("。\n问：谁守灯塔？\n答：") and task.prompt(questions[1]).startswith("阅读文章：北港")
-    outcomes = [task.judge_text(questions[0], " 三十二米。\n问：还有呢"), task.judge_text(questions[1], "守塔人老秦")]
+    outcomes = [task.judge(questions[0], " 三十二米。\n问：还有呢"), task.judge(questions[1], "守塔人老秦")]
     assert [outcome.right for outcome in outcomes] == [1.0, 0.0]
     assert outcomes[1].details["f1"] == pytest.approx(2 * 2 / (5 + 2))
     measure = task.measure(outcomes)
@@ -179,7 +179,7 @@ def test_cmrc_answers_are_judged_as_the_data_set_does(folder):
 
 
 def judge_empty(task, question):
-    return task.judge_text(question, "")
+    return task.judge(question, "")
 
 
 def test_units_of_an_answer_are_characters_and_words():
@@ -323,6 +323,12 @@ def test_wrong_settings_are_refused_in_one_line(call, message):
         call()
 
 
+def test_ids_are_unique_even_where_the_files_are_not(tmp_path):
+    rows = [{"sentence1": "甲", "sentence2": "乙", "label": "neutral", "id": 7}] * 2
+    files = [write_lines(tmp_path / folder / "dev.json", rows) for folder in ("a", "b")]
+    assert [question.id for question in make_task("ocnli").read(files)] == ["dev/7", "dev/7#2", "dev/7#3", "dev/7#4"]
+
+
 def test_files_with_a_byte_order_mark_and_json_lists_are_read(tmp_path):
     rows = [{"sentence1": "甲", "sentence2": "乙", "label": "neutral"}]
     (tmp_path / "dev.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8-sig")
@@ -343,5 +349,5 @@ def test_the_published_files_are_read_whole(name, data_folder):
     assert (len(found), task.count(found)) == (questions, judgements)
     assert len({question.id for question in found}) == questions
     for question in found[:50]:
-        for context, continuation in task.pairs(question):
-            assert continuation and "{" not in context
+        for context, continuation in [task.text(question, option) for option in question.options or ("",)]:
+            assert context + continuation and "{" not in context

@@ -82,6 +82,15 @@ def test_prefill_decode_and_batches_share_one_cache(bundle):
     assert "".join(running) == running.completion.text and running.completion.ids == together[0]
 
 
+def test_prompts_of_any_length_run_without_compiling_again(bundle):
+    for length in (3, 4, 9, 17, 31):
+        bundle.prefill([5] * length)
+        bundle.step(5)
+    bundle.reset()
+    for graph in (bundle.runner._graph, bundle.runner._one_token):
+        assert len(graph.compile_cache) == 1
+
+
 def test_logits_of_the_bundle_are_those_of_the_python_engine(engine, bundle):
     ids = bundle.tokenizer.encode("春天来了，花都开了")
     np.testing.assert_allclose(bundle.logits(ids), engine.logits(ids), atol=1e-4)
@@ -146,7 +155,8 @@ def test_weights_too_large_for_one_file_are_spread_over_several(tokenizer, engin
     export_bundle(random_weights(config), config, tokenizer, tmp_path / "out")
     assert len(list((tmp_path / "out" / "weights").iterdir())) > 2
     assert not list((tmp_path / "out").glob("*_variables")) and not list((tmp_path / "out").glob("*_graph.mindir"))
-    assert generate(load_bundle(tmp_path / "out"), PROMPTS[0], GREEDY).ids == generate(engine, PROMPTS[0], GREEDY).ids
+    bundle = load_bundle(tmp_path / "out")
+    assert generate(bundle, PROMPTS[0], GREEDY).ids == generate(engine, PROMPTS[0], GREEDY).ids
 
 
 # --------------------------------------------------------------------------------------------------- what it holds
@@ -208,9 +218,10 @@ def test_descriptions_that_cannot_be_read_are_refused(copied, tmp_path):
         load_bundle(tmp_path / "nowhere")
     path = copied / "bundle.json"
     told = json.loads(path.read_text(encoding="utf-8"))
+    unlisted = {key: value for key, value in told.items() if key != "files"}
     for text, message in (("{", "not readable JSON"), ("{}", "not a bundle's description"),
                           (json.dumps({**told, "version": 9}), "version 9 of the format"),
-                          (json.dumps({key: value for key, value in told.items() if key != "files"}), "lacks files")):
+                          (json.dumps(unlisted), "lacks files")):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             load_bundle(copied)

@@ -23,7 +23,7 @@ class FourLetters(CharacterTokenizer):
         self.vocab_size, self.eod_id, self.pad_id = 4, 0, 0
 
 
-def every_text(logits_of, prompt: tuple[int, ...], limit: int, penalty: float) -> list[tuple[float, tuple[int, ...]]]:
+def every_text(logits_of, prompt: tuple[int, ...], limit: int, penalty: float) -> list[tuple[float, tuple]]:
     """Score and tokens of every text of at most ``limit`` tokens, best first."""
     found = []
     for length in range(1, limit + 1):
@@ -94,5 +94,5 @@ def test_beams_of_the_real_network_score_their_own_tokens(engine):
 
 def test_more_beams_than_the_cache_holds_are_refused_with_the_number(engine):
     config = SamplingConfig(num_beams=60, max_new_tokens=20)
-    with pytest.raises(InputError, match="needs 1142 positions of key-value cache at once and there are 160"):
+    with pytest.raises(InputError, match="needs 1142 positions of key-value cache at once, there are 160"):
         generate(engine, "春天", config)

@@ -49,8 +49,8 @@ def test_sequences_of_different_lengths_in_one_call_do_not_touch_each_other(pari
     runner, ids, logits = parity
     places = np.stack([np.arange(48), np.arange(48, 96)])
     for sequence, length in ((0, 11), (1, 37)):
-        runner.run(ids[sequence:sequence + 1, :length], np.arange(length)[None], places[sequence:sequence + 1, :length],
-                   places[sequence:sequence + 1, :length])
+        own = places[sequence:sequence + 1, :length]
+        runner.run(ids[sequence:sequence + 1, :length], np.arange(length)[None], own, own)
     for step in range(5):
         positions = np.array([[11 + step], [37 + step]])
         new = np.take_along_axis(ids, positions, 1)

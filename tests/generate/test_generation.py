@@ -23,7 +23,8 @@ def scripted(tokenizer, text_pieces, prompt="ab", max_length=32):
     """An engine whose greedy text is the given pieces."""
     ids = [tokenizer.id_of(piece) if isinstance(piece, str) else piece for piece in text_pieces]
     length = len(tokenizer.encode(prompt)) or 1
-    return Engine(TableRunner(script(tokenizer.vocab_size, ids, length), tokenizer.vocab_size, max_length), tokenizer)
+    table = script(tokenizer.vocab_size, ids, length)
+    return Engine(TableRunner(table, tokenizer.vocab_size, max_length), tokenizer)
 
 
 def uncached(engine, prompt, config):
@@ -45,7 +46,8 @@ def uncached(engine, prompt, config):
 def test_cached_equals_uncached_token_for_token(engine, prompt):
     done = generate(engine, prompt, GREEDY)
     assert done.ids == uncached(engine, prompt, GREEDY)
-    assert len(set(done.ids)) > 2 and done.finish_reason == "length" and done.text == engine.tokenizer.decode(done.ids)
+    assert len(set(done.ids)) > 2 and done.finish_reason == "length"
+    assert done.text == engine.tokenizer.decode(done.ids)
 
 
 def test_prefill_and_step_give_the_logits_of_the_whole(engine):
@@ -106,6 +108,27 @@ def test_generation_works_from_other_threads(engine):
     assert [found[number] for number in range(6)] == alone * 2
 
 
+def test_a_generation_that_needs_the_cache_ends_the_plain_sequence(tokenizer):
+    engine = Engine(TableRunner(random_table(tokenizer.vocab_size), tokenizer.vocab_size, 32, places=40), tokenizer)
+    engine.prefill([3] * 30)
+    generate(engine, "ab", SamplingConfig(max_new_tokens=4, seed=1))
+    assert engine.length == 30 and engine.step(3).shape == (tokenizer.vocab_size,)
+    generate(engine, "ab" * 6, SamplingConfig(max_new_tokens=4, seed=1))
+    with pytest.raises(InputError, match="call prefill first"):
+        engine.step(3)
+
+
+def test_cache_held_by_others_is_waited_for_and_not_for_ever(tokenizer, monkeypatch):
+    monkeypatch.setattr("pangu_lab.generate.runner.PATIENCE", 0.2)
+    engine = Engine(TableRunner(random_table(tokenizer.vocab_size), tokenizer.vocab_size, 32, places=40), tokenizer)
+    running = stream(engine, "a" * 20, SamplingConfig(max_new_tokens=10, seed=1, logit_bias={0: -100}))
+    next(running)
+    with pytest.raises(InputError, match="other generations hold 29 of the 40 positions"):
+        generate(engine, "b" * 20, SamplingConfig(max_new_tokens=4))
+    threading.Timer(0.05, running.close).start()
+    assert generate(engine, "b" * 20, SamplingConfig(max_new_tokens=4, logit_bias={0: -100})).ids
+
+
 def test_a_text_may_fill_the_sequence_and_then_ends(engine):
     prompt = "a" * (engine.max_length - 3)
     done = generate(engine, prompt, SamplingConfig(temperature=0, max_new_tokens=50, logit_bias={0: -100}))
@@ -128,7 +151,8 @@ def test_a_prompt_longer_than_the_sequence_loses_its_oldest_part_and_says_so(tok
     prompt = "a" * 30 + "b" * 30
     done = generate(engine, prompt, SamplingConfig(temperature=0, max_new_tokens=8, logit_bias={0: -100}))
     assert done.prompt_ids == tuple(tokenizer.encode(prompt[-25:])) and len(done.ids) == 8
-    assert done.warnings == ("the prompt has 60 tokens and the model holds 32: its oldest 35 tokens were left out",)
+    (warning,) = done.warnings
+    assert warning == "the prompt has 60 tokens and the model holds 32: its oldest 35 tokens were left out"
     half = generate(engine, prompt, SamplingConfig(temperature=0, max_new_tokens=500, logit_bias={0: -100}))
     assert len(half.prompt_ids) == 16 and half.finish_reason == "sequence_full" and len(half.ids) == 17
 
@@ -136,7 +160,8 @@ def test_a_prompt_longer_than_the_sequence_loses_its_oldest_part_and_says_so(tok
 def test_unknown_characters_and_a_written_unknown_token_stop_nothing(tokenizer):
     engine = scripted(tokenizer, ["a", 1, "b"], prompt="龘")
     done = generate(engine, "龘", SamplingConfig(temperature=0))
-    assert done.prompt_ids == (1,) and done.ids == (tokenizer.id_of("a"), 1, tokenizer.id_of("b")) and done.text == "ab"
+    assert done.prompt_ids == (1,) and done.ids == (tokenizer.id_of("a"), 1, tokenizer.id_of("b"))
+    assert done.text == "ab"
 
 
 def test_no_new_tokens_may_be_asked_for(tokenizer):
@@ -181,7 +206,8 @@ def test_stop_ids_end_the_text(tokenizer):
 
 def test_a_stop_string_ends_the_text_and_its_tokens_leave(tokenizer):
     done = generate(scripted(tokenizer, ["x", "cde", "y", "z"]), "ab", SamplingConfig(temperature=0, stop=("ey",)))
-    assert (done.text, done.finish_reason, done.ids) == ("xcd", "stop", (tokenizer.id_of("x"), tokenizer.id_of("cde")))
+    assert (done.text, done.finish_reason) == ("xcd", "stop")
+    assert done.ids == (tokenizer.id_of("x"), tokenizer.id_of("cde"))
 
 
 def test_bad_words_are_never_written(tokenizer):
@@ -206,7 +232,8 @@ def test_logprobs_are_the_models_own_and_belong_to_the_tokens(engine):
     assert [item.id for item in told] == ids and told[0].logprob is None
     for place in range(1, len(ids)):
         assert told[place].logprob == pytest.approx(expected[place - 1, ids[place]], abs=1e-4)
-        assert [index for index, _ in told[place].top] == np.argsort(-expected[place - 1], kind="stable")[:3].tolist()
+        best = np.argsort(-expected[place - 1], kind="stable")[:3]
+        assert [index for index, _ in told[place].top] == best.tolist()
 
 
 def test_the_seed_of_a_completion_gives_it_again(engine):
@@ -220,10 +247,12 @@ def test_the_seed_of_a_completion_gives_it_again(engine):
 
 
 def test_a_stream_gives_the_text_piece_by_piece(tokenizer):
-    engine = scripted(tokenizer, ["x", "cde", "é".encode()[0] and tokenizer.vocab_size - 2, tokenizer.vocab_size - 1])
+    halves = [tokenizer.vocab_size - 2, tokenizer.vocab_size - 1]
+    engine = scripted(tokenizer, ["x", "cde", *halves])
     running = stream(engine, "ab", SamplingConfig(temperature=0))
     assert list(running) == ["x", "cde", "é"]
-    assert running.completion == generate(engine, "ab", SamplingConfig(temperature=0, seed=running.completion.seed))
+    again = generate(engine, "ab", SamplingConfig(temperature=0, seed=running.completion.seed))
+    assert running.completion == again
 
 
 def test_cancel_stops_a_stream_and_frees_its_cache(tokenizer):

@@ -14,7 +14,6 @@ from pathlib import Path
 from pangu_lab.errors import InputError
 from pangu_lab.launch.worker import Place, run_rank
 from pangu_lab.train.heartbeat import beat
-from tests.launch.rank_network import make_network
 
 STEPS = 6
 
@@ -33,6 +32,28 @@ def do_fault(fault: str, run: Path) -> None:
     elif fault == "once" and not (run / "failed-once").exists():
         (run / "failed-once").touch()
         raise ValueError("only the first time")
+
+
+def make_network(broken: bool):
+    """The sum over all ranks, in graph mode; MindSpore is imported only now, after the rank has joined."""
+    import mindspore as ms
+    from mindspore import nn, ops
+
+    ms.set_context(mode=ms.GRAPH_MODE)
+
+    class Sum(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.all_reduce = ops.AllReduce()
+            self.product = ops.MatMul()
+            self.broken = broken
+
+        def construct(self, x):
+            if self.broken:
+                x = self.product(x, x)
+            return self.all_reduce(x)
+
+    return Sum()
 
 
 def work(place: Place, fault: str, run: Path) -> str:

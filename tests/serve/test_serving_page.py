@@ -82,7 +82,8 @@ def test_writing_ends_with_the_text_the_reason_and_the_seed():
 def test_requests_out_of_bounds_are_refused_in_a_sentence():
     writer = _Writer(scripted("abc"), Limits(prompt_characters=10))
     assert told(writer, "a" * 11) == [("", "The prompt has more than 10 characters: shorten it.")]
-    assert told(writer, "ab", *CONTROLS[:-1], "x")[-1][1].startswith("Not possible: the seed must be a whole number")
+    _, status = told(writer, "ab", *CONTROLS[:-1], "x")[-1]
+    assert status.startswith("Not possible: the seed must be a whole number")
 
 
 def test_a_generation_ends_at_its_time_limit():

@@ -7,10 +7,12 @@ scored, which is the perplexity that the PanGu-α paper compares for most tasks.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,8 +77,8 @@ class Task(ABC):
         template: the default; its fields are named in ``fields``.
         file_format: one line on the published format, for help and errors.
         default_split: the part that is read when none is named.
-        cut: what is shortened when a text does not fit the model.
-        writes: whether the model has to write (rather than score) the answer.
+        suffixes: of its files; empty: any.
+        default_negatives: wrong labels offered when nothing is said; None where the options are given.
     """
 
     name: str
@@ -86,9 +88,7 @@ class Task(ABC):
     fields: tuple[str, ...]
     file_format: str
     default_split = "dev"
-    cut = "context"
-    writes = False
-    suffixes: tuple[str, ...] = (".json", ".jsonl")  # of its files; empty: any
+    suffixes: tuple[str, ...] = (".json", ".jsonl")
     default_negatives: Optional[int] = None
 
     def __init__(self, template: Optional[str] = None, seed: int = 1, negatives: Optional[int] = None) -> None:
@@ -116,7 +116,7 @@ class Task(ABC):
         """The questions of one file, in its order."""
 
     def read(self, files: Sequence[Path]) -> list[Question]:
-        """All questions of the files; ids are made unique by the file's name when there are several.
+        """All questions of the files, with ids that are unique among them.
 
         Raises:
             InputError: a file is unreadable, not of this task's format, or holds no answers.
@@ -127,9 +127,9 @@ class Task(ABC):
             if not questions:
                 raise InputError(f"{path}: no questions in it; {self.name} reads {self.file_format}")
             if len(files) > 1:
-                questions = [_renamed(question, f"{path.stem}/{question.id}") for question in questions]
+                questions = [dataclasses.replace(question, id=f"{path.stem}/{question.id}") for question in questions]
             found += questions
-        return found
+        return _with_unique_ids(found)
 
     def find(self, data: Path, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
         """The files of a part: ``data`` itself when it is a file, else what a folder holds of that part.
@@ -165,19 +165,7 @@ class Task(ABC):
         parts = [_FIELD.sub(lambda match: values[match[1]], part) for part in (before, after)]
         return (parts[0], parts[1]) if mark else ("", parts[0])
 
-    def pairs(self, question: Question) -> list[tuple[str, str]]:
-        """What to score: an entry for each option."""
-        return [self.text(question, option) for option in question.options]
-
     # ------------------------------------------------------------------------------------------------ judging
-
-    def score(self, scorer: Scorer, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
-        """Scores of the pairs, in their order."""
-        return scorer.loglikelihood(pairs, cut=self.cut, progress=progress)
-
-    @abstractmethod
-    def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
-        """From the scores of the pairs to an outcome."""
 
     def measure(self, outcomes: Sequence[Outcome]) -> Measure:
         """The task's number over all outcomes."""
@@ -193,13 +181,51 @@ class Task(ABC):
         return {}
 
 
-def _renamed(question: Question, name: str) -> Question:
-    import dataclasses
+def _with_unique_ids(questions: Sequence[Question]) -> list[Question]:
+    """The questions, with ``#2`` and so on behind an id that stood there before."""
+    seen: Counter[str] = Counter()
+    unique = []
+    for question in questions:
+        seen[question.id] += 1
+        again = seen[question.id]
+        unique.append(question if again == 1 else dataclasses.replace(question, id=f"{question.id}#{again}"))
+    return unique
 
-    return dataclasses.replace(question, id=name)
+
+class ScoredTask(Task):
+    """A task that is answered by scoring text. ``cut``: what is shortened when a text does not fit the model."""
+
+    cut = "context"
+
+    def pairs(self, question: Question) -> list[tuple[str, str]]:
+        """What to score: an entry for each option."""
+        return [self.text(question, option) for option in question.options]
+
+    def score(self, scorer: Scorer, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> list[Score]:
+        """Scores of the pairs, in their order."""
+        return scorer.loglikelihood(pairs, cut=self.cut, progress=progress)
+
+    @abstractmethod
+    def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
+        """From the scores of the pairs to an outcome."""
 
 
-class ChoiceTask(Task):
+class WrittenTask(Task):
+    """A task in which the model writes its answers: up to ``max_new_tokens``, or to one of ``stop``."""
+
+    max_new_tokens = 32
+    stop: tuple[str, ...] = ("\n",)
+
+    def prompt(self, question: Question) -> str:
+        """What the model continues."""
+        return "".join(self.text(question, ""))
+
+    @abstractmethod
+    def judge(self, question: Question, text: str) -> Outcome:
+        """From what the model wrote to an outcome."""
+
+
+class ChoiceTask(ScoredTask):
     """The option whose text the model finds most probable a token is chosen; the first one wins a tie."""
 
     fixed_labels = True  # the options are the same for all questions, so that a most frequent label exists

@@ -89,7 +89,7 @@ class C3(ChoiceTask):
 def reference_pair(scorer: TokenScorer, context: str, continuation: str) -> TokenPair:
     """The tokens that the reference's shifted mask selects: the second of the passage up to one padding."""
     whole = scorer.tokenizer.encode(context + continuation)
-    ids = whole[:scorer.window]
+    ids = whole[:scorer.longest - 1]
     prompt = min(len(scorer.tokenizer.encode(context)), len(ids) - 1)
     return TokenPair((*ids, scorer.tokenizer.pad_id), prompt + 1, len(whole) - len(ids))
 

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 from pangu_lab.evaluate.scoring import Score
 from pangu_lab.evaluate.statistics import perplexity_interval, wilson_interval
-from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, Task
+from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, ScoredTask
 
 
-class ClozeTask(Task):
+class ClozeTask(ScoredTask):
     """One pair a question: what stands before the gap, and the missing word as its only option."""
 
     def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:

@@ -15,13 +15,13 @@ from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.statistics import mean_interval, wilson_interval
-from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, Task
+from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, WrittenTask
 from pangu_lab.files import read_json
 
 _UNITS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
 
-class CMRC2018(Task):
+class CMRC2018(WrittenTask):
     """Reported is the share of exact answers; F1 stands beside it."""
 
     name, title = "cmrc2018", "CMRC 2018"
@@ -29,9 +29,6 @@ class CMRC2018(Task):
     template = "阅读文章：{context}\n问：{question}\n答："
     fields = ("context", "question")
     file_format = "JSON: data → paragraphs → context and qas (question, id, answers)"
-    writes = True
-    max_new_tokens = 32
-    stop = ("\n",)
 
     def read_file(self, path: Path) -> list[Question]:
         try:
@@ -41,16 +38,7 @@ class CMRC2018(Task):
         except (KeyError, TypeError):
             raise InputError(f"{path}: not of this format: {self.file_format}") from None
 
-    def prompt(self, question: Question) -> str:
-        """What the model continues."""
-        context, continuation = self.text(question, "")
-        return context + continuation
-
-    def judge(self, question, scores):
-        raise NotImplementedError("answers are written, not scored: see judge_text")
-
-    def judge_text(self, question: Question, text: str) -> Outcome:
-        """From what the model wrote to an outcome."""
+    def judge(self, question: Question, text: str) -> Outcome:
         prediction = text.partition("\n")[0].strip()
         exact = max(units(prediction) == units(answer) for answer in question.answers)
         f1 = max(answer_f1(prediction, answer) for answer in question.answers)
