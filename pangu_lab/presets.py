@@ -1,8 +1,8 @@
 """Named configurations: small ones that run on a laptop, and the published sizes of PanGu-α.
 
 Each preset is a function that returns a complete ``RunConfig``; what it changes is its reason for being there.
-Sizes are named by their true parameter count. The reference ships a configuration called "1.3B" that holds
-0.26 billion parameters: here that is ``0.26B``, and ``reference-1.3B`` is accepted as its alias.
+Sizes are named by their true parameter count, but for one: the reference ships a configuration called "1.3B" that holds
+0.245 billion parameters; here that is ``0.26B``, the name it goes by, and ``reference-1.3B`` is its alias.
 """
 
 from __future__ import annotations

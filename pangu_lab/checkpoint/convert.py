@@ -152,7 +152,7 @@ def _in_words(sizes: dict[str, int]) -> str:
 
 
 def _example(key: str, sizes: dict[str, int]) -> str:
-    return f"{key}={max(1, sizes['model.hidden_size'] // 64)}" if key.endswith("heads") else f"{key}=gelu"
+    return f"{key}={max(1, sizes['model.hidden_size'] // 64)}" if "heads" in key else f"{key}=gelu"
 
 
 def _check(source: Source, config: RunConfig, specs: Mapping[str, ParameterSpec]) -> None:
@@ -243,7 +243,7 @@ def _write_mindspore(folder: Path, reader: _Reader, config: RunConfig, source: S
 def _write_gpt(folder: Path, reader: _Reader, config: RunConfig, source: Source) -> None:
     from safetensors.numpy import save_file
 
-    groups, where, total = list(reader.groups((LM_HEAD,))), {}, 0  # the head a second time: strict loaders ask for it
+    groups, where, total = list(reader.groups((LM_HEAD,))), {}, 0  # strict loaders ask for the head as well
     for number, group in enumerate(groups, 1):
         tensors = {}
         for name in group:
@@ -257,7 +257,8 @@ def _write_gpt(folder: Path, reader: _Reader, config: RunConfig, source: Source)
     if len(groups) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": where}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps(_gpt_config(config.model, reader.dtype), indent=2), encoding="utf-8")
+    described = json.dumps(_gpt_config(config.model, reader.dtype), indent=2)
+    (folder / "config.json").write_text(described, encoding="utf-8")
 
 
 def _gpt_config(model: ModelConfig, dtype: np.dtype) -> dict[str, Any]:

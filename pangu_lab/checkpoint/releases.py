@@ -294,7 +294,8 @@ class GptSource(Source):
 
     def _names(self) -> None:
         """Published names for the names of the port; what has none keeps its own and is reported later."""
-        numbers = [int(match[1]) for match in (re.match(r"transformer\.h\.(\d+)\.", name) for name in self.raw) if match]
+        matches = (re.match(r"transformer\.h\.(\d+)\.", name) for name in self.raw)
+        numbers = [int(match[1]) for match in matches if match]
         layers = max(numbers, default=-1) + 1
         self.names: dict[str, tuple[str, bool]] = {}
         known = {gpt_name(name, layers)[0]: name for name in _all_names(layers)} if layers >= 2 else {}
@@ -342,8 +343,8 @@ class BinSource(GptSource):
         try:
             import torch
         except ImportError:
-            raise InputError(f"{files[0]}: reading .bin files needs PyTorch (`pip install torch`), which reads them as "
-                             f"weights only; or get the safetensors of the same weights") from None
+            raise InputError(f"{files[0]}: reading .bin files needs PyTorch (`pip install torch`), which reads them "
+                             f"as weights only; or get the safetensors of the same weights") from None
         self.torch = torch
         self.states: dict[Path, Any] = {}
         super().__init__(where, files)
