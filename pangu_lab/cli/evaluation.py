@@ -13,9 +13,9 @@ from pangu_lab.cli.common import add_verb, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say, table
 
-DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflytek, csl, cmrc2018, pd, cft, wplc, read "
-           "from your own files in their published form; 'perplexity' of a prepared data set; or 'list', which shows "
-           "every task's metric, template and file format.")
+DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflytek, csl, cmrc2018, pd, cft, wplc, "
+           "read from your own files in their published form; 'perplexity' of a prepared data set; or 'list', "
+           "which shows every task's metric, template and file format.")
 
 
 def register(verbs: Any) -> None:
@@ -29,14 +29,14 @@ def register(verbs: Any) -> None:
     parser.add_argument("--split", metavar="PART", help="dev, test, train …: which files of a folder")
     parser.add_argument("--half", metavar="d|m", help="of c3: dialogues or other texts (default: both)")
     parser.add_argument("--scoring", metavar="WAY", help="of c3: corrected (default), or reference for comparison")
-    parser.add_argument("--template", metavar="TEXT", help="instead of the paper's; \\n is a line end, {|} stands where "
-                        "scoring begins")
+    parser.add_argument("--template", metavar="TEXT",
+                        help="instead of the paper's; \\n is a line end, {|} stands where scoring begins")
     parser.add_argument("--negatives", type=int, metavar="N",
                         help="of tnews and iflytek: wrong labels to offer (default 3; 0: all)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
     parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one kept with the model")
-    parser.add_argument("--out", metavar="FILE.json", help="keep every question's outcome; an interrupted evaluation "
-                        "goes on from there")
+    parser.add_argument("--out", metavar="FILE.json",
+                        help="keep every question's outcome; an interrupted evaluation goes on from there")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -78,7 +78,8 @@ def _sigterm_interrupts() -> Iterator[None]:
 def _list(args: argparse.Namespace) -> int:
     from pangu_lab.evaluate import TASKS
 
-    rows = [(name, task.metric, task.template.replace("\n", "\\n"), task.file_format) for name, task in TASKS.items()]
+    rows = [(name, task.metric, task.template.replace("\n", "\\n"), task.file_format)
+            for name, task in TASKS.items()]
     table(("task", "metric", "template", "files"), rows)
     return finish(args, [dict(zip(("task", "metric", "template", "files"), row)) for row in rows])
 
@@ -107,7 +108,7 @@ def _show(result: Any, title: str) -> None:
         low, high = result.interval
         say(f"{result.metric.replace('_', ' ')} {text(result.value)}  (95 % interval {text(low)} to {text(high)})")
     for name, value in result.more.items():
-        say(f"{name.replace('_', ' ')} {value:.2f}" if name == "perplexity" else f"{name.replace('_', ' ')} {value:.2%}")
+        say(f"{name.replace('_', ' ')} " + (f"{value:.2f}" if name == "perplexity" else f"{value:.2%}"))
     for name, value in result.baselines.items():
         say(f"baseline {name}: {text(value)}")
     if result.cut:

@@ -49,7 +49,7 @@ class BranchRows(nn.Cell):
 
 
 class TokenScores(nn.Cell):
-    """hidden (n, hidden) fp32, targets (n,) int32 → log-probability of each target, and the best there was, (n,)."""
+    """hidden (n, hidden) fp32, targets (n,) int32 → log-probability of each target, and the best there, (n,)."""
 
     def __init__(self, config: ModelConfig, weights: Weights):
         super().__init__(auto_prefix=False)

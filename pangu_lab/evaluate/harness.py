@@ -1,8 +1,8 @@
-"""Tasks of lm-evaluation-harness on a model of this project (extra ``harness``: ``pip install 'pangu-lab[harness]'``).
+"""Tasks of lm-evaluation-harness on a model of this project (``pip install 'pangu-lab[harness]'``).
 
 The harness asks a model three things: how probable a continuation is, how probable a whole text is, and to write
-until a stop string. ``harness_model`` answers them with a scorer and a writer; ``run_harness`` runs tasks by name or
-from a folder of the user's own task files.
+until a stop string. ``harness_model`` answers them with a scorer and a writer; ``run_harness`` runs tasks by name
+or from a folder of the user's own task files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def harness_model(scorer: Scorer, generate: Optional[Generate] = None, progress:
             return [(score.logprob, score.greedy) for score in scores]
 
         def loglikelihood_rolling(self, requests, disable_tqdm: bool = False):
-            return [score.logprob for score in score_texts(scorer, [request.args[0] for request in requests], progress)]
+            texts = [request.args[0] for request in requests]
+            return [score.logprob for score in score_texts(scorer, texts, progress)]
 
         def generate_until(self, requests, disable_tqdm: bool = False):
             if generate is None:

@@ -1,4 +1,4 @@
-"""Perplexity of a model on a prepared data set: the number that training reports, for any model and any data set."""
+"""Perplexity of a model on a prepared data set: the number that training reports, for any model and data."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
     dataset.check_tokenizer(load_tokenizer(tokenizer_folder(source), config.tokenizer.eod, config.tokenizer.pad))
     length = dataset.record_length - 1
     if length > config.model.num_positions:
-        raise InputError(f"{data}: records of {length} tokens are longer than the model's {config.model.num_positions}")
+        raise InputError(f"{data}: records of {length} tokens are longer than the model's "
+                         f"{config.model.num_positions}")
     wanted = min(len(dataset), max_records or len(dataset))
     batch_size = max(1, min(batch_size, wanted))
     batches = -(-wanted // batch_size)

@@ -1,9 +1,9 @@
 """The results file of an evaluation, and going on with one that was interrupted.
 
-While it runs, outcomes are appended to ``FILE.partial``, one JSON object a line, after a first line that says what is
-being evaluated. At the end the whole is written to ``FILE`` in one step and the partial file is removed. A later
-call with the same settings takes the outcomes that are there and goes on; with other settings it refuses. A last
-line that was only half written is dropped.
+While it runs, outcomes are appended to ``FILE.partial``, one JSON object a line, after a first line that says
+what is being evaluated. At the end the whole is written to ``FILE`` in one step and the partial file is removed.
+A later call with the same settings takes the outcomes that are there and goes on; with other settings it
+refuses. A last line that was only half written is dropped.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class Record:
             self._append(json.dumps(self.settings, ensure_ascii=False))
             return
         if settings != self.settings:
-            raise InputError(f"{self.partial} is of an evaluation with another {_difference(settings, self.settings)}: "
+            other = _difference(settings, self.settings)
+            raise InputError(f"{self.partial} is of an evaluation with another {other}: "
                              "choose another file, or delete that one to begin anew")
         for line in lines[1:]:
             values = _parse(line)

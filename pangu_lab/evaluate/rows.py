@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pangu_lab.evaluate.split import TokenPair, common_prefix
 
 LONGEST_ROW = 1024  # slots; more only where the model's own window is longer
-ATTENTION_COST = 5.0  # of a query-key pair, in products of hidden size: measured on a CPU, softmax and mask included
+ATTENTION_COST = 5.0  # of a query-key pair, in products of hidden size; measured on a CPU, softmax included
 
 
 @dataclass
@@ -79,7 +79,7 @@ def plan_rows(pairs: Sequence[TokenPair], hidden_size: int, window: int) -> list
 
 @dataclass(frozen=True)
 class _Group:
-    """Requests that will share a row. ``first`` is one member's input; ``shared`` of its tokens are everybody's."""
+    """Requests that will share a row. ``first`` is a member's input; ``shared`` tokens of it are everybody's."""
 
     members: list[int]
     shared: int

@@ -1,7 +1,7 @@
 """``evaluate``: a task, a model or a server, the user's files → one number with its interval and its baselines.
 
-Questions are scored in chunks whose size follows the speed, so that results are kept on disk and the bar moves every
-few seconds whatever the model's size. The order of the work does not change the numbers.
+Questions are scored in chunks whose size follows the speed, so that results are kept on disk and the bar moves
+every few seconds whatever the model's size. The order of the work does not change the numbers.
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
     outcomes = [record.outcomes[question.id] for question in questions]
     measure = task.measure(outcomes)
     cut = sum("cut" in outcome.details for outcome in outcomes)
-    result = Result(task.name, task.metric, n, measure.value, measure.interval, baselines, dict(measure.more), model,
-                    cut, round(time.monotonic() - started, 3), record.resumed)
+    seconds = round(time.monotonic() - started, 3)
+    result = Result(task.name, task.metric, n, measure.value, measure.interval, baselines, dict(measure.more),
+                    model, cut, seconds, record.resumed)
     record.finish(asdict(result))
     return result
 
@@ -131,9 +132,9 @@ def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optio
 
 def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int]) -> dict[str, Any]:
     """What a results file belongs to. Files count by content, so that they may be moved."""
-    return {"task": task.name, "model": model, "template": task.template, "scoring": getattr(task, "scoring", None),
-            "negatives": task.negatives, "seed": task.seed, "limit": limit,
-            "data": [[path.name, sha256_file(path)] for path in files]}
+    return {"task": task.name, "model": model, "template": task.template,
+            "scoring": getattr(task, "scoring", None), "negatives": task.negatives, "seed": task.seed,
+            "limit": limit, "data": [[path.name, sha256_file(path)] for path in files]}
 
 
 Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]

@@ -1,8 +1,8 @@
 """Log-likelihood of continuations given contexts: the engine behind every task.
 
-``LocalScorer`` runs a model in this process. Contexts that several candidates share are computed once, requests are
-packed into rows of a few lengths and run in batches, and the results come back in the order of the requests, each
-equal to scoring it alone. ``ServerScorer`` (server.py) gives the same numbers through an HTTP API.
+``LocalScorer`` runs a model in this process. Contexts that several candidates share are computed once, requests
+are packed into rows of a few lengths and run in batches, and the results come back in the order of the requests,
+each equal to scoring it alone. ``ServerScorer`` (server.py) gives the same numbers through an HTTP API.
 
 A text without context has no probability for its first token, which nothing was there to predict: that token is
 read and not scored, unless ``start_id`` names a token to stand before it.
@@ -29,7 +29,7 @@ from pangu_lab.evaluate.split import TokenPair, encode_pair, fit
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 
-HEAD_ROWS = 512  # tokens scored at once: 512 × 40000 logits are 80 MB
+HEAD_LOGITS = 24_000_000  # computed at once, about: 100 MB
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ class TokenScorer(Scorer):
         return fit(ids, context_tokens, self.longest, cut)
 
     def loglikelihood(self, pairs, cut="context", progress=silent):
-        return self.score_tokens([self.encode(context, continuation, cut) for context, continuation in pairs], progress)
+        encoded = [self.encode(context, continuation, cut) for context, continuation in pairs]
+        return self.score_tokens(encoded, progress)
 
     @abstractmethod
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
@@ -131,8 +132,8 @@ class LocalScorer(TokenScorer):
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer,
                  batch_tokens: int = 2048, start_id: Optional[int] = None, name: str = "model") -> None:
         if tokenizer.vocab_size > config.vocab_size:
-            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model knows {config.vocab_size}: "
-                             "give the tokenizer that the model was trained with")
+            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model knows "
+                             f"{config.vocab_size}: give the tokenizer that the model was trained with")
         super().__init__(tokenizer, config.num_positions, start_id)
         self.name = name
         self.config = inference_config(config)
@@ -241,6 +242,7 @@ class _Network:
         shared = Weights({name: np.asarray(value, np.float32) for name, value in weights.items()})
         self.trunk, self.head = BranchRows(config, shared), TokenScores(config, shared)
         self.batch_tokens = batch_tokens
+        self.head_rows = max(64, min(2048, 1 << (HEAD_LOGITS // config.vocab_size).bit_length() - 1))
         self.shapes: set[tuple[int, int]] = set()
 
     def full(self, slots: int) -> int:
@@ -269,14 +271,15 @@ class _Network:
         order = Tensor(np.arange(slots, dtype=np.int32))
         return self.trunk(*(Tensor(array) for array in arrays), order).asnumpy()
 
-    def log_probs(self, hidden: np.ndarray, places: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def log_probs(self, hidden: np.ndarray, places: np.ndarray,
+                  targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each target after its place, and of the best token there; both (n,) fp32."""
         from mindspore import Tensor
 
         chosen, best = np.empty(len(targets), np.float32), np.empty(len(targets), np.float32)
         start = 0
         while start < len(targets):
-            size = HEAD_ROWS if len(targets) - start > 64 else 64
+            size = self.head_rows if len(targets) - start > 64 else 64
             part = slice(start, min(start + size, len(targets)))
             rows, wanted = _filled(hidden[places[part]], size), _filled(targets[part], size)
             results = [tensor.asnumpy()[:part.stop - start] for tensor in self.head(Tensor(rows), Tensor(wanted))]

@@ -65,8 +65,9 @@ class Connection:
             self._one_more = True
             return self.echo(prompts)
         found = [choice.get("logprobs") for choice in choices]
-        if len(found) != len(prompts) or not all(isinstance(entry, dict) and {"tokens", "token_logprobs"} <= set(entry)
-                                                 for entry in found):
+        needed = {"tokens", "token_logprobs"}
+        whole = all(isinstance(entry, dict) and needed <= set(entry) for entry in found)
+        if len(found) != len(prompts) or not whole:
             raise InputError(f"{self.url}: answers without logprobs of the prompt; evaluation needs a server that "
                              "knows echo and logprobs")
         return [_without_last(entry) for entry in found] if self._one_more else found
@@ -196,8 +197,8 @@ class ServerScorer(TokenScorer):
         """Greedy continuations, written by the server."""
         texts: list[str] = []
         for start in range(0, len(prompts), self.batch):
-            values = {"prompt": list(prompts[start:start + self.batch]), "max_tokens": new_tokens, "temperature": 0,
-                      "stop": list(stop) or None}
+            values = {"prompt": list(prompts[start:start + self.batch]), "max_tokens": new_tokens,
+                      "temperature": 0, "stop": list(stop) or None}
             texts += [str(choice.get("text", "")) for choice in self.connection.completions(values)]
         return texts
 

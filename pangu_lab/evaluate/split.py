@@ -73,7 +73,7 @@ def _pieces_inside(tokenizer: Tokenizer, word: str, characters: int, ids: Sequen
 
 
 def pieces_within(texts: Sequence[str], limit: str) -> int:
-    """How many pieces, given by their texts, the text ``limit`` begins with; a last one without text is not counted."""
+    """How many pieces, given by their texts, ``limit`` begins with; a last one without text is not counted."""
     place = count = 0
     for number, text in enumerate(texts, 1):
         if not limit.startswith(text, place):
@@ -95,7 +95,7 @@ def common_prefix(left: Sequence, right: Sequence) -> int:
 
 
 def fit(ids: Sequence[int], context_tokens: int, longest: int, cut: str = "context") -> TokenPair:
-    """Shorten a request to ``longest`` tokens, which is one more than the model can read: the last is only predicted.
+    """Shorten a request to ``longest`` tokens: one more than the model can read, since the last is only predicted.
 
     Args:
         cut: what loses tokens first: "context" from its left, or "continuation" from its right. At least one token

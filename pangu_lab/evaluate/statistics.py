@@ -1,7 +1,7 @@
 """How sure a measured number is: intervals for shares, means and perplexities.
 
-A share of right answers gets Wilson's score interval (Wilson 1927), which keeps inside 0 … 1 and is right for small
-samples and for shares near the ends, where the textbook ±1.96 standard errors is not.
+A share of right answers gets Wilson's score interval (Wilson 1927), which keeps inside 0 … 1 and is right for
+small samples and for shares near the ends, where the textbook ±1.96 standard errors is not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def standard_error(share: float, n: int) -> float:
 
 
 def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float, float]:
-    """(mean, low, high) of independent values by the normal approximation; the mean alone when there is one value."""
+    """(mean, low, high) of independent values, by the normal approximation; of one value the mean alone."""
     if not values:
         return math.nan, math.nan, math.nan
     mean = statistics.fmean(values)
@@ -37,7 +37,8 @@ def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float
     return mean, mean - half, mean + half
 
 
-def perplexity_interval(losses: Sequence[float], tokens: Sequence[int], z: float = Z95) -> tuple[float, float, float]:
+def perplexity_interval(losses: Sequence[float], tokens: Sequence[int],
+                        z: float = Z95) -> tuple[float, float, float]:
     """(perplexity, low, high) of texts with these summed losses (nats) and token counts.
 
     Perplexity is exp of a ratio of sums, so the texts, which are what was sampled, give the spread (the usual
@@ -49,4 +50,5 @@ def perplexity_interval(losses: Sequence[float], tokens: Sequence[int], z: float
     rate = math.fsum(losses) / total
     residuals = [loss - rate * count for loss, count in zip(losses, tokens)]
     spread = math.sqrt(math.fsum(r * r for r in residuals) * n / max(n - 1, 1)) / total
-    return tuple(math.exp(min(value, 700.0)) for value in (rate, rate - z * spread, rate + z * spread))  # type: ignore
+    low, high = rate - z * spread, rate + z * spread
+    return math.exp(min(rate, 700.0)), math.exp(min(low, 700.0)), math.exp(min(high, 700.0))

@@ -21,6 +21,7 @@ from pangu_lab.generate.runner import Runner
 
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
+ONE_TOKEN_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
 
 
 class Bundle(Engine):
@@ -93,10 +94,11 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
     prefill = _load_graph(folder, description, "prefill")
     one_token = None
     if "decode" in description["graphs"]:
-        one_token = _load_graph(folder, description, "decode")
+        one_token = _load_graph(folder, description, "decode", fixed_shapes=True)
         _share(prefill, one_token)
     model = description["model"]
-    runner = Runner(prefill, model["vocab_size"], model["num_positions"], model["places"], one_token)
+    runner = Runner(prefill, model["vocab_size"], model["num_positions"], model["places"], one_token,
+                    ONE_TOKEN_SIZES)
     sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
     return Bundle(folder, description, runner, tokenizer, sampling, prefill)
 
@@ -130,7 +132,8 @@ def verify_files(folder: Path, files: dict[str, str]) -> None:
             raise InputError(f"{folder / name}: changed since it was exported; copy it again or export again")
 
 
-def _load_graph(folder: Path, description: dict[str, Any], name: str) -> Any:
+def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shapes: bool = False) -> Any:
+    """A graph ready to be called. With ``fixed_shapes`` it is compiled for each shape that it is called with."""
     import mindspore as ms
     from mindspore import nn
 
@@ -142,7 +145,8 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str) -> Any:
         raise InputError(f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
                          f"({str(error).splitlines()[0]})") from None
     graph.set_train(False)
-    graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"]))
+    if not fixed_shapes:
+        graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"]))
     return graph
 
 

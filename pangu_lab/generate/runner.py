@@ -17,9 +17,10 @@ import numpy as np
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 
-BUCKET = 64  # the number of places looked at is rounded up to this, so that few shapes occur
+BUCKET = 64  # the number of places that the general graph looks at is rounded up to this
 DEFAULT_PLACES = 1024
 PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
+ONE_TOKEN_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
 
 
@@ -64,8 +65,10 @@ class Runner:
 
     Args:
         graph: takes (ids, positions, write, read, rows) as MindSpore tensors of int32 and gives logits.
-        one_token: the same graph compiled for one token of one sequence, sharing the cache; optional.
         places: positions that the cache holds in all.
+        one_token: the same graph compiled for one token of one sequence, sharing the cache; optional. It is
+            compiled anew for each number of places it looks at, with all shapes fixed, hence
+        one_token_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
@@ -73,10 +76,11 @@ class Runner:
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
-                 one_token: Optional[Graph] = None) -> None:
+                 one_token: Optional[Graph] = None, one_token_sizes: Sequence[int] = ()) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
         self.pool = PlacePool(places)
         self._graph, self._one_token = graph, one_token
+        self._one_token_sizes = sorted({min(size, max_length) for size in one_token_sizes})
         self._lock = threading.Lock()
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
@@ -96,16 +100,24 @@ class Runner:
         batch, n = ids.shape
         if rows is None:
             rows = np.arange(n - 1, batch * n, n)
-        arrays = (ids, positions, write, self._bucketed(read), rows)
-        graph = self._one_token if self._one_token is not None and ids.size == rows.size == 1 else self._graph
+        graph, size = self._choose(read.shape[1], ids.size == rows.size == 1)
+        arrays = (ids, positions, write, _padded(read, size), rows)
         tensors = [Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays]
         with self._lock:
             return graph(*tensors).asnumpy()
 
-    def _bucketed(self, read: np.ndarray) -> np.ndarray:
-        """Pad at the right with a place that holds something finite; no token looks so far."""
-        wanted = min(-(-read.shape[1] // BUCKET) * BUCKET, self.max_length)
-        return np.pad(read, ((0, 0), (0, max(wanted - read.shape[1], 0))), mode="edge")
+    def _choose(self, length: int, one_token: bool) -> tuple[Graph, int]:
+        """The graph for this call, and how many places it looks at."""
+        if one_token and self._one_token is not None:
+            for size in self._one_token_sizes:
+                if length <= size:
+                    return self._one_token, size
+        return self._graph, max(length, min(-(-length // BUCKET) * BUCKET, self.max_length))
+
+
+def _padded(read: np.ndarray, size: int) -> np.ndarray:
+    """Pad at the right with a place that holds something finite; no token looks so far."""
+    return np.pad(read, ((0, 0), (0, size - read.shape[1])), mode="edge")
 
 
 def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, places: Optional[int] = None) -> Runner:
@@ -120,14 +132,13 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     """
     import mindspore as ms
 
-    from pangu_lab.generate.network import CachedNetwork, OneTokenNetwork, dynamic_inputs, one_token_inputs
+    from pangu_lab.generate.network import CachedNetwork, OneTokenNetwork, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     network = CachedNetwork(weights, config, default_places(config, places))
     network.set_inputs(*dynamic_inputs())
-    one_token = OneTokenNetwork(network)
-    one_token.set_inputs(*one_token_inputs())
-    return Runner(network, config.vocab_size, config.num_positions, network.places, one_token)
+    return Runner(network, config.vocab_size, config.num_positions, network.places, OneTokenNetwork(network),
+                  ONE_TOKEN_SIZES)
 
 
 def default_places(config: ModelConfig, places: Optional[int] = None) -> int:

@@ -23,7 +23,7 @@ import numpy as np
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 
-NUCLEUS_GUESS = 1024  # candidates sorted at first for top-p; all of them when they hold too little probability
+NUCLEUS_GUESSES = (1024, 8192)  # candidates sorted for top-p; all of them when even these hold too little
 
 
 @dataclass
@@ -130,11 +130,11 @@ def top_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
     if config.top_p is None or config.top_p >= 1.0:
         return scores
     probabilities = softmax(scores)
-    order = _likeliest(probabilities, min(NUCLEUS_GUESS, scores.size))
-    total = np.cumsum(probabilities[order])
-    if total[-1] < config.top_p and order.size < scores.size:
-        order = _likeliest(probabilities, scores.size)
+    for guess in (*NUCLEUS_GUESSES, scores.size):
+        order = _likeliest(probabilities, min(guess, scores.size))
         total = np.cumsum(probabilities[order])
+        if total[-1] >= config.top_p:
+            break
     keep = order[:int(np.searchsorted(total, config.top_p)) + 1]
     kept = np.full_like(scores, -np.inf)
     kept[keep] = scores[keep]

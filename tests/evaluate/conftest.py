@@ -17,7 +17,7 @@ def scorer():
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory):
-    """A run as training leaves it: a checkpoint of the debug model and a small vocabulary, without the training."""
+    """A run as training leaves it: a checkpoint of the debug model and a small vocabulary, not trained."""
     from pangu_lab.checkpoint import save_checkpoint
     from pangu_lab.data import sample_files
     from pangu_lab.presets import preset

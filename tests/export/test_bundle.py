@@ -89,6 +89,7 @@ def test_prompts_of_any_length_run_without_compiling_again(bundle):
     bundle.reset()
     for graph in (bundle.runner._graph, bundle.runner._one_token):
         assert len(graph.compile_cache) == 1
+    assert bundle.runner._one_token_sizes == [32]
 
 
 def test_logits_of_the_bundle_are_those_of_the_python_engine(engine, bundle):

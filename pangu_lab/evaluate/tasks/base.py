@@ -92,10 +92,11 @@ class Task(ABC):
     default_negatives: Optional[int] = None
 
     def __init__(self, template: Optional[str] = None, seed: int = 1, negatives: Optional[int] = None) -> None:
-        """``negatives``: options sampled beside the right one, where there are many labels (0: take all of them)."""
-        if negatives is not None and (self.default_negatives is None or negatives < 0):
-            raise InputError(f"negatives={negatives}: " + (f"{self.name} has no labels to sample from" if negatives >= 0
-                                                          else "give 0 (all labels) or more"))
+        """``negatives``: options sampled beside the right one, where there are many labels (0: all of them)."""
+        if negatives is not None and negatives < 0:
+            raise InputError(f"negatives={negatives}: give 0 (all labels) or more")
+        if negatives is not None and self.default_negatives is None:
+            raise InputError(f"negatives={negatives}: {self.name} has no labels to sample from")
         self.template = template if template is not None else type(self).template
         self.seed = seed
         self.negatives = self.default_negatives if negatives is None else negatives
@@ -127,7 +128,7 @@ class Task(ABC):
             if not questions:
                 raise InputError(f"{path}: no questions in it; {self.name} reads {self.file_format}")
             if len(files) > 1:
-                questions = [dataclasses.replace(question, id=f"{path.stem}/{question.id}") for question in questions]
+                questions = [dataclasses.replace(item, id=f"{path.stem}/{item.id}") for item in questions]
             found += questions
         return _with_unique_ids(found)
 
@@ -148,7 +149,8 @@ class Task(ABC):
             raise InputError(f"{data}: no such file or folder of {self.title} data")
         folder = data / self.name if (data / self.name).is_dir() else data
         there = sorted(path for path in folder.iterdir() if path.is_file() and path.name.startswith(prefix)
-                       and not path.name.startswith((".", "labels")) and (path.suffix in self.suffixes or not self.suffixes))
+                       and not path.name.startswith((".", "labels"))
+                       and (not self.suffixes or path.suffix in self.suffixes))
         found = [path for path in there if split in re.split(r"[-_.]", path.name)]
         if found:
             return found
@@ -252,8 +254,9 @@ def _cut(scores: Iterable[Score]) -> dict[str, int]:
     return {"cut": cut} if cut else {}
 
 
-def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], key: str, seed: int) -> tuple[str, ...]:
-    """The right label and ``count`` others, in the order of ``labels``; the same for a question on every machine."""
+def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], key: str,
+                    seed: int) -> tuple[str, ...]:
+    """The right label and ``count`` others, in the order of ``labels``; for a question the same everywhere."""
     others = [label for label in labels if label != answer]
     if count and count < len(others):
         others = random.Random(f"{seed}/{key}").sample(others, count)
@@ -280,7 +283,8 @@ def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
     for number, row in rows:
         missing = [name for name in needed if not isinstance(row, dict) or name not in row]
         if missing:
-            hint = " (a test part without answers cannot be evaluated)" if missing[0] in ("label", "answer") else ""
+            unlabelled = missing[0] in ("label", "answer")
+            hint = " (a test part without answers cannot be evaluated)" if unlabelled else ""
             raise InputError(f"{path}: row {number} has no '{missing[0]}'{hint}")
     return [row for _, row in rows]
 

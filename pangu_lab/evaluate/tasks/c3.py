@@ -1,10 +1,10 @@
 """C3: free-form multiple choice on dialogues (d) and other texts (m). Sun et al. 2020, arXiv 1904.09679.
 
 The paper's template asks how probable the passage is after question and answer, so the same passage is scored
-behind each option. ``scoring="corrected"`` takes the mean over exactly the passage's tokens. ``"reference"`` repeats
-what the reference implementation computes, for comparison: its mask is shifted by one, so that the passage's first
-token is never scored and the padding after its end is; question and answer are tokenised apart from the passage;
-and the sum is divided by the window's length, whatever the passage's.
+behind each option. ``scoring="corrected"`` takes the mean over exactly the passage's tokens. ``"reference"``
+repeats what the reference implementation computes, for comparison: its mask is shifted by one, so that the
+passage's first token is never scored and the padding after its end is; question and answer are tokenised apart
+from the passage; and the sum is divided by the window's length, whatever the passage's.
 """
 
 from __future__ import annotations

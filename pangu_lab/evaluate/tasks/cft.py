@@ -1,7 +1,8 @@
 """PD and CFT: the missing word of a news item or a children's tale. Cui et al. 2016, arXiv 1607.02250.
 
 A block of lines is a document: ``1 ||| sentence`` …, the words separated by spaces, and a last line
-``11 ||| query with XXXXX ||| answer``. The model reads the document's other sentences, then the query up to the gap.
+``11 ||| query with XXXXX ||| answer``. The model reads the document's other sentences, then the query up to the
+gap.
 """
 
 from __future__ import annotations
@@ -58,9 +59,12 @@ def _question(path: Path, number: int, sentences: list[str], query: str, answer:
 
 def join_words(text: str) -> str:
     """The text without the spaces between its words; a space stays between two that are both Latin or digits."""
-    words = text.split()
     joined = ""
-    for word in words:
-        both_latin = joined and joined[-1].isascii() and joined[-1].isalnum() and word[0].isascii() and word[0].isalnum()
+    for word in text.split():
+        both_latin = _is_latin(joined[-1:]) and _is_latin(word[0])
         joined += f" {word}" if both_latin else word
     return joined
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()

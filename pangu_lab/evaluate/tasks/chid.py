@@ -41,7 +41,8 @@ class CHID(ChoiceTask):
                     options, answer = _choice(path, row, known, match[0], number, blank)
                     fields = {"before": _BLANK.sub("……", passage[:match.start()]),
                               "after": _BLANK.sub("……", passage[match.end():])}
-                    questions.append(Question(f"{row.get('id', number)}-{len(questions)}", fields, options, answer))
+                    question_id = f"{row.get('id', number)}-{len(questions)}"
+                    questions.append(Question(question_id, fields, options, answer))
         return questions
 
 

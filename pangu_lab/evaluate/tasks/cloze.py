@@ -24,7 +24,8 @@ class ClozeTask(ScoredTask):
 
     def measure(self, outcomes: Sequence[Outcome]) -> Measure:
         losses = [float(outcome.details["loss"]) for outcome in outcomes]
-        perplexity, low, high = perplexity_interval(losses, [int(outcome.details["tokens"]) for outcome in outcomes])
+        tokens = [int(outcome.details["tokens"]) for outcome in outcomes]
+        perplexity, low, high = perplexity_interval(losses, tokens)
         right = sum(outcome.right for outcome in outcomes)
         accuracy = right / max(len(outcomes), 1)
         if self.metric == "perplexity":

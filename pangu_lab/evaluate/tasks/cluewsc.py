@@ -30,7 +30,7 @@ class CLUEWSC(ChoiceTask):
             target, text = row["target"], row["text"]
             try:
                 place = int(target["span2_index"])
-                fits = text[place:place + len(target["span2_text"])] == target["span2_text"] and target["span1_text"]
+                fits = text.startswith(target["span2_text"], place) and bool(target["span1_text"])
             except (KeyError, TypeError, ValueError):
                 fits = False
             if not fits:
@@ -40,8 +40,9 @@ class CLUEWSC(ChoiceTask):
 
     def _question(self, path: Path, text: str, place: int, rows: list[dict]) -> Question:
         pronoun = rows[0]["target"]["span2_text"]
-        labels = tuple(known_label(path, {"true": "1", "false": ""}, str(row["label"]).lower(), str(row["idx"])) != ""
-                       for row in rows)
+        known = {"true": "yes", "false": "no"}
+        told = [known_label(path, known, str(row["label"]).lower(), str(row["idx"])) for row in rows]
+        labels = tuple(label == "yes" for label in told)
         nouns = tuple(row["target"]["span1_text"] for row in rows)
         options = nouns if len(nouns) > 1 else (*nouns, pronoun)
         fields = {"before": text[:place], "after": text[place + len(pronoun):]}

@@ -1,8 +1,8 @@
 """CMRC 2018: questions on a passage, answered in the model's own words. Cui et al. 2019, arXiv 1810.07366.
 
-The answer is what the model writes up to the end of the line. Exact match and F1 are those of the data set: without
-punctuation, Chinese by characters and everything else by words, F1 from the longest run that answer and prediction
-have in common; the best of the accepted answers counts.
+The answer is what the model writes up to the end of the line. Exact match and F1 are those of the data set:
+without punctuation, Chinese by characters and everything else by words, F1 from the longest run that answer and
+prediction have in common; the best of the accepted answers counts.
 """
 
 from __future__ import annotations

@@ -23,5 +23,6 @@ class CSL(ChoiceTask):
             row_id = str(row.get("id", number))
             word = known_label(path, self.words, row["label"], row_id)
             keywords = row["keyword"] if isinstance(row["keyword"], str) else "、".join(row["keyword"])
-            questions.append(Question(row_id, {"abst": row["abst"], "keyword": keywords}, options, options.index(word)))
+            fields = {"abst": row["abst"], "keyword": keywords}
+            questions.append(Question(row_id, fields, options, options.index(word)))
         return questions

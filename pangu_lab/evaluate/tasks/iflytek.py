@@ -1,7 +1,7 @@
 """IFLYTEK: what an app is for, one of 119, from its long description. Published by CLUE, arXiv 2004.05986.
 
-The paper's numbers offer the right label and three sampled ones; ``negatives=0`` offers all. The names of the labels
-are read from ``labels.json`` beside the data, which CLUE ships, or else collected from the data itself.
+The paper's numbers offer the right label and three sampled ones; ``negatives=0`` offers all. The names of the
+labels are read from ``labels.json`` beside the data, which CLUE ships, or else collected from the data itself.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""OCNLI: does the first sentence entail the second, contradict it, or neither. Hu et al. 2020, arXiv 2010.05444."""
+"""OCNLI: does one sentence entail the other, contradict it, or neither. Hu et al. 2020, arXiv 2010.05444."""
 
 from __future__ import annotations
 
