@@ -18,7 +18,7 @@ from pangu_lab.generate.runner import Runner
 from pangu_lab.generate.sampling import History, constrain, log_softmax
 from pangu_lab.generate.sequence import (END_OF_DOCUMENT, FULL, LENGTH, STOP, Completion, Prompt, TokenLogprob,
                                          token_logprob)
-from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, written_forms
+from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, unknown_ids, written_forms
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,8 @@ class _Search:
     def _constrained(self, beam: _Beam, logits: np.ndarray) -> np.ndarray:
         read = [*self.prompt.ids, *beam.new]
         banned = self.bad_words.banned(self.bad_words.tail(self.tokenizer, read)) if self.config.bad_words else ()
-        return constrain(logits, self.config, History(self.prompt.ids, list(beam.new), self.ends, banned))
+        return constrain(logits, self.config, History(self.prompt.ids, list(beam.new), self.ends, banned,
+                                                        unknown_ids(self.tokenizer)))
 
     def _told(self, parent: _Beam, logits: np.ndarray, index: int) -> tuple[TokenLogprob, ...]:
         if self.config.logprobs is None or index in self.ends:

@@ -35,12 +35,14 @@ class History:
         new: ids generated so far.
         ends: ids that end a generation (end of document and stop ids).
         banned: ids that would complete a bad word now.
+        unknown: ids that stand for "some character the vocabulary lacks": nothing a reader could read.
     """
 
     prompt: Sequence[int] = ()
     new: list[int] = field(default_factory=list)
     ends: tuple[int, ...] = ()
     banned: Sequence[int] = ()
+    unknown: Sequence[int] = ()
 
 
 Step = Callable[[np.ndarray, SamplingConfig, History], np.ndarray]
@@ -65,6 +67,11 @@ def logit_bias(scores: np.ndarray, config: SamplingConfig, history: History) -> 
 def bad_words(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
     """Forbid every token that would complete a bad word, however the word is cut into tokens."""
     return _forbid(scores, history.banned) if len(history.banned) else scores
+
+
+def no_unknown(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
+    """Forbid the unknown piece, which a model trained on rare characters likes to write and nobody can read (⁇)."""
+    return _forbid(scores, history.unknown) if len(history.unknown) else scores
 
 
 def no_repeat_ngram(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
@@ -149,8 +156,8 @@ def min_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
     return np.where(scores >= edge, scores, -np.inf).astype(scores.dtype)
 
 
-CONSTRAINTS: tuple[Step, ...] = (logit_bias, bad_words, no_repeat_ngram, min_new_tokens, repetition_penalty,
-                                 frequency_and_presence)
+CONSTRAINTS: tuple[Step, ...] = (logit_bias, bad_words, no_unknown, no_repeat_ngram, min_new_tokens,
+                                 repetition_penalty, frequency_and_presence)
 SAMPLERS: tuple[Step, ...] = (temperature, top_k, top_p, min_p)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate.sampling import Draws, History, choose, log_softmax
-from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, top_tokens, written_forms
+from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, top_tokens, unknown_ids, written_forms
 
 END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED = "end_of_document", "stop", "length", "sequence_full", "cancelled"
 
@@ -112,7 +112,8 @@ class SequenceInProgress:
         self._draws = Draws(seed, number)
         self._bad_words = BadWords(tokenizer, config.bad_words)
         self._writer = TextWriter(tokenizer.stream(), written_forms(tokenizer, config.stop))
-        self._history = History(prompt.ids, [], (tokenizer.eod_id, *config.stop_ids))
+        self._history = History(prompt.ids, [], (tokenizer.eod_id, *config.stop_ids),
+                                unknown=unknown_ids(tokenizer))
         self._logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
         self.limit = min(config.max_new_tokens, prompt.room)

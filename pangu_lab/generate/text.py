@@ -39,6 +39,11 @@ class TextStreamLike(Protocol):
     def flush(self) -> str: ...
 
 
+def unknown_ids(tokenizer: TokenizerLike) -> tuple[int, ...]:
+    """Ids of the unknown piece; none for a vocabulary that can write everything."""
+    return tuple(getattr(tokenizer, "unknown_ids", ()))
+
+
 def written_forms(tokenizer: TokenizerLike, texts: Sequence[str]) -> tuple[str, ...]:
     """``texts`` and, where the tokenizer writes them otherwise, their other form."""
     forms = [*texts, *(tokenizer.decode(tokenizer.encode(text)) for text in texts)]

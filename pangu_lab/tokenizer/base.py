@@ -32,6 +32,7 @@ class Tokenizer(ABC):
         vocab_size: number of pieces; ids are 0 to vocab_size − 1.
         eod_id: the piece that ends a document.
         pad_id: the piece that fills a record.
+        unknown_ids: the piece that stands for characters which the vocabulary lacks, if there is one.
         fingerprint: sha256 of everything that decides which ids a text gives; equal on every machine. The
             choice of eod and pad is not in it: that is compared by id.
         speed: characters encoded a second on one core, roughly; for planning.
@@ -50,6 +51,8 @@ class Tokenizer(ABC):
         self.vocab_size = len(pieces)
         self.eod_id = self._special("eod", eod)
         self.pad_id = self._special("pad", pad)
+        unknown = (i for i, text in enumerate(piece_bytes) if text == UNKNOWN_TEXT.encode())
+        self.unknown_ids = tuple(i for i in unknown if i not in (self.eod_id, self.pad_id))
         self._silent = {self.eod_id, self.pad_id}  # chosen by the caller, so perhaps ordinary pieces
 
     # ------------------------------------------------------------------------------------------ text and ids

@@ -85,6 +85,12 @@ def test_no_repeat_ngram_forbids_what_would_complete_one():
     assert kept(sampling.no_repeat_ngram(np.zeros(5), config(no_repeat_ngram=6), history)) == {0, 1, 2, 3, 4}
 
 
+def test_the_unknown_piece_is_never_chosen():
+    history = History(unknown=(0,))
+    assert choose(np.array([9.0, 1.0, 0.0]), config(temperature=0), history, 0.0) == 1
+    assert kept(sampling.no_unknown(np.zeros(3), config(), history)) == {1, 2}
+
+
 def test_min_new_tokens_forbids_the_ends_until_then():
     for written, allowed in ((0, {1, 2}), (1, {1, 2}), (2, {0, 1, 2, 3})):
         history = History(new=[1] * written, ends=(0, 3))
@@ -133,7 +139,7 @@ def test_explain_shows_the_distribution_after_every_step_in_order():
     settings = config(temperature=0.5, top_k=3, top_p=0.9, min_p=0.01, presence_penalty=1.0)
     stages = explain(np.array([1.0, 2.0, 3.0, 0.0]), settings, History(new=[2]))
     assert [stage.name for stage in stages] == [
-        "model", "logit_bias", "bad_words", "no_repeat_ngram", "min_new_tokens", "repetition_penalty",
+        "model", "logit_bias", "bad_words", "no_unknown", "no_repeat_ngram", "min_new_tokens", "repetition_penalty",
         "frequency_and_presence", "temperature", "top_k", "top_p", "min_p"]
     assert [stage.name for stage in stages if stage.changed] == [
         "model", "frequency_and_presence", "temperature", "top_k", "top_p"]
@@ -141,7 +147,7 @@ def test_explain_shows_the_distribution_after_every_step_in_order():
         np.testing.assert_allclose(stage.probabilities.sum(), 1.0)
     np.testing.assert_allclose(stages[0].probabilities, softmax(np.array([1.0, 2.0, 3.0, 0.0])))
     assert [index for index, _ in stages[-1].top(2)] == [1, 2]
-    assert np.count_nonzero(stages[8].probabilities) == 3
+    assert np.count_nonzero(stages[9].probabilities) == 3
 
 
 def test_explain_of_greedy_ends_with_one_token():

@@ -99,6 +99,10 @@ def test_decoding_normalises_and_never_shows_a_mark(pangu: Tokenizer) -> None:
     assert not set("▁▂▃") & set(everything)
 
 
+def test_the_unknown_piece_is_known_as_such(pangu: Tokenizer) -> None:
+    assert pangu.unknown_ids == (0,)
+
+
 def test_special_pieces_are_silent_unless_asked_for(pangu: Tokenizer) -> None:
     ids = [465, 9, 6, 8, 1, 2, 5, 7, 70]
     assert pangu.decode(ids) == "今天好"
