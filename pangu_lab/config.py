@@ -21,6 +21,7 @@ from pangu_lab.errors import InputError, nearest
 
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
+OFFLOADS = ("none", "optimizer")
 
 
 def _check(good: bool, message: str) -> None:
@@ -46,7 +47,11 @@ def _range_text(low: float | None, high: float | None) -> str:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The network. ``num_layers`` counts the query layer: 32 means 31 blocks and one query layer."""
+    """The network. ``num_layers`` counts the query layer: 32 means 31 blocks and one query layer.
+
+    With ``num_experts`` above 1 every ``moe_every``-th block has that many feed-forward networks (experts) in the place
+    of one, and a router that sends each token to ``experts_per_token`` of them. The query layer stays dense.
+    """
 
     vocab_size: int = 40000
     num_positions: int = 1024
@@ -59,16 +64,28 @@ class ModelConfig:
     init_std: float = 0.02
     compute_dtype: str = "float32"
     softmax_dtype: str = "float32"
+    num_experts: int = 1  # 1: dense
+    moe_every: int = 1
+    experts_per_token: int = 1  # the reference's per_token_num_experts_chosen
+    capacity_factor: float = 1.25  # places an expert has in a record, as a multiple of its fair share of the tokens
+    balance_loss: float = 0.01  # coefficient of the load-balancing loss
+    z_loss: float = 0.001  # coefficient of the router z-loss
 
     def __post_init__(self) -> None:
         _check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
                      num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
-                     layernorm_eps=(1e-12, 1.0))
+                     layernorm_eps=(1e-12, 1.0), num_experts=(1, None), moe_every=(1, None),
+                     experts_per_token=(1, None), capacity_factor=(0.01, None), balance_loss=(0.0, None),
+                     z_loss=(0.0, None))
         _check(self.hidden_size % self.num_heads == 0,
                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size}")
         _check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
         _check_choice("model.compute_dtype", self.compute_dtype, DTYPES)
         _check_choice("model.softmax_dtype", self.softmax_dtype, DTYPES)
+        _check(self.experts_per_token <= self.num_experts,
+               f"model.experts_per_token={self.experts_per_token} is more than model.num_experts={self.num_experts}")
+        _check(self.num_experts == 1 or self.moe_layers,
+               f"model.moe_every={self.moe_every} leaves no block with experts: there are {self.num_layers - 1} blocks")
 
     @property
     def head_dim(self) -> int:
@@ -79,12 +96,29 @@ class ModelConfig:
         return 4 * self.hidden_size
 
     @property
+    def moe_layers(self) -> tuple[int, ...]:
+        """The blocks that have experts; none in a dense model."""
+        if self.num_experts == 1:
+            return ()
+        return tuple(range(self.moe_every - 1, self.num_layers - 1, self.moe_every))
+
+    @property
     def num_parameters(self) -> int:
         """Trainable parameters: embeddings (the output head is tied), layers, the last LayerNorm."""
+        return self._parameters(self.num_experts)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those a token meets: of the experts only as many as it is sent to. The same as all in a dense model."""
+        return self._parameters(self.experts_per_token)
+
+    def _parameters(self, experts: int) -> int:
         hidden = self.hidden_size
         layer = 12 * hidden * hidden + 13 * hidden  # attention 4h²+4h, feed-forward 8h²+5h, two LayerNorms 4h
+        expert = 8 * hidden * hidden + 5 * hidden
         embeddings = (self.vocab_size + 2 * self.num_positions) * hidden  # words; positions and queries
-        return embeddings + self.num_layers * layer + 2 * hidden
+        routed = len(self.moe_layers) * ((experts - 1) * expert + hidden * self.num_experts)  # the router's matrix
+        return embeddings + self.num_layers * layer + 2 * hidden + routed
 
 
 @dataclass(frozen=True)
@@ -142,6 +176,8 @@ class TrainConfig:
     eval_batches: int = 16
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    offload: str = "none"  # "optimizer": Adam's moments and the fp32 weights live, and are updated, in host memory
+    offload_folder: Optional[str] = None  # there in files mapped into memory, for states larger than it
 
     def __post_init__(self) -> None:
         _check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
@@ -151,6 +187,9 @@ class TrainConfig:
                      loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
                      eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
                      keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
+        _check_choice("train.offload", self.offload, OFFLOADS)
+        _check(self.offload_folder is None or self.offload != "none",
+               f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
 
 
 @dataclass(frozen=True)
@@ -163,10 +202,14 @@ class ParallelConfig:
     micro_batches: int = 1
     optimizer: bool = False  # slice the optimizer's states over the data dimension
     recompute: bool = False
+    expert: int = 1  # the reference's expert_parallel_num: experts are spread over so many of the data ranks
+    all_to_all: bool = False  # how tokens come to their experts: each to its rank alone, or gathered by every rank
 
     def __post_init__(self) -> None:
         _check_range("parallel", self, data=(1, None), tensor=(1, None), pipeline=(1, None),
-                     micro_batches=(1, None))
+                     micro_batches=(1, None), expert=(1, None))
+        _check(self.data % self.expert == 0,
+               f"parallel.expert={self.expert} must divide parallel.data={self.data}: experts are spread over data ranks")
 
     @property
     def world_size(self) -> int:
@@ -254,6 +297,15 @@ class RunConfig:
                    f"tokenizer.{key}={value} is outside the vocabulary: "
                    f"model.vocab_size={self.model.vocab_size} allows 0 to {self.model.vocab_size - 1}")
         self._check_batch()
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        experts, parallel = self.model.num_experts, self.parallel
+        dense = "needs a mixture of experts: set model.num_experts above 1"
+        _check(experts > 1 or not parallel.all_to_all, f"parallel.all_to_all {dense}")
+        _check(experts > 1 or parallel.expert == 1, f"parallel.expert={parallel.expert} {dense}")
+        _check(experts % parallel.expert == 0,
+               f"parallel.expert={parallel.expert} must divide model.num_experts={experts}")
 
     def _check_batch(self) -> None:
         parts = self.train.accumulation * self.parallel.data * self.parallel.micro_batches

@@ -48,6 +48,17 @@ def small() -> RunConfig:
     )
 
 
+def debug_moe() -> RunConfig:
+    """The debug preset with two experts of four for every token of its second block."""
+    return debug().replace(**{"preset": "debug_moe", "model.num_experts": 4, "model.moe_every": 2,
+                              "model.experts_per_token": 2})
+
+
+def tiny_moe() -> RunConfig:
+    """The tiny preset with eight experts in each block: a token costs what it costs there, the model knows more."""
+    return tiny().replace(**{"preset": "tiny_moe", "model.num_experts": 8})
+
+
 def _published(name: str, hidden: int, layers: int, heads: int, lr: float = 1e-4,
                parallel: ParallelConfig = ParallelConfig(), batch: int = 16) -> RunConfig:
     """Vocabulary 40000, sequence 1024, fp16 with a dynamic loss scale, as all published sizes were trained."""
@@ -80,6 +91,13 @@ def size_26b() -> RunConfig:
     return _published("2.6B", 2560, 32, 32)
 
 
+def size_26b_moe36() -> RunConfig:
+    """60 billion parameters from the 2.6B configuration: 36 experts in every block, 8 devices, states on the host."""
+    base = _published("2.6B_moe36", 2560, 32, 32, parallel=ParallelConfig(tensor=8), batch=2)
+    return base.replace(**{"model.num_experts": 36, "model.capacity_factor": 1.1, "model.balance_loss": 0.05,
+                           "train.offload": "optimizer"})
+
+
 def size_13b() -> RunConfig:
     """The 13B release; needs at least 16 devices of 32 GB to train."""
     return _published("13B", 5120, 40, 40, lr=5e-5, parallel=ParallelConfig(data=2, tensor=8, optimizer=True))
@@ -97,8 +115,8 @@ def self_define() -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "debug": debug, "tiny": tiny, "small": small, "350M": size_350m, "0.26B": size_026b, "1.3B": size_13b_true,
-    "2.6B": size_26b, "13B": size_13b, "200B": size_200b, "self_define": self_define,
+    "debug": debug, "tiny": tiny, "small": small, "debug_moe": debug_moe, "tiny_moe": tiny_moe, "350M": size_350m,
+    "0.26B": size_026b, "1.3B": size_13b_true, "2.6B": size_26b, "2.6B_moe36": size_26b_moe36, "13B": size_13b, "200B": size_200b, "self_define": self_define,
 }
 
 ALIASES = {"reference-1.3B": "0.26B"}
@@ -122,6 +140,9 @@ def describe(name: str) -> str:
     model = config.model
     line = (f"{config.preset}: {model.num_layers} layers × {model.hidden_size}, {model.num_heads} heads, "
             f"vocabulary {model.vocab_size}, {model.num_parameters:,} parameters")
+    if model.moe_layers:
+        line += (f" ({model.num_experts} experts in {len(model.moe_layers)} of {model.num_layers - 1} blocks, "
+                 f"{model.active_parameters:,} active for a token)")
     if name in ALIASES:
         line += " (the reference calls this configuration '1.3B')"
     return line

@@ -20,7 +20,10 @@ CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "mode
            "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0)))}
 FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
          "parallel.micro_batches", "sampling.min_new_tokens", "sampling.num_return_sequences", "data.seq_length", "model.num_positions",
-         "tokenizer.eod", "tokenizer.pad"}  # bound to each other: each has tests of its own below
+         "tokenizer.eod", "tokenizer.pad", "model.num_experts", "model.experts_per_token", "model.moe_every",
+         "model.num_layers",
+         "parallel.expert", "parallel.all_to_all", "train.offload",
+         "train.offload_folder"}  # bound to each other: each has tests of its own below
 
 
 def field_of(key: str):
@@ -106,6 +109,9 @@ REFUSED = [
     ("model.num_heads", 0), ("model.num_heads", 7), ("model.hidden_size", 2561), ("model.hidden_act", "relu"),
     ("model.dropout_rate", 1.0), ("model.dropout_rate", -0.1), ("model.init_std", -1.0),
     ("model.compute_dtype", "float8"), ("model.softmax_dtype", "int8"),
+    ("model.num_experts", 0), ("model.moe_every", 0), ("model.experts_per_token", 2), ("model.capacity_factor", 0.0),
+    ("model.balance_loss", -1.0), ("model.z_loss", -1.0), ("parallel.expert", 0), ("parallel.expert", 2),
+    ("parallel.all_to_all", True), ("train.offload", "weights"), ("train.offload_folder", "states"),
     ("data.seq_length", 0), ("data.seq_length", 1025), ("data.batch_size", 0), ("data.column", "two words"),
     ("data.column", ""), ("data.eod_reset", "perhaps"), ("data.shuffle", 1),
     ("train.steps", 0), ("train.steps", 2.5), ("train.steps", True), ("train.steps", None),
@@ -174,6 +180,24 @@ def test_keys_that_depend_on_each_other_can_change_together_in_any_order():
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         RunConfig().model.num_layers = 3
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"model.num_experts": 4, "model.moe_every": 32}, "model.moe_every=32 leaves no block with experts: there are 31"),
+    ({"parallel.data": 2, "parallel.expert": 2}, "parallel.expert=2 needs a mixture of experts: set model.num_experts"),
+    ({"model.num_experts": 4, "parallel.expert": 2}, "parallel.expert=2 must divide parallel.data=1"),
+    ({"model.num_experts": 3, "parallel.data": 2, "parallel.expert": 2}, "must divide model.num_experts=3"),
+])
+def test_experts_that_cannot_be_placed_are_refused_in_one_line(changes, message):
+    with pytest.raises(InputError) as caught:
+        RunConfig().replace(**changes)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_query_layer_never_has_experts():
+    model = ModelConfig(num_layers=6, num_experts=4, moe_every=2)
+    assert model.moe_layers == (1, 3) and ModelConfig(num_layers=6, num_experts=4).moe_layers == (0, 1, 2, 3, 4)
+    assert ModelConfig().moe_layers == () and ModelConfig().active_parameters == ModelConfig().num_parameters
 
 
 def test_the_parameter_count_is_that_of_the_parts():

@@ -28,9 +28,16 @@ def test_published_sizes_have_their_true_parameter_count(name, count):
     assert preset(name).model.num_parameters == count
 
 
-@pytest.mark.parametrize("name, billions", [("1.3B", 1.3), ("200B", 207)])
+@pytest.mark.parametrize("name, billions", [("1.3B", 1.3), ("200B", 207), ("2.6B_moe36", 59.5)])
 def test_sizes_without_a_released_list_are_what_their_name_says(name, billions):
     assert preset(name).model.num_parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_the_active_parameters_of_a_mixture_are_those_of_the_dense_size_and_its_routers():
+    for name, dense in (("tiny_moe", "tiny"), ("2.6B_moe36", "2.6B")):
+        model = preset(name).model
+        routers = len(model.moe_layers) * model.hidden_size * model.num_experts
+        assert model.active_parameters == preset(dense).model.num_parameters + routers
 
 
 @pytest.mark.parametrize("name", ["350M", "2.6B", "13B"])

@@ -4,6 +4,12 @@ This table is plain data, made without MindSpore. The network takes its paramete
 initialisation, checkpoints, conversion and planning, which therefore cannot disagree. Names and shapes are those of
 the first release; ``dense1``, ``dense2``, ``dense3`` are query, key and value and are stored (out, in), the other
 matrices (in, out).
+
+No names of PanGu-α weights with experts are published; here a block with experts has, in the place of
+``output.mapping`` and ``output.projection``, one tensor for all experts each (the expert is axis 0):
+``output.experts.mapping.weight`` (experts, hidden, 4·hidden) and ``.bias`` (experts, 1, 4·hidden),
+``output.experts.projection.weight`` (experts, 4·hidden, hidden) and ``.bias`` (experts, 1, hidden), and
+``output.router.weight`` (hidden, experts).
 """
 
 from __future__ import annotations
@@ -29,7 +35,8 @@ class ParameterSpec:
 
     ``init`` is "normal" (with ``std``), "ones" or "zeros"; ``tensor_axis`` the axis that tensor parallelism
     splits, or None for a parameter that every tensor rank holds whole; ``decay`` whether weight decay applies;
-    ``layer`` the layer that owns it: 0 … num_layers − 1, where the last is the query layer, or −1 for embeddings.
+    ``layer`` the layer that owns it: 0 … num_layers − 1, where the last is the query layer, or −1 for embeddings;
+    ``expert`` whether axis 0 counts experts, which expert parallelism spreads over ranks.
     """
 
     name: str
@@ -39,6 +46,7 @@ class ParameterSpec:
     tensor_axis: Optional[int]
     decay: bool
     layer: int
+    expert: bool = False
 
     @property
     def size(self) -> int:
@@ -85,9 +93,24 @@ def _layer_specs(config: ModelConfig, layer: int) -> list[ParameterSpec]:
     for name in ("dense1", "dense2", "dense3"):
         linear(f"attention.{name}", (hidden, hidden), hidden, config.init_std, 0, True)
     linear("attention.projection", (hidden, hidden), hidden, residual_std, 0, False)
+    if layer in config.moe_layers:
+        return specs + _expert_specs(config, layer, residual_std)
     linear("output.mapping", (hidden, inner), inner, config.init_std, 1, True)
     linear("output.projection", (inner, hidden), hidden, residual_std, 0, False)
     return specs
+
+
+def _expert_specs(config: ModelConfig, layer: int, residual_std: float) -> list[ParameterSpec]:
+    """The router and the experts of one block."""
+    prefix, hidden, inner, experts = layer_prefix(config, layer), config.hidden_size, config.ffn_hidden_size, config.num_experts
+    both = f"{prefix}.output.experts"
+    std = config.init_std
+    return [ParameterSpec(f"{prefix}.output.router.weight", (hidden, experts), "normal", std, None, True, layer),
+            ParameterSpec(f"{both}.mapping.weight", (experts, hidden, inner), "normal", std, 2, True, layer, True),
+            ParameterSpec(f"{both}.mapping.bias", (experts, 1, inner), "zeros", 0.0, 2, False, layer, True),
+            ParameterSpec(f"{both}.projection.weight", (experts, inner, hidden), "normal", residual_std, 1, True, layer,
+                          True),
+            ParameterSpec(f"{both}.projection.bias", (experts, 1, hidden), "zeros", 0.0, None, False, layer, True)]
 
 
 def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:

@@ -4,6 +4,11 @@ Every line has ``v`` (schema version), ``time`` (seconds since 1970), ``kind``; 
 ``step``, ``overflow``, ``eval``, ``checkpoint``, ``warning`` and ``end``. A reader copes with a last line that is
 still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` takes back the
 steps after that number, which the resumed run does again.
+
+A ``step`` of a model with experts also has ``expert_load``, a list with one list a block with experts (in the order of
+``model.moe_layers``) of the share of that block's tokens that its router sent to each expert (each sums to 1; even
+is 1 / experts); ``drop_rate``, the share of all those that found their expert full; and ``aux_loss``, the weighted
+load-balancing and z-losses as they were added to the loss, the sum over all blocks. ``loss`` is without them.
 """
 
 from __future__ import annotations

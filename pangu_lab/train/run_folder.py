@@ -28,7 +28,8 @@ from pangu_lab.train.runs import STATUS, STOP, read_status
 HEARTBEAT_SECONDS = 5.0
 # what may differ when a run goes on: how long, how often, where the data lies; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
-              "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path"}
+              "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path", "train.offload",
+              "train.offload_folder"}
 
 
 class Signals:
