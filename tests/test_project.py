@@ -25,8 +25,8 @@ PACKAGE = ROOT / "pangu_lab"
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
     ("errors", "files", "progress", "fonts"), ("config", "presets"), ("tokenizer",), ("data",), ("ops",),
-    ("parallel",), ("model",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",), ("export",),
-    ("serve",), ("demo", "doctor", "terminal"), ("cli",),
+    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",),
+    ("export",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,4 +1,4 @@
-"""Verbs about several devices: launch, ranktable, plan."""
+"""Verbs about several devices: launch, ranktable."""
 
 from __future__ import annotations
 

@@ -1,0 +1,7 @@
+"""Which layout a model should have on given devices: memory, operations, communication, and the choice in words."""
+
+from pangu_lab.planner.hardware import HARDWARE, Hardware, memory_size
+from pangu_lab.planner.layouts import LayoutEstimate, Plan, estimate, plan
+from pangu_lab.planner.memory import KINDS
+
+__all__ = ["HARDWARE", "KINDS", "Hardware", "LayoutEstimate", "Plan", "estimate", "memory_size", "plan"]

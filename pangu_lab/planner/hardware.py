@@ -1,0 +1,79 @@
+"""The devices a plan is made for: how much they hold, how fast they compute, and how fast they talk.
+
+Peak numbers are those of the makers' data sheets; ``efficiency`` is the share of the peak that training reaches, a round
+number on purpose: a plan compares layouts, it does not promise a speed. ``cpu`` is two cores of this project's own
+measurements, and has tables of its own for memory, because MindSpore frees much less between operators there.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from pangu_lab.errors import InputError, nearest
+
+GB = 10**9
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """One kind of device.
+
+    Args:
+        memory: bytes a device.
+        flops: peak floating-point operations a second in the training type.
+        efficiency: share of ``flops`` that training reaches.
+        near: bytes a second between devices of one server, each direction.
+        far: bytes a second between servers, for each device.
+        per_server: devices in a server.
+        host: bytes of a server's own memory, for what is offloaded.
+        usable: share of ``memory`` that is left to the model. The reference gives MindSpore 30 of 32 GB.
+    """
+
+    name: str
+    memory: int
+    flops: float
+    near: float
+    far: float
+    per_server: int = 8
+    efficiency: float = 0.4
+    usable: float = 30 / 32
+    host: int = 2**40
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.name == "cpu"
+
+
+HARDWARE = {item.name: item for item in (
+    Hardware("ascend910", 32 * GIB, 256e12, 90e9, 12.5e9),
+    Hardware("ascend910b", 64 * GIB, 313e12, 196e9, 25e9),
+    Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9),
+    Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9),
+    Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9),
+    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0),
+)}
+
+
+def hardware(name: str) -> Hardware:
+    """The device called ``name``.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in HARDWARE:
+        raise InputError(f"unknown hardware '{name}'{nearest(name, HARDWARE)}; there are {', '.join(HARDWARE)}")
+    return HARDWARE[name]
+
+
+def memory_size(text: str) -> int:
+    """``32GB``, ``512 MB``, ``1TB`` → bytes. Devices are sold in powers of two, so 32GB are 32 · 2³⁰ bytes.
+
+    Raises:
+        InputError: it is no such size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])?(i?b)?\s*", text, re.IGNORECASE)
+    if match is None or float(match[1]) <= 0:
+        raise InputError(f"'{text}' is no amount of memory; write it as 32GB or 512MB")
+    return int(float(match[1]) * 2 ** {None: 0, "k": 10, "m": 20, "g": 30, "t": 40}[match[2] and match[2].lower()])
