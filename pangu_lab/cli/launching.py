@@ -23,7 +23,7 @@ def _register_launch(verbs: Any) -> None:
                       "Every rank is watched: when one fails, it is named with the lines of its log that help, and "
                       "the others are ended. Ctrl-C stops all of them with a checkpoint.")
     launch.add_argument("--run", required=True, metavar="DIR", help="the run's folder, seen by all machines")
-    launch.add_argument("--nproc", type=int, metavar="N", help="ranks on each machine (default 1)")
+    launch.add_argument("--nproc", type=int, metavar="N", help="ranks on each machine (default: as many as the settings' layout has)")
     launch.add_argument("--backend", default=None, metavar="NAME",
                         help="local, msrun, mpirun or ranktable (default local; ranktable with --rank-table)")
     launch.add_argument("--hosts", metavar="FILE", help="a line 'NAME slots=N' for each machine")

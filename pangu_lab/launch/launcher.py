@@ -76,8 +76,10 @@ class LaunchResult:
 # -------------------------------------------------------------------------------------------- layout and hosts
 
 
-def fit_layout(config: RunConfig, world: int) -> RunConfig:
+def fit_layout(config: RunConfig, world: int, ascend: bool = False) -> RunConfig:
     """``config`` for ``world`` processes: where the data dimension was left at 1, it takes what the others leave.
+
+    ``ascend`` holds the layout to what Ascend's collectives ask for.
 
     Raises:
         InputError: the layout needs another number of processes.
@@ -90,7 +92,7 @@ def fit_layout(config: RunConfig, world: int) -> RunConfig:
         raise InputError(f"{world} processes do not fit the layout pipeline {parallel.pipeline} × data {parallel.data} "
                          f"× tensor {parallel.tensor} = {parallel.world_size}: change --nproc, the hosts, or the "
                          "settings parallel.pipeline, parallel.data, parallel.tensor")
-    check_layout(config)
+    check_layout(config, powers_of_two=ascend)
     return config
 
 
@@ -109,10 +111,11 @@ def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = No
     if rank_table is not None or backend == "ranktable":
         request = _with_table(request, rank_table, hosts, nproc, node_rank)
     else:
+        nproc = config.parallel.world_size if nproc is None and hosts is None else nproc
         request = _with_hosts(request, hosts, nproc, node_rank, master_addr, master_port)
     if not 0 <= request.node_rank < len(request.hosts):
         raise InputError(f"--node-rank {request.node_rank} does not exist: there are {len(request.hosts)} hosts")
-    return fit_layout(config, request.world), make_plan(request)
+    return fit_layout(config, request.world, request.backend == "ranktable"), make_plan(request)
 
 
 def _with_table(request: Request, rank_table, hosts, nproc, node_rank) -> Request:
@@ -163,7 +166,8 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
     """Train ``config`` in ``run_folder`` with several processes, and stay until they have ended.
 
     Args:
-        nproc: ranks on each host (for lines of ``hosts`` without slots, and where there is no hosts file).
+        nproc: ranks on each host (for lines of ``hosts`` without slots, and where there is no hosts file); without
+            both, as many as the layout in ``config`` has.
         backend: "local", "msrun", "mpirun" or "ranktable"; see the module's text.
         hosts: a file with a line ``NAME slots=N`` for each machine.
         rank_table: an HCCL rank table (Ascend).

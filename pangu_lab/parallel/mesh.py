@@ -73,8 +73,13 @@ class Mesh:
         return self.index("pipeline") == self.size("pipeline") - 1
 
 
-def check_layout(config: RunConfig) -> None:
+def check_layout(config: RunConfig, powers_of_two: bool = False) -> None:
     """Refuse a layout that cannot work, in one line that names the key.
+
+    Args:
+        config: complete settings.
+        powers_of_two: whether data and expert parallelism must be powers of two, as tensor parallelism always is:
+            Ascend's collectives and the reference demand it.
 
     Raises:
         InputError: a dimension does not divide what it splits, or there is too little to split.
@@ -84,6 +89,12 @@ def check_layout(config: RunConfig) -> None:
     for what, amount in (("model.num_heads", model.num_heads), ("model.vocab_size", model.vocab_size)):
         if amount % tensor:
             raise InputError(f"parallel.tensor={tensor} must divide {what}={amount}")
+    for name in ("tensor", "data", "expert") if powers_of_two else ("tensor",):
+        size = getattr(parallel, name)
+        if size & (size - 1):
+            where = "" if name == "tensor" else " on Ascend"
+            raise InputError(f"parallel.{name}={size} must be a power of two{where}: take {1 << size.bit_length() - 1} or "
+                             f"{1 << size.bit_length()}")
     if parallel.pipeline > model.num_layers:
         raise InputError(f"parallel.pipeline={parallel.pipeline} is more stages than "
                          f"model.num_layers={model.num_layers}")

@@ -152,6 +152,21 @@ def test_the_data_dimension_takes_what_the_others_leave():
         fit_layout(DEBUG.replace(**{"parallel.tensor": 3}), 3)
 
 
+def test_without_a_number_of_processes_the_layout_gives_it(tmp_path):
+    config, plan = prepare(DEBUG.replace(**{"parallel.tensor": 2, "parallel.data": 2}), tmp_path / "run")
+    assert plan.world == 4 == config.parallel.world_size
+    assert prepare(preset("13B"), tmp_path / "run")[1].world == 16
+    with pytest.raises(InputError, match="3 processes do not fit the layout pipeline 1 × data 2 × tensor 8 = 16"):
+        prepare(preset("13B"), tmp_path / "run", nproc=3)
+
+
+def test_a_rank_table_wants_powers_of_two(tmp_path):
+    write_rank_table(merge_rank_tables([server(1), server(2), server(3)]), tmp_path / "table.json")
+    with pytest.raises(InputError, match="parallel.data=6 must be a power of two on Ascend"):
+        prepare(DEBUG.replace(**{"data.batch_size": 6}), tmp_path / "run", rank_table=tmp_path / "table.json",
+                backend="ranktable", node_rank=0)
+
+
 def test_an_outer_launch_leaves_no_trace_in_the_ranks(monkeypatch):
     for name in ("MS_ROLE", "RANK_ID", "OMPI_COMM_WORLD_RANK", "RANK_TABLE_FILE"):
         monkeypatch.setenv(name, "1")

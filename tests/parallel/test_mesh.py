@@ -53,10 +53,19 @@ def test_every_element_of_every_parameter_counts_once_in_the_norm():
     ({"parallel.tensor": 4, "model.vocab_size": 510}, "model.vocab_size"),
     ({"parallel.pipeline": 8, "parallel.micro_batches": 8, "data.batch_size": 8}, "parallel.pipeline"),
     ({"parallel.pipeline": 4, "parallel.micro_batches": 2}, "parallel.micro_batches"),
+    ({"parallel.tensor": 3, "model.num_heads": 6, "model.hidden_size": 48, "model.vocab_size": 513}, "power of two"),
 ])
-def test_an_impossible_layout_is_refused_by_its_key(change, key):
-    with pytest.raises(InputError, match=key):
+def test_an_impossible_layout_is_refused_by_its_key_in_one_line(change, key):
+    with pytest.raises(InputError, match=key) as caught:
         check_layout(preset("debug").replace(**change))
+    assert "\n" not in str(caught.value)
+
+
+def test_ascend_wants_powers_of_two_of_data_ranks_and_others_do_not():
+    three = preset("debug").replace(**{"parallel.data": 3, "data.batch_size": 6})
+    check_layout(three)
+    with pytest.raises(InputError, match="parallel.data=3 must be a power of two on Ascend: take 2 or 4"):
+        check_layout(three, powers_of_two=True)
 
 
 def test_a_rank_outside_the_world_is_refused():

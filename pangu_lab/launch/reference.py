@@ -1,0 +1,192 @@
+"""How each training launch of the reference implementation is written here, argument by argument.
+
+The reference starts training with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
+order, ``ARGUMENTS`` says what becomes of each, and ``translate`` does it: a script's name and its arguments in, the
+command of this project out. The tables in the README and in notebook 04 are made from these, and a test dry-runs every
+command they show, so they cannot say something that does not hold.
+
+Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts and README. What its training script sets by itself for
+each size (tensor parallelism over 8 devices, sliced optimizer states, recomputation) is written out in the commands.
+"""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pangu_lab.config import ParallelConfig
+from pangu_lab.errors import InputError, nearest
+from pangu_lab.planner import plan
+from pangu_lab.presets import preset
+
+TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sliced optimizer states
+ASCEND = ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "STAGE_NUM", "MICRO_SIZE", "PER_BATCH", "RANK_START",
+          "LOCAL_DEVICE_NUM")
+
+
+@dataclass(frozen=True)
+class ReferenceLaunch:
+    """A script of the reference: its arguments in order, how many of them may be left out, and an example."""
+
+    script: str
+    arguments: tuple[str, ...]
+    example: str
+    optional: int = 0
+
+
+LAUNCHES = {item.script: item for item in (
+    ReferenceLaunch("run_distribute_train", ASCEND, "DATASET hccl.json 8 fp32 2.6B 1 1 8 0 8"),
+    ReferenceLaunch("run_distribute_train_gpu", ("RANK_SIZE", "HOSTFILE", "DATASET", "PER_BATCH", "MODE"),
+                    "16 hosts DATASET 16 2.6B"),
+    ReferenceLaunch("run_distribute_train_moe", (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL", "EXPERT_PARALLEL_NUM"),
+                    "DATASET hccl.json 16 fp32 2.6B 1 1 2 0 8 4 1 2", optional=1),
+    ReferenceLaunch("run_distribute_train_moe_host_device", (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL"),
+                    "DATASET hccl.json 8 fp32 2.6B 1 1 2 0 8 36 0"),
+    ReferenceLaunch("run_distribute_train_auto_parallel", (*ASCEND, "SEARCH_MODE"),
+                    "DATASET hccl.json 8 fp16 2.6B 1 1 16 0 8 recursive_programming", optional=1),
+)}
+
+# argument → what becomes of it, in English and Chinese
+ARGUMENTS: dict[str, tuple[str, str]] = {
+    "DATASET": ("`--data DIR`, made by `pangu-lab prepare`", "`--data DIR`，由 `pangu-lab prepare` 生成"),
+    "RANK_TABLE": ("`--rank-table FILE`, made by `pangu-lab ranktable`", "`--rank-table FILE`，由 `pangu-lab ranktable` 生成"),
+    "HOSTFILE": ("`--backend mpirun --hosts FILE`", "`--backend mpirun --hosts FILE`"),
+    "RANK_SIZE": ("`parallel.data` = RANK_SIZE / stages / tensor; must agree with the rank table or the hosts",
+                  "`parallel.data` = RANK_SIZE / 流水级数 / 张量并行数；须与 rank table 或主机文件一致"),
+    "TYPE": ("no counterpart: weights are kept in fp32 always, products are made in `model.compute_dtype`",
+             "无对应项：权重总是以 fp32 保存，矩阵乘按 `model.compute_dtype` 计算"),
+    "MODE": ("`--preset MODE`; its `1.3B` is `reference-1.3B` here", "`--preset MODE`；其 `1.3B` 在此名为 `reference-1.3B`"),
+    "STAGE_NUM": ("`parallel.pipeline`", "`parallel.pipeline`"),
+    "MICRO_SIZE": ("`parallel.micro_batches`", "`parallel.micro_batches`"),
+    "PER_BATCH": ("`data.batch_size` = PER_BATCH × data ranks × micro-batches (here it counts the whole step)",
+                  "`data.batch_size` = PER_BATCH × 数据并行数 × 微批数（此处按整步计）"),
+    "RANK_START": ("`--node-rank` = RANK_START / LOCAL_DEVICE_NUM", "`--node-rank` = RANK_START / LOCAL_DEVICE_NUM"),
+    "LOCAL_DEVICE_NUM": ("the rank table says it", "由 rank table 给出"),
+    "EXPERT_NUM_PER_EP": ("`model.num_experts` = EXPERT_NUM_PER_EP × EXPERT_PARALLEL_NUM",
+                          "`model.num_experts` = EXPERT_NUM_PER_EP × EXPERT_PARALLEL_NUM"),
+    "ENABLE_ALLTOALL": ("`parallel.all_to_all`", "`parallel.all_to_all`"),
+    "EXPERT_PARALLEL_NUM": ("`parallel.expert`", "`parallel.expert`"),
+    "SEARCH_MODE": ("`pangu-lab plan` searches, before the launch and on any machine; the command has what it found",
+                    "由 `pangu-lab plan` 在启动前搜索，任何机器均可；命令中是其结果"),
+}
+
+
+def translate(script: str, arguments: Sequence[str]) -> list[str]:
+    """The command of this project for a launch of the reference.
+
+    Args:
+        script: its name, such as "run_distribute_train" (with or without ".sh").
+        arguments: what was given to it, in its order.
+
+    Raises:
+        InputError: there is no such script, or its arguments do not go together.
+    """
+    launch = _launch(script)
+    least = len(launch.arguments) - launch.optional
+    if not least <= len(arguments) <= len(launch.arguments):
+        raise InputError(f"{launch.script} takes {least} to {len(launch.arguments)} arguments "
+                         f"({' '.join(launch.arguments)}), not {len(arguments)}")
+    given = dict(zip(launch.arguments, arguments))
+    words = ["pangu-lab", "launch", "--preset", _preset(given["MODE"]), *_where(given), "--data", given["DATASET"]]
+    settings = _settings(launch.script, given)
+    return [*words, "--run", "DIR", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+
+
+def _launch(script: str) -> ReferenceLaunch:
+    name = Path(script).name.removesuffix(".sh").replace("run_distributed", "run_distribute")
+    if name not in LAUNCHES:
+        raise InputError(f"unknown script '{script}'{nearest(name, LAUNCHES)}; there are {', '.join(LAUNCHES)}")
+    return LAUNCHES[name]
+
+
+def _preset(mode: str) -> str:
+    name = "reference-1.3B" if mode == "1.3B" else mode
+    preset(name)  # refuses what there is not
+    return name
+
+
+def _where(given: Mapping[str, str]) -> list[str]:
+    """Which machines, and which of them this one is."""
+    if "HOSTFILE" in given:
+        return ["--backend", "mpirun", "--hosts", given["HOSTFILE"]]
+    node = number(given, "RANK_START", 0) // max(1, number(given, "LOCAL_DEVICE_NUM", 1))
+    return ["--rank-table", given["RANK_TABLE"], "--node-rank", str(node)]
+
+
+def number(given: Mapping[str, str], name: str, otherwise: int) -> int:
+    """The whole number given for an argument, or ``otherwise`` where the script has no such argument."""
+    text = given.get(name, str(otherwise))
+    if not text.isdigit():
+        raise InputError(f"{name}={text} must be a whole number")
+    return int(text)
+
+
+def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
+    """Dotted keys; those at their default are left out."""
+    stages, micro_batches = number(given, "STAGE_NUM", 1), number(given, "MICRO_SIZE", 1)
+    devices = number(given, "RANK_SIZE", 1)
+    data, rest = divmod(devices, stages * TENSOR)
+    if rest or not data:
+        raise InputError(f"RANK_SIZE={devices} must be a multiple of STAGE_NUM × {TENSOR}, the reference's tensor "
+                         f"parallelism: {stages * TENSOR}")
+    batch = number(given, "PER_BATCH", 1) * data * (micro_batches if stages > 1 else 1)
+    expert = number(given, "EXPERT_PARALLEL_NUM", 1)
+    if script.endswith("auto_parallel"):
+        parallel = _searched(given["MODE"], devices, stages, batch)
+    else:
+        parallel = {"parallel.data": data, "parallel.tensor": TENSOR, "parallel.pipeline": stages,
+                    "parallel.micro_batches": micro_batches if stages > 1 else 1, "parallel.optimizer": data > 1,
+                    "parallel.recompute": True, "parallel.expert": expert,
+                    "parallel.all_to_all": number(given, "ENABLE_ALLTOALL", 0) > 0}
+    default = {f"parallel.{name}": value for name, value in vars(ParallelConfig()).items()}
+    kept = {key: str(value).lower() for key, value in parallel.items() if value != default.get(key)}
+    more = {"data.batch_size": str(batch)}
+    if "EXPERT_NUM_PER_EP" in given:
+        more["model.num_experts"] = str(number(given, "EXPERT_NUM_PER_EP", 1) * expert)
+    if script.endswith("host_device"):
+        more["train.offload"] = "optimizer"
+    return {**kept, **more}
+
+
+def _searched(mode: str, devices: int, stages: int, batch: int) -> dict[str, Any]:
+    """The planner's layout with so many stages, as dotted keys."""
+    found = plan(preset(_preset(mode)), devices, batch=batch)
+    fitting = [item for item in found.layouts if item.fits and item.parallel.pipeline == stages]
+    if not fitting:
+        raise InputError(f"no layout of {devices} devices in {stages} stages holds {mode}; see `pangu-lab plan --preset "
+                         f"{_preset(mode)} --devices {devices} --batch {batch}`")
+    return fitting[0].settings()
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+_WORDS = {"en": ("argument of the reference", "here", "launch of the reference, with an example", "the same here"),
+          "zh": ("参考实现的参数", "此处", "参考实现的启动方式与示例", "此处的等价命令")}
+
+
+@functools.lru_cache(maxsize=None)
+def tables(language: str = "en") -> str:
+    """Two Markdown tables: every argument and what becomes of it; every launch and its command here."""
+    argument, here, launch, command = _WORDS[language]
+    column = {"en": 0, "zh": 1}[language]
+    lines = [f"| {argument} | {here} |", "|---|---|"]
+    lines += [f"| `{name}` | {texts[column]} |" for name, texts in ARGUMENTS.items()]
+    lines += ["", f"| {launch} | {command} |", "|---|---|"]
+    for item in LAUNCHES.values():
+        ours = shlex.join(translate(item.script, item.example.split()))
+        lines.append(f"| `{item.script}` `{' '.join(item.arguments)}`<br>`{item.example}` | `{ours}` |")
+    return "\n".join(lines)
+
+
+BEGIN, END = "<!-- reference launches -->", "<!-- end of reference launches -->"
+
+
+def with_tables(text: str, language: str) -> str:
+    """A README's text with the tables, as they are now, between its two marks."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{tables(language)}\n\n{END}{after}"

@@ -1,0 +1,96 @@
+"""Every launch of the reference has its row in both READMEs, and the command in it parses and dry-runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pangu_lab import cli
+from pangu_lab.errors import InputError
+from pangu_lab.launch import create_rank_table, merge_rank_tables, write_rank_table
+from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate, with_tables
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+SCRIPTS = ["run_distribute_train", "run_distribute_train_gpu", "run_distribute_train_moe",
+           "run_distribute_train_moe_host_device", "run_distribute_train_auto_parallel"]
+
+
+def shown(text: str) -> dict[str, list[str]]:
+    """Script → the command in its row."""
+    rows = re.findall(r"^\| `(run_distribute\w+)` .*\| `(pangu-lab [^`]+)` \|$", text, re.MULTILINE)
+    return {script: shlex.split(command) for script, command in rows}
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """A folder with a hosts file and rank tables of 8 and 16 devices."""
+    def address(server, number):
+        return f"192.168.{100 + server}.{number + 1}"
+
+    servers = [create_rank_table(f"10.0.0.{n}", list(range(8)), [address(n, i) for i in range(8)]) for n in (1, 2)]
+    write_rank_table(servers[0], tmp_path / "8.json")
+    write_rank_table(merge_rank_tables(servers), tmp_path / "16.json")
+    (tmp_path / "hosts").write_text("10.0.0.1 slots=8\n10.0.0.2 slots=8\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("language", READMES)
+def test_the_readmes_have_the_tables_as_they_are_now(language):
+    text = READMES[language].read_text(encoding="utf-8")
+    assert with_tables(text, language) == text, (
+        f"write them anew: open {READMES[language].name} and keep what pangu_lab.launch.reference.with_tables gives")
+
+
+def test_every_launch_and_every_argument_has_its_row():
+    assert list(LAUNCHES) == SCRIPTS
+    assert {name for launch in LAUNCHES.values() for name in launch.arguments} == set(ARGUMENTS)
+    for language in READMES:
+        assert set(shown(tables(language))) == set(SCRIPTS)
+        assert all(f"| `{name}` |" in tables(language) for name in ARGUMENTS)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch, capsys):
+    monkeypatch.chdir(machines)
+    command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    ranks = dict(zip(LAUNCHES[script].arguments, LAUNCHES[script].example.split()))["RANK_SIZE"]
+    words = [f"{ranks}.json" if word == "hccl.json" else word for word in command[1:]]
+    assert cli.main([*words, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    started = [line for line in lines if line.startswith("env ")]
+    if "--rank-table" in words:
+        assert len(started) == int(ranks) and all("RANK_TABLE_FILE=" in line for line in started)
+    else:
+        assert any(f"-np {ranks} " in line for line in started)
+
+
+def test_each_argument_lands_where_the_table_says():
+    words = translate("scripts/run_distribute_train.sh", "D t.json 32 fp32 13B 2 4 16 8 8".split())
+    settings = dict(word.split("=") for word in words if "=" in word)
+    assert settings == {"parallel.data": "2", "parallel.tensor": "8", "parallel.pipeline": "2",
+                        "parallel.micro_batches": "4", "parallel.optimizer": "true", "parallel.recompute": "true",
+                        "data.batch_size": str(16 * 2 * 4)}
+    for option, value in (("--preset", "13B"), ("--rank-table", "t.json"), ("--node-rank", "1"), ("--data", "D")):
+        assert words[words.index(option) + 1] == value
+    moe = translate("run_distribute_train_moe", "D t.json 16 fp32 2.6B 1 1 2 0 8 4 1 2".split())
+    assert {"model.num_experts=8", "parallel.expert=2", "parallel.all_to_all=true"} <= set(moe)
+    host = translate("run_distribute_train_moe_host_device", "D t.json 8 fp32 2.6B 1 1 2 0 8 36 0".split())
+    assert {"model.num_experts=36", "train.offload=optimizer", "data.batch_size=2"} <= set(host)
+    assert "reference-1.3B" in translate("run_distribute_train_gpu", "8 hosts D 16 1.3B".split())
+
+
+@pytest.mark.parametrize("script,arguments,message", [
+    ("run_distribute_trian", "", "unknown script 'run_distribute_trian' .did you mean 'run_distribute_train'"),
+    ("run_distribute_train", "D t.json 8", "takes 10 to 10 arguments"),
+    ("run_distribute_train", "D t.json 12 fp32 2.6B 1 1 8 0 8", "RANK_SIZE=12 must be a multiple of STAGE_NUM"),
+    ("run_distribute_train", "D t.json 8 fp32 2.7B 1 1 8 0 8", "unknown preset '2.7B'"),
+    ("run_distribute_train", "D t.json 8 fp32 2.6B one 1 8 0 8", "STAGE_NUM=one must be a whole number"),
+])
+def test_what_the_reference_would_not_take_either_is_one_line(script, arguments, message):
+    with pytest.raises(InputError, match=message) as caught:
+        translate(script, arguments.split())
+    assert "\n" not in str(caught.value)
