@@ -447,6 +447,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
 def _convert_one(value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         kinds = typing.get_args(kind)
+        value = list(value.items()) if isinstance(value, dict) else value  # {id: number} for pairs
         items = value if isinstance(value, (list, tuple)) else [value]
         if kinds[-1] is Ellipsis:
             kinds = kinds[:1] * len(items)

@@ -26,7 +26,7 @@ PACKAGE = ROOT / "pangu_lab"
 LAYERS = (
     ("errors", "files", "progress", "fonts"), ("config", "presets"), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",),
-    ("export",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
+    ("export",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,31 @@ def resolve_checkpoint(folder: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
+class StoredWeights(Mapping[str, np.ndarray]):
+    """The parameters of a checkpoint by published name, each read from the disk when it is asked for.
+
+    Whoever takes them one by one never holds the model twice. ``shapes`` tells what there is without reading.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: RunConfig) -> None:
+        self.checkpoint = checkpoint
+        specs = parameter_specs(config.model)
+        check_parameters(checkpoint, specs)
+        self.shapes = {name: spec.shape for name, spec in specs.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.shapes:
+            raise KeyError(name)
+        return self.checkpoint.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+def open_weights(folder: Path | str) -> tuple[StoredWeights, RunConfig]:
     """All weights of a run or checkpoint, whole, by published name, and the configuration they belong to.
 
     Raises:
@@ -37,9 +62,13 @@ def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
     """
     checkpoint = resolve_checkpoint(folder)
     config = checkpoint.config
-    specs = parameter_specs(config.model)
-    check_parameters(checkpoint, specs)
-    return {name: checkpoint.read(name) for name in specs}, config
+    return StoredWeights(checkpoint, config), config
+
+
+def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
+    """As ``open_weights``, with every parameter in memory."""
+    weights, config = open_weights(folder)
+    return dict(weights), config
 
 
 def check_parameters(checkpoint: Checkpoint, specs) -> None:

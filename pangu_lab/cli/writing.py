@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from pathlib import Path
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
@@ -18,7 +17,9 @@ def register(verbs: Any) -> None:
     parser = add_verb(verbs, "generate", run_generate, "continue a prompt",
                       "One text streams as it is written; several (sampling.num_return_sequences) come last.")
     parser.add_argument("--from", dest="source", required=True, metavar="DIR",
-                        help="a run, a checkpoint or a bundle")
+                        help="a run, a checkpoint, a converted release or a bundle")
+    parser.add_argument("--tokenizer", metavar="NAME",
+                        help="instead of the one kept there: 'pangu', or a folder")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help="what to continue; can be given many times (default: standard input)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")
@@ -54,22 +55,13 @@ def prompts(args: argparse.Namespace) -> list[str]:
 def run_generate(args: argparse.Namespace) -> int:
     sampling(args, SamplingConfig())  # a wrong setting is told before anything is loaded
     texts = prompts(args)
-    engine = _open(args.source)
+    from pangu_lab.lm import PanguLM
+
+    engine = PanguLM.load(args.source, args.tokenizer).engine
     chosen = sampling(args, engine.sampling)
     one_text = chosen.num_beams == 1 and chosen.num_return_sequences == 1
     results = [(_stream if one_text else _several)(engine, text, chosen) for text in texts]
     return finish(args, [{"prompt": text, **dataclasses.asdict(result)} for text, result in zip(texts, results)])
-
-
-def _open(source: str) -> Any:
-    """The engine of a run, a checkpoint or a bundle."""
-    if (Path(source) / "bundle.json").is_file():
-        from pangu_lab.export import load_bundle
-
-        return load_bundle(source)
-    from pangu_lab.generate import load_engine
-
-    return load_engine(source)
 
 
 def _stream(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:

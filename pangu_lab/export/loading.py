@@ -8,12 +8,13 @@ cache.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pangu_lab.config import RunConfig, SamplingConfig, config_from_dict
+from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, config_from_dict
 from pangu_lab.errors import InputError
 from pangu_lab.files import read_json, sha256_file
 from pangu_lab.generate.engine import Engine
@@ -37,6 +38,12 @@ class Bundle(Engine):
         super().__init__(runner, tokenizer, sampling, description["name"])
         self.folder, self.description = folder, description
         self._first, self._eval_loss = first, None
+
+    @property
+    def config(self) -> ModelConfig:
+        """The network's sizes."""
+        known = {field.name for field in dataclasses.fields(ModelConfig)}
+        return ModelConfig(**{key: value for key, value in self.description["model"].items() if key in known})
 
     def eval_loss(self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray,
                   weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

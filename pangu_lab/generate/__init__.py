@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pangu_lab.generate.engine import (CompletionStream, Engine, engine_from_weights, generate, generate_many,
-                                       load_engine, stream)
+                                       stream)
+from pangu_lab.generate.loading import load_engine
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import History, Stage, choose, explain
 from pangu_lab.generate.sequence import Completion, TokenLogprob

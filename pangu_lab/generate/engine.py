@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
@@ -144,25 +143,6 @@ def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, 
         InputError: weights, configuration and tokenizer do not belong together.
     """
     return Engine(network_runner(weights, config, places), tokenizer, sampling, name)
-
-
-def load_engine(folder: Path | str, tokenizer: Optional[str] = None, places: Optional[int] = None) -> Engine:
-    """An engine over the newest checkpoint of a run, or over one checkpoint.
-
-    Args:
-        folder: ``runs/NAME`` or a checkpoint folder.
-        tokenizer: another tokenizer than the one kept with the run, whose choice of eod and pad was made with the
-            data.
-
-    Raises:
-        InputError: no checkpoint or tokenizer there, or they do not belong together.
-    """
-    from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
-    from pangu_lab.tokenizer import load_tokenizer
-
-    weights, config = load_weights(folder)
-    loaded = load_tokenizer(tokenizer or tokenizer_folder(folder))
-    return engine_from_weights(weights, config.model, loaded, config.sampling, places, Path(folder).resolve().name)
 
 
 # ----------------------------------------------------------------------------------------------------- generating

@@ -14,6 +14,7 @@ What was learned about MindSpore on CPU:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Optional
 
 import mindspore as ms
@@ -26,7 +27,7 @@ from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_
 from pangu_lab.ops import activation
 
 MASKED = -10000.0
-Weights = dict[str, np.ndarray]
+Weights = Mapping[str, np.ndarray]  # read one by one
 
 
 def check_weights(weights: Weights, config: ModelConfig) -> None:
@@ -36,11 +37,12 @@ def check_weights(weights: Weights, config: ModelConfig) -> None:
         InputError: names the first parameter that is missing, of the wrong shape, or unknown.
     """
     specs = parameter_specs(config)
+    shapes = getattr(weights, "shapes", None) or {name: value.shape for name, value in weights.items()}
     for name, spec in specs.items():
         if name not in weights:
             raise InputError(f"the weights lack {name}, which model.num_layers={config.num_layers} needs")
-        if tuple(weights[name].shape) != tuple(spec.shape):
-            shape = tuple(weights[name].shape)
+        shape = tuple(shapes[name])
+        if shape != tuple(spec.shape):
             raise InputError(f"{name} has shape {shape}, the configuration needs {spec.shape}")
     unknown = [name for name in weights if name not in specs]
     if unknown:

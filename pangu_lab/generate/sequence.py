@@ -56,6 +56,9 @@ class Completion:
     score: Optional[float] = None
     others: tuple[Completion, ...] = ()
 
+    def __str__(self) -> str:
+        return self.text
+
     def with_others(self, others: tuple[Completion, ...]) -> Completion:
         return dataclasses.replace(self, others=others)
 

@@ -1,0 +1,61 @@
+"""From a folder to a compiled network: the weights are read one by one, so that memory holds them once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional
+
+from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
+from pangu_lab.config import RunConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.runner import Runner, network_runner
+from pangu_lab.tokenizer import Tokenizer, load_tokenizer
+
+
+def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
+                places: Optional[int] = None) -> tuple[Runner, RunConfig, Optional[Tokenizer], str]:
+    """(network, settings, tokenizer, name) of the newest checkpoint of a run, or of one checkpoint.
+
+    The tokenizer is the one kept there unless another is named, and None where there is neither.
+
+    Raises:
+        InputError: no checkpoint there, or a tokenizer that does not belong to it.
+    """
+    weights, config = open_weights(folder)
+    found = _tokenizer(folder, tokenizer, config)
+    runner = network_runner(weights, config.model, places)
+    return runner, config, found, Path(folder).resolve().name
+
+
+def _tokenizer(folder: Path | str, name: Optional[str], config: RunConfig) -> Optional[Tokenizer]:
+    if name is not None:
+        found = load_tokenizer(name)
+    else:
+        try:
+            place = tokenizer_folder(folder)
+        except InputError:
+            return None
+        found = load_tokenizer(place, config.tokenizer.eod, config.tokenizer.pad)
+    if found.vocab_size > config.model.vocab_size:
+        raise InputError(f"the tokenizer has {found.vocab_size} pieces and the model {config.model.vocab_size}: "
+                         "give the tokenizer that the model was trained with")
+    return found
+
+
+def load_engine(folder: Path | str, tokenizer: Optional[str] = None, places: Optional[int] = None) -> Engine:
+    """An engine over the newest checkpoint of a run, or over one checkpoint.
+
+    Args:
+        folder: ``runs/NAME`` or a checkpoint folder.
+        tokenizer: another tokenizer than the one kept with the run, whose choice of eod and pad was made with the
+            data.
+
+    Raises:
+        InputError: no checkpoint or tokenizer there, or they do not belong together.
+    """
+    if tokenizer is None:
+        tokenizer_folder(folder)  # says what is missing before anything large is read
+    runner, config, found, name = load_runner(folder, tokenizer, places)
+    assert found is not None
+    return Engine(runner, found, config.sampling, name)

@@ -1,0 +1,183 @@
+"""A model in two lines, wherever it lies: a run, a checkpoint, a converted release, or an exported bundle.
+
+    lm = PanguLM.load("runs/first")
+    print(lm.generate("春天来了，", max_new_tokens=40, temperature=0.8))
+
+``PanguLM`` is a thin front of what the library does anyway: ``generate`` and ``stream`` are those of
+``pangu_lab.generate``, ``score`` is that of ``pangu_lab.evaluate``. All of them, and ``logits``, share one copy of
+the weights and one compiled network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Optional, Union, overload
+
+import numpy as np
+
+from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, apply_overrides
+from pangu_lab.errors import InputError, nearest
+from pangu_lab.evaluate.engine import EngineScorer
+from pangu_lab.evaluate.scoring import Score
+from pangu_lab.export.loading import DESCRIPTION, Bundle, load_bundle
+from pangu_lab.generate.engine import CompletionStream, Engine, generate, generate_many, stream
+from pangu_lab.generate.loading import load_runner
+from pangu_lab.generate.runner import Runner
+from pangu_lab.generate.sequence import Completion
+from pangu_lab.tokenizer import Tokenizer
+
+
+class PanguLM:
+    """A model ready to write, to score, and to be looked into. Made by ``load``.
+
+    Attributes:
+        config: the network's sizes.
+        tokenizer: None where the folder keeps none; only ``logits`` then works.
+        sampling: what ``generate`` uses when it is told nothing.
+        name: for people.
+    """
+
+    def __init__(self, runner: Runner, config: ModelConfig, tokenizer: Optional[Tokenizer],
+                 sampling: SamplingConfig = SamplingConfig(), name: str = "model",
+                 engine: Optional[Engine] = None) -> None:
+        self.runner, self.config, self.tokenizer, self.sampling, self.name = runner, config, tokenizer, sampling, name
+        if engine is None and tokenizer is not None:
+            engine = Engine(runner, tokenizer, sampling, name)
+        self._engine = engine
+
+    @classmethod
+    def load(cls, folder: Union[str, Path], tokenizer: Optional[str] = None,
+             places: Optional[int] = None) -> PanguLM:
+        """The model in ``folder``.
+
+        Args:
+            folder: a run (its newest whole checkpoint), a checkpoint, a release that ``pangu-lab convert`` wrote, or
+                a bundle.
+            tokenizer: instead of the one kept in the folder: "pangu", or a folder.
+            places: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
+
+        Raises:
+            InputError: no model there, a damaged one, or a tokenizer that does not belong to it.
+        """
+        if (Path(folder) / DESCRIPTION).is_file():
+            if tokenizer is not None or places is not None:
+                raise InputError(f"{folder}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
+            return cls._of_bundle(load_bundle(folder))
+        runner, config, found, name = load_runner(folder, tokenizer, places)
+        return cls(runner, config.model, found, config.sampling, name)
+
+    @classmethod
+    def _of_bundle(cls, bundle: Bundle) -> PanguLM:
+        return cls(bundle.runner, bundle.config, bundle.tokenizer, bundle.sampling, bundle.name, bundle)
+
+    @property
+    def engine(self) -> Engine:
+        """What generates; the functions of ``pangu_lab.generate`` take it.
+
+        Raises:
+            InputError: there is no tokenizer.
+        """
+        if self._engine is None:
+            raise InputError(f"{self.name}: no tokenizer is kept with this model; load it with tokenizer=: "
+                             "'pangu' for the published releases, or a tokenizer's folder")
+        return self._engine
+
+    @property
+    def scorer(self) -> EngineScorer:
+        """What scores; ``pangu_lab.evaluate.evaluate`` takes it as its source."""
+        return EngineScorer(self.engine, name=self.name)
+
+    @overload
+    def generate(self, prompt: str, **sampling: Any) -> Completion: ...
+
+    @overload
+    def generate(self, prompt: Sequence[str], **sampling: Any) -> list[Completion]: ...
+
+    def generate(self, prompt, **sampling):
+        """Continue a prompt, or each of several.
+
+        Args:
+            prompt: a text, or a list of texts, which are then written several at a time.
+            sampling: any field of ``SamplingConfig``, such as max_new_tokens, temperature, top_p, stop, seed; over
+                the model's own. Or ``sampling=``, a whole ``SamplingConfig``.
+
+        Returns:
+            A ``Completion``, whose ``str`` is its text; a list of them for several prompts.
+
+        Raises:
+            InputError: a setting is unknown or out of its range, or there is no tokenizer.
+        """
+        chosen = self._sampling(sampling)
+        if isinstance(prompt, str):
+            return generate(self.engine, prompt, chosen)
+        return generate_many(self.engine, list(prompt), chosen)
+
+    def stream(self, prompt: str, **sampling: Any) -> CompletionStream:
+        """Continue a prompt, giving the text piece by piece; settings as ``generate``."""
+        return stream(self.engine, prompt, self._sampling(sampling))
+
+    def logits(self, ids: Any) -> np.ndarray:
+        """What the network says after every token.
+
+        Args:
+            ids: (batch, seq) integers; each row is a text of its own that begins at position 0.
+
+        Returns:
+            (batch, seq, vocab) float32.
+
+        Raises:
+            InputError: another shape, more tokens than the model has positions, or an id outside the vocabulary.
+        """
+        ids = self._checked(np.asarray(ids))
+        batch, seq = ids.shape
+        group = max(1, self.runner.pool.places // seq)
+        if self._engine is not None:
+            self._engine.make_room(min(batch, group) * seq)
+        parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
+        return np.concatenate(parts)
+
+    def score(self, context: str, continuation: str) -> Score:
+        """How probable ``continuation`` is after ``context``: its log-probability in nats, tokens, and mean.
+
+        With an empty context the first token, which nothing predicts, is read and not scored.
+
+        Raises:
+            InputError: there is no tokenizer.
+        """
+        return self.scorer.loglikelihood([(context, continuation)])[0]
+
+    def _checked(self, ids: np.ndarray) -> np.ndarray:
+        if ids.ndim != 2 or not ids.size or not np.issubdtype(ids.dtype, np.integer):
+            raise InputError(f"ids must be whole numbers in (batch, seq), not {ids.dtype} in {ids.shape}")
+        if ids.shape[1] > self.runner.max_length:
+            raise InputError(f"ids has {ids.shape[1]} tokens a row, the model holds {self.runner.max_length}")
+        if ids.min() < 0 or ids.max() >= self.runner.vocab_size:
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise InputError(f"token {wrong} is outside the vocabulary: the model has 0 to "
+                             f"{self.runner.vocab_size - 1}")
+        return ids
+
+    def _logits(self, ids: np.ndarray) -> np.ndarray:
+        """As ``logits``, for as many rows as the cache holds."""
+        taken = self.runner.pool.take(ids.size)
+        try:
+            places = np.array(taken).reshape(ids.shape)
+            positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+            rows = self.runner.run(ids, positions, places, places, np.arange(ids.size))
+        finally:
+            self.runner.pool.give_back(taken)
+        return rows.reshape(*ids.shape, -1)
+
+    def _sampling(self, given: dict[str, Any]) -> SamplingConfig:
+        base = given.pop("sampling", None) or self.sampling
+        known = SamplingConfig.__dataclass_fields__
+        for key in given:
+            if key not in known:
+                raise InputError(f"unknown setting '{key}'{nearest(key, known)}; there are {', '.join(known)}")
+        changes = {f"sampling.{key}": value for key, value in given.items()}
+        return apply_overrides(RunConfig(sampling=base), changes).sampling
+
+    def __repr__(self) -> str:
+        return (f"PanguLM({self.name}: {self.config.num_layers} layers × {self.config.hidden_size}, "
+                f"{self.config.num_parameters:,} parameters)")

@@ -1,0 +1,131 @@
+"""``PanguLM``: two lines from a folder to text, scores and logits, the same whatever the folder is."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from pangu_lab import PanguLM
+from pangu_lab.checkpoint.convert import convert_checkpoint
+from pangu_lab.errors import InputError
+
+PROMPT = "春天来了，"
+SETTINGS = {"model.num_heads": 4, "model.hidden_act": "gelu"}
+
+
+@pytest.fixture(scope="module")
+def places(debug_run, tmp_path_factory):
+    """The same weights as a run, a checkpoint, a release that went out and came back, and a bundle."""
+    from pangu_lab.checkpoint import list_checkpoints
+    from pangu_lab.export import export_run
+
+    folder = tmp_path_factory.mktemp("places")
+    convert_checkpoint(debug_run, folder / "theirs", "gpt_pangu")
+    convert_checkpoint(folder / "theirs", folder / "release", overrides=SETTINGS,
+                       tokenizer=str(debug_run / "tokenizer"))
+    export_run(debug_run, folder / "bundle", one_token=False)
+    return {"run": debug_run, "checkpoint": list_checkpoints(debug_run / "checkpoints")[-1],
+            "release": folder / "release", "bundle": folder / "bundle"}
+
+
+@pytest.fixture(scope="module")
+def lm(places):
+    return PanguLM.load(places["run"])
+
+
+def test_two_lines_write_a_text(lm):
+    drawn = dict(max_new_tokens=12, temperature=0.9, seed=1)
+    done = lm.generate(PROMPT, **drawn)
+    assert str(done) == done.text and done.text and len(done.ids) <= 12
+    pieces = lm.stream(PROMPT, **drawn)
+    assert "".join(pieces) == done.text and pieces.completion.ids == done.ids
+    both = lm.generate([PROMPT, "水"], **drawn)
+    assert [item.ids for item in both] == [done.ids, lm.generate("水", **drawn).ids]
+
+
+def test_what_the_model_was_given_as_sampling_settings_is_the_default(lm):
+    assert lm.generate(PROMPT, seed=3).ids == lm.generate(PROMPT, seed=3, sampling=lm.sampling).ids
+    biased = lm.generate(PROMPT, max_new_tokens=3, logit_bias={7: 100.0}, temperature=0)
+    assert biased.ids == (7, 7, 7)
+
+
+def test_logits_are_those_of_the_network_that_is_trained(lm, debug_run):
+    from mindspore import Tensor
+
+    from pangu_lab.checkpoint import load_weights
+    from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+
+    weights, config = load_weights(debug_run)
+    network = PanguLogits(config.model, PanguStage(config.model, Weights(weights), seq_length=24))
+    ids = np.random.default_rng(0).integers(0, 512, (3, 24))
+    positions = np.broadcast_to(np.arange(24), ids.shape)
+    want = network(Tensor(ids.astype(np.int32)), Tensor(positions.astype(np.int32))).asnumpy()
+    got = lm.logits(ids)
+    assert got.shape == (3, 24, 512) and got.dtype == np.float32 and np.abs(got - want).max() < 1e-4
+    assert lm.runner.pool.free == lm.runner.pool.places
+
+
+def test_more_rows_than_the_cache_holds_are_taken_in_turns(lm):
+    ids = np.random.default_rng(1).integers(0, 512, (40, 40))  # 1600 positions, the cache has 1024
+    assert np.abs(lm.logits(ids)[[0, 39]] - lm.logits(ids[[0, 39]])).max() < 1e-5
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "release", "bundle"])
+def test_it_is_the_same_model_wherever_it_lies(places, lm, what):
+    other = PanguLM.load(places[what])
+    same = dict(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=5)
+    assert other.generate(PROMPT, **same).ids == lm.generate(PROMPT, **same).ids
+    assert other.score("春天来", "了，花开了。").logprob == pytest.approx(
+        lm.score("春天来", "了，花开了。").logprob, abs=1e-4)
+    ids = np.arange(20).reshape(2, 10)
+    assert np.abs(other.logits(ids) - lm.logits(ids)).max() < 1e-4
+    assert other.config.num_parameters == lm.config.num_parameters
+
+
+def test_scores_are_those_of_the_scoring_engine(lm, debug_run):
+    from pangu_lab.evaluate import LocalScorer
+
+    pairs = [("春天来", "了，花开了。"), ("", "水从山上流下来。"), ("他说", ""), ("长" * 80, "短")]
+    engine = LocalScorer.load(debug_run)
+    for (context, continuation), want in zip(pairs, engine.loglikelihood(pairs)):
+        got = lm.score(context, continuation)
+        assert got.logprob == pytest.approx(want.logprob, abs=1e-4)
+        assert (got.tokens, got.greedy, got.cut) == (want.tokens, want.greedy, want.cut)
+
+
+def test_without_a_tokenizer_there_are_logits_and_a_clear_word(places, tmp_path):
+    convert_checkpoint(places["release"].parent / "theirs", tmp_path / "bare", overrides=SETTINGS)
+    bare = PanguLM.load(tmp_path / "bare")
+    assert bare.logits([[1, 2, 3]]).shape == (1, 3, 512)
+    with pytest.raises(InputError, match="no tokenizer is kept .* tokenizer="):
+        bare.generate(PROMPT)
+    with pytest.raises(InputError, match="512"):
+        PanguLM.load(tmp_path / "bare", tokenizer="pangu")
+
+
+@pytest.mark.parametrize("ids,word", [([1, 2], "batch, seq"), ([[1.5]], "whole numbers"), ([[]], "batch, seq"),
+                                      ([[512]], "token 512"), ([[-1]], "token -1"), ([[0] * 65], "65 tokens")])
+def test_ids_that_cannot_be_are_refused(lm, ids, word):
+    with pytest.raises(InputError, match=word):
+        lm.logits(ids)
+
+
+def test_wrong_settings_and_folders_are_named(lm, places, tmp_path):
+    with pytest.raises(InputError, match="unknown setting 'max_tokens'.*max_new_tokens"):
+        lm.generate(PROMPT, max_tokens=3)
+    with pytest.raises(InputError, match="sampling.temperature=-1"):
+        lm.generate(PROMPT, temperature=-1)
+    with pytest.raises(InputError, match="no such folder"):
+        PanguLM.load(tmp_path / "nothing")
+    with pytest.raises(InputError, match="a bundle has its own tokenizer"):
+        PanguLM.load(places["bundle"], tokenizer="pangu")
+
+
+def test_the_name_is_there_and_nothing_is_loaded_for_it():
+    code = ("import sys, pangu_lab; before = 'mindspore' in sys.modules; assert 'PanguLM' in dir(pangu_lab); "
+            "from pangu_lab import PanguLM; print(before, PanguLM.__name__)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["False", "PanguLM"], done.stderr
