@@ -23,6 +23,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.model.moe import Router
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix, parameter_specs
 from pangu_lab.ops import activation
 
@@ -81,6 +82,67 @@ class _Linear(nn.Cell):
         return self.add(self.product(x, self.weight), self.bias)
 
 
+class _FeedForward(nn.Cell):
+    """x (rows, hidden) → 4·hidden → activation → hidden."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, prefix: str):
+        super().__init__(auto_prefix=False)
+        self.up = _transposed(weights, f"{prefix}.mapping")
+        self.down = _transposed(weights, f"{prefix}.projection")
+        self.act = activation(config.hidden_act)
+
+    def construct(self, x, one):
+        return self.down(self.act(self.up(x)))
+
+
+class _Experts(nn.Cell):
+    """A mixture of experts over any number of rows; nothing is dropped.
+
+    A single token reads the weights of its own experts alone. Several rows pass through every expert in turn, because
+    how many rows an expert gets is not known when the graph is compiled, and are weighted by their gates, mostly 0.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, prefix: str):
+        super().__init__(auto_prefix=False)
+        self.experts = config.num_experts
+        self.router = Router(config, lambda name: _parameter(name, weights[name]), prefix)
+        self.up, self.up_bias = self._stack(weights, f"{prefix}.experts.mapping")
+        self.down, self.down_bias = self._stack(weights, f"{prefix}.experts.projection")
+        self.act = activation(config.hidden_act)
+        self.product, self.gather, self.add, self.mul = ops.MatMul(transpose_b=True), ops.Gather(), ops.Add(), ops.Mul()
+        self.argmax, self.sum = ops.Argmax(-1, ms.int32), ops.ReduceSum(keep_dims=True)
+        self.numbers = Tensor(np.arange(config.num_experts, dtype=np.int32))
+
+    @staticmethod
+    def _stack(weights: Weights, name: str):
+        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+        return _parameter(f"{name}.weight", weight.transpose(0, 2, 1)), _parameter(f"{name}.bias", bias[:, 0])
+
+    def construct(self, x, one):
+        _, _, chosen, gates = self.router(x)
+        total = self.mul(x, 0.0)
+        if one:
+            for j in range(len(chosen)):
+                number = ops.reshape(self.argmax(chosen[j]), ())
+                total = self.add(total, self.mul(self.expert(x, number), gates[:, j:j + 1]))
+            return total
+        for e in range(self.experts):
+            gate = self.mul(chosen[0][:, e:e + 1], gates[:, 0:1])
+            for j in range(1, len(chosen)):
+                gate = self.add(gate, self.mul(chosen[j][:, e:e + 1], gates[:, j:j + 1]))
+            total = self.add(total, self.mul(self.expert(x, self.numbers[e]), gate))
+        return total
+
+    def expert(self, x, number):
+        inner = self.product(x, self.gather(self.up, number, 0))
+        inner = self.act(self.add(inner, self.gather(self.up_bias, number, 0)))
+        return self.add(self.product(inner, self.gather(self.down, number, 0)), self.gather(self.down_bias, number, 0))
+
+
+def _transposed(weights: Weights, name: str) -> _Linear:
+    return _Linear(name, weights[f"{name}.weight"].T, weights[f"{name}.bias"])
+
+
 def _stacked(weights: Weights, prefix: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Several (out, in) products of the same input as one."""
     parts = [(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"]) for name in names]
@@ -114,10 +176,9 @@ class _Layer(nn.Cell):
         self.norm2 = _Norm(weights, f"{prefix}.layernorm2", config.layernorm_eps)
         self.qkv = _Linear(f"{prefix}.attention.qkv",
                            *_projection_in(weights, f"{prefix}.attention", names, config.head_dim))
-        self.out = self._transposed(weights, f"{prefix}.attention.projection")
-        self.up = self._transposed(weights, f"{prefix}.output.mapping")
-        self.down = self._transposed(weights, f"{prefix}.output.projection")
-        self.act = activation(config.hidden_act)
+        self.out = _transposed(weights, f"{prefix}.attention.projection")
+        feed_forward = _Experts if layer in config.moe_layers else _FeedForward
+        self.feed_forward = feed_forward(weights, config, f"{prefix}.output")
         shape = (config.num_heads * places, config.head_dim)
         self.keys = _parameter(f"{prefix}.cache.keys", np.zeros(shape, np.float32))
         self.values = _parameter(f"{prefix}.cache.values", np.zeros(shape, np.float32))
@@ -127,15 +188,12 @@ class _Layer(nn.Cell):
         self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
         self.softmax, self.add = ops.Softmax(-1), ops.Add()
 
-    @staticmethod
-    def _transposed(weights: Weights, name: str) -> _Linear:
-        return _Linear(name, weights[f"{name}.weight"].T, weights[f"{name}.bias"])
-
-    def construct(self, x, query, write, read, mask, batch, n):
+    def construct(self, x, query, write, read, mask, batch, n, one=False):
         query, k, v = self.project(x, query)
         keys = self.scatter(self.keys, write, self.reshape(k, (-1, self.head_dim)))
         values = self.scatter(self.values, write, self.reshape(v, (-1, self.head_dim)))
-        return self.finish(x, query, self.gather(keys, read, 0), self.gather(values, read, 0), mask, batch, n)
+        return self.finish(x, query, self.gather(keys, read, 0), self.gather(values, read, 0), mask, batch, n,
+                           one)
 
     def without_cache(self, x, query, mask, batch, n):
         """The same over whole sequences: nothing is read from the cache or kept in it."""
@@ -152,13 +210,13 @@ class _Layer(nn.Cell):
         """(batch·n, hidden) → (batch, heads, n, head_dim)"""
         return self.transpose(self.reshape(rows, (batch, n, self.heads, self.head_dim)), (0, 2, 1, 3))
 
-    def finish(self, x, query, keys, values, mask, batch, n):
+    def finish(self, x, query, keys, values, mask, batch, n, one=False):
         """Attention over keys and values (batch, heads, t, head_dim), then the feed-forward part."""
         scores = self.add(self.scores(self.by_head(query, batch, n), keys), mask)
         mixed = self.mix(self.softmax(scores), values)
         mixed = self.reshape(self.transpose(mixed, (0, 2, 1, 3)), (-1, self.hidden))
         x = self.add(x, self.out(mixed))
-        return self.add(x, self.down(self.act(self.up(self.norm2(x)))))
+        return self.add(x, self.feed_forward(self.norm2(x), one))
 
 
 def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
@@ -202,6 +260,10 @@ class CachedNetwork(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids, positions, write, read, rows):
+        return self.logits(ids, positions, write, read, rows, False)
+
+    def logits(self, ids, positions, write, read, rows, one):
+        """``one``: there is a single token, known when the graph is compiled."""
         batch, n = ids.shape
         t = read.shape[1]
         flat = self.reshape(positions, (-1,))
@@ -211,7 +273,7 @@ class CachedNetwork(nn.Cell):
         later = self.reshape(self.index[:t], (1, 1, 1, t)) > self.reshape(positions, (batch, 1, n, 1))
         mask = ops.cast(later, ms.float32) * MASKED
         for block in self.blocks:
-            x = block(x, x, write_rows, read_rows, mask, batch, n)
+            x = block(x, x, write_rows, read_rows, mask, batch, n, one)
         x = self.final_norm(x)
         x = self.query_layer(x, self.gather(self.queries, flat, 0), write_rows, read_rows, mask, batch, n)
         return self.head(self.gather(x, rows, 0), self.words)
@@ -229,7 +291,7 @@ class OneTokenNetwork(nn.Cell):
         self.set_train(False)
 
     def construct(self, ids, positions, write, read, rows):
-        return self.network(ids, positions, write, read, rows)
+        return self.network.logits(ids, positions, write, read, rows, True)
 
 
 def dynamic_inputs() -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from mindspore import dtype as mstype
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
+from pangu_lab.model.moe import Experts, ExpertsWithoutLimit
 from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
 from pangu_lab.parallel.layers import ColumnLinear, HeadLoss, RowLinear, TensorInput, TiedHead, WordEmbedding
 from pangu_lab.parallel.mesh import Mesh
@@ -119,16 +120,22 @@ class FeedForward(nn.Cell):
 class Layer(nn.Cell):
     """A block: x + attention(LN₁ x), then + feed-forward(LN₂).
 
-    The query layer is the same with another query: see ``construct``.
+    The query layer is the same with another query: see ``construct``. A block may have a mixture of experts for its
+    feed-forward network, and is then ``routed`` in training: it also returns what its router did (see ``Experts``).
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, layer: int, seed: int):
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, layer: int, seed: int, training: bool):
         super().__init__(auto_prefix=False)
         prefix = names.layer_prefix(config, layer)
         self.norm1 = Norm(config, weights, f"{prefix}.layernorm1")
         self.norm2 = Norm(config, weights, f"{prefix}.layernorm2")
         self.attention = Attention(config, mesh, weights, f"{prefix}.attention", seed)
-        self.feed_forward = FeedForward(config, mesh, weights, f"{prefix}.output")
+        self.routed = training and layer in config.moe_layers
+        if layer in config.moe_layers:
+            experts = Experts if training else ExpertsWithoutLimit
+            self.feed_forward = experts(config, mesh, weights, f"{prefix}.output", DTYPES[config.compute_dtype])
+        else:
+            self.feed_forward = FeedForward(config, mesh, weights, f"{prefix}.output")
         self.dropout1 = Dropout(config.dropout_rate, seed, f"{prefix}.attention", config.hidden_size)
         self.dropout2 = Dropout(config.dropout_rate, seed, f"{prefix}.output", config.hidden_size)
         self.add = ops.Add()
@@ -137,6 +144,9 @@ class Layer(nn.Cell):
         """x (rows, hidden) fp32. ``query`` (rows, hidden): asked instead of LN₁ x, raw, in the query layer."""
         mixed = self.attention(self.norm1(x), bias, row_keys, query)
         x = self.add(x, self.dropout1(mixed, row_keys))
+        if self.routed:
+            y, losses, counts = self.feed_forward(self.norm2(x), bias.shape[0])
+            return self.add(x, self.dropout2(y, row_keys)), losses, counts
         return self.add(x, self.dropout2(self.feed_forward(self.norm2(x)), row_keys))
 
 
@@ -168,10 +178,11 @@ class PanguStage(nn.Cell):
         mesh: the layout and this rank's place in it.
         seed: of the dropout masks.
         seq_length: of the batches; the number of positions when not given.
+        training: experts have limited places, and ``routed`` says what the routers did.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, mesh: Mesh = Mesh(), seed: int = 0,
-                 seq_length: int | None = None):
+                 seq_length: int | None = None, training: bool = False):
         super().__init__(auto_prefix=False)
         self.weights = weights
         layers = mesh.layers(config.num_layers)
@@ -181,8 +192,9 @@ class PanguStage(nn.Cell):
         self.has_norm = query_layer - 1 in layers
         if self.is_first:
             self.embedding = Embedding(config, mesh, self.weights, seed)
-        self.blocks = nn.CellList([Layer(config, mesh, self.weights, i, seed) for i in layers if i != query_layer],
-                                  auto_prefix=False)
+        self.moe_layers = [i for i in layers if training and i in config.moe_layers]
+        self.blocks = nn.CellList([Layer(config, mesh, self.weights, i, seed, training)
+                                   for i in layers if i != query_layer], auto_prefix=False)
         if mesh.parallel.recompute:
             for block in self.blocks:
                 block.recompute()
@@ -190,24 +202,47 @@ class PanguStage(nn.Cell):
             self.norm = Norm(config, self.weights, names.FINAL_NORM)
         if self.has_query:
             self.query_embedding = self.weights(names.QUERY)
-            self.query_layer = Layer(config, mesh, self.weights, query_layer, seed)
+            self.query_layer = Layer(config, mesh, self.weights, query_layer, seed, training)
         self.bias = AttentionBias(seq_length or config.num_positions, DTYPES[config.softmax_dtype])
         self.gather = ops.Gather()
 
     def construct(self, x, positions, samples):
         """x: ids (batch, seq) on the first stage, else rows (batch·seq, hidden) → rows (batch·seq, hidden)."""
+        return self._rows(x, positions, samples)[0]
+
+    def routed(self, x, positions, samples, weights):
+        """Of a stage with experts, in training: rows as above; the auxiliary loss, Σ over records of their loss ·
+        weights (a scalar); and (blocks with experts here, experts + 2): tokens sent to each expert, tokens dropped,
+        auxiliary loss.
+        """
+        x, found = self._rows(x, positions, samples)
+        of_record = ops.ReduceSum()(weights, 1)
+        total, told = ops.zeros((), mstype.float32), ()
+        for losses, counts in found:
+            loss = ops.ReduceSum()(losses * of_record)
+            total = total + loss
+            told = told + (ops.expand_dims(ops.concat((counts, ops.reshape(loss, (1,)))), 0),)
+        return x, total, ops.stop_gradient(ops.concat(told))
+
+    def _rows(self, x, positions, samples):
+        """Rows, and (losses, counts) of each block with experts in training."""
         row_keys = self._row_keys(positions, samples)
         bias = self.bias(positions)
         if self.is_first:
             x = self.embedding(x, positions, row_keys)
+        found = ()
         for block in self.blocks:
-            x = block(x, bias, row_keys)
+            if block.routed:
+                x, losses, counts = block(x, bias, row_keys)
+                found = found + ((losses, counts),)
+            else:
+                x = block(x, bias, row_keys)
         if self.has_norm:
             x = self.norm(x)
         if self.has_query:
             query = self.gather(self.query_embedding, ops.reshape(positions, (-1,)), 0)
             x = self.query_layer(x, bias, row_keys, query)
-        return x
+        return x, found
 
     def _row_keys(self, positions, samples):
         """A number for each (record, place in it), the same on every rank and in every run: (batch·seq, 1)."""
@@ -233,6 +268,11 @@ class PanguLoss(nn.Cell):
         """labels (batch, seq) int32 and weights (batch, seq) fp32; the rest as in ``PanguStage``."""
         rows = self.stage(x, positions, samples)
         return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)))
+
+    def routed(self, x, positions, samples, labels, weights):
+        """With experts, in training: the loss as above, and ``PanguStage.routed``'s auxiliary loss and counts."""
+        rows, auxiliary, counts = self.stage.routed(x, positions, samples, weights)
+        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,))), auxiliary, counts
 
 
 class PanguLogits(nn.Cell):

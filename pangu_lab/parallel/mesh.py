@@ -1,8 +1,9 @@
 """The mesh: world = pipeline × data × tensor, and where one rank stands in it.
 
 Ranks are numbered with the tensor dimension fastest, so that the ranks that talk most are neighbours:
-``rank = (pipeline · data_size + data) · tensor_size + tensor``. Nothing here talks to another process; the
-collectives ask the mesh for the members of a group.
+``rank = (pipeline · data_size + data) · tensor_size + tensor``. The data dimension is itself two: ``expert`` (the
+faster) spreads experts over ranks, ``replica`` holds copies of them: data = replica · expert_size + expert. Nothing here talks to
+another process; the collectives ask the mesh for the members of a group.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pangu_lab.config import ParallelConfig, RunConfig
 from pangu_lab.errors import InputError
 
 DIMENSIONS = ("pipeline", "data", "tensor")
+_GRID = ("pipeline", "replica", "expert", "tensor")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Mesh:
             raise InputError(f"rank {self.rank} is outside a world of {self.parallel.world_size} processes")
 
     def size(self, dimension: str) -> int:
+        if dimension == "replica":
+            return self.parallel.data // self.parallel.expert
         return int(getattr(self.parallel, dimension))
 
     @property
@@ -43,12 +47,15 @@ class Mesh:
         return dict(zip(DIMENSIONS, (int(i) for i in np.unravel_index(self.rank, shape))))
 
     def index(self, dimension: str) -> int:
+        if dimension in ("replica", "expert"):
+            return divmod(self.coordinates["data"], self.size("expert"))[dimension == "expert"]
         return self.coordinates[dimension]
 
     def group(self, *dimensions: str) -> list[int]:
         """The ranks that differ from this one only along ``dimensions``, in order."""
-        grid = np.arange(self.parallel.world_size).reshape([self.size(name) for name in DIMENSIONS])
-        place = tuple(slice(None) if name in dimensions else self.index(name) for name in DIMENSIONS)
+        free = {*dimensions, *(("replica", "expert") if "data" in dimensions else ())}
+        grid = np.arange(self.parallel.world_size).reshape([self.size(name) for name in _GRID])
+        place = tuple(slice(None) if name in free else self.index(name) for name in _GRID)
         return [int(rank) for rank in np.atleast_1d(grid[place]).ravel()]
 
     def rank_at(self, **coordinates: int) -> int:

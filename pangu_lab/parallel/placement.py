@@ -2,7 +2,8 @@
 
 Pipeline stages hold whole layers, tensor ranks slices along one axis, data ranks copies. The word embedding is held by
 the first stage (input) and the last (head). With ``parallel.optimizer`` the optimizer's moments of a rank are further
-sliced along axis 0 over the data dimension, where that divides.
+sliced along axis 0 over the data dimension, where that divides. Expert parallelism spreads axis 0 of the experts'
+parameters over ranks of the data dimension, which then hold no copies of one another.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ def parameter_places(specs: Mapping, mesh: Mesh, num_layers: int) -> dict[str, P
         place = Place(spec.shape, (0,) * len(spec.shape), spec.shape)
         if spec.tensor_axis is not None:
             place = place.slice(spec.tensor_axis, mesh.index("tensor"), mesh.size("tensor"))
+        if spec.expert:
+            place = place.slice(0, mesh.index("expert"), mesh.size("expert"))
         places[name] = place
     return places
 
@@ -64,8 +67,26 @@ def moment_place(place: Place, mesh: Mesh, sliced: bool) -> Place:
     return place.slice(0, mesh.index("data"), parts)
 
 
+def slices_moments(spec, mesh: Mesh) -> bool:
+    """Whether optimizer parallelism slices the parameter's moments: not those of experts that are spread already."""
+    return mesh.parallel.optimizer and not (spec.expert and mesh.size("expert") > 1)
+
+
+def is_first_replica(spec, mesh: Mesh) -> bool:
+    """Whether this rank is the first of the data dimension that holds its part of the parameter."""
+    return mesh.index("replica" if spec.expert else "data") == 0
+
+
 def counts_in_norm(spec, mesh: Mesh) -> bool:
-    """Whether this rank adds the parameter's gradient to the global norm, so that each element counts once."""
+    """Whether this rank adds the parameter's gradient to the global norm, so that each element counts once.
+
+    The norm is summed over pipeline, expert and tensor ranks.
+    """
+    return is_first_copy(spec, mesh) and (spec.expert or mesh.index("expert") == 0)
+
+
+def is_first_copy(spec, mesh: Mesh) -> bool:
+    """Whether this rank is the first of the pipeline and tensor dimensions that holds its part of the parameter."""
     if spec.tensor_axis is None and mesh.index("tensor") > 0:
         return False
     return spec.name != WORD or mesh.is_first_stage

@@ -29,12 +29,14 @@ from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
 from pangu_lab.model.parameters import WORD, initial_value, parameter_specs
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.placement import Place, counts_in_norm, moment_place, parameter_places
+from pangu_lab.parallel.placement import (Place, counts_in_norm, is_first_copy, is_first_replica, moment_place,
+                                          parameter_places, slices_moments)
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.ranks import Ranks
+from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
@@ -91,12 +93,14 @@ class Trainer:
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
         self.weights = Weights({name: read(name, place.offset, place.shape) for name, place in self.places.items()})
-        stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length)
+        stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
+        self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
         self.gradient_step = self._gradient_step(stage)
         self.squared_norm = SquaredNorm([counts_in_norm(spec, mesh) for spec in specs.values()])
         self.add_gradients = AddGradients()
-        self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters])
+        self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
+                                     [spec.expert for spec in specs.values()])
         self._build_optimizer(specs, read if moments else None)
         still = config.replace(**{"model.dropout_rate": 0.0})
         still_stage = PanguStage(still.model, self.weights, mesh, seq_length=config.data.seq_length)
@@ -105,11 +109,13 @@ class Trainer:
     def _gradient_step(self, stage: PanguStage):
         """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
         config, mesh = self.config, self.mesh
-        if mesh.size("pipeline") == 1:
-            return GradientStep(PanguLoss(config.model, stage, mesh), self.parameters)
         loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
-        return PipelineGradients(mesh, stage, loss, dict(zip(self.specs, self.parameters)), WORD,
-                                 config.model.hidden_size)
+        if mesh.size("pipeline") > 1:
+            return PipelineGradients(mesh, stage, loss, dict(zip(self.specs, self.parameters)), WORD,
+                                     config.model.hidden_size, counts=self.routing)
+        if self.routing is None:
+            return GradientStep(loss, self.parameters)
+        return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)
 
     def _whole_loss(self, stage: PanguStage):
         """Σ loss of a batch through all stages, called with the graph's inputs."""
@@ -119,7 +125,7 @@ class Trainer:
 
     def _build_optimizer(self, specs, read) -> None:
         """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
-        self.moment_places = {name: moment_place(place, self.mesh, self.config.parallel.optimizer)
+        self.moment_places = {name: moment_place(place, self.mesh, slices_moments(specs[name], self.mesh))
                               for name, place in self.places.items()}
         rows = [None if self.moment_places[name] == place else
                 (self.moment_places[name].offset[0] - place.offset[0],
@@ -162,6 +168,7 @@ class Trainer:
         total, gradients = self.gradients(batch)
         gradients = self.ranks.sum_gradients(gradients)
         total = self.ranks.sum_loss(total)
+        routed = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
         squared = self.ranks.sum_over_model(float(self.squared_norm(*gradients).asnumpy()))
         norm = math.sqrt(squared) / self.scale.value
         self.records += config.data.batch_size
@@ -178,7 +185,7 @@ class Trainer:
         return {"kind": "step", "step": self.step, "loss": self.last_loss, "lr": lr, "grad_norm": norm,
                 "loss_scale": self.scale.value, "tokens": self.tokens, "seconds": round(seconds, 4),
                 "tokens_per_second": round(tokens / seconds, 1), "epoch": round(self.records / len(self.dataset), 3),
-                "memory_mb": psutil.Process().memory_info().rss >> 20}
+                "memory_mb": psutil.Process().memory_info().rss >> 20, **routed}
 
     def _overflow(self) -> dict[str, Any]:
         """A gradient was not finite: no update; the scale goes down, or training ends when it cannot."""
@@ -222,17 +229,16 @@ class Trainer:
 
     def _own_tensors(self):
         """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
-        tensors, places = {}, {}
-        if self.mesh.index("data") == 0:
-            specs = self.specs
-            for name, place in self.places.items():
-                if counts_in_norm(specs[name], self.mesh):  # copies on other ranks need no second writing
-                    tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
+        tensors, places, specs = {}, {}, self.specs
+        for name, place in self.places.items():  # copies on other ranks need no second writing
+            if is_first_replica(specs[name], self.mesh) and is_first_copy(specs[name], self.mesh):
+                tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
         for name, value in self.optimizer.moments().items():
             parameter = name.partition(".")[2]
             place = self.moment_places[parameter]
             sliced = place != self.places[parameter]
-            if counts_in_norm(self.specs[parameter], self.mesh) and (sliced or self.mesh.index("data") == 0):
+            spec = specs[parameter]
+            if is_first_copy(spec, self.mesh) and (sliced or is_first_replica(spec, self.mesh)):
                 tensors[name], places[name] = value, (place.whole, place.offset)
         return tensors, places
 

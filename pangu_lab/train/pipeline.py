@@ -20,6 +20,7 @@ from mindspore import dtype as mstype
 
 from pangu_lab.parallel.collectives import AllReduce, Exchange, Group, group_of, make_group
 from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.train.routing import RoutedLastBackward, RoutedStageBackward, RoutingCounts
 from pangu_lab.train.step import AddGradients
 
 
@@ -95,14 +96,20 @@ class PipelineGradients:
         weights: this rank's parameters by name.
         word: the name of the word embedding among them.
         log: called with ("forward" or "backward", micro-batch) as each pass begins; for pictures of the schedule.
+        counts: told what the routers did, where this stage has experts.
     """
 
     def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, weights: dict[str, Parameter], word: str,
-                 hidden: int, log=lambda kind, number: None):
+                 hidden: int, log=lambda kind, number: None, counts: RoutingCounts | None = None):
         self.mesh, self.stage, self.hidden, self.log = mesh, stage, hidden, log
         parameters = list(weights.values())
         self.is_last = mesh.is_last_stage
-        self.backward = LastBackward(loss, parameters) if self.is_last else StageBackward(stage, parameters)
+        self.counts = counts if stage.moe_layers else None
+        if self.counts is not None:
+            last, inner = RoutedLastBackward, RoutedStageBackward
+        else:
+            last, inner = LastBackward, StageBackward
+        self.backward = last(loss, parameters) if self.is_last else inner(stage, parameters)
         self.neighbours = Neighbours(mesh)
         self.add = AddGradients()
         self.word = list(weights).index(word) if word in weights else None
@@ -149,10 +156,14 @@ class PipelineGradients:
         x, inputs = self.kept.popleft(), self.parts[number]
         self.log("backward", number)
         if self.is_last:
-            loss, dx, gradients = self.backward(x, *inputs[1:], self.scale)
+            loss, dx, *told, gradients = self.backward(x, *inputs[1:], self.scale)
             self.loss += float(loss.asnumpy())
+        elif self.counts is None:
+            told, (dx, gradients) = [], self.backward(x, *inputs[1:3], dy)
         else:
-            dx, gradients = self.backward(x, *inputs[1:3], dy)
+            dx, *told, gradients = self.backward(x, *inputs[1:3], dy, inputs[4], self.scale)
+        for counts in told:
+            self.counts.add(counts)
         self.gradients = gradients if self.gradients is None else self.add(*self.gradients, *gradients)
         return dx
 

@@ -22,22 +22,34 @@ class Ranks:
         self.mesh = mesh
         self.is_first = mesh.rank == 0
         self._everyone = AllReduce(group_of(mesh, "pipeline", "data", "tensor"))
-        self._model = AllReduce(group_of(mesh, "pipeline", "tensor"))
+        self._model = AllReduce(group_of(mesh, "pipeline", "expert", "tensor"))
         self._losses = AllReduce(group_of(mesh, "pipeline", "data"))
-        self._gradients: SumGradients | None = None
+        self._gradients: list[tuple[list[int], SumGradients]] = []
 
-    def prepare_gradients(self, shapes: list[tuple[int, ...]]) -> None:
-        """Build the message that carries gradients of these shapes."""
-        if self.mesh.size("data") > 1:
-            self._gradients = SumGradients(group_of(self.mesh, "data"), shapes)
+    def prepare_gradients(self, shapes: list[tuple[int, ...]], expert: list[bool]) -> None:
+        """Build the messages that carry gradients of these shapes; ``expert``: which belong to experts spread over
+        ranks, whose copies are the replicas."""
+        for spread, dimension in ((False, "data"), (True, "replica")):
+            chosen = [i for i, flag in enumerate(expert) if flag == spread]
+            if chosen and self.mesh.size(dimension) > 1:
+                message = SumGradients(group_of(self.mesh, dimension), [shapes[i] for i in chosen])
+                self._gradients.append((chosen, message))
 
     def sum_gradients(self, gradients):
-        """Over the data dimension."""
-        return gradients if self._gradients is None else self._gradients(*gradients)
+        """Over the ranks that hold copies of each parameter."""
+        result = list(gradients)
+        for chosen, message in self._gradients:
+            for i, total in zip(chosen, message(*[gradients[i] for i in chosen])):
+                result[i] = total
+        return tuple(result)
 
     def sum_over_model(self, value: float) -> float:
-        """Over pipeline and tensor: for squared norms of what a rank counts as its own."""
-        return self._sum(self._model, ("pipeline", "tensor"), [value])[0]
+        """Over pipeline, expert and tensor: for squared norms of what a rank counts as its own."""
+        return self._sum(self._model, ("pipeline", "expert", "tensor"), [value])[0]
+
+    def sum_over_records(self, values: list[float]) -> list[float]:
+        """Over pipeline and data: for counts of what the records of each rank did in the blocks of each stage."""
+        return self._sum(self._losses, ("pipeline", "data"), values)
 
     def sum_loss(self, value: float) -> float:
         """Over pipeline and data: only the last stage has a loss, and each data rank that of its records."""
