@@ -31,18 +31,18 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 class Cpu:
     """What a CPU process keeps, measured (MindSpore 2.10): numbers of tensors of four-byte elements.
 
-    ``whole`` and ``split`` count tensors of (tokens, hidden) a layer, of which tensor ranks hold all or their part, and
-    ``scores`` tensors of (heads, tokens, tokens); ``dropout`` the same for the masks; ``logits`` tensors of (tokens,
+    A layer leaves tensors of (tokens, hidden) and of (heads, tokens, tokens): ``alone`` many of them in a graph without
+    collectives; ``split`` in one with tensor parallelism, where nothing at all is let go: hidden rows that every tensor
+    rank has, those it has its part of, and scores. ``dropout`` are those of the masks. ``logits`` are of (tokens,
     vocabulary). ``again`` is what recomputation makes of a layer's activations, ``forward`` the share of them that a
     pipeline stage's forward graph adds. Of all weights there are ``update`` more copies after an update,
     ``accumulate`` after micro-batches were added up, ``sums`` after gradients were summed over data ranks, ``gather``
     after weights were gathered. A process has compiled graphs of ``graph`` bytes, and ``layer`` more for each layer.
     """
 
-    whole: float = 93.0
-    split: float = 0.0
-    scores: float = 8.46
-    dropout: tuple[float, float] = (12.4, 12.5)
+    alone: tuple[float, float] = (93.0, 8.46)
+    split: tuple[float, float, float] = (54.5, 49.0, 17.2)
+    dropout: tuple[float, float] = (25.6, 9.2)
     logits: float = 3.15
     again: float = 1.3
     forward: float = 0.45
@@ -127,9 +127,7 @@ def layer_bytes(config: RunConfig, layer: int, cpu: bool) -> int:
     # the feed-forward network runs once for each place at an expert
     times = model.experts_per_token * model.capacity_factor if layer in model.moe_layers else 1.0
     if cpu:
-        rows, masks = (CPU.dropout if model.dropout_rate > 0 else (0.0, 0.0))
-        whole, half = CPU.whole + rows, (1.0 + times) / 2.0  # half of a layer's rows are its feed-forward network's
-        return int(4 * half * (whole + CPU.split / tensor) * hidden + 4 * (CPU.scores + masks) * scores / tensor)
+        return int(4 * _cpu_elements(config, times))
     size = BYTES[model.compute_dtype]
     dropout = model.dropout_rate > 0
     # fp32: two LayerNorms keep x − mean and its normalised form each, two dropouts their masks
@@ -137,6 +135,19 @@ def layer_bytes(config: RunConfig, layer: int, cpu: bool) -> int:
     inner = {"fast_gelu": 3, "gelu": 4, "gelu_erf": 4}[model.hidden_act]  # tensors of 4 · hidden around the activation
     split = size * (5 + 4 * inner * times)  # queries, keys, values, mixed values before and after their transpose
     return int(hidden * (whole + split / tensor) + size * (1 + dropout) * scores / tensor)
+
+
+def _cpu_elements(config: RunConfig, times: float) -> float:
+    """The same in elements, in a CPU process."""
+    model, tensor = config.model, config.parallel.tensor
+    if tensor == 1:
+        rows, scores = CPU.alone
+    else:
+        rows, scores = CPU.split[0] + CPU.split[1] / tensor, CPU.split[2]
+    if model.dropout_rate > 0:
+        rows, scores = rows + CPU.dropout[0], scores + CPU.dropout[1]
+    half = (1.0 + times) / 2.0  # half of a layer's rows are its feed-forward network's
+    return half * rows * model.hidden_size + scores * model.num_heads * config.data.seq_length / tensor
 
 
 def boundary_bytes(config: RunConfig) -> int:

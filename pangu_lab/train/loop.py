@@ -35,6 +35,7 @@ from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
+from pangu_lab.train.pipeline_log import PipelineLog
 from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
@@ -112,7 +113,7 @@ class Trainer:
         loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
         if mesh.size("pipeline") > 1:
             return PipelineGradients(mesh, stage, loss, dict(zip(self.specs, self.parameters)), WORD,
-                                     config.model.hidden_size, counts=self.routing)
+                                     config.model.hidden_size, PipelineLog(self.run.folder, mesh), self.routing)
         if self.routing is None:
             return GradientStep(loss, self.parameters)
         return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)

@@ -95,7 +95,8 @@ class PipelineGradients:
         loss: the stage with the loss on top, used on the last stage.
         weights: this rank's parameters by name.
         word: the name of the word embedding among them.
-        log: called with ("forward" or "backward", micro-batch) as each pass begins; for pictures of the schedule.
+        log: called with ("step", 0) as a batch begins, ("forward" or "backward", micro-batch) as a pass begins, and
+            ("wait", micro-batch) as it has ended; for pictures of the schedule.
         counts: told what the routers did, where this stage has experts.
     """
 
@@ -121,6 +122,7 @@ class PipelineGradients:
         """``parts``: for each micro-batch inputs, positions, samples, labels, weights → Σ loss here, gradients."""
         self.parts, self.scale, self.loss, self.gradients = parts, scale, 0.0, None
         self.kept: deque = deque()
+        self.log("step", 0)
         batch, seq = parts[0][1].shape
         shape = (batch * seq, self.hidden)
         self._schedule(len(parts), shape)
@@ -150,7 +152,9 @@ class PipelineGradients:
         if self.is_last:
             return None
         self.log("forward", number)
-        return self.stage(x, *self.parts[number][1:3])
+        output = self.stage(x, *self.parts[number][1:3])
+        self.log("wait", number)
+        return output
 
     def _backward(self, number: int, dy):
         x, inputs = self.kept.popleft(), self.parts[number]
@@ -165,6 +169,7 @@ class PipelineGradients:
         for counts in told:
             self.counts.add(counts)
         self.gradients = gradients if self.gradients is None else self.add(*self.gradients, *gradients)
+        self.log("wait", number)
         return dx
 
 

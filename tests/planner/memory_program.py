@@ -49,12 +49,13 @@ def work(place: Place, run: Path) -> str:
     warm_up()
     from pangu_lab.parallel.mesh import Mesh
     from pangu_lab.train.loop import Trainer, starting_values
+    from pangu_lab.train.run_folder import RunFolder
 
     config = read_config(run)
     mesh = Mesh(config.parallel, place.rank)
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far starts anew from here
     idle = resident("VmRSS")
-    trainer = Trainer(config, None, [0], None, mesh)
+    trainer = Trainer(config, RunFolder(run, owner=False), [0], None, mesh)
     trainer.build(starting_values(config))
     built = resident("VmHWM")
     batch = random_batch(config, mesh.index("data"), mesh.size("data"))

@@ -1,0 +1,142 @@
+"""When each pipeline stage worked on which micro-batch: written by the ranks, read and drawn by whoever looks at the run.
+
+Each rank keeps the passes of a few steps, begin and end, in ``logs/pipeline_rank_N.jsonl``, a line a pass. The first step
+of a process is left out because it compiles. Times are seconds since 1970 by the clock of the rank's machine, so that
+stages on several machines line up as well as those clocks do.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pangu_lab.errors import InputError
+from pangu_lab.parallel.mesh import Mesh
+
+STEPS = 3  # kept a process
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward or backward pass of one micro-batch through one stage; ``step`` counts from the process's start."""
+
+    rank: int
+    stage: int
+    step: int
+    kind: str  # "forward" or "backward"
+    micro_batch: int
+    start: float
+    end: float
+
+
+def log_file(run: Path | str, rank: int) -> Path:
+    return Path(run) / "logs" / f"pipeline_rank_{rank}.jsonl"
+
+
+class PipelineLog:
+    """Called by the schedule as passes begin and end; keeps those of the steps after the first, then nothing more.
+
+    A step is written whole, as the next one begins.
+    """
+
+    def __init__(self, run: Path | str, mesh: Mesh):
+        self.path, self.mesh = log_file(run, mesh.rank), mesh
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)  # of an earlier process of this run
+        self.step = 0
+        self._open: tuple[str, int, float] | None = None
+        self._lines: list[str] = []
+
+    def __call__(self, kind: str, number: int) -> None:
+        """``kind``: "step" as a batch begins; "forward" or "backward" as a pass begins; "wait" as it has ended."""
+        if kind == "step":
+            self._write()
+            self.step += 1
+        elif 1 < self.step <= STEPS + 1:
+            now = time.time()
+            if kind == "wait" and self._open is not None:
+                name, micro_batch, start = self._open
+                self._lines.append(json.dumps({"step": self.step, "stage": self.mesh.index("pipeline"), "kind": name,
+                                               "micro_batch": micro_batch, "start": start, "end": now}))
+            self._open = None if kind == "wait" else (kind, number, now)
+
+    def _write(self) -> None:
+        if self._lines:
+            with open(self.path, "a", encoding="utf-8") as log:
+                log.write("\n".join(self._lines) + "\n")
+            self._lines.clear()
+
+
+def read_passes(run: Path | str) -> list[Pass]:
+    """All passes that the ranks of a run have kept, by time of beginning; a half-written last line is left out."""
+    found = []
+    for path in sorted(Path(run, "logs").glob("pipeline_rank_*.jsonl")):
+        rank = int(path.stem.rpartition("_")[2])
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                found.append(Pass(rank=rank, **json.loads(line)))
+            except (json.JSONDecodeError, TypeError):
+                continue
+    return sorted(found, key=lambda item: item.start)
+
+
+def idle_share(passes: list[Pass], step: int) -> float:
+    """Share of a step's time in which the stages waited; to be compared with (p − 1) / (m + p − 1)."""
+    chosen = [item for item in passes if item.step == step]
+    if not chosen:
+        return 0.0
+    begin, end = min(item.start for item in chosen), max(item.end for item in chosen)
+    busy = sum(item.end - item.start for item in chosen)
+    return 1.0 - busy / (len({item.rank for item in chosen}) * (end - begin))
+
+
+def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> Path:
+    """One step's schedule as it happened, a row a stage: forward and backward passes with the micro-batch's number.
+
+    Args:
+        run: a run folder.
+        png: the picture's file.
+        step: which of the kept steps; the last whole one when not given.
+
+    Raises:
+        InputError: the run has no pipeline, or has not come to its second step yet.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    passes = [item for item in read_passes(run) if step is None or item.step == step]
+    if not passes:
+        raise InputError(f"{run}: no pipeline schedule to draw: it is kept from the second step of a run with "
+                         "parallel.pipeline above 1")
+    step = passes[-1].step
+    chosen = [item for item in passes if item.step == step]
+    stages = 1 + max(item.stage for item in chosen)
+    first = {stage: min(item.rank for item in chosen if item.stage == stage) for stage in {i.stage for i in chosen}}
+    figure = Figure(figsize=(11, 1.2 + 0.8 * stages), layout="constrained")
+    FigureCanvasAgg(figure)
+    _draw_passes(figure.subplots(), [item for item in chosen if item.rank == first[item.stage]], stages)
+    idle = idle_share([item for item in chosen if item.rank == first[item.stage]], step)
+    figure.suptitle(f"{Path(run).name}, step {step} of this process: stages wait {idle:.0%} of the time", fontsize=11)
+    figure.savefig(png, dpi=120)
+    return Path(png)
+
+
+COLORS = {"forward": "#4c78a8", "backward": "#f58518"}
+
+
+def _draw_passes(axes, passes: list[Pass], stages: int) -> None:
+    begin = min(item.start for item in passes)
+    for item in passes:
+        width = 1000 * (item.end - item.start)
+        axes.barh(item.stage, width, left=1000 * (item.start - begin), height=0.7, color=COLORS[item.kind],
+                  edgecolor="white", linewidth=1)
+        axes.text(1000 * (item.start - begin) + width / 2, item.stage, str(item.micro_batch), color="white",
+                  ha="center", va="center", fontsize=9, clip_on=True)
+    axes.set(yticks=range(stages), yticklabels=[f"stage {n}" for n in range(stages)], xlabel="milliseconds")
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    labels = {"forward": "forward", "backward": "backward (on the last stage with its forward pass, in one graph)"}
+    handles = [axes.barh(0, 0, color=COLORS[kind], label=label) for kind, label in labels.items()]
+    axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, frameon=False)
