@@ -157,6 +157,7 @@ class TrainConfig:
 
     steps: int = 1000
     max_minutes: Optional[float] = None  # a time budget: stops cleanly with a checkpoint
+    init_from: str = ""  # begin with the weights of this run, checkpoint or converted release
     seed: int = 1
     accumulation: int = 1
     start_lr: float = 1e-4

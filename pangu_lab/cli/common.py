@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,10 +86,33 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
         config = preset(args.preset)
     elif fallback is not None and fallback.is_file():
         config = load_yaml(fallback)
+    elif getattr(args, "init_from", None):
+        config = _network_of(Path(args.init_from))
     else:
         raise InputError(f"give --preset NAME ({', '.join(PRESETS)}) or --config FILE.yaml")
     own = {key.replace("__", "."): value for key, value in values.items() if value is not None}
     return apply_overrides(config, {**parse_overrides(args.set), **own})
+
+
+def _network_of(folder: Path) -> RunConfig:
+    """The network of the weights in ``folder``, with everything else as its preset has it."""
+    if not (folder / "config.yaml").is_file():
+        raise InputError(f"{folder}: no run or checkpoint; released files are made into one by `pangu-lab convert`")
+    theirs = load_yaml(folder / "config.yaml")
+    base = preset(theirs.preset if theirs.preset in PRESETS else "self_define")
+    return dataclasses.replace(base, model=theirs.model, data=dataclasses.replace(
+        base.data, seq_length=theirs.data.seq_length))
+
+
+def add_init_from(parser: argparse.ArgumentParser) -> None:
+    """``--init-from``: what the verbs that train share."""
+    parser.add_argument("--init-from", metavar="DIR", help="begin with the weights of a run, a checkpoint or a converted "
+                        "release; schedule and optimizer start anew (incremental training)")
+
+
+def init_from(args: argparse.Namespace) -> str | None:
+    """The setting for it: an absolute path, so that it means the same on every rank."""
+    return str(Path(args.init_from).resolve()) if args.init_from else None
 
 
 def finish(args: argparse.Namespace, values: Any, code: int = 0) -> int:

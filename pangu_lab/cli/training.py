@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_settings, add_verb, finish, settings
+from pangu_lab.cli.common import add_init_from, add_settings, add_verb, finish, init_from, settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
 
@@ -21,6 +21,7 @@ def register(verbs: Any) -> None:
     train.add_argument("--eval-data", metavar="DIR", help="a held-out data set, for perplexity during training")
     train.add_argument("--steps", type=int, metavar="N", help="steps in all")
     train.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
+    add_init_from(train)
     train.add_argument("--new", action="store_true", help="refuse to go on with a run that exists")
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
@@ -31,7 +32,7 @@ def register(verbs: Any) -> None:
 def run_train(args: argparse.Namespace) -> int:
     run = Path(args.run)
     config = settings(args, fallback=run / "config.yaml", data__path=args.data, data__eval_path=args.eval_data,
-                      train__steps=args.steps, train__max_minutes=args.max_minutes)
+                      train__steps=args.steps, train__max_minutes=args.max_minutes, train__init_from=init_from(args))
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
     from pangu_lab.train.loop import TrainingFailed, train
@@ -43,6 +44,8 @@ def run_train(args: argparse.Namespace) -> int:
     except TrainingFailed as error:
         complain(f"pangu-lab train: {error}")
         return 1
+    for note in result.notes:
+        say(note)
     perplexity = "" if result.eval_perplexity is None else f", held-out perplexity {result.eval_perplexity:.2f}"
     say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{perplexity}")
     say(f"checkpoint: {result.checkpoint}")

@@ -26,10 +26,10 @@ from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
-from pangu_lab.model.parameters import WORD, initial_value, parameter_specs
+from pangu_lab.model.parameters import WORD, parameter_specs
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.placement import (Place, counts_in_norm, is_first_copy, is_first_replica, moment_place,
+from pangu_lab.parallel.placement import (counts_in_norm, is_first_copy, is_first_replica, moment_place,
                                           parameter_places, slices_moments)
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
@@ -41,6 +41,7 @@ from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCou
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
+from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AddGradients, AdamW, GradientStep, SquaredNorm
 
 
@@ -55,6 +56,7 @@ class TrainResult:
     eval_perplexity: Optional[float]
     reason: str
     checkpoint: Path
+    notes: tuple[str, ...] = ()  # what was done to the weights of train.init_from
 
 
 class TrainingFailed(RuntimeError):
@@ -75,6 +77,7 @@ class Trainer:
         self.last_loss = math.nan
         self.last_eval: Optional[HeldOutLoss] = None
         self.first_step_done = False
+        self.notes: tuple[str, ...] = ()
 
     # ---------------------------------------------------------------- building
 
@@ -326,7 +329,7 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
         run.finish("finished" if reason == "finished" else "stopped", trainer.step, reason)
     last = trainer.last_eval
     return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
-                       last.perplexity if last else None, reason, path)
+                       last.perplexity if last else None, reason, path, trainer.notes)
 
 
 def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]:
@@ -369,10 +372,11 @@ def _run(trainer: Trainer, signals, progress: Progress, stop) -> tuple[str, Path
         _check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
     else:
-        trainer.build(starting_values(config))
+        trainer.build(_first_values(trainer))
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
+              init_from=config.train.init_from,
               processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
     if trainer.step == 0:
         trainer.evaluate()
@@ -383,14 +387,13 @@ def _run(trainer: Trainer, signals, progress: Progress, stop) -> tuple[str, Path
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 
 
-def starting_values(config: RunConfig) -> Callable[..., Any]:
-    """A ``read`` for ``Trainer.build`` that gives regions of the initial values."""
-    specs = parameter_specs(config.model)
-
-    def read(name: str, offset: tuple[int, ...], shape: tuple[int, ...]):
-        return Place(specs[name].shape, offset, shape).of(initial_value(specs[name], config.train.seed))
-
-    return read
+def _first_values(trainer: Trainer) -> Callable[..., Any]:
+    """What the weights of a new run are read from; the events tell where that was."""
+    point = starting_point(trainer.config, trainer.dataset)
+    trainer.notes = point.notes
+    for note in point.notes:
+        trainer.run.event("warning", text=note)
+    return point.read
 
 
 def data_identity(dataset: TokenDataset) -> str:

@@ -29,7 +29,7 @@ HEARTBEAT_SECONDS = 5.0
 # what may differ when a run goes on: how long, how often, where the data lies; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path", "train.offload",
-              "train.offload_folder"}
+              "train.offload_folder", "train.init_from"}
 
 
 class Signals:

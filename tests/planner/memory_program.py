@@ -48,8 +48,9 @@ def random_batch(config, rank: int, ranks: int):
 def work(place: Place, run: Path) -> str:
     warm_up()
     from pangu_lab.parallel.mesh import Mesh
-    from pangu_lab.train.loop import Trainer, starting_values
+    from pangu_lab.train.loop import Trainer
     from pangu_lab.train.run_folder import RunFolder
+    from pangu_lab.train.starting import starting_values
 
     config = read_config(run)
     mesh = Mesh(config.parallel, place.rank)
