@@ -38,12 +38,30 @@ def write_shard(folder: Path, rank: int, tensors: Mapping[str, np.ndarray],
     Args:
         places: for tensors that are slices, the whole shape and the offset of the slice in it.
     """
-    from safetensors.numpy import save_file
-
     places = places or {}
     layout = {name: places.get(name, (value.shape, (0,) * value.ndim)) for name, value in tensors.items()}
-    contiguous = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-    save_file(contiguous, folder / f"shard-{rank:05d}.safetensors", {"places": json.dumps(layout)})
+    _write_safetensors(folder / f"shard-{rank:05d}.safetensors", tensors, {"places": json.dumps(layout)})
+
+
+_TYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8",
+          "int8": "I8", "bool": "BOOL"}
+
+
+def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """The format of safetensors, one tensor at a time: its own writer copies all of them into memory first, and they
+    may be larger than that (see ``train/offload.py``).
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, value in tensors.items():
+        start, end = end, end + value.nbytes
+        header[name] = {"dtype": _TYPES[value.dtype.name], "shape": list(value.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for value in tensors.values():
+            file.write(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
 
 
 def write_manifest(folder: Path, state: Mapping[str, Any], config: RunConfig) -> None:

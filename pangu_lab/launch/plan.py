@@ -282,8 +282,12 @@ def _cluster(request: Request) -> dict[str, str]:
 
 
 def _quick_join() -> dict[str, str]:
-    """How long a rank waits before it asks again for the others, seconds: MindSpore's 3 to 5 cost 6 s a start."""
-    return {"MS_RETRY_INTERVAL_LOWER": "0", "MS_RETRY_INTERVAL_UPPER": "1"}
+    """How long ranks wait for each other, in seconds.
+
+    Before a rank asks again for the others at the start: MindSpore's 3 to 5 cost 6 s. In a collective on CPU: a stage
+    that compiles may be a minute behind its neighbour; whoever hangs for good the launcher finds by its heartbeat.
+    """
+    return {"MS_RETRY_INTERVAL_LOWER": "0", "MS_RETRY_INTERVAL_UPPER": "1", "MS_CPU_COMM_OP_TIMEOUT": "600"}
 
 
 def _python_folder() -> str:

@@ -178,8 +178,10 @@ class Combine(nn.Cell):
             factor = factor + self.scatter(ops.reshape(place[:, j], (rows, 1)), weight[:, j], (places,))
             given = ops.cast(self.gather(y, place[:, j], 0), mstype.float32)
             d_gates = d_gates + (self.sum(given * dout, 1) * kept[:, j:j + 1],)
-        d_y = self.gather(dout, token, 0) * ops.reshape(factor, (places, 1))
-        return (ops.cast(d_y, y.dtype), _columns(d_gates), ops.zeros_like(token), ops.zeros_like(place),
+        d_gates = _columns(d_gates)
+        # with recomputation y comes by a collective, and d_y leads to another: all ranks must do them in one order
+        d_y = ops.depend(self.gather(dout, token, 0) * ops.reshape(factor, (places, 1)), d_gates)
+        return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(place),
                 ops.zeros_like(kept))
 
 

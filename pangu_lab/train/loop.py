@@ -34,6 +34,7 @@ from pangu_lab.parallel.placement import (counts_in_norm, is_first_copy, is_firs
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
+from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.pipeline_log import PipelineLog
 from pangu_lab.train.ranks import Ranks
@@ -96,7 +97,8 @@ class Trainer:
         """
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
-        self.weights = Weights({name: read(name, place.offset, place.shape) for name, place in self.places.items()})
+        self.weights = Weights({name: self._device_value(name, read(name, place.offset, place.shape))
+                                for name, place in self.places.items()})
         stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
@@ -105,7 +107,7 @@ class Trainer:
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
                                      [spec.expert for spec in specs.values()])
-        self._build_optimizer(specs, read if moments else None)
+        self._build_optimizer(specs, read, moments)
         still = config.replace(**{"model.dropout_rate": 0.0})
         still_stage = PanguStage(still.model, self.weights, mesh, seq_length=config.data.seq_length)
         self.eval_loss = self._whole_loss(still_stage)
@@ -127,7 +129,7 @@ class Trainer:
         loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
         return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
-    def _build_optimizer(self, specs, read) -> None:
+    def _build_optimizer(self, specs, read, moments: bool) -> None:
         """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
         self.moment_places = {name: moment_place(place, self.mesh, slices_moments(specs[name], self.mesh))
                               for name, place in self.places.items()}
@@ -135,11 +137,25 @@ class Trainer:
                 (self.moment_places[name].offset[0] - place.offset[0],
                  self.moment_places[name].offset[0] - place.offset[0] + self.moment_places[name].shape[0])
                 for name, place in self.places.items()]
-        moments = None if read is None else {
-            f"{kind}.{name}": read(f"{kind}.{name}", place.offset, place.shape)
-            for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")}
-        self.optimizer = AdamW(self.parameters, [spec.decay for spec in specs.values()], self.config.train, moments,
-                               self.step, rows, group_of(self.mesh, "data"))
+        weights, decay = self.parameters, [spec.decay for spec in specs.values()]
+        together = (self.step, rows, group_of(self.mesh, "data"))
+        if self.config.train.offload == "optimizer":
+
+            def own(name: str, shape: tuple[int, ...]):
+                place = self.moment_places[name.removeprefix("adam_m.").removeprefix("adam_v.")]
+                return read(name, place.offset, place.shape)
+
+            self.optimizer = HostAdamW(weights, decay, self.config.train, own, own if moments else None, *together)
+            return
+        values = {f"{kind}.{name}": read(f"{kind}.{name}", place.offset, place.shape)
+                  for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")} if moments else None
+        self.optimizer = AdamW(weights, decay, self.config.train, values, *together)
+
+    def _device_value(self, name: str, value):
+        """What the device gets of a parameter: with offload, matrices in the compute type alone."""
+        config = self.config
+        half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_half(name)
+        return value.astype("float16") if half else value
 
     def restore(self, checkpoint) -> None:
         """Continue from a checkpoint of this run, whatever layout wrote it."""
@@ -235,10 +251,11 @@ class Trainer:
         """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
         tensors, places, specs = {}, {}, self.specs
         for name, place in self.places.items():  # copies on other ranks need no second writing
-            if is_first_replica(specs[name], self.mesh) and is_first_copy(specs[name], self.mesh):
+            first = is_first_replica(specs[name], self.mesh) and is_first_copy(specs[name], self.mesh)
+            if first and name not in self.optimizer.masters:
                 tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
-        for name, value in self.optimizer.moments().items():
-            parameter = name.partition(".")[2]
+        for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
+            parameter = name.removeprefix("adam_m.").removeprefix("adam_v.")
             place = self.moment_places[parameter]
             sliced = place != self.places[parameter]
             spec = specs[parameter]

@@ -65,7 +65,7 @@ class AddGradients(nn.Cell):
         total = ()
         half = len(both) // 2
         for i in range(half):
-            total = total + (ops.add(both[i], both[half + i]),)
+            total = total + (ops.add(ops.cast(both[i], mstype.float32), ops.cast(both[half + i], mstype.float32)),)
         return total
 
 
@@ -115,7 +115,7 @@ def _moment(prefix: str, weight: Parameter, moments) -> Parameter:
     return Parameter(Tensor(np.zeros(weight.shape, np.float32) if value is None else value), name=name)
 
 
-def _own_rows(weight: Parameter, rows) -> Parameter:
+def own_rows(weight: Parameter, rows) -> Parameter:
     """The rows of a weight that this rank updates, as a parameter of their own."""
     if rows is None:
         return weight
@@ -152,13 +152,15 @@ class GatherWeights(nn.Cell):
 class AdamW:
     """Clip, learning rate and bias correction around ``UpdateStep``; counts the good steps."""
 
+    masters: dict[str, np.ndarray] = {}  # no weight has its fp32 value elsewhere; see ``offload.py``
+
     def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
                  rows=None, group: Group | None = None):
         self.config = config
         self.steps = steps
         self.own, self.gather = weights, None
         if rows is not None and any(part is not None for part in rows):
-            self.own = [_own_rows(weight, part) for weight, part in zip(weights, rows)]
+            self.own = [own_rows(weight, part) for weight, part in zip(weights, rows)]
             self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
                                                 if part is not None])
         self.graph = UpdateStep(self.own, decay, config, moments, rows)
