@@ -1,9 +1,9 @@
 #!/bin/sh
 # Installs the few system packages that some tests use, where that is possible without asking anybody anything:
-# Chromium (pages), a Chinese font (plots and screenshots), Open MPI (starting ranks). Tests skip what is missing,
-# so this never fails a run: it says in one line what it could not do and goes on.
+# Chromium (pages), a Chinese font (plots and screenshots), Open MPI (starting ranks), ip (two hosts on one machine).
+# Tests skip what is missing, so this never fails a run: it says in one line what it could not do and goes on.
 LIMIT=${SYSTEM_PACKAGES_SECONDS:-300}  # for everything together
-WANTED="chromium chromium-driver fonts-noto-cjk openmpi-bin"
+WANTED="chromium chromium-driver fonts-noto-cjk openmpi-bin iproute2"
 
 say() { echo "system packages: $*"; }
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }

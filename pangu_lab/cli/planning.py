@@ -7,6 +7,7 @@ import shlex
 from typing import Any, Optional
 
 from pangu_lab.cli.common import add_settings, add_verb, finish, settings
+from pangu_lab.config import RunConfig
 from pangu_lab.terminal import say, table
 
 
@@ -46,8 +47,9 @@ def run_plan(args: argparse.Namespace) -> int:
     for sentence in found.why:
         say(f"· {sentence}")
     if found.chosen is not None:
-        changes = [word for key, value in found.chosen.settings().items() for word in ("--set", f"{key}={_yaml(value)}")]
-        say("take it with: " + shlex.join(["pangu-lab", "launch", "--preset", found.preset, "--set",
+        changes = [word for key, value in found.chosen.settings().items() if value != _value(config, key)
+                   for word in ("--set", f"{key}={_yaml(value)}")]
+        say("take it with: " + shlex.join(["pangu-lab", "launch", *_origin(args), "--set",
                                            f"data.batch_size={found.batch}", *changes, "--run", "DIR", "--data", "DIR"]))
     return finish(args, found, code=0 if found.chosen is not None else 1)
 
@@ -62,6 +64,18 @@ def _memory(args: argparse.Namespace, devices: int) -> Optional[int]:
     import psutil
 
     return psutil.virtual_memory().total // max(devices, 1)  # processes of one machine share it
+
+
+def _origin(args: argparse.Namespace) -> list[str]:
+    """The settings' options as they were given."""
+    words = [word for option, value in (("--preset", args.preset), ("--config", args.config)) if value
+             for word in (option, value)]
+    return words + [word for item in args.set for word in ("--set", item)]
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def _yaml(value: Any) -> str:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.config import ParallelConfig
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.planner import plan
 from pangu_lab.presets import preset
 
+WEIGHTS = "WEIGHTS"  # where converted weights go in the commands shown
 TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sliced optimizer states
 ASCEND = ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "STAGE_NUM", "MICRO_SIZE", "PER_BATCH", "RANK_START",
           "LOCAL_DEVICE_NUM")
@@ -46,6 +46,9 @@ LAUNCHES = {item.script: item for item in (
                     "DATASET hccl.json 16 fp32 2.6B 1 1 2 0 8 4 1 2", optional=1),
     ReferenceLaunch("run_distribute_train_moe_host_device", (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL"),
                     "DATASET hccl.json 8 fp32 2.6B 1 1 2 0 8 36 0"),
+    ReferenceLaunch("run_distribute_incremental_train",
+                    ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "PER_BATCH", "STRATEGY", "CKPT_PATH",
+                     "CKPT_NAME"), "DATASET hccl.json 8 fp32 2.6B 8 STRATEGY.ckpt CKPT_PATH filerted"),
     ReferenceLaunch("run_distribute_train_auto_parallel", (*ASCEND, "SEARCH_MODE"),
                     "DATASET hccl.json 8 fp16 2.6B 1 1 16 0 8 recursive_programming", optional=1),
 )}
@@ -70,6 +73,9 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
                           "`model.num_experts` = EXPERT_NUM_PER_EP × EXPERT_PARALLEL_NUM"),
     "ENABLE_ALLTOALL": ("`parallel.all_to_all`", "`parallel.all_to_all`"),
     "EXPERT_PARALLEL_NUM": ("`parallel.expert`", "`parallel.expert`"),
+    "STRATEGY": ("`convert --strategy FILE`; found by itself beside the files", "`convert --strategy FILE`；在文件旁时自动找到"),
+    "CKPT_PATH": ("`convert --from PATH`, once; then `--init-from DIR`", "先用 `convert --from PATH` 转换一次，再 `--init-from DIR`"),
+    "CKPT_NAME": ("recognised", "自动识别"),
     "SEARCH_MODE": ("`pangu-lab plan` searches, before the launch and on any machine; the command has what it found",
                     "由 `pangu-lab plan` 在启动前搜索，任何机器均可；命令中是其结果"),
 }
@@ -92,8 +98,22 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
                          f"({' '.join(launch.arguments)}), not {len(arguments)}")
     given = dict(zip(launch.arguments, arguments))
     words = ["pangu-lab", "launch", "--preset", _preset(given["MODE"]), *_where(given), "--data", given["DATASET"]]
+    if "CKPT_PATH" in given:
+        words += ["--init-from", WEIGHTS]
     settings = _settings(launch.script, given)
     return [*words, "--run", "DIR", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
+
+
+def before(script: str, arguments: Sequence[str]) -> list[str]:
+    """The command that comes before ``translate``'s, where there is one: conversion of weights, search for a layout."""
+    launch = _launch(script)
+    given = dict(zip(launch.arguments, arguments))
+    if "CKPT_PATH" in given:
+        return ["pangu-lab", "convert", "--from", given["CKPT_PATH"], "--strategy", given["STRATEGY"], "--out", WEIGHTS]
+    if launch.script.endswith("auto_parallel"):
+        batch = dict(word.split("=") for word in translate(script, arguments) if "=" in word)["data.batch_size"]
+        return ["pangu-lab", "plan", "--preset", _preset(given["MODE"]), "--devices", given["RANK_SIZE"], "--batch", batch]
+    return []
 
 
 def _launch(script: str) -> ReferenceLaunch:
@@ -126,7 +146,7 @@ def number(given: Mapping[str, str], name: str, otherwise: int) -> int:
 
 
 def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Dotted keys; those at their default are left out."""
+    """Dotted keys; those that the preset has already are left out."""
     stages, micro_batches = number(given, "STAGE_NUM", 1), number(given, "MICRO_SIZE", 1)
     devices = number(given, "RANK_SIZE", 1)
     data, rest = divmod(devices, stages * TENSOR)
@@ -142,8 +162,8 @@ def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
                     "parallel.micro_batches": micro_batches if stages > 1 else 1, "parallel.optimizer": data > 1,
                     "parallel.recompute": True, "parallel.expert": expert,
                     "parallel.all_to_all": number(given, "ENABLE_ALLTOALL", 0) > 0}
-    default = {f"parallel.{name}": value for name, value in vars(ParallelConfig()).items()}
-    kept = {key: str(value).lower() for key, value in parallel.items() if value != default.get(key)}
+    default = {f"parallel.{name}": value for name, value in vars(preset(_preset(given["MODE"])).parallel).items()}
+    kept = {key: str(value).lower() for key, value in parallel.items() if value != default.get(key, 1)}
     more = {"data.batch_size": str(batch)}
     if "EXPERT_NUM_PER_EP" in given:
         more["model.num_experts"] = str(number(given, "EXPERT_NUM_PER_EP", 1) * expert)
@@ -177,8 +197,9 @@ def tables(language: str = "en") -> str:
     lines += [f"| `{name}` | {texts[column]} |" for name, texts in ARGUMENTS.items()]
     lines += ["", f"| {launch} | {command} |", "|---|---|"]
     for item in LAUNCHES.values():
-        ours = shlex.join(translate(item.script, item.example.split()))
-        lines.append(f"| `{item.script}` `{' '.join(item.arguments)}`<br>`{item.example}` | `{ours}` |")
+        commands = [before(item.script, item.example.split()), translate(item.script, item.example.split())]
+        ours = "<br>".join(f"`{shlex.join(command)}`" for command in commands if command)
+        lines.append(f"| `{item.script}` `{' '.join(item.arguments)}`<br>`{item.example}` | {ours} |")
     return "\n".join(lines)
 
 

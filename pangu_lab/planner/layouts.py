@@ -80,11 +80,9 @@ class LayoutEstimate:
         return ", ".join([f"pipeline {parallel.pipeline} × data {parallel.data} × tensor {parallel.tensor}", *more])
 
     def settings(self) -> dict[str, Any]:
-        """The layout as dotted keys of a configuration (for ``RunConfig.replace`` or ``--set``)."""
-        changed = {f"parallel.{item.name}": getattr(self.parallel, item.name)
-                   for item in dataclasses.fields(ParallelConfig)
-                   if getattr(self.parallel, item.name) != item.default}
-        return {**changed, **({"train.accumulation": self.accumulation} if self.accumulation > 1 else {})}
+        """The whole layout as dotted keys of a configuration (for ``RunConfig.replace`` or ``--set``)."""
+        layout = {f"parallel.{name}": value for name, value in dataclasses.asdict(self.parallel).items()}
+        return {**layout, "train.accumulation": self.accumulation}
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ applied to LayerNorm and biases. MindSpore's ``AdamWeightDecay`` has no bias cor
 before it, so epsilon is handed over as eps · √(1 − β2ᵗ).
 
 Gradients pass between graphs as separate arguments: a tuple of tensors handed to a cell becomes a constant of the
-graph, which is then compiled anew at every call. Squares are summed by ``L2Loss``, four times as quick as a
-product and a full reduction.
+graph, which is then compiled anew at every call. Squares are summed row by row, by a product of each row with itself:
+``L2Loss`` is as quick but adds one number after the other in fp32, and its error of up to 4e-4 changes with the layout.
 """
 
 from __future__ import annotations
@@ -48,14 +48,17 @@ class SquaredNorm(nn.Cell):
     def __init__(self, counted: list[bool]):
         super().__init__(auto_prefix=False)
         self.counted = counted
-        self.half_square = ops.L2Loss()  # Σ x² / 2
+        self.product = ops.BatchMatMul(transpose_b=True)
+        self.sum = ops.ReduceSum()
 
     def construct(self, *gradients):
         total = ops.zeros((), mstype.float32)
         for i in range(len(self.counted)):
             if self.counted[i]:
-                total = total + self.half_square(ops.cast(gradients[i], mstype.float32))
-        return total * 2.0
+                count = gradients[i].shape[0] if len(gradients[i].shape) > 1 else 1
+                rows = ops.reshape(ops.cast(gradients[i], mstype.float32), (count, 1, -1))
+                total = total + self.sum(self.product(rows, rows))
+        return total
 
 
 class AddGradients(nn.Cell):

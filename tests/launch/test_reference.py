@@ -16,13 +16,14 @@ from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate, w
 ROOT = Path(__file__).resolve().parent.parent.parent
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 SCRIPTS = ["run_distribute_train", "run_distribute_train_gpu", "run_distribute_train_moe",
-           "run_distribute_train_moe_host_device", "run_distribute_train_auto_parallel"]
+           "run_distribute_train_moe_host_device", "run_distribute_incremental_train",
+           "run_distribute_train_auto_parallel"]
 
 
-def shown(text: str) -> dict[str, list[str]]:
-    """Script → the command in its row."""
-    rows = re.findall(r"^\| `(run_distribute\w+)` .*\| `(pangu-lab [^`]+)` \|$", text, re.MULTILINE)
-    return {script: shlex.split(command) for script, command in rows}
+def shown(text: str) -> dict[str, list[list[str]]]:
+    """Script → the commands in its row; the launch comes last."""
+    rows = re.findall(r"^\| `(run_distribute\w+)` .*? \| (`pangu-lab .+`) \|$", text, re.MULTILINE)
+    return {script: [shlex.split(command) for command in re.findall(r"`([^`]+)`", commands)] for script, commands in rows}
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ def test_every_launch_and_every_argument_has_its_row():
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch, capsys):
     monkeypatch.chdir(machines)
-    command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    *first, command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    for words in first:
+        assert callable(cli.build_parser().parse_args(words[1:]).handler)
     ranks = dict(zip(LAUNCHES[script].arguments, LAUNCHES[script].example.split()))["RANK_SIZE"]
     words = [f"{ranks}.json" if word == "hccl.json" else word for word in command[1:]]
     assert cli.main([*words, "--dry-run"]) == 0
@@ -69,18 +72,27 @@ def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch,
 
 
 def test_each_argument_lands_where_the_table_says():
-    words = translate("scripts/run_distribute_train.sh", "D t.json 32 fp32 13B 2 4 16 8 8".split())
+    words = translate("scripts/run_distribute_train.sh", "D t.json 32 fp32 2.6B 2 4 16 8 8".split())
     settings = dict(word.split("=") for word in words if "=" in word)
     assert settings == {"parallel.data": "2", "parallel.tensor": "8", "parallel.pipeline": "2",
                         "parallel.micro_batches": "4", "parallel.optimizer": "true", "parallel.recompute": "true",
                         "data.batch_size": str(16 * 2 * 4)}
-    for option, value in (("--preset", "13B"), ("--rank-table", "t.json"), ("--node-rank", "1"), ("--data", "D")):
+    for option, value in (("--preset", "2.6B"), ("--rank-table", "t.json"), ("--node-rank", "1"), ("--data", "D")):
         assert words[words.index(option) + 1] == value
+    one = translate("run_distribute_train", "D t.json 8 fp32 13B 1 1 16 0 8".split())
+    assert {"parallel.data=1", "parallel.optimizer=false"} <= set(one)  # the preset has two data ranks
     moe = translate("run_distribute_train_moe", "D t.json 16 fp32 2.6B 1 1 2 0 8 4 1 2".split())
     assert {"model.num_experts=8", "parallel.expert=2", "parallel.all_to_all=true"} <= set(moe)
     host = translate("run_distribute_train_moe_host_device", "D t.json 8 fp32 2.6B 1 1 2 0 8 36 0".split())
     assert {"model.num_experts=36", "train.offload=optimizer", "data.batch_size=2"} <= set(host)
     assert "reference-1.3B" in translate("run_distribute_train_gpu", "8 hosts D 16 1.3B".split())
+
+
+def test_what_comes_before_a_launch_is_shown_with_it(capsys):
+    found = shown(tables("en"))
+    assert [script for script, commands in found.items() if len(commands) > 1] == SCRIPTS[-2:]
+    convert, plan = (found[script][0] for script in SCRIPTS[-2:])
+    assert convert[1] == "convert" and plan[1] == "plan" and cli.main(plan[1:]) == 0
 
 
 @pytest.mark.parametrize("script,arguments,message", [

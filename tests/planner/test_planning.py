@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 
 from pangu_lab.config import ParallelConfig
@@ -138,11 +136,10 @@ def test_splitting_and_recomputing_lower_what_they_should():
 
 
 def test_the_chosen_settings_make_a_configuration_that_is_judged_the_same():
-    for name, devices in itertools.product(("2.6B", "tiny_moe"), (1, 4)):
-        config = preset(name).replace(**{"model.num_heads": 4 if name == "tiny_moe" else 32})
+    for name, devices in (("2.6B", 1), ("2.6B", 4), ("tiny_moe", 4), ("13B", 16)):
+        config = preset(name)
         found = plan(config, devices, 64 * GB)
-        again = estimate(config.replace(**found.chosen.settings()), 64 * GB)
-        assert again == found.chosen
+        assert estimate(config.replace(**found.chosen.settings()), 64 * GB) == found.chosen
 
 
 # ------------------------------------------------------------------------------------------------- bad input

@@ -77,6 +77,17 @@ def test_gradients_equal_finite_differences(dropout):
         assert math.isclose((ends[0] - ends[1]) / 6e-3, along, rel_tol=0.02, abs_tol=0.02), name
 
 
+def test_the_squared_norm_is_exact_enough_to_be_the_same_in_every_layout():
+    whole = (np.random.default_rng(0).standard_normal((8000, 384)) * 1e-3).astype(np.float32)
+    wanted = (whole.astype(np.float64) ** 2).sum()
+    one = float(SquaredNorm([True])(Tensor(whole)).asnumpy())
+    halves = float(SquaredNorm([True, True, False])(*[Tensor(part) for part in (whole[:4000], whole[4000:], whole)]).asnumpy())
+    assert one == pytest.approx(wanted, rel=5e-6) and halves == pytest.approx(one, rel=5e-6)
+    bias = np.arange(7, dtype=np.float32)
+    assert float(SquaredNorm([True])(Tensor(bias)).asnumpy()) == 91
+
+
+
 def test_an_infinite_gradient_shows_in_the_norm():
     norm = SquaredNorm([True, True])
     good, bad = Tensor(np.ones((2, 2), np.float32)), Tensor(np.array([1.0, np.inf], np.float32))
