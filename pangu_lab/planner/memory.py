@@ -198,15 +198,16 @@ def stage_memory(config: RunConfig, hardware: Hardware, stage: int) -> dict[str,
         moments["backward"] = {**moments["backward"], "gradients": _gradient(config) * own.weights,
                                "workspace": _cpu_workspace(config, stage, own)}
     base = {"weights": (4 if not offloaded(config) else _gradient(config)) * own.weights,
-            "optimizer": 0 if offloaded(config) else 8 * own.moments + 4 * own.own}
+            "optimizer": _gradient(config) * own.own if offloaded(config) else 8 * own.moments + 4 * own.own}
     return {name: {kind: int({**base, **kinds}.get(kind, 0)) for kind in KINDS} for name, kinds in moments.items()}
 
 
 def host_bytes(config: RunConfig, hardware: Hardware, stage: int) -> int:
-    """Bytes of a server's own memory: with offload both moments and the fp32 weights of all its devices."""
+    """Bytes of a server's own memory: with offload the moments, and fp32 weights, of all its devices."""
     if not offloaded(config):
         return 0
-    return 12 * held(config.model, config.parallel, stage).weights * min(config.parallel.world_size, hardware.per_server)
+    each = 12 if _gradient(config) == 2 else 8  # fp32 weights stay on the device
+    return each * held(config.model, config.parallel, stage).moments * min(config.parallel.world_size, hardware.per_server)
 
 
 def offloaded(config: RunConfig) -> bool:
