@@ -12,6 +12,8 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER',
+    "04_parallel": ('preset_name, steps, folder = "debug", 6, FOLDER\n'
+                    'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
 }
 
 
