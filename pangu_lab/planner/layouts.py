@@ -231,8 +231,9 @@ def _settings(model: ModelConfig, records: int, pipeline: int, data: int,
     experts = [n for n in range(1, data + 1) if data % n == 0 and model.num_experts % n == 0] if model.moe_layers else [1]
     for count, recompute, optimizer, expert in itertools.product(
             counts, (False, True), (False, True) if data > 1 else (False,), experts):
-        yield (ParallelConfig(data, tensor, pipeline, count if pipeline > 1 else 1, optimizer, recompute, expert,
-                              expert > 1), 1 if pipeline > 1 else count)
+        layout = ParallelConfig(data=data, tensor=tensor, pipeline=pipeline, micro_batches=count if pipeline > 1 else 1,
+                                optimizer=optimizer, recompute=recompute, expert=expert, all_to_all=expert > 1)
+        yield layout, 1 if pipeline > 1 else count
 
 
 def _with(config: RunConfig, layout: ParallelConfig, accumulation: int, batch: int) -> RunConfig:

@@ -81,7 +81,8 @@ class Held:
 def held(model: ModelConfig, parallel: ParallelConfig, stage: int) -> Held:
     """What a device of ``stage`` holds."""
     data = parallel.data if parallel.optimizer else 1
-    return _held(model, ParallelConfig(data, parallel.tensor, parallel.pipeline, optimizer=parallel.optimizer),
+    return _held(model, ParallelConfig(data=data, tensor=parallel.tensor, pipeline=parallel.pipeline,
+                                       optimizer=parallel.optimizer),
                  parallel.expert, stage)
 
 
