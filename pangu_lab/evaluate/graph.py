@@ -48,6 +48,32 @@ class BranchRows(nn.Cell):
         return stage.query_layer(x, bias, order, query)
 
 
+class RouterProbe(nn.Cell):
+    """ids, positions (1, n) int32 → the gates of every router, (blocks with experts, n, experts) fp32."""
+
+    def __init__(self, config: ModelConfig, weights: Weights, length: int):
+        super().__init__(auto_prefix=False)
+        self.stage = PanguStage(config, weights, seq_length=length)
+        self.layers = config.moe_layers
+        self.choices = config.experts_per_token
+
+    def construct(self, ids, positions):
+        stage, bias, found = self.stage, self.stage.bias(positions), ()
+        keys = ops.reshape(ids, (-1, 1))  # the row keys are for dropout, which is off
+        x = stage.embedding(ids, positions, keys)
+        for i in range(len(stage.blocks)):
+            block = stage.blocks[i]
+            if i in self.layers:
+                y = ops.add(x, block.attention(block.norm1(x), bias, keys))
+                _, _, chosen, gates = block.feed_forward.router(block.norm2(y))
+                total = chosen[0] * gates[:, 0:1]
+                for j in range(1, self.choices):
+                    total = total + chosen[j] * gates[:, j:j + 1]
+                found = found + (ops.expand_dims(total, 0),)
+            x = block(x, bias, keys)
+        return ops.concat(found)
+
+
 class TokenScores(nn.Cell):
     """hidden (n, hidden) fp32, targets (n,) int32 → log-probability of each target, and the best there, (n,)."""
 

@@ -55,8 +55,7 @@ class SquaredNorm(nn.Cell):
         total = ops.zeros((), mstype.float32)
         for i in range(len(self.counted)):
             if self.counted[i]:
-                count = gradients[i].shape[0] if len(gradients[i].shape) > 1 else 1
-                rows = ops.reshape(ops.cast(gradients[i], mstype.float32), (count, 1, -1))
+                rows = ops.reshape(ops.cast(gradients[i], mstype.float32), (-1, 1, gradients[i].shape[-1]))
                 total = total + self.sum(self.product(rows, rows))
         return total
 

@@ -16,7 +16,8 @@ def trained(name: str, *overrides: str) -> None:
     from pangu_lab.config import parse_overrides
     from pangu_lab.data import Batch
     from pangu_lab.presets import preset
-    from pangu_lab.train.loop import Trainer, starting_values
+    from pangu_lab.train.loop import Trainer
+    from pangu_lab.train.starting import starting_values
     from tests.benchmarks.turns import serve
 
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -6,12 +6,15 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pangu_lab import cli
+from pangu_lab.config import parse_overrides
 from pangu_lab.errors import InputError
-from pangu_lab.launch import create_rank_table, merge_rank_tables, write_rank_table
+from pangu_lab.launch import create_rank_table, launch, merge_rank_tables, write_rank_table
 from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate, with_tables
+from pangu_lab.train import read_curves
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
@@ -106,3 +109,20 @@ def test_what_the_reference_would_not_take_either_is_one_line(script, arguments,
     with pytest.raises(InputError, match=message) as caught:
         translate(script, arguments.split())
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("script, layout", [
+    ("run_distribute_train_moe", {"parallel.tensor": 1}), ("run_distribute_train_moe_host_device", {"parallel.tensor": 2})])
+def test_the_launches_with_experts_train_on_this_machine(script, layout, debug_config, tmp_path):
+    """With the settings of the row, but for a small model and two ranks instead of 16 or 8."""
+    words = translate(script, LAUNCHES[script].example.split())
+    settings = parse_overrides([words[i + 1] for i, word in enumerate(words) if word == "--set"])
+    config = debug_config.replace(**{**settings, **layout, "data.batch_size": 4, "train.steps": 8})
+    assert config.parallel.world_size == 2 and config.model.num_experts in (8, 36)
+    launch(config, tmp_path / "run", 2)
+    steps = read_curves(tmp_path / "run").steps
+    assert len(steps) == 8 and steps[-1]["loss"] < steps[0]["loss"] - 0.1
+    assert np.allclose(np.sum(steps[-1]["expert_load"], -1), 1.0, atol=0.01)

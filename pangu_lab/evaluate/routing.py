@@ -1,0 +1,117 @@
+"""What the routers of a mixture of experts do: which expert takes which token of a text, and how even the load is.
+
+``route_text`` runs the layers as evaluation does, without limit of places, and asks each router on the way; the load
+over training comes from a run's events alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
+from pangu_lab.errors import InputError
+from pangu_lab.fonts import cjk_font
+from pangu_lab.tokenizer import load_tokenizer
+from pangu_lab.train.events import read_curves
+
+
+@dataclass(frozen=True)
+class RoutedText:
+    """``pieces``: the tokens as text; ``layers``: the blocks with experts; ``gates`` (layers, tokens, experts): how much
+    each expert's answer counts, 0 for those that were not chosen."""
+
+    pieces: list[str]
+    layers: tuple[int, ...]
+    gates: np.ndarray
+
+    @property
+    def first_choice(self) -> np.ndarray:
+        """(layers, tokens): the expert with the largest gate."""
+        return self.gates.argmax(-1)
+
+
+def route_text(folder: Path | str, text: str) -> RoutedText:
+    """Which experts the tokens of ``text`` go to, in the run or checkpoint ``folder``.
+
+    Raises:
+        InputError: the model there is dense, or the text is empty or longer than a record.
+    """
+    import mindspore as ms
+    from mindspore import Tensor
+
+    from pangu_lab.evaluate.graph import RouterProbe
+    from pangu_lab.model.pangu import Weights
+
+    weights, config = load_weights(folder)
+    if not config.model.moe_layers:
+        raise InputError(f"{folder}: this model has no experts (model.num_experts=1)")
+    tokenizer = load_tokenizer(tokenizer_folder(folder))
+    ids = tokenizer.encode(text)
+    if not 0 < len(ids) <= config.model.num_positions:
+        raise InputError(f"the text has {len(ids)} tokens; give between 1 and {config.model.num_positions}")
+    ms.set_context(mode=ms.GRAPH_MODE)
+    probe = RouterProbe(dataclasses.replace(config.model, dropout_rate=0.0), Weights(weights), len(ids))
+    found = probe(Tensor(np.array([ids], np.int32)), Tensor(np.arange(len(ids), dtype=np.int32)[None]))
+    return RoutedText([tokenizer.decode([i]) or "·" for i in ids], config.model.moe_layers, found.asnumpy())
+
+
+def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
+    """A row a block, a column a token: the colour is the expert, the depth of it the gate."""
+    from matplotlib.colors import to_rgb
+
+    layers, tokens, experts = routed.gates.shape
+    figure, axes = _figure(2.2 + 0.42 * tokens, 1.4 + 0.5 * layers)
+    colors = np.array([to_rgb(f"C{e % 10}") for e in range(experts)])
+    chosen, depth = routed.first_choice, routed.gates.max(-1)[..., None]
+    axes.imshow(1 - depth * (1 - colors[chosen]), aspect="auto")
+    for layer in range(layers):
+        for token in range(tokens):
+            axes.text(token, layer, str(chosen[layer, token]), ha="center", va="center", fontsize=9)
+    axes.set(yticks=range(layers), yticklabels=[f"block {n}" for n in routed.layers], xticks=range(tokens),
+             title="the expert of each token; pale: a small gate")
+    axes.set_xticklabels(routed.pieces, fontfamily=cjk_font() or "sans-serif")
+    figure.savefig(png, dpi=120)
+    return Path(png)
+
+
+def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
+    """Share of the tokens that each expert was sent over training, a panel a run, the mean over the blocks with experts;
+    the dashed line is even.
+
+    Raises:
+        InputError: a run has no step of a model with experts.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, run in zip(panels, runs):
+        steps = [event for event in read_curves(run).steps if "expert_load" in event]
+        if not steps:
+            raise InputError(f"{run}: no steps of a model with experts to draw")
+        load = np.array([np.mean(event["expert_load"], axis=0) for event in steps])
+        axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
+        for edge in range(1, load.shape[1]):
+            axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
+        dropped = np.mean([event["drop_rate"] for event in steps])
+        axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
+                 steps[-1]["step"]))
+    panels[0].set_ylabel("share of the tokens, an expert a colour")
+    figure.savefig(png, dpi=120)
+    return Path(png)
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(min(width, 16.0), height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots()
