@@ -17,7 +17,7 @@ from pangu_lab.train.heartbeat import read_beat
 from tests.launch.test_launch import processes_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(900)]
 
 
 def start(run: Path, data: Path, *more: str) -> subprocess.Popen:
@@ -39,7 +39,7 @@ def kill_rank(run: Path, rank: int) -> None:
 
 
 def ended(process: subprocess.Popen) -> tuple[int, dict, str]:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=600)
     return process.returncode, json.loads(out.splitlines()[-1]), err
 
 
