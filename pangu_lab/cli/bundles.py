@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import threading
+import time
+from collections.abc import Iterator
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
-PASSWORD = "PANGU_LAB_PASSWORD"  # not an option: everybody on the machine can read those
+PASSWORD, TOKEN = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN"  # no options: everybody on the machine can read those
 
 
 def register(verbs: Any) -> None:
@@ -22,16 +26,26 @@ def register(verbs: Any) -> None:
     export.add_argument("--places", type=int, metavar="N",
                         help="positions of key-value cache over all sequences (default: one whole sequence, at "
                              "least 1024)")
-    serve = add_verb(verbs, "serve", run_serve, "a page that streams continuations of a bundle",
-                     f"Ctrl-C ends it. The environment variable {PASSWORD} holds the password, when there is one "
-                     "(user name: pangu).")
-    serve.add_argument("--bundle", required=True, metavar="DIR", help="made by `pangu-lab export`")
+    serve = add_verb(verbs, "serve", run_serve, "a page and an OpenAI-compatible API over a bundle",
+                     f"Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends at once. The "
+                     f"environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) hold the "
+                     "secrets, when there are any.")
+    serve.add_argument("--bundle", metavar="DIR", help="made by `pangu-lab export`")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                       help="others than this machine's own need a password (default %(default)s)")
+                       help="others than this machine's own need a password or token (default %(default)s)")
     serve.add_argument("--port", type=int, default=7860, metavar="N",
                        help="0 takes a free one (default %(default)s)")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
-    serve.add_argument("--insecure", action="store_true", help="serve on any address without a password")
+    serve.add_argument("--insecure", action="store_true", help="serve on any address without a secret")
+    serve.add_argument("--no-page", action="store_true", help="the API alone")
+    serve.add_argument("--quick", action="store_true", help=(
+        "decode in batches of any size: quicker with few requests, but the last bits then depend on the company"))
+    serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
+                       help="change a bound; can be given many times (an unknown name lists them all)")
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                       help="another host name by which the server may be called")
+    serve.add_argument("--pid-file", metavar="FILE", help="keep the process number here while it runs")
+    serve.add_argument("--stop", action="store_true", help="end the server of --pid-file and wait for its end")
 
 
 def run_export(args: argparse.Namespace) -> int:
@@ -45,21 +59,60 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM, which both are good ends."""
-    from pangu_lab.serve import serve_page
+    """Serve until Ctrl-C or SIGTERM, which both are good ends: the first waits for running requests."""
+    from pangu_lab.serve import parse_limits, serve
+    from pangu_lab.serve.server import pid_file
 
-    ended = threading.Event()
-    before = {number: signal.signal(number, lambda *_: ended.set()) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    if args.stop:
+        return _stop_server(args)
+    limits = parse_limits(args.limit)
+    if not args.bundle:
+        raise InputError("give --bundle DIR, or --stop with --pid-file")
+    with _signals() as signals, pid_file(args.pid_file):
         say(f"loading {args.bundle}")
-        with serve_page(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure,
-                        password=os.environ.get(PASSWORD)) as page:
-            say(f"ready: {page.url} (Ctrl-C ends it)")
-            code = finish(args, {"url": page.url, "pid": os.getpid()})
-            while not ended.wait(0.5):  # a signal may wake another thread, and would then not end a long wait
-                pass
+        with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
+                   password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
+                   names=args.allow_host, quick=args.quick) as server:
+            say(f"ready: {server.url} (API: {server.url}v1; Ctrl-C ends it)")
+            code = finish(args, {"url": server.url, "pid": os.getpid()})
+            while not signals:  # a signal may wake another thread, and would then not end a long wait
+                time.sleep(0.2)
+            _drain(server, signals)
+    say("ended")
+    return code
+
+
+def _drain(server: Any, signals: list[int]) -> None:
+    """Wait for what runs; a second signal ends the wait."""
+    left = server.scheduler.running + server.scheduler.waiting
+    if left:
+        say(f"finishing {left} requests (once more ends at once)")
+    ending = threading.Thread(target=server.close, kwargs={"drain": True})
+    ending.start()
+    while ending.is_alive():
+        ending.join(0.1)
+        if len(signals) > 1:
+            server.scheduler.close(drain=False)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The end signals that came, while the block runs."""
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
+    try:
+        yield came
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    say("ended")
-    return code
+
+
+def _stop_server(args: argparse.Namespace) -> int:
+    from pangu_lab.serve.server import stop_server
+
+    if not args.pid_file:
+        raise InputError("--stop needs --pid-file FILE, the one that the server was started with")
+    pid = stop_server(args.pid_file)
+    say(f"process {pid} has ended")
+    return finish(args, {"pid": pid})

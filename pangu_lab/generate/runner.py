@@ -3,7 +3,8 @@
 A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its places. The graph
 may come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell.
 Calls are serialised by a lock, because the cache is state inside the graph; several generations may take turns
-step by step, each with places of its own, or share places where their texts share a beginning.
+step by step, each with places of its own, or share places where their texts share a beginning. The lock is one for
+the whole process: MindSpore 2.10 hangs for ever when two threads run graphs at once, be they of different networks.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ DEFAULT_PLACES = 1024
 PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
 ONE_TOKEN_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class PlacePool:
@@ -73,6 +75,8 @@ class Runner:
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
         pool: the free places of the cache.
+        steady_sizes: batches that decode steps are brought to, ascending, so that a sequence's logits do not depend
+            on its company (see ``steady.py``); empty for the quickest way of each call.
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
@@ -81,7 +85,7 @@ class Runner:
         self.pool = PlacePool(places)
         self._graph, self._one_token = graph, one_token
         self._one_token_sizes = sorted({min(size, max_length) for size in one_token_sizes})
-        self._lock = threading.Lock()
+        self.steady_sizes: tuple[int, ...] = ()
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
             rows: Optional[np.ndarray] = None) -> np.ndarray:
@@ -95,16 +99,32 @@ class Runner:
         Returns:
             (m, vocab_size) float32.
         """
-        from mindspore import Tensor
-
         batch, n = ids.shape
         if rows is None:
             rows = np.arange(n - 1, batch * n, n)
+        if n == 1 and self.steady_sizes and len(rows) == batch:
+            return self._steady(ids, positions, write, read)
+        return self._call(ids, positions, write, read, rows)
+
+    def _steady(self, *arrays: np.ndarray) -> np.ndarray:
+        """One decode step in batches of steady sizes, each filled up with repetitions of its last sequence."""
+        most, parts = self.steady_sizes[-1], []
+        for start in range(0, len(arrays[0]), most):
+            part = [array[start:start + most] for array in arrays]
+            count = len(part[0])
+            size = next(size for size in self.steady_sizes if size >= count)
+            filled = [np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part]
+            parts.append(self._call(*filled, np.arange(size))[:count])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+              rows: np.ndarray) -> np.ndarray:
+        from mindspore import Tensor
+
         graph, size = self._choose(read.shape[1], ids.size == rows.size == 1)
         arrays = (ids, positions, write, _padded(read, size), rows)
-        tensors = [Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays]
-        with self._lock:
-            return graph(*tensors).asnumpy()
+        with _ONE_AT_A_TIME:
+            return graph(*(Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays)).asnumpy()
 
     def _choose(self, length: int, one_token: bool) -> tuple[Graph, int]:
         """The graph for this call, and how many places it looks at."""

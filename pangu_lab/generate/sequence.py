@@ -104,13 +104,14 @@ class SequenceInProgress:
     """A completion of ``prompt`` while it is made: takes logits, chooses tokens, knows when to stop.
 
     Attributes:
+        number: among the sequences of one prompt; with the seed it is the key of its draws.
         places: of the cache, one for each position that will be fed; set by whoever runs it.
         running: whether it wants more logits.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
                  number: int = 0) -> None:
-        self.prompt, self.tokenizer, self.config, self.seed = prompt, tokenizer, config, seed
+        self.prompt, self.tokenizer, self.config, self.seed, self.number = prompt, tokenizer, config, seed, number
         self.places: list[int] = []
         self._draws = Draws(seed, number)
         self._bad_words = BadWords(tokenizer, config.bad_words)
@@ -130,6 +131,11 @@ class SequenceInProgress:
     def new_ids(self) -> list[int]:
         """Tokens chosen so far, the one that ends the text included."""
         return self._history.new
+
+    @property
+    def logprobs_so_far(self) -> Sequence[TokenLogprob]:
+        """One for each token chosen so far but the one that ended the text, when they were asked for."""
+        return self._logprobs
 
     @property
     def length(self) -> int:

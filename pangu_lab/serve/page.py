@@ -1,200 +1,143 @@
-"""A page to write with, over an exported bundle: a prompt, its continuation as it is made, the sampling controls.
+"""The page over a served bundle: a text and its continuation, few-shot templates, a look at the next token.
 
-Gradio draws it; nothing is loaded from anywhere but this server (system fonts, no analytics, no sharing), the API
-is closed, and what the model writes is shown as plain text in a text box, never as markup. Several people can
-write at once: their generations take turns token by token over one bundle. Labels follow the browser's language
-(zh or en). Prompts are not logged or kept.
+Gradio draws it; nothing is loaded from anywhere but this server (system fonts, no analytics, no sharing), its
+buttons are closed to other programs (``gradio_client`` has one function, ``complete``), and what the model writes
+is shown as plain text in text boxes and tables, never as markup. Labels follow the browser's language (zh or en).
+Prompts are not logged or kept. What the buttons do is in ``writing.py``; the requests of all pages and of the HTTP
+API share one scheduler.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import ipaddress
 import os
-import socket
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
 from pangu_lab.config import SamplingConfig
-from pangu_lab.errors import InputError
-from pangu_lab.generate.engine import CompletionStream, Engine, stream
+from pangu_lab.generate.engine import Engine
+from pangu_lab.serve.limits import Limits
+from pangu_lab.serve.scheduler import Scheduler
+from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.serve.texts import LANGUAGES, PRESETS, language_of
+from pangu_lab.serve.writing import STAGES, Writer, plain
 
-REFRESH_SECONDS = 0.06  # how often the text on the page grows; quicker only costs the browser
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
+THREADS = 32  # requests of pages that are followed at once; their places in the queue are the scheduler's
 CSS = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important; padding: 12px !important}
 #title h1 {font-size: 1.5rem; margin: 0.2rem 0} #title p {margin: 0; opacity: 0.75}
-#prompt textarea, #continuation textarea {font-size: 1.05rem; line-height: 1.7}
-#buttons {gap: 8px; flex-wrap: nowrap} #buttons button {min-width: 0}
-#status {min-height: 1.6rem; opacity: 0.8} #status p, #model p {margin: 0} #model {opacity: 0.6}
+#prompt textarea, #continuation textarea, #answer textarea, #next_prompt textarea {font-size: 1.05rem; line-height: 1.7}
+.buttons {gap: 8px !important; flex-wrap: nowrap !important} .buttons button {min-width: 0 !important}
+.status {min-height: 1.6rem; opacity: 0.8} .status p, #model p {margin: 0} #model {opacity: 0.6}
 @media (max-width: 600px) {.gradio-container, .main.fillable {padding: 6px !important}}
+.count {min-height: 1.4rem; font-size: 0.85rem; opacity: 0.65} .count p {margin: 0}
+#candidates {overflow-x: auto}
 footer {display: none !important}
 """
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What one request may ask for.
 
-    Attributes:
-        prompt_characters: longer prompts are refused.
-        new_tokens: the highest setting of the length control.
-        seconds: a generation is stopped after this long.
-        at_once: generations that take turns; more wait.
-        waiting: requests that wait; more are refused.
-    """
-
-    prompt_characters: int = 20_000
-    new_tokens: int = 1024
-    seconds: float = 300.0
-    at_once: int = 4
-    waiting: int = 32
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event of the page
+CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence",
+                 "stop_texts", "seed")
 
 
-class _Running:
-    """The generations of every open page, so that a stop button finds its own."""
+def build_page(scheduler: Scheduler) -> Any:
+    """The page as a ``gradio.Blocks``, not yet served."""
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+    import gradio as gr
 
-    def __init__(self) -> None:
-        self._streams: dict[str, CompletionStream] = {}
-        self._lock = threading.Lock()
-
-    @contextlib.contextmanager
-    def one(self, session: str, made: CompletionStream) -> Iterator[CompletionStream]:
-        with self._lock:
-            self._streams[session] = made
-        try:
-            yield made
-        finally:
-            made.close()
-            with self._lock:
-                if self._streams.get(session) is made:
-                    del self._streams[session]
-
-    def cancel(self, session: str) -> None:
-        with self._lock:
-            made = self._streams.get(session)
-        if made is not None:
-            made.cancel()
-
-
-class _Writer:
-    """What the buttons do; everything the page shows goes through here."""
-
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        self.engine, self.limits, self.running = engine, limits, _Running()
-
-    def write(self, texts: dict[str, str], session: str, prompt: str, *controls: Any) -> Iterator[tuple[str, str]]:
-        """(continuation, status) again and again while it is made."""
-        if len(prompt) > self.limits.prompt_characters:
-            yield "", texts["too_long"].format(limit=self.limits.prompt_characters)
-            return
-        yield "", texts["starting"]
-        try:
-            made = stream(self.engine, prompt, sampling_of(self.engine.sampling, *controls))
-            with self.running.one(session, made):
-                yield from self._pieces(texts, made)
-        except InputError as error:
-            yield "", f"{texts['refused']} {plain(str(error))}"
-
-    def _pieces(self, texts: dict[str, str], made: CompletionStream) -> Iterator[tuple[str, str]]:
-        text, shown, started = "", 0.0, time.monotonic()
-        for piece in made:
-            text += piece
-            now = time.monotonic()
-            if now - started > self.limits.seconds:
-                made.cancel()
-            if now - shown >= REFRESH_SECONDS:
-                shown = now
-                yield text, _speed(texts, made.tokens, now - started)
-        done = made.completion
-        seconds = time.monotonic() - started
-        reason = texts["stop_reason" if done.finish_reason == "stop" else done.finish_reason]
-        news = [_speed(texts, made.tokens, seconds), reason, texts["seed_was"].format(seed=done.seed)]
-        yield done.text, " · ".join([*news, *map(plain, done.warnings)])
+    translate = gr.I18n(**LANGUAGES)
+    writer, engine = Writer(scheduler), scheduler.engine
+    with gr.Blocks(title="PanGu-α", analytics_enabled=False) as page:
+        gr.Markdown(translate("heading"), elem_id="title")
+        gr.Markdown(plain(engine.name), elem_id="model", visible=bool(engine.name))
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320), gr.Tabs():
+                with gr.Tab(translate("tab_write"), id="write"):
+                    boxes = _boxes(gr, translate, scheduler.limits)
+                with gr.Tab(translate("tab_templates"), id="templates"):
+                    fields = _fields(gr, translate, scheduler.limits)
+                with gr.Tab(translate("tab_next"), id="next"):
+                    looks = _looks(gr, translate, scheduler.limits)
+            with gr.Column(scale=2, min_width=280):
+                controls = _controls(gr, translate, engine, scheduler.limits)
+        handlers = _Handlers(gr, writer)
+        _wire_controls(gr, controls)
+        values = [controls[name] for name in CONTROL_ORDER]
+        _wire_writing(gr, handlers, boxes, values)
+        _wire_templates(gr, handlers, fields, values)
+        _wire_next(gr, handlers, looks, values)
+        page.unload(handlers.stop)
+        gr.api(writer.complete, api_name="complete", concurrency_limit=THREADS)
+    page.queue(api_open=False, max_size=scheduler.limits.waiting, default_concurrency_limit=THREADS)
+    page.translation = translate
+    return page
 
 
-def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float, top_p: float, top_k: float,
-                repetition: float, frequency: float, presence: float, stop: str, seed: str) -> SamplingConfig:
-    """The controls of the page as settings.
+def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]]) -> Any:
+    """Put the page at the root of a FastAPI application, behind every route that it has already."""
+    import gradio as gr
 
-    Args:
-        defaults: of the bundle; what the page has no control for stays as it is there.
-        top_p, top_k: 1 and 0 switch them off.
-        stop: one stop string a line.
-        seed: empty for a fresh one.
-
-    Raises:
-        InputError: a value outside its range.
-    """
-    if seed.strip() and not seed.strip().isdecimal():
-        raise InputError(f"the seed must be a whole number, not '{seed.strip()}'")
-    return dataclasses.replace(
-        defaults, max_new_tokens=int(new_tokens), min_new_tokens=min(defaults.min_new_tokens, int(new_tokens)),
-        temperature=float(temperature), top_p=float(top_p) if top_p < 1 else None, top_k=int(top_k) or None,
-        repetition_penalty=float(repetition), frequency_penalty=float(frequency), presence_penalty=float(presence),
-        stop=tuple(line for line in (stop or "").splitlines() if line), num_beams=1, num_return_sequences=1,
-        echo=False, logprobs=None, seed=int(seed) if seed.strip() else None)
-
-
-def plain(text: str) -> str:
-    """``text`` for a place that reads markup: every sign that could begin markup is written as a character."""
-    harmless = " .,:;()-=/"
-    return "".join(letter if letter.isalnum() or letter in harmless else f"&#{ord(letter)};" for letter in text)
-
-
-def _speed(texts: dict[str, str], tokens: int, seconds: float) -> str:
-    return texts["speed"].format(tokens=tokens, rate=tokens / max(seconds, 1e-9))
+    style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
+    theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
+    page.state_session_capacity = 1000
+    return gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
+                               mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
+                               theme=theme, head=style, i18n=page.translation, show_error=False)
 
 
 # ------------------------------------------------------------------------------------------------------ the layout
 
 
-def build_page(engine: Engine, limits: Limits = Limits()) -> Any:
-    """The page as a ``gradio.Blocks``, not yet served.
-
-    Args:
-        engine: a loaded bundle, or any other engine.
-        limits: what a request may ask for.
-    """
-    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio as gr
-
-    translate = gr.I18n(**LANGUAGES)
-    writer = _Writer(engine, limits)
-    with gr.Blocks(title="PanGu-α", analytics_enabled=False) as page:
-        gr.Markdown(translate("heading"), elem_id="title")
-        gr.Markdown(plain(engine.name), elem_id="model", visible=bool(engine.name))
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                boxes = _boxes(gr, translate, limits)
-            with gr.Column(scale=2, min_width=280):
-                controls = _controls(gr, translate, engine, limits)
-        _wire(gr, page, writer, boxes, controls)
-    page.queue(api_open=False, max_size=limits.waiting, default_concurrency_limit=limits.at_once)
-    page.translation = translate
-    return page
+def _buttons(gr: Any, translate: Any, *named: tuple[str, str, str]) -> dict[str, Any]:
+    """A row of buttons: (id, word, variant) each."""
+    with gr.Row(elem_classes="buttons"):
+        return {name: gr.Button(translate(word), variant=variant, elem_id=name) for name, word, variant in named}
 
 
 def _boxes(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
-    """The left column: prompt, buttons, continuation, status."""
+    """The writing tab: prompt, its tokens, buttons, continuation, status."""
     boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=5,
-                                  max_lines=16, max_length=limits.prompt_characters, elem_id="prompt")}
-    with gr.Row(elem_id="buttons"):
-        boxes["write"] = gr.Button(translate("write"), variant="primary", elem_id="write")
-        boxes["stop"] = gr.Button(translate("stop"), variant="stop", elem_id="stop")
-        boxes["keep"] = gr.Button(translate("keep"), elem_id="keep")
-        boxes["clear"] = gr.Button(translate("clear"), elem_id="clear")
+                                  max_lines=16, max_length=limits.prompt_characters, elem_id="prompt"),
+             "count": gr.Markdown("", elem_id="count", elem_classes="count")}
+    boxes |= _buttons(gr, translate, ("write", "write", "primary"), ("stop", "stop", "stop"),
+                      ("keep", "keep", "secondary"), ("clear", "clear", "secondary"))
     boxes["continuation"] = gr.Textbox(label=translate("continuation"), lines=7, max_lines=24, interactive=False,
                                        elem_id="continuation", autoscroll=True)
-    boxes["status"] = gr.Markdown("", elem_id="status")
+    boxes["status"] = gr.Markdown("", elem_id="status", elem_classes="status")
     return boxes
+
+
+def _fields(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
+    """The templates tab: which pattern, the reader's case, the answer, and the examples before it."""
+    first = TEMPLATES["qa"]
+    choices = [(translate(f"template_{name}"), name) for name in TEMPLATES]
+    most = {"max_length": limits.prompt_characters}
+    fields = {"template": gr.Radio(choices, value="qa", label=translate("template"), elem_id="template"),
+              "passage": gr.Textbox(label=translate("passage"), lines=3, visible=False, elem_id="passage", **most),
+              "question": gr.Textbox(first.question, label=translate("case"), lines=1, elem_id="question", **most)}
+    fields |= _buttons(gr, translate, ("ask", "ask", "primary"), ("stop_asking", "stop", "stop"))
+    fields["answer"] = gr.Textbox(label=translate("answer"), lines=3, interactive=False, elem_id="answer")
+    fields["status"] = gr.Markdown("", elem_id="answer_status", elem_classes="status")
+    with gr.Accordion(translate("examples"), open=False):
+        fields["examples"] = gr.Textbox(first.examples, label=translate("examples_info"), lines=6, elem_id="examples",
+                                        **most)
+    return fields
+
+
+def _looks(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
+    """The next-token tab: a text, and a table of what may follow it."""
+    looks = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=4,
+                                  max_lines=12, max_length=limits.prompt_characters, elem_id="next_prompt")}
+    looks |= _buttons(gr, translate, ("look", "look", "primary"))
+    looks["status"] = gr.Markdown("", elem_id="next_status", elem_classes="status")
+    headers = [translate("token"), *(translate(f"stage_{name}") for name in STAGES)]
+    looks["table"] = gr.Dataframe(headers=headers, datatype="str", interactive=False, elem_id="candidates",
+                                  column_count=len(headers), label=translate("candidates"), wrap=False)
+    looks["texts"] = gr.State([])
+    return looks
 
 
 def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[str, Any]:
@@ -226,132 +169,86 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
     return made
 
 
-CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence",
-                 "stop_texts", "seed")
+
+# ------------------------------------------------------------------------------------------------------ the wiring
 
 
-def _wire(gr: Any, page: Any, writer: _Writer, boxes: dict[str, Any], controls: dict[str, Any]) -> None:
-    """What each button does. Every event is private: the page has no API."""
-    private = {"api_visibility": "private", "show_progress": "hidden"}
+class _Handlers:
+    """The page's functions as Gradio calls them: with the request, for its language and session."""
 
-    def write(request: Any, prompt: str, *values: Any) -> Iterator[tuple[str, str]]:
-        texts = LANGUAGES[language_of(request.headers.get("accept-language", ""))]
-        yield from writer.write(texts, str(request.session_hash), prompt or "", *values)
+    def __init__(self, gr: Any, writer: Writer) -> None:
+        self.gr, self.writer = gr, writer
+        self.write = self._following(writer.write)
+        self.answer = self._following(writer.answer)
+        self.stop = self._with_request(lambda texts, session: writer.running.cancel(session))
+        self.count = self._with_request(lambda texts, session, prompt: writer.count(texts, prompt or ""))
+        self.look = self._with_request(lambda texts, session, prompt, *values:
+                                       writer.candidates(texts, session, prompt or "", *values))
 
-    def stop(request: Any) -> None:
-        writer.running.cancel(str(request.session_hash))
+    def _with_request(self, work: Callable[..., Any]) -> Callable[..., Any]:
+        def handler(request: Any, *values: Any) -> Any:
+            return work(*self._who(request), *values)
 
-    for event in (write, stop):  # Gradio finds the argument to fill by its type, which is not known at import
-        event.__annotations__ = {"request": gr.Request}
+        handler.__annotations__ = {"request": self.gr.Request}  # Gradio finds the argument to fill by its type
+        return handler
 
+    def _following(self, work: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+        def handler(request: Any, *values: Any) -> Iterator[Any]:
+            yield from work(*self._who(request), *(value if value is not None else "" for value in values))
+
+        handler.__annotations__ = {"request": self.gr.Request}
+        return handler
+
+    def _who(self, request: Any) -> tuple[dict[str, str], str]:
+        accepted = request.headers.get("accept-language", "") if request else ""
+        return LANGUAGES[language_of(accepted)], str(request.session_hash)
+
+
+def _wire_controls(gr: Any, controls: dict[str, Any]) -> None:
     def chosen(name: Optional[str]) -> list[float]:
         return list(PRESETS[name]) if name in PRESETS else [gr.skip()] * 4
 
-    gr.on([boxes["write"].click, boxes["prompt"].submit], write,
-          [boxes["prompt"], *(controls[name] for name in CONTROL_ORDER)], [boxes["continuation"], boxes["status"]],
-          trigger_mode="once", concurrency_limit=writer.limits.at_once, **private)
-    boxes["stop"].click(stop, queue=False, **private)
-    boxes["keep"].click(lambda prompt, text: (prompt + text, "", ""), [boxes["prompt"], boxes["continuation"]],
-                        [boxes["prompt"], boxes["continuation"], boxes["status"]], queue=False, **private)
-    boxes["clear"].click(lambda: ("", "", ""), None, [boxes["prompt"], boxes["continuation"], boxes["status"]],
-                         queue=False, **private)
     controls["preset"].change(chosen, controls["preset"],
                               [controls[name] for name in ("temperature", "top_p", "top_k", "repetition")],
-                              queue=False, **private)
-    page.unload(stop)
+                              queue=False, **PRIVATE)
 
 
-# ------------------------------------------------------------------------------------------------------ the server
+def _wire_writing(gr: Any, handlers: _Handlers, boxes: dict[str, Any], values: list[Any]) -> None:
+    shown = [boxes["continuation"], boxes["status"]]
+    gr.on([boxes["write"].click, boxes["prompt"].submit], handlers.write, [boxes["prompt"], *values], shown,
+          trigger_mode="once", concurrency_limit=THREADS, **PRIVATE)
+    boxes["stop"].click(handlers.stop, queue=False, **PRIVATE)
+    boxes["prompt"].change(handlers.count, boxes["prompt"], boxes["count"], queue=False, trigger_mode="always_last",
+                           **PRIVATE)
+    boxes["keep"].click(lambda prompt, text: (prompt + text, "", ""), [boxes["prompt"], boxes["continuation"]],
+                        [boxes["prompt"], *shown], queue=False, **PRIVATE)
+    boxes["clear"].click(lambda: ("", "", ""), None, [boxes["prompt"], *shown], queue=False, **PRIVATE)
 
 
-class Page:
-    """A page that is being served.
+def _wire_templates(gr: Any, handlers: _Handlers, fields: dict[str, Any], values: list[Any]) -> None:
+    def chosen(name: str) -> list[Any]:
+        template = TEMPLATES[name]
+        return [template.examples, template.question, gr.Textbox(template.passage, visible=bool(template.passage)),
+                "", ""]
 
-    Attributes:
-        url: where to open it.
-    """
-
-    def __init__(self, blocks: Any, url: str) -> None:
-        self._blocks, self.url = blocks, url
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._blocks.close(verbose=False)
-
-    def __enter__(self) -> Page:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    fields["template"].change(chosen, fields["template"],
+                              [fields[name] for name in ("examples", "question", "passage", "answer", "status")],
+                              queue=False, **PRIVATE)
+    gr.on([fields["ask"].click, fields["question"].submit], handlers.answer,
+          [*(fields[name] for name in ("template", "examples", "passage", "question")), *values],
+          [fields["answer"], fields["status"]], trigger_mode="once", concurrency_limit=THREADS, **PRIVATE)
+    fields["stop_asking"].click(handlers.stop, queue=False, **PRIVATE)
 
 
-def serve_page(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-               password: Optional[str] = None, insecure: bool = False, limits: Limits = Limits()) -> Page:
-    """Serve the page until it is closed; returns as soon as it answers.
+def _wire_next(gr: Any, handlers: _Handlers, looks: dict[str, Any], values: list[Any]) -> None:
+    def picked(event: Any, prompt: str, texts: list[str]) -> str:
+        row = event.index[0]
+        return (prompt or "") + (texts[row] if row < len(texts) else "")
 
-    Args:
-        bundle: a bundle's folder, or an engine.
-        host: an address of this machine. Others than 127.0.0.1 need a password.
-        port: 0 takes a free one.
-        password: asked for, with the user name ``pangu``.
-        insecure: serve on any address without a password all the same.
-
-    Raises:
-        InputError: no usable bundle, the port is taken, or the address is open to others without a password.
-    """
-    if not (_is_loopback(host) or password or insecure):
-        raise InputError(f"host={host} lets others reach this page: give a password, or say insecure to allow it")
-    port = _free_port(host, port)
-    if not isinstance(bundle, Engine):
-        from pangu_lab.export import load_bundle
-
-        bundle = load_bundle(bundle)
-    _warm_up(bundle)
-    blocks = build_page(bundle, limits)
-    _launch(blocks, host, port, open_browser, password)
-    shown = f"[{host}]" if ":" in host else host
-    return Page(blocks, f"http://{shown}:{port}/")
-
-
-def _launch(blocks: Any, host: str, port: int, open_browser: bool, password: Optional[str]) -> None:
-    import gradio as gr
-
-    style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
-    theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
-    blocks.launch(server_name=host, server_port=port, inbrowser=open_browser, prevent_thread_lock=True, quiet=True,
-                  share=False, auth=("pangu", password) if password else None, allowed_paths=[], max_file_size=1,
-                  ssr_mode=False, pwa=False, mcp_server=False, enable_monitoring=False, run_history=False,
-                  strict_cors=True, footer_links=[], state_session_capacity=1000, theme=theme, head=style,
-                  i18n=blocks.translation)
-
-
-def _warm_up(engine: Engine) -> None:
-    """Compile both graphs, so that the first reader does not wait for it."""
-    engine.prefill([engine.tokenizer.eod_id, engine.tokenizer.eod_id][:engine.max_length])
-    if engine.max_length > 2:
-        engine.step(engine.tokenizer.eod_id)
-    engine.reset()
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
-
-
-def _free_port(host: str, port: int) -> int:
-    """``port``, or a free one for 0.
-
-    Raises:
-        InputError: the port is taken, or the address is not this machine's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise InputError(f"cannot serve on {host}:{port} ({error}): give another host or port") from None
-        return int(probe.getsockname()[1])
+    picked.__annotations__ = {"event": gr.SelectData}
+    told = [looks["table"], looks["texts"], looks["status"]]
+    look = {"fn": handlers.look, "inputs": [looks["prompt"], *values], "outputs": told, "concurrency_limit": THREADS}
+    looks["look"].click(**look, **PRIVATE)
+    looks["prompt"].submit(**look, **PRIVATE)
+    looks["table"].select(picked, [looks["prompt"], looks["texts"]], looks["prompt"], queue=False,
+                          **PRIVATE).then(**look, **PRIVATE)

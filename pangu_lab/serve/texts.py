@@ -21,7 +21,18 @@ ENGLISH = {
     "sequence_full": "the model's sequence is full", "cancelled": "stopped",
     "seed_was": "seed {seed}", "refused": "Not possible:",
     "too_long": "The prompt has more than {limit} characters: shorten it.",
-    "stop_reason": "a stop text was reached",
+    "stop_reason": "a stop text was reached", "late": "the time was up",
+    "queue": "Waiting: number {place} in the queue", "busy": "Too many are waiting; try again in a moment.",
+    "count": "{tokens} of {most} tokens",
+    "tab_write": "Continue writing", "tab_templates": "Templates", "tab_next": "Next token",
+    "template": "Template", "template_qa": "Question", "template_couplet": "Couplet", "template_poem": "Poem",
+    "template_reading": "Reading", "passage": "Passage", "case": "Your question, first line or title",
+    "ask": "Answer", "answer": "Answer", "examples": "The examples before it",
+    "examples_info": "The model goes on with this pattern; change it as you like",
+    "look": "Look", "candidates": "What may follow, in per cent", "token": "Token",
+    "choose": "Click a token to add it to the text.",
+    "stage_model": "Model", "stage_penalties": "Penalties", "stage_temperature": "Temperature",
+    "stage_top_k": "Top-k", "stage_top_p": "Top-p", "stage_chance": "Chance",
 }
 
 CHINESE = {
@@ -43,7 +54,18 @@ CHINESE = {
     "sequence_full": "已到模型的最大长度", "cancelled": "已停止",
     "seed_was": "种子 {seed}", "refused": "无法续写：",
     "too_long": "开头超过 {limit} 个字，请缩短。",
-    "stop_reason": "遇到停止文本",
+    "stop_reason": "遇到停止文本", "late": "时间到了",
+    "queue": "排队中：第 {place} 位", "busy": "排队的人太多，请稍后再试。",
+    "count": "{tokens} / {most} 个词元",
+    "tab_write": "续写", "tab_templates": "模板", "tab_next": "下一个词元",
+    "template": "模板", "template_qa": "问答", "template_couplet": "对联", "template_poem": "作诗",
+    "template_reading": "阅读理解", "passage": "短文", "case": "你的问题、上联或题目",
+    "ask": "回答", "answer": "回答", "examples": "前面的例子",
+    "examples_info": "模型照着这些例子往下写，可以改",
+    "look": "看看", "candidates": "接下来可能是什么（百分比）", "token": "词元",
+    "choose": "点一个词元，把它接在后面。",
+    "stage_model": "模型", "stage_penalties": "惩罚后", "stage_temperature": "温度后",
+    "stage_top_k": "Top-k 后", "stage_top_p": "Top-p 后", "stage_chance": "机会",
 }
 
 LANGUAGES = {"en": ENGLISH, "zh": CHINESE}

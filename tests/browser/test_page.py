@@ -15,7 +15,7 @@ import pytest
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate import Engine
-from pangu_lab.serve import serve_page
+from pangu_lab.serve import Limits, serve
 
 from tests.generate.fakes import CharacterTokenizer, TableRunner, script
 
@@ -124,15 +124,15 @@ def served():
     """Serves engines and opens readers; all closed at the end."""
     opened = []
 
-    def serve(engine: Engine, **window) -> Reader:
-        page = serve_page(engine, port=0)
+    def open_page(engine: Engine, limits: Limits = Limits(), **window) -> Reader:
+        page = serve(engine, port=0, limits=limits)
         opened.append(page)
         reader = Reader(page.url, **window)
         opened.append(reader)
         reader.url, reader.engine = page.url, engine
         return reader
 
-    yield serve
+    yield open_page
     for item in reversed(opened):
         item.close()
 
@@ -200,3 +200,28 @@ def test_what_cannot_be_done_is_said_on_the_page(served):
     reader = served(engine)
     reader.write("ab")
     reader.wait(lambda: "Not possible: sampling.stop_ids names token 9999" in reader.status)
+
+
+def open_tab(reader: Reader, number: int) -> None:
+    """By its place: on a narrow screen Gradio moves tabs that do not fit into a menu."""
+    buttons = [one for one in reader.driver.find_elements("css selector", "button[role='tab']") if one.is_displayed()]
+    buttons[number].click()
+    time.sleep(0.5)
+
+
+def filled(reader: Reader, selector: str) -> str:
+    return reader.find(selector).get_attribute("value")
+
+
+@pytest.mark.parametrize("width, height, language", [(1280, 900, "en-US"), (390, 844, "zh-CN")])
+def test_a_template_is_answered_to_the_end_of_its_line(served, width, height, language):
+    engine = engine_that_writes("ABCD", sampling=SamplingConfig(temperature=0))
+    engine.tokenizer.encode = lambda text: [engine.tokenizer.id_of(letter) for letter in "ab"]
+    reader = served(engine, width=width, height=height, language=language)
+    open_tab(reader, 1)
+    reader.find("#template input[value='reading']").click()
+    reader.wait(lambda: reader.find("#passage textarea") and "奶奶" in filled(reader, "#question textarea"))
+    reader.find("#ask").click()
+    reader.wait(lambda: filled(reader, "#answer textarea") == "ABCD")
+    assert reader.driver.execute_script("return document.documentElement.scrollWidth") <= width
+    reader.picture(f"templates-{width}")

@@ -9,25 +9,19 @@ import pytest
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate import Engine
-from pangu_lab.serve import serve_page
-from pangu_lab.serve.page import Limits, _Writer, plain, sampling_of
+from pangu_lab.serve import Limits, Scheduler, serve
+from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.serve.texts import CHINESE, ENGLISH, language_of
+from pangu_lab.serve.writing import STAGES, Writer, plain, sampling_of
 
-from tests.generate.fakes import CharacterTokenizer, TableRunner, script
+from tests.serve.running import scripted
 
 CONTROLS = (64, 0.8, 0.9, 0, 1.05, 0.0, 0.0, "", "")
 
 
-def scripted(text: str, **settings) -> Engine:
-    tokenizer = CharacterTokenizer()
-    written = script(tokenizer.vocab_size, [tokenizer.id_of(letter) for letter in text], 2)
-    return Engine(TableRunner(written, tokenizer.vocab_size), tokenizer, SamplingConfig(**settings), "scripted")
-
-
 @pytest.fixture(scope="module")
 def page():
-    with serve_page(scripted("abc"), port=0) as served:
+    with serve(scripted("abc"), port=0) as served:
         yield served
 
 
@@ -69,32 +63,90 @@ def test_text_from_outside_cannot_become_markup():
 # --------------------------------------------------------------------------------------------------------- writing
 
 
-def told(writer: _Writer, prompt: str, *controls) -> list[tuple[str, str]]:
+@pytest.fixture
+def writer():
+    """Makes writers; their schedulers are closed at the end."""
+    schedulers = []
+
+    def make(engine, **limits) -> Writer:
+        schedulers.append(Scheduler(engine, Limits(**limits)))
+        schedulers[-1].wait_ready()
+        return Writer(schedulers[-1])
+
+    yield make
+    for scheduler in schedulers:
+        scheduler.close(drain=False)
+
+
+def told(writer: Writer, prompt: str, *controls) -> list[tuple[str, str]]:
     return list(writer.write(ENGLISH, "somebody", prompt, *(controls or CONTROLS)))
 
 
-def test_writing_ends_with_the_text_the_reason_and_the_seed():
-    text, status = told(_Writer(scripted("abc"), Limits()), "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1]
+def test_writing_ends_with_the_text_the_reason_and_the_seed(writer):
+    text, status = told(writer(scripted("abc")), "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1]
     assert text == "abc" and "3 tokens" not in text
     assert status.startswith("4 tokens, ") and status.endswith("the text came to its end · seed 5")
 
 
-def test_requests_out_of_bounds_are_refused_in_a_sentence():
-    writer = _Writer(scripted("abc"), Limits(prompt_characters=10))
-    assert told(writer, "a" * 11) == [("", "The prompt has more than 10 characters: shorten it.")]
-    _, status = told(writer, "ab", *CONTROLS[:-1], "x")[-1]
+def test_requests_out_of_bounds_are_refused_in_a_sentence(writer):
+    short = writer(scripted("abc"), prompt_characters=10)
+    assert told(short, "a" * 11) == [("", "The prompt has more than 10 characters: shorten it.")]
+    _, status = told(short, "ab", *CONTROLS[:-1], "x")[-1]
     assert status.startswith("Not possible: the seed must be a whole number")
 
 
-def test_a_generation_ends_at_its_time_limit():
-    writer = _Writer(scripted("abc" * 8), Limits(seconds=-1.0))
-    text, status = told(writer, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
-    assert text == "a" and "stopped" in status
-    assert writer.engine.runner.pool.free == writer.engine.runner.pool.places
+def test_a_generation_ends_at_its_time_limit(writer):
+    slow = writer(scripted("abc" * 8, seconds=0.05), seconds=0.3)
+    text, status = told(slow, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
+    assert "abcabcabc".startswith(text[:9]) and text and "the time was up" in status
+    assert slow.engine.runner.pool.free == slow.engine.runner.pool.places
 
 
-def test_a_prompt_that_was_cut_is_said():
-    assert "its oldest" in told(_Writer(scripted("abc"), Limits()), "ab" * 40)[-1][1]
+def test_a_prompt_that_was_cut_is_said(writer):
+    assert "its oldest" in told(writer(scripted("abc")), "ab" * 40)[-1][1]
+
+
+def test_whoever_waits_sees_the_place_in_the_queue(writer):
+    slow = writer(scripted("abc" * 8, seconds=0.03), at_once=1)
+    first = slow.write(ENGLISH, "first", "ab", *CONTROLS)
+    assert [next(first) for _ in range(3)]
+    second = [status for _, status in slow.write(ENGLISH, "second", "ab", *CONTROLS)]
+    assert "Waiting: number 1 in the queue" in second
+
+
+def test_the_tokens_of_a_prompt_are_counted(writer):
+    short = writer(scripted("abc"), prompt_characters=10)
+    assert short.count(ENGLISH, "abc") == "3 of 32 tokens" and short.count(CHINESE, "") == "0 / 32 个词元"
+    assert "more than 10" in short.count(ENGLISH, "a" * 11)
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_template_ends_with_the_place_for_the_answer(name):
+    template = TEMPLATES[name]
+    prompt = template.prompt("甲\n乙{passage}", "丙\n丁")
+    assert prompt.startswith(template.examples) and prompt.endswith("：") and "甲 乙" in prompt
+    assert ("丙 丁" in prompt) == bool(template.passage)
+    assert all(stop not in template.question for stop in template.stop)
+
+
+def test_a_templates_answer_ends_with_its_line(writer):
+    asked = writer(scripted("abc"))
+    seen = []
+    asked.engine.tokenizer.encode, before = lambda text: seen.append(text) or \
+        before("ab" if "丙" in text else text), asked.engine.tokenizer.encode
+    answers = list(asked.answer(ENGLISH, "me", "couplet", "上联：甲\n下联：乙\n", "", "丙", 64, 0, *CONTROLS[2:]))
+    assert answers[-1][0] == "abc" and "上联：甲\n下联：乙\n上联：丙\n下联：" in seen
+
+
+def test_the_next_tokens_are_shown_before_and_after_each_sampler(writer):
+    looked = writer(scripted("abc"))
+    rows, texts, status = looked.candidates(ENGLISH, "me", "ab", 5, 1.0, 1.0, 1, 1.0, 0, 0, "", "")
+    assert rows[0][0] == texts[0] == "a" and len(rows[0]) == 1 + len(STAGES)
+    assert float(rows[0][1]) > 99 and rows[0][-1] == "100.00" and rows[1][-1] == "0.00"
+    assert rows[1][1] != "0.00" or float(rows[1][1]) < 1
+    greedy, _, _ = looked.candidates(ENGLISH, "me", "ab", 5, 0, 1.0, 0, 1.0, 0, 0, "", "")
+    assert greedy[0][-1] == "100.00"
+    assert "Not possible" in looked.candidates(ENGLISH, "me", "ab", *CONTROLS[:-1], "x")[2]
 
 
 # --------------------------------------------------------------------------------------------------------- serving
@@ -102,8 +154,8 @@ def test_a_prompt_that_was_cut_is_said():
 
 def test_only_this_machine_is_served_without_a_password():
     for host in ("0.0.0.0", "::", "192.168.1.4", "example.com"):
-        with pytest.raises(InputError, match="lets others reach this page: give a password"):
-            serve_page(scripted("abc"), host=host)
+        with pytest.raises(InputError, match="lets others reach this server: give a password"):
+            serve(scripted("abc"), host=host)
 
 
 def test_a_taken_port_is_said():
@@ -111,28 +163,28 @@ def test_a_taken_port_is_said():
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(InputError, match=f"cannot serve on 127.0.0.1:{taken.getsockname()[1]}"):
-            serve_page(scripted("abc"), port=taken.getsockname()[1])
+            serve(scripted("abc"), port=taken.getsockname()[1])
 
 
 def test_a_missing_bundle_is_said(tmp_path):
     with pytest.raises(InputError, match="no such bundle"):
-        serve_page(tmp_path / "nothing", port=0)
+        serve(tmp_path / "nothing", port=0)
 
 
-def test_the_page_has_no_api_and_gives_no_files(page, tmp_path):
+def test_the_page_has_one_function_for_programs_and_gives_no_files(page, tmp_path):
     secret = tmp_path / "secret.txt"
     secret.write_text("secret")
     with httpx.Client(base_url=page.url, timeout=30, trust_env=False) as client:
         assert "PanGu-α" in client.get("/").text
         info = client.get("gradio_api/info")
-        assert info.status_code != 200 or info.json()["named_endpoints"] == {}
+        assert list(info.json()["named_endpoints"]) == ["/complete"]
         for path in (secret, "/etc/passwd", "pyproject.toml"):
             assert client.get(f"gradio_api/file={path}").status_code in (403, 404)
         upload = client.post("gradio_api/upload", files={"files": ("x.txt", b"x" * 5000)})
         assert upload.status_code == 413
         config = client.get("config").json()
         assert all(item["api_visibility"] == "private" for item in config["dependencies"]
-                   if item["targets"] and item["targets"][0][1] != "unload")
+                   if item["api_name"] != "complete" and item["targets"] and item["targets"][0][1] != "unload")
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(page):
@@ -142,7 +194,7 @@ def test_nothing_on_the_page_comes_from_elsewhere(page):
 
 
 def test_a_password_is_asked_for():
-    with serve_page(scripted("abc"), port=0, password="secret") as served:
+    with serve(scripted("abc"), port=0, password="secret") as served:
         with httpx.Client(base_url=served.url, timeout=30, trust_env=False) as client:
             assert client.get("config").status_code == 401
             assert client.post("login", data={"username": "pangu", "password": "wrong"}).status_code == 400

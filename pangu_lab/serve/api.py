@@ -1,0 +1,281 @@
+"""The HTTP API: OpenAI-compatible completions, the reference's predict routes, health and metrics.
+
+Every error is answered with the same body: ``{"error": {"message", "type", "param", "code"}}``. A client that hangs
+up ends its requests, streamed or not, waiting or running. Texts of requests are never logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Optional
+
+from fastapi import FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic import ValidationError
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate.sequence import Prompt
+from pangu_lab.serve import reference
+from pangu_lab.serve.metrics import Metrics
+from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
+                                      prompts_of, settings_of, usage_of)
+from pangu_lab.serve.scheduler import Busy, News, Scheduler, Ticket, TooLate, Unavailable
+
+SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
+    """The routes over a scheduler; without the page, and without a guard (``server.py`` adds both)."""
+    app = FastAPI(title="PanGu-α lab", docs_url=None, redoc_url=None, openapi_url=None)
+    api = _Api(scheduler)
+    app.add_api_route("/v1/models", api.models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"])
+    app.add_api_route("/v1/completions", api.completions, methods=["POST"])
+    app.add_api_route("/model/pangu/version/0:predict", api.predict, methods=["POST"])
+    app.add_api_route("/query", api.query, methods=["GET"])
+    app.add_api_route("/healthz", lambda: PlainTextResponse("ok\n"), methods=["GET"])
+    app.add_api_route("/readyz", api.ready, methods=["GET"])
+    app.add_api_route("/metrics", lambda: Response(metrics.text(), media_type="text/plain; version=0.0.4"),
+                      methods=["GET"])
+    for path in ("/v1/{rest:path}", "/model/{rest:path}"):  # or the page, which is mounted behind, would answer
+        app.add_api_route(path, _no_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+    app.add_exception_handler(Refused, _answer)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_http)
+    return app
+
+
+async def _no_route(request: Request) -> None:
+    raise Refused(404, f"{request.method} {request.url.path[:100]} does not exist here", code="unknown_url")
+
+
+async def _answer(request: Request, error: Refused) -> JSONResponse:
+    headers = {"Retry-After": "1"} if error.status in (429, 503) else None
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def _answer_http(request: Request, error: Any) -> JSONResponse:
+    status, detail = getattr(error, "status_code", 422), getattr(error, "detail", "the request has another form")
+    return await _answer(request, Refused(status, str(detail)))
+
+
+def refusal(error: Exception) -> Refused:
+    """The answer to what the scheduler raised."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, Busy):
+        return Refused(429, str(error), code="rate_limit_exceeded", kind="rate_limit_error")
+    if isinstance(error, TooLate):
+        return Refused(504, str(error), code="timeout", kind="timeout_error")
+    if isinstance(error, Unavailable):
+        return Refused(503, str(error), code="unavailable", kind="server_error")
+    return Refused(400, str(error).replace("sampling.", ""))
+
+
+class _Asking:
+    """The tickets of one HTTP request and the event loop that waits for them."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.tickets = scheduler, []
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+
+    async def submit(self, prompts: Sequence[Prompt], configs: Any, session: str) -> None:
+        try:
+            self.tickets = await run_in_threadpool(self.scheduler.submit, prompts, configs, session, None,
+                                                   self._notify)
+        except (InputError, Busy, Unavailable) as error:
+            raise refusal(error) from None
+
+    def _notify(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._news.set)
+        except RuntimeError:  # the loop has ended, and nobody waits any more
+            pass
+
+    async def news(self) -> AsyncIterator[tuple[int, News]]:
+        """(index of the prompt, news) until every ticket has ended.
+
+        Raises:
+            Refused: one of them failed.
+        """
+        left = dict(enumerate(self.tickets))
+        while left:
+            self._news.clear()
+            for index, ticket in list(left.items()):
+                while taken := self._take(ticket):
+                    for one in taken:
+                        yield index, one
+                if taken is None:
+                    del left[index]
+            if left:
+                await self._news.wait()
+
+    @staticmethod
+    def _take(ticket: Ticket) -> Optional[list[News]]:
+        try:
+            return ticket.take()
+        except (InputError, TooLate, Unavailable) as error:
+            raise refusal(error) from None
+
+    async def finish(self, request: Request) -> None:
+        """Wait for the end of all, or of the client's patience."""
+        async def all_news() -> None:
+            async for _ in self.news():
+                pass
+
+        working = asyncio.ensure_future(all_news())
+        watching = asyncio.ensure_future(_hung_up(request))
+        try:
+            await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
+            if not working.done():
+                raise Refused(499, "the client has hung up")
+            await working
+        finally:
+            self.cancel()
+            working.cancel()
+            watching.cancel()
+
+    def cancel(self) -> None:
+        for ticket in self.tickets:
+            if ticket.state != "done":
+                ticket.cancel()
+
+
+async def _hung_up(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _json_of(request: Request) -> Any:
+    try:
+        return json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise Refused(400, "the request's body is not JSON") from None
+
+
+def _session_of(request: Request, user: Optional[str] = None) -> str:
+    return f"{request.client.host if request.client else ''}/{(user or '')[:64]}"
+
+
+class _Api:
+    """The handlers of the routes."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.scheduler, self.engine, self.limits = scheduler, scheduler.engine, scheduler.limits
+        self.name, self.started = scheduler.engine.name or "pangu", int(time.time())
+
+    def _card(self) -> dict[str, Any]:
+        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "pangu-lab",
+                "max_model_len": self.engine.max_length}
+
+    async def models(self) -> JSONResponse:
+        return JSONResponse({"object": "list", "data": [self._card()]})
+
+    async def model(self, name: str) -> JSONResponse:
+        self._check_name(name)
+        return JSONResponse(self._card())
+
+    def _check_name(self, name: Optional[str]) -> None:
+        if name not in (None, "", self.name):
+            raise Refused(404, f"the model '{name[:100]}' does not exist; this server has '{self.name}'", "model",
+                          "model_not_found")
+
+    async def ready(self) -> PlainTextResponse:
+        return PlainTextResponse(self.scheduler.state + "\n", 200 if self.scheduler.ready.is_set() else 503)
+
+    async def completions(self, request: Request) -> Response:
+        body = _completion_body(await _json_of(request))
+        self._check_name(body.model)
+        config = settings_of(body, self.limits)
+        prompts = await run_in_threadpool(prompts_of, body, self.engine, self.limits, self.scheduler.encode)
+        asking = _Asking(self.scheduler)
+        await asking.submit(prompts, config, _session_of(request, body.user))
+        if body.stream:
+            usage = bool(body.stream_options and body.stream_options.include_usage)
+            return StreamingResponse(self._pieces(asking, config, usage), media_type="text/event-stream", headers=SSE)
+        await asking.finish(request)
+        done = [one for ticket in asking.tickets for one in ticket.completion.all]
+        choices = [choice_of(index, one, self.engine.tokenizer) for index, one in enumerate(done)]
+        written = sum(ticket.tokens for ticket in asking.tickets)
+        return JSONResponse({**new_head(self.name), "choices": choices, "usage": usage_of(prompts, written)})
+
+    async def _pieces(self, asking: _Asking, config: SamplingConfig, usage: bool) -> AsyncIterator[str]:
+        """The events of a streamed answer."""
+        head, streams = new_head(self.name), {}
+        try:
+            async for index, news in asking.news():
+                number = index * config.num_return_sequences + news.number
+                if number not in streams:
+                    streams[number] = _Choice(number, asking.tickets[index], config, self.engine.tokenizer)
+                more = {"usage": None} if usage else {}
+                yield _event({**head, "choices": [streams[number].piece(news)], **more})
+            if usage:
+                prompts = [ticket.prompt for ticket in asking.tickets]
+                written = sum(ticket.tokens for ticket in asking.tickets)
+                yield _event({**head, "choices": [], "usage": usage_of(prompts, written)})
+            yield "data: [DONE]\n\n"
+        except Refused as error:
+            yield _event(error.body())
+        finally:
+            asking.cancel()
+
+    async def predict(self, request: Request) -> JSONResponse:
+        instances = reference.instances_of(await _json_of(request), self.limits)
+        asked = [await run_in_threadpool(reference.asked_of, one, self.engine, self.limits, self.scheduler.encode)
+                 for one in instances]
+        asking = _Asking(self.scheduler)
+        await asking.submit([one.prompt for one in asked], [one.config for one in asked], _session_of(request))
+        await asking.finish(request)
+        return JSONResponse({"instances": [reference.reply_of(one, ticket.completion)
+                                           for one, ticket in zip(asked, asking.tickets)]})
+
+    async def query(self, request: Request) -> PlainTextResponse:
+        text = request.query_params.get("u", "")
+        asked = await run_in_threadpool(reference.asked_of, {"input_sentence": text}, self.engine, self.limits,
+                                        self.scheduler.encode)
+        asking = _Asking(self.scheduler)
+        await asking.submit([asked.prompt], asked.config, _session_of(request))
+        await asking.finish(request)
+        return PlainTextResponse(asking.tickets[0].completion.text)
+
+
+class _Choice:
+    """One completion of a streamed answer: what has been told of it."""
+
+    def __init__(self, number: int, ticket: Ticket, config: SamplingConfig, tokenizer: Any) -> None:
+        self.number, self.ticket, self.config, self.tokenizer = number, ticket, config, tokenizer
+        self.begun, self.offset = False, 0
+
+    def piece(self, news: News) -> dict[str, Any]:
+        text, tokens = news.text, list(news.tokens)
+        if self.config.echo and not self.begun:
+            text = self.ticket.prompt.text + text
+            tokens = [*(self.ticket.completion.all[news.number].prompt_logprobs or ()), *tokens]
+        self.begun = True
+        logprobs = None
+        if self.config.logprobs is not None and tokens:
+            logprobs = logprobs_of(tokens, self.tokenizer, self.offset)
+            self.offset += sum(len(token.text) for token in tokens)
+        return {"index": self.number, "text": text, "logprobs": logprobs,
+                "finish_reason": finish_of(news.finish_reason)}
+
+
+def _completion_body(values: Any) -> CompletionBody:
+    try:
+        return CompletionBody.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = ".".join(str(part) for part in first["loc"][:1]) or None
+        if first["type"] == "extra_forbidden":
+            raise Refused(400, f"unrecognised request argument: {name}", name) from None
+        raise Refused(422, f"{name or 'the body'}: {first['msg']}", name) from None
+
+
+def _event(values: dict[str, Any]) -> str:
+    return f"data: {json.dumps(values, ensure_ascii=False)}\n\n"

@@ -1,0 +1,543 @@
+"""Many requests over one model: sequences join and leave the batch between two steps (continuous batching).
+
+One thread owns the network. Between two decode steps it takes cancelled and late requests out, lets one waiting
+request in (its prompt is fed alone, so that nobody waits for more than one prompt), and then feeds the last token
+of every running sequence together. Requests wait in a bounded queue that serves sessions in turn: somebody with a
+hundred prompts does not keep out somebody with one. A request is let in when the places of cache for all that it
+may write are free, so nothing that runs is ever put out again.
+
+A sequence's tokens depend on its prompt, settings and seed alone: draws are keyed by the request's seed, prompts
+are fed alone, and decode steps are brought to batch sizes that give the same bits (``generate/steady.py``).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate.engine import Engine, decode_step, prefill
+from pangu_lab.generate.sampling import check_ids, seed_of
+from pangu_lab.generate.sequence import (CANCELLED, Completion, Prompt, SequenceInProgress, TokenLogprob,
+                                         prompt_logprobs)
+from pangu_lab.generate.steady import make_steady
+from pangu_lab.serve.limits import Limits
+
+logger = logging.getLogger(__name__)
+IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; it is woken for everything else
+
+
+class Busy(Exception):
+    """The queue is full; later it may not be."""
+
+
+class Unavailable(Exception):
+    """The server is starting, ending, or has lost its network."""
+
+
+class TooLate(Exception):
+    """The request did not end within its wall clock."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What one step added to one sequence: text that became safe to show, and the token when logprobs were asked
+    for (it may come before its text)."""
+
+    number: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+    finish_reason: Optional[str] = None
+
+
+class Ticket:
+    """One prompt on its way through the scheduler; any thread may hold it.
+
+    Iterating gives ``News`` until the request has ended, and raises what went wrong: ``TooLate``, ``Unavailable``,
+    or ``InputError`` (no token is left to choose from).
+
+    Attributes:
+        prompt, config, seed: what was asked.
+        state: ``waiting``, ``running`` or ``done``.
+        submitted, started, first_token, ended: ``time.monotonic()`` of each, None before.
+        logits: (vocab,) of what follows the prompt, when ``keep_logits`` was asked for.
+    """
+
+    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig, session: str, deadline: float,
+                 notify: Optional[Callable[[], None]] = None) -> None:
+        self.prompt, self.config, self.session, self.deadline = prompt, config, session, deadline
+        self.seed = seed_of(config)
+        self.state = "waiting"
+        self.submitted = time.monotonic()
+        self.started: Optional[float] = None
+        self.first_token: Optional[float] = None
+        self.ended: Optional[float] = None
+        self._sequences = [SequenceInProgress(prompt, engine.tokenizer, config, self.seed, number)
+                           for number in range(config.num_return_sequences)]
+        self._places: list[int] = []
+        self._cancelled = threading.Event()
+        self.keep_logits, self.logits = False, None
+        self._error: Optional[Exception] = None
+        self._news: list[News] = []
+        self._changed = threading.Condition()
+        self._notify = notify or (lambda: None)
+        self._wake: Callable[[], None] = lambda: None
+
+    def __iter__(self) -> Iterator[News]:
+        while (news := self.take(None)) is not None:
+            yield from news
+
+    def take(self, seconds: Optional[float] = 0.0) -> Optional[list[News]]:
+        """What came since the last time, after waiting ``seconds`` at most for the first; None: all was told.
+
+        Raises:
+            Exception: as iterating, once everything before it was taken.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._news or self.state == "done", seconds)
+            news, self._news = self._news, []
+        if not news and self.state == "done":
+            if self._error:
+                raise self._error
+            return None
+        return news
+
+    def cancel(self) -> None:
+        """End it after the step that is being made, and free its places; once is as good as twice."""
+        self._cancelled.set()
+        self._wake()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens chosen so far."""
+        return sum(len(item.new_ids) for item in self._sequences)
+
+    @property
+    def places_needed(self) -> int:
+        return len(self.prompt.ids) + sum(item.new_places for item in self._sequences)
+
+    @property
+    def completion(self) -> Completion:
+        """What there is; final once the state is ``done``. Of several, the first with the rest in ``others``."""
+        first, *others = [item.completion() for item in self._sequences]
+        return first.with_others(tuple(others))
+
+    def result(self) -> Completion:
+        """Wait for the end.
+
+        Raises:
+            Exception: as iterating.
+        """
+        for _ in self:
+            pass
+        return self.completion
+
+    def _tell(self, item: SequenceInProgress, text: str, told_before: int) -> None:
+        tokens = tuple(item.logprobs_so_far[told_before:]) if self.config.logprobs is not None else ()
+        if text or tokens or not item.running:
+            with self._changed:
+                self._news.append(News(item.number, text, tokens, item.finish_reason))
+                self._changed.notify_all()
+            self._notify()
+
+    def _end(self, error: Optional[Exception] = None) -> None:
+        with self._changed:
+            self.state, self.ended, self._error = "done", time.monotonic(), error
+            self._changed.notify_all()
+        self._notify()
+
+
+class _FairQueue:
+    """Waiting tickets, a queue for each session; the sessions take turns. Not thread-safe by itself."""
+
+    def __init__(self) -> None:
+        self._sessions: collections.OrderedDict[str, collections.deque[Ticket]] = collections.OrderedDict()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._sessions.values()))
+
+    def of_session(self, session: str) -> int:
+        return len(self._sessions.get(session, ()))
+
+    def put(self, ticket: Ticket) -> None:
+        self._sessions.setdefault(ticket.session, collections.deque()).append(ticket)
+
+    def first(self) -> Optional[Ticket]:
+        return next(iter(self._sessions.values()))[0] if self._sessions else None
+
+    def pop(self) -> Ticket:
+        """Take the first; its session is last in turn from now on."""
+        session, tickets = self._sessions.popitem(last=False)
+        ticket = tickets.popleft()
+        if tickets:
+            self._sessions[session] = tickets
+        return ticket
+
+    def remove(self, unwanted: Callable[[Ticket], bool]) -> list[Ticket]:
+        removed = [ticket for tickets in self._sessions.values() for ticket in tickets if unwanted(ticket)]
+        for ticket in removed:
+            self._sessions[ticket.session].remove(ticket)
+            if not self._sessions[ticket.session]:
+                del self._sessions[ticket.session]
+        return removed
+
+    def order(self) -> list[Ticket]:
+        """All of them as they will be served if nobody comes."""
+        rounds = itertools.zip_longest(*self._sessions.values())
+        return [ticket for one_round in rounds for ticket in one_round if ticket is not None]
+
+
+@dataclass
+class Counts:
+    """What happened since the start, for metrics; only the scheduler's thread writes."""
+
+    steps: int = 0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    step_seconds: float = 0.0
+    cancelled: int = 0
+    late: int = 0
+    failed: int = 0
+
+
+class Scheduler:
+    """Runs requests over one engine until it is closed.
+
+    Args:
+        engine: whose runner nobody else should use meanwhile; its batch sizes are made steady.
+        limits: bounds of the queue, the batch and the wall clock.
+        steady: hold decode steps to batch sizes that agree to the last bit; without, single requests are quicker.
+
+    Attributes:
+        counts: since the start.
+        ready: set while requests are taken.
+        on_step, on_end: called from the scheduler's thread after a decode step with its sequences and seconds, and
+            after a request; for metrics.
+    """
+
+    def __init__(self, engine: Engine, limits: Limits = Limits(), steady: bool = True) -> None:
+        self.engine, self.limits, self._steady = engine, limits, steady
+        self.counts = Counts()
+        self.ready = threading.Event()
+        self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
+        self.on_end: Callable[[Ticket], None] = lambda ticket: None
+        self._waiting = _FairQueue()
+        self._running: list[Ticket] = []
+        self._changed = threading.Condition()
+        self._woken = False
+        self._closing: Optional[str] = None
+        self._failure: Optional[Exception] = None
+        self._encoding = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
+        self._thread.start()
+
+    # ------------------------------------------------------------------------------------- what others may call
+
+    def wait_ready(self) -> None:
+        """Wait until the network is warm.
+
+        Raises:
+            Exception: what went wrong while it was warmed.
+        """
+        while not self.ready.wait(0.1):
+            if self._failure:
+                raise self._failure
+            if not self._thread.is_alive():
+                raise Unavailable("the scheduler has ended")
+
+    def submit(self, prompts: Sequence[Prompt], configs: SamplingConfig | Sequence[SamplingConfig],
+               session: str = "", seconds: Optional[float] = None,
+               notify: Optional[Callable[[], None]] = None, keep_logits: bool = False) -> list[Ticket]:
+        """Queue prompts, all or none.
+
+        Args:
+            configs: for all of them, or one each.
+            session: whose turn it is counted as.
+            seconds: wall clock from now, waiting included; the limit when not given.
+            notify: called from the scheduler's thread after each piece of news.
+            keep_logits: keep those of the first token, for whoever wants to look at the choice.
+
+        Raises:
+            InputError: settings that cannot work with this model or its cache.
+            Busy: the queue has no room for so many.
+            Unavailable: not ready yet, or ending.
+        """
+        if isinstance(configs, SamplingConfig):
+            configs = [configs] * len(prompts)
+        deadline = time.monotonic() + min(seconds or self.limits.seconds, self.limits.seconds)
+        tickets = [Ticket(self.engine, prompt, self._checked(config), session, deadline, notify)
+                   for prompt, config in zip(prompts, configs, strict=True)]
+        for ticket in tickets:
+            self._check_fits(ticket)
+        with self._changed:
+            self._check_open(session, len(tickets))
+            for ticket in tickets:
+                ticket._wake, ticket.keep_logits = self._wake, keep_logits
+                self._waiting.put(ticket)
+        self._wake()
+        return tickets
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a text; one thread at a time, since a tokenizer's word cutter keeps state."""
+        with self._encoding:
+            return self.engine.tokenizer.encode(text)
+
+    def position(self, ticket: Ticket) -> int:
+        """How many requests are served before this waiting one; 0 for one that runs or has ended."""
+        with self._changed:
+            order = self._waiting.order()
+        return order.index(ticket) + 1 if ticket in order else 0
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Sequences in the batch."""
+        return sum(item.running for ticket in list(self._running) for item in ticket._sequences)
+
+    @property
+    def state(self) -> str:
+        """``ready``, or why not: ``starting``, ``ending``, ``failed``, in words for people."""
+        if self._failure:
+            return "the network has failed; see the server's log"
+        return self._closing or ("ready" if self.ready.is_set() else "the server is starting")
+
+    def close(self, drain: bool = True, seconds: Optional[float] = None) -> bool:
+        """Take nothing new; end what runs and waits, cut off after ``seconds`` (of the limits by default).
+
+        Returns:
+            Whether everything came to its own end.
+        """
+        with self._changed:
+            self._closing = self._closing or "the server is ending"
+        self.ready.clear()
+        if drain:
+            self._thread_idle(time.monotonic() + (self.limits.drain_seconds if seconds is None else seconds))
+        with self._changed:
+            left = [*self._running, *self._waiting.order()]
+            self._closing = "the server has ended"
+        for ticket in left:
+            ticket.cancel()
+        self._wake()
+        self._thread.join(timeout=60)
+        return not left
+
+    # ------------------------------------------------------------------------------------------ what is checked
+
+    def _checked(self, config: SamplingConfig) -> SamplingConfig:
+        check_ids(config, self.engine.tokenizer.vocab_size)
+        if config.num_beams > 1:
+            raise InputError("beam search is not served: set num_beams to 1")
+        if config.num_return_sequences > min(self.limits.choices, self.limits.at_once):
+            raise InputError(f"n={config.num_return_sequences} is more than this server's "
+                             f"{min(self.limits.choices, self.limits.at_once)}")
+        return config
+
+    def _check_fits(self, ticket: Ticket) -> None:
+        places = self.engine.runner.pool.places
+        if ticket.places_needed > places:
+            raise InputError(f"this needs {ticket.places_needed} positions of key-value cache and the bundle has "
+                             f"{places}: ask for fewer new tokens or choices, or export it with more places")
+
+    def _check_open(self, session: str, count: int) -> None:
+        if self._failure or self._closing or not self.ready.is_set():
+            raise Unavailable(self.state)
+        if count > min(self.limits.waiting, self.limits.waiting_per_session):
+            raise InputError(f"{count} prompts at once are more than the queue of this server holds: send fewer")
+        if len(self._waiting) + count > self.limits.waiting:
+            raise Busy(f"{len(self._waiting)} requests wait already and the queue holds {self.limits.waiting}: "
+                       "try again in a moment")
+        if self._waiting.of_session(session) + count > self.limits.waiting_per_session:
+            raise Busy(f"{self._waiting.of_session(session)} of your requests wait already and one session may have "
+                       f"{self.limits.waiting_per_session} waiting: try again in a moment")
+
+    # ------------------------------------------------------------------------------- the thread of the scheduler
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._woken = True
+            self._changed.notify_all()
+
+    def _thread_idle(self, until: float) -> None:
+        while time.monotonic() < until and self._thread.is_alive() and (self._running or len(self._waiting)):
+            time.sleep(0.02)
+
+    def _run(self) -> None:
+        try:
+            self._warm_up()
+            if not self._closing:
+                self.ready.set()
+            while self._closing != "the server has ended" or self._running:
+                self._wait_for_work()
+                self._step()
+        except Exception as error:  # the network itself failed: say so to everybody and take nothing more
+            logger.exception("the network failed")
+            self._failure = error
+            self.ready.clear()
+        finally:
+            self._end_all(Unavailable(self.state))
+
+    def _warm_up(self) -> None:
+        """Compile what will be called, and find the batch sizes that agree."""
+        engine = self.engine
+        engine.prefill([engine.tokenizer.eod_id] * min(2, engine.max_length))
+        engine.reset()
+        if self._steady:
+            make_steady(engine.runner, self.limits.at_once)
+        elif engine.max_length > 2:
+            engine.prefill([engine.tokenizer.eod_id])
+            engine.step(engine.tokenizer.eod_id)
+            engine.reset()
+
+    def _wait_for_work(self) -> None:
+        with self._changed:
+            if not self._running:
+                self._changed.wait_for(lambda: self._woken or self._startable(), IDLE_SECONDS)
+            self._woken = False
+
+    def _startable(self) -> Optional[Ticket]:
+        """The first in turn, when slots and places are free for it."""
+        ticket = self._waiting.first()
+        if ticket is None or self.running + len(ticket._sequences) > self.limits.at_once:
+            return None
+        return ticket if ticket.places_needed <= self.engine.runner.pool.free else None
+
+    def _step(self) -> None:
+        self._drop_unwanted()
+        with self._changed:
+            ticket = self._waiting.pop() if self._startable() else None
+            if ticket:
+                self._running.append(ticket)
+        if ticket:
+            self._start(ticket)
+        items = [(ticket, item) for ticket in self._running for item in ticket._sequences if item.running]
+        if items:
+            self._decode(items)
+        for ticket in [ticket for ticket in self._running if not any(item.running for item in ticket._sequences)]:
+            self._finish(ticket)
+
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+
+        def unwanted(ticket: Ticket) -> bool:
+            return ticket._cancelled.is_set() or now > ticket.deadline
+
+        with self._changed:
+            dropped = self._waiting.remove(unwanted)
+        for ticket in [*dropped, *filter(unwanted, list(self._running))]:
+            late = not ticket._cancelled.is_set()
+            for item in ticket._sequences:
+                if item.running:
+                    told = len(item.logprobs_so_far)
+                    ticket._tell(item, item.end(CANCELLED), told)
+            self.counts.late += late
+            self.counts.cancelled += not late
+            self._finish(ticket, TooLate("the request took longer than it may") if late else None)
+
+    def _start(self, ticket: Ticket) -> None:
+        """Feed the prompt and choose the first token of each of its sequences."""
+        runner, ids, items = self.engine.runner, ticket.prompt.ids, ticket._sequences
+        ticket.state, ticket.started = "running", time.monotonic()
+        try:
+            ticket._places = runner.pool.take(ticket.places_needed)
+        except InputError as error:  # only when somebody else uses this network too
+            return self._fail(ticket, error)
+        shared, start = ticket._places[:len(ids)], len(ids)
+        for item in items:
+            item.places = shared + ticket._places[start:start + item.new_places]
+            start += item.new_places
+        whole = ticket.config.echo and ticket.config.logprobs is not None
+        if whole or items[0].running:
+            logits = prefill(runner, ids, shared, whole)
+            self.counts.prompts += 1
+            self.counts.prompt_tokens += len(ids)
+            if whole:
+                told = prompt_logprobs(self.engine.tokenizer, ids, logits, ticket.config.logprobs)
+                for item in items:
+                    item.prompt_logprobs = told
+            if ticket.keep_logits:
+                ticket.logits = logits[-1]
+            for item in items:
+                self._accept(ticket, item, logits[-1])
+        for item in items:
+            if not item.new_ids and not item.running:  # nothing was asked to be written
+                ticket._tell(item, "", 0)
+
+    def _decode(self, items: Sequence[tuple[Ticket, SequenceInProgress]]) -> None:
+        started = time.monotonic()
+        logits = decode_step(self.engine.runner, [item for _, item in items])
+        for (ticket, item), row in zip(items, logits):
+            self._accept(ticket, item, row)
+        seconds = time.monotonic() - started
+        self.counts.steps += 1
+        self.counts.step_seconds += seconds
+        self.on_step(len(items), seconds)
+
+    def _accept(self, ticket: Ticket, item: SequenceInProgress, logits) -> None:
+        if not item.running:
+            return
+        told = len(item.logprobs_so_far)
+        try:
+            text = item.accept(logits)
+        except InputError as error:  # of this request alone
+            return self._fail(ticket, error)
+        self.counts.new_tokens += 1
+        ticket.first_token = ticket.first_token or time.monotonic()
+        ticket._tell(item, text, told)
+
+    def _fail(self, ticket: Ticket, error: Exception) -> None:
+        self.counts.failed += 1
+        ticket._error = error
+        for item in ticket._sequences:
+            item.end(CANCELLED)
+
+    def _finish(self, ticket: Ticket, error: Optional[Exception] = None) -> None:
+        if ticket in self._running:
+            self._running.remove(ticket)
+        self.engine.runner.pool.give_back(ticket._places)
+        ticket._places = []
+        ticket._end(error or ticket._error)
+        self.on_end(ticket)
+
+    def _end_all(self, error: Exception) -> None:
+        with self._changed:
+            left = [*self._running, *self._waiting.remove(lambda ticket: True)]
+        for ticket in left:
+            for item in ticket._sequences:
+                if item.running:
+                    item.end(CANCELLED)
+            self._finish(ticket, error)
+
+
+def prompt_of_ids(engine: Engine, ids: Sequence[int]) -> Prompt:
+    """A prompt given as tokens.
+
+    Raises:
+        InputError: none, too many, or one outside the vocabulary.
+    """
+    if not len(ids):
+        ids = [engine.tokenizer.eod_id]
+    for index in ids:
+        if not 0 <= index < engine.tokenizer.vocab_size:
+            raise InputError(f"token {index} is outside the vocabulary: there are 0 to "
+                             f"{engine.tokenizer.vocab_size - 1}")
+    if len(ids) > engine.max_length:
+        raise InputError(f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
+                         f"{len(ids)}: shorten it")
+    return Prompt(engine.tokenizer.decode(list(ids)), tuple(ids), engine.max_length + 1 - len(ids))
+
+
+def with_seed(config: SamplingConfig) -> SamplingConfig:
+    """The same settings with the seed that will be used."""
+    return dataclasses.replace(config, seed=seed_of(config))

@@ -1,0 +1,242 @@
+"""One process that serves a bundle: the API, the page, one scheduler behind both.
+
+Bound to this machine alone unless a token or a password is set. What is served is code of this package and text of
+the model: there is no route that gives files of this machine, nothing is loaded from elsewhere, and the page's own
+functions are closed to other programs. A stop that drains takes nothing new, ends what was taken, and then closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import os
+import socket
+import threading
+import webbrowser
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+from pangu_lab.errors import InputError
+from pangu_lab.files import write_text_atomic
+from pangu_lab.generate.engine import Engine
+from pangu_lab.serve.limits import Limits
+from pangu_lab.serve.scheduler import Scheduler
+
+USER = "pangu"
+ANYWHERE = ("0.0.0.0", "::")
+
+
+class Server:
+    """A server that runs in threads of this process.
+
+    Attributes:
+        url: where the page is; the API is below ``url + "v1"``.
+        scheduler: what runs the requests.
+    """
+
+    def __init__(self, scheduler: Scheduler, url: str, runner: Any, thread: threading.Thread, blocks: Any) -> None:
+        self.scheduler, self.url = scheduler, url
+        self._runner, self._thread, self._blocks = runner, thread, blocks
+        self._closed = False
+
+    def close(self, drain: bool = False, seconds: Optional[float] = None) -> bool:
+        """Stop serving; with ``drain`` only when everything that was taken has ended, or after ``seconds``.
+
+        Returns:
+            Whether everything came to its own end.
+        """
+        if self._closed:
+            return True
+        self._closed = True
+        whole = self.scheduler.close(drain, seconds)
+        self._runner.should_exit = True
+        self._thread.join(timeout=15)
+        if self._blocks is not None:
+            self._blocks.close(verbose=False)
+        return whole
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
+def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
+          password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
+          limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False) -> Server:
+    """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
+
+    Args:
+        bundle: its folder, or an engine.
+        host: an address of this machine. Others than 127.0.0.1 need a password or a token.
+        port: 0 takes a free one.
+        password: the page asks for it, with the user name ``pangu``; the token stands in when there is none.
+        token: the API wants it as ``Authorization: Bearer``; the password stands in when there is none.
+        insecure: serve on any address without either all the same.
+        limits: what requests may ask for.
+        page: whether the page is served beside the API.
+        names: host names, beside this machine's own, under which the server may be called; empty for any when it is
+            served beyond this machine.
+        quick: decode in batches of any size: quicker with few requests at once, but the last bits of a text's
+            numbers then depend on what runs beside it.
+
+    Raises:
+        InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
+    """
+    if not (is_loopback(host) or password or token or insecure):
+        raise InputError(f"host={host} lets others reach this server: give a password or a token, or say insecure to "
+                         "allow it")
+    listening = _listen(host, port)
+    try:
+        if not isinstance(bundle, Engine):
+            from pangu_lab.export import load_bundle
+
+            bundle = load_bundle(bundle)
+        scheduler = Scheduler(bundle, limits, steady=not quick)
+        scheduler.wait_ready()
+        app, blocks = _application(scheduler, limits, host, password, token, page, names)
+        runner, thread = _start(app, listening, limits)
+    except BaseException:
+        listening.close()
+        raise
+    shown = "127.0.0.1" if host in ANYWHERE else f"[{host}]" if ":" in host else host
+    server = Server(scheduler, f"http://{shown}:{listening.getsockname()[1]}/", runner, thread, blocks)
+    if open_browser:
+        webbrowser.open(server.url)
+    return server
+
+
+def _application(scheduler: Scheduler, limits: Limits, host: str, password: Optional[str], token: Optional[str],
+                 page: bool, names: Sequence[str]) -> tuple[Any, Any]:
+    """The guarded ASGI application, and the page's blocks."""
+    from pangu_lab.serve.api import build_api
+    from pangu_lab.serve.guard import Guard, loopback_names
+    from pangu_lab.serve.metrics import Metrics
+
+    metrics, blocks = Metrics(scheduler), None
+    app = build_api(scheduler, metrics)
+    if page:
+        from pangu_lab.serve.page import build_page, mount_page
+
+        blocks = build_page(scheduler)
+        app = mount_page(app, blocks, (USER, password or token) if password or token else None)
+    hosts = [*loopback_names(), *names] if is_loopback(host) or names else None
+    return Guard(app, limits, token or password, hosts, metrics.answered), blocks
+
+
+def _start(app: Any, listening: socket.socket, limits: Limits) -> tuple[Any, threading.Thread]:
+    """Run the application in a thread; returns once it answers."""
+    import uvicorn
+
+    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=limits.sessions,
+                            timeout_graceful_shutdown=5, server_header=False, ws="none", lifespan="on")
+    runner = uvicorn.Server(config)
+
+    def run() -> None:
+        asyncio.run(runner.serve(sockets=[listening]))
+
+    thread = threading.Thread(target=run, name="http", daemon=True)
+    thread.start()
+    while not runner.started:
+        thread.join(0.02)
+        if not thread.is_alive():
+            raise InputError("the HTTP server did not start; see its log above")
+    return runner, thread
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, so that nobody else can take the port while the model loads.
+
+    Raises:
+        InputError: the port is taken, or the address is not this machine's.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise InputError(f"cannot serve on {host}:{port} ({error}): give another host or port") from None
+    return listening
+
+
+# ------------------------------------------------------------------------------------------------- the pid file
+
+
+@contextlib.contextmanager
+def pid_file(path: Optional[Path | str]) -> Iterator[None]:
+    """Keep this process's number in a file while the block runs; another server's file is refused.
+
+    Raises:
+        InputError: a process with the number in the file is alive.
+    """
+    if path is None:
+        yield
+        return
+    path = Path(path)
+    if path.exists() and (pid := read_pid(path)) is not None and pid != os.getpid():
+        raise InputError(f"{path}: process {pid} is alive and serves; end it with `pangu-lab serve --stop "
+                         f"--pid-file {path}`, or give another file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text_atomic(path, f"{os.getpid()}\n")
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            if path.read_text(encoding="utf-8").strip() == str(os.getpid()):
+                path.unlink()
+
+
+def read_pid(path: Path) -> Optional[int]:
+    """The number in a pid file when such a server is alive; None when it has gone.
+
+    Raises:
+        InputError: the file is none.
+    """
+    import psutil
+
+    try:
+        pid = int(path.read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
+    except (ValueError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a pid file") from None
+    try:  # the number may be another program's by now
+        return pid if any("serve" in word for word in psutil.Process(pid).cmdline()) else None
+    except psutil.Error:
+        return None
+
+
+def stop_server(path: Path | str, seconds: float = 90.0) -> int:
+    """End the server whose number is in a pid file and wait until it has gone; gives the number.
+
+    Raises:
+        InputError: no such server, or it did not end in time.
+    """
+    import psutil
+
+    pid = read_pid(Path(path))
+    if pid is None:
+        raise InputError(f"{path}: no server runs with this pid file")
+    try:
+        process = psutil.Process(pid)
+        process.terminate()
+        process.wait(seconds)
+    except psutil.NoSuchProcess:
+        pass
+    except psutil.TimeoutExpired:
+        raise InputError(f"process {pid} still finishes requests after {seconds:.0f} s: wait, or signal it "
+                         "again") from None
+    return pid

@@ -1,0 +1,251 @@
+"""Many requests over one model: the same text whatever the company, in fair turns, within bounds."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.export import load_bundle
+from pangu_lab.generate import Engine, generate
+from pangu_lab.generate.sequence import prepare_prompt
+from pangu_lab.generate.steady import make_steady
+from pangu_lab.serve.limits import Limits, parse_limits
+from pangu_lab.serve.scheduler import Busy, Scheduler, TooLate, Unavailable
+
+from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
+from tests.serve.running import scripted
+
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=16)
+TEXTS = ("春天来了，", "他走进屋里，", "", "问：你是谁？\n答：", "山路很长，天色渐渐暗下来，", "雨")
+
+
+def ask(scheduler: Scheduler, text: str, config: SamplingConfig = GREEDY, **how):
+    prompt = prepare_prompt(text, scheduler.engine.tokenizer, config, scheduler.engine.max_length)
+    return scheduler.submit([prompt], config, **how)[0]
+
+
+@pytest.fixture
+def start():
+    """Starts schedulers; all closed at the end."""
+    started = []
+
+    def make(engine: Engine, **limits) -> Scheduler:
+        started.append(Scheduler(engine, Limits(**limits)))
+        started[-1].wait_ready()
+        return started[-1]
+
+    yield make
+    for scheduler in started:
+        scheduler.close(drain=False)
+
+
+# -------------------------------------------------------------------------------------------------- equal results
+
+
+def random_request(rng: random.Random) -> tuple[str, SamplingConfig]:
+    count = rng.randint(1, 40)
+    return rng.choice(TEXTS), SamplingConfig(
+        max_new_tokens=count, min_new_tokens=rng.choice([0, count]), temperature=rng.choice([0, 0.7, 1.2]),
+        top_p=rng.choice([None, 0.9]), top_k=rng.choice([None, 40]), seed=rng.randrange(2**31),
+        num_return_sequences=rng.choice([1, 1, 1, 3]), logprobs=rng.choice([None, 2]), stop=rng.choice([(), ("。",)]),
+        echo=rng.random() < 0.2, repetition_penalty=rng.choice([1.0, 1.2]))
+
+
+@pytest.fixture(scope="module")
+def offline(debug_bundle):
+    """The same bundle in steady batches, without a scheduler."""
+    engine = load_bundle(debug_bundle)
+    make_steady(engine.runner)
+    return engine
+
+
+def test_random_arrivals_write_what_each_would_offline_to_the_last_bit(start, debug_bundle, offline):
+    scheduler = start(load_bundle(debug_bundle))
+    rng = random.Random(5)
+    requests = [random_request(rng) for _ in range(100)]
+    pauses = [rng.random() * 0.02 for _ in requests]
+    tickets = {}
+
+    def somebody(number: int) -> None:
+        for index in range(number, len(requests), 4):
+            time.sleep(pauses[index])
+            tickets[index] = ask(scheduler, *requests[index], session=str(number))
+
+    people = [threading.Thread(target=somebody, args=(number,)) for number in range(4)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+    largest = []
+    scheduler.on_step = lambda batch, seconds: largest.append(batch)
+    for index, (text, config) in enumerate(requests):
+        assert tickets[index].result() == generate(offline, text, config), (text, config)
+    assert max(largest, default=0) >= 4, "the requests never met: this test says nothing"
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+
+
+def test_steady_batches_write_the_tokens_of_the_quickest_way(debug_bundle, offline):
+    plain = load_bundle(debug_bundle)
+    rng = random.Random(6)
+    for text, config in [random_request(rng) for _ in range(12)]:
+        ours, theirs = generate(offline, text, config), generate(plain, text, config)
+        assert [one.ids for one in ours.all] == [one.ids for one in theirs.all]
+
+
+def test_rows_of_every_steady_size_have_the_same_bits_at_any_position(offline):
+    runner, rng = offline.runner, np.random.default_rng(1)
+    places = np.array(runner.pool.take(16 * 20)).reshape(16, 20)
+    ids, lengths = rng.integers(10, 500, (16, 20)), rng.integers(1, 20, 16)
+    for row in range(16):
+        known = slice(0, lengths[row])
+        runner.run(ids[row:row + 1, known], np.arange(20)[None, known], places[row:row + 1, known],
+                   places[row:row + 1, known])
+
+    def step(rows):
+        at = lengths[rows]
+        return runner.run(ids[rows, at][:, None], at[:, None], places[rows, at][:, None], places[rows])
+
+    alone = [step(np.array([row]))[0] for row in range(16)]
+    for size in range(2, 17):
+        rows = rng.permutation(16)[:size]
+        assert np.array_equal(step(rows), [alone[row] for row in rows]), size
+    runner.pool.give_back(places.reshape(-1).tolist())
+
+
+def test_sizes_that_do_not_agree_are_left_out():
+    class Uneven(TableRunner):
+        def run(self, ids, positions, write, read, rows=None):
+            made = super().run(ids, positions, write, read, rows)
+            made[:, 0] += {16: 2, 12: 1, 8: 1, 1: 1}.get(len(ids), 0) * 1e-3  # 12, 8 and 1 agree
+            if len(ids) == 16:
+                made[-1] += 1e-3  # and its last row is another still
+            return made
+
+    tokenizer = CharacterTokenizer()
+    runner = Uneven(random_table(tokenizer.vocab_size), tokenizer.vocab_size)
+    assert make_steady(runner) == (1, 8, 12) == runner.steady_sizes
+    assert runner.pool.free == runner.pool.places
+
+
+# ---------------------------------------------------------------------------------------------------- turns, bounds
+
+
+def test_sessions_take_turns(start):
+    scheduler = start(scripted(seconds=0.002), at_once=1)
+    ended = []
+    scheduler.on_end = lambda ticket: ended.append(ticket.session)
+    tickets = [ask(scheduler, "ab", session="busy") for _ in range(4)]
+    tickets += [ask(scheduler, "ab", session="late"), ask(scheduler, "ab", session="later")]
+    assert scheduler.position(tickets[-1]) in (2, 3) and scheduler.position(tickets[3]) > 3
+    for ticket in tickets:
+        assert ticket.result().text == ("abc" * 8)[:16]
+    assert ended[:4].count("busy") <= 2 and scheduler.position(tickets[-1]) == 0
+
+
+def test_the_queue_is_bounded_for_all_and_for_each_session(start):
+    scheduler = start(scripted(seconds=0.01), at_once=1, waiting=4, waiting_per_session=2)
+    ask(scheduler, "ab", session="a")
+    time.sleep(0.1)  # it runs now
+    for session in ("a", "a", "b", "b"):
+        ask(scheduler, "ab", session=session)
+    with pytest.raises(Busy, match="4 requests wait already and the queue holds 4"):
+        ask(scheduler, "ab", session="c")
+    prompt = prepare_prompt("ab", scheduler.engine.tokenizer, GREEDY, 32)
+    with pytest.raises(InputError, match="3 prompts at once are more than the queue"):
+        scheduler.submit([prompt] * 3, GREEDY)
+
+
+def test_a_cancelled_request_gives_its_places_back_and_keeps_its_text(start):
+    scheduler = start(scripted(seconds=0.005))
+    ticket = ask(scheduler, "ab")
+    next(iter(ticket))
+    ticket.cancel()
+    done = ticket.result()
+    assert done.finish_reason == "cancelled" and "abcabc".startswith(done.text[:6]) and done.text
+    assert scheduler.engine.runner.pool.free == 256 and scheduler.counts.cancelled == 1
+
+
+def test_a_waiting_request_can_be_cancelled(start):
+    scheduler = start(scripted(seconds=0.01), at_once=1)
+    first, second = ask(scheduler, "ab"), ask(scheduler, "ab")
+    second.cancel()
+    assert second.result().text == "" and first.result().finish_reason == "length"
+
+
+def test_a_late_request_ends_with_what_it_has(start):
+    scheduler = start(scripted(seconds=0.02), at_once=1)
+    running, waiting = ask(scheduler, "ab", seconds=0.15), ask(scheduler, "ab", seconds=0.1)
+    for ticket in (running, waiting):
+        with pytest.raises(TooLate):
+            ticket.result()
+    assert running.completion.text and not waiting.completion.text
+    assert scheduler.counts.late == 2 and scheduler.engine.runner.pool.free == 256
+
+
+def test_what_cannot_work_is_refused_before_it_waits(start):
+    scheduler = start(scripted(), choices=2)
+    for config, message in ((SamplingConfig(num_return_sequences=3), "n=3 is more than this server's 2"),
+                            (SamplingConfig(num_beams=2), "beam search is not served"),
+                            (SamplingConfig(stop_ids=(9999,)), "names token 9999")):
+        with pytest.raises(InputError, match=message):
+            ask(scheduler, "ab", config)
+    small = start(scripted(places=48))
+    with pytest.raises(InputError, match="the bundle has 48"):
+        ask(small, "ab", SamplingConfig(max_new_tokens=30, num_return_sequences=2))
+
+
+def test_a_request_with_nothing_to_choose_from_fails_alone(start):
+    engine = scripted(seconds=0.002)
+    written, wrong = engine.runner.logits_of, engine.tokenizer.id_of("z")
+    engine.runner.logits_of = lambda ids: written(ids) * (np.nan if ids[0] == wrong and len(ids) > 4 else 1)
+    scheduler = start(engine)
+    good, bad = ask(scheduler, "ab"), ask(scheduler, "zb")
+    with pytest.raises(InputError, match="the model's logits are not finite"):
+        bad.result()
+    assert good.result().finish_reason == "length" and ask(scheduler, "ab").result().ids
+    assert engine.runner.pool.free == 256 and scheduler.counts.failed == 1
+
+
+def test_a_failing_network_is_told_to_everybody_and_nothing_new_is_taken(start):
+    engine = scripted(seconds=0.002)
+    scheduler = start(engine)
+    ticket = ask(scheduler, "ab")
+    engine.runner.logits_of = None
+    with pytest.raises(Unavailable, match="the network has failed"):
+        ticket.result()
+    with pytest.raises(Unavailable):
+        ask(scheduler, "ab")
+    assert not scheduler.ready.is_set() and engine.runner.pool.free == 256
+
+
+def test_a_draining_end_finishes_what_was_taken_and_takes_nothing_new(start):
+    scheduler = start(scripted(seconds=0.005), at_once=1)
+    tickets = [ask(scheduler, "ab") for _ in range(3)]
+    closing = threading.Thread(target=scheduler.close)
+    closing.start()
+    time.sleep(0.05)
+    with pytest.raises(Unavailable, match="the server is ending"):
+        ask(scheduler, "ab")
+    closing.join()
+    assert [ticket.result().finish_reason for ticket in tickets] == ["length"] * 3
+
+
+def test_an_end_that_does_not_wait_cuts_off(start):
+    scheduler = start(scripted(seconds=0.01), at_once=1)
+    tickets = [ask(scheduler, "ab") for _ in range(3)]
+    assert not scheduler.close(drain=False)
+    assert all(ticket.result().finish_reason == "cancelled" for ticket in tickets)
+
+
+def test_limits_are_read_from_words():
+    assert parse_limits(["new_tokens=5", "seconds=2.5"]) == Limits(new_tokens=5, seconds=2.5)
+    for text, message in (("new_token=5", "did you mean 'new_tokens'"), ("seconds=x", "must be a number"),
+                          ("waiting=0", "must be above 0"), ("at_once=17", "at most 16")):
+        with pytest.raises(InputError, match=message):
+            parse_limits([text])
