@@ -30,9 +30,10 @@ CSS = """
 #prompt textarea, #continuation textarea, #answer textarea, #next_prompt textarea {font-size: 1.05rem; line-height: 1.7}
 .buttons {gap: 8px !important; flex-wrap: nowrap !important} .buttons button {min-width: 0 !important}
 .status {min-height: 1.6rem; opacity: 0.8} .status p, #model p {margin: 0} #model {opacity: 0.6}
-@media (max-width: 600px) {.gradio-container, .main.fillable {padding: 6px !important}}
+@media (max-width: 600px) {#candidates {width: calc(100vw - 24px) !important; min-width: 0 !important}
+  .gradio-container, .main.fillable {padding: 6px !important}}
 .count {min-height: 1.4rem; font-size: 0.85rem; opacity: 0.65} .count p {margin: 0}
-#candidates {overflow-x: auto}
+#candidates, #candidates .table-wrap {overflow-x: auto; max-width: 100%}
 footer {display: none !important}
 """
 
@@ -127,13 +128,18 @@ def _fields(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     return fields
 
 
+def headers_of(texts: dict[str, str]) -> list[str]:
+    """Of the table of candidates."""
+    return [texts["token"], *(texts[f"stage_{name}"] for name in STAGES)]
+
+
 def _looks(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     """The next-token tab: a text, and a table of what may follow it."""
     looks = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=4,
                                   max_lines=12, max_length=limits.prompt_characters, elem_id="next_prompt")}
     looks |= _buttons(gr, translate, ("look", "look", "primary"))
     looks["status"] = gr.Markdown("", elem_id="next_status", elem_classes="status")
-    headers = [translate("token"), *(translate(f"stage_{name}") for name in STAGES)]
+    headers = headers_of(LANGUAGES["en"])  # Gradio does not translate headers: each look sends the reader's own
     looks["table"] = gr.Dataframe(headers=headers, datatype="str", interactive=False, elem_id="candidates",
                                   column_count=len(headers), label=translate("candidates"), wrap=False)
     looks["texts"] = gr.State([])
@@ -182,8 +188,11 @@ class _Handlers:
         self.answer = self._following(writer.answer)
         self.stop = self._with_request(lambda texts, session: writer.running.cancel(session))
         self.count = self._with_request(lambda texts, session, prompt: writer.count(texts, prompt or ""))
-        self.look = self._with_request(lambda texts, session, prompt, *values:
-                                       writer.candidates(texts, session, prompt or "", *values))
+        self.look = self._with_request(self._look)
+
+    def _look(self, texts: dict[str, str], session: str, prompt: str, *values: Any) -> tuple[Any, list[str], str]:
+        rows, written, status = self.writer.candidates(texts, session, prompt or "", *values)
+        return {"headers": headers_of(texts), "data": rows}, written, status
 
     def _with_request(self, work: Callable[..., Any]) -> Callable[..., Any]:
         def handler(request: Any, *values: Any) -> Any:

@@ -225,3 +225,41 @@ def test_a_template_is_answered_to_the_end_of_its_line(served, width, height, la
     reader.wait(lambda: filled(reader, "#answer textarea") == "ABCD")
     assert reader.driver.execute_script("return document.documentElement.scrollWidth") <= width
     reader.picture(f"templates-{width}")
+
+
+@pytest.mark.parametrize("width, height, language", [(1280, 900, "en-US"), (390, 844, "zh-CN")])
+def test_a_click_on_a_candidate_adds_it_and_looks_again(served, width, height, language):
+    reader = served(engine_that_writes("AB<b>", sampling=SamplingConfig(temperature=0)), width=width, height=height,
+                    language=language)
+    open_tab(reader, 2)
+    reader.find("#next_prompt textarea").send_keys("ab")
+    reader.find("#look").click()
+
+    def first() -> str:
+        cells = [one for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
+                 if one.is_displayed() and one.text.strip()]
+        return cells[0].text.strip() if cells else ""
+
+    reader.wait(lambda: first() == "A")
+    assert ("Token" if language == "en-US" else "词元") in reader.find("#candidates").text
+    assert "i18n" not in reader.find("#candidates").text
+    reader.picture(f"next-{width}")
+    next(one for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
+         if one.is_displayed() and one.text.strip() == "A").click()
+    reader.wait(lambda: filled(reader, "#next_prompt textarea") == "abA" and first() == "B")
+    assert reader.driver.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_tokens_are_counted_and_whoever_waits_sees_the_queue(served):
+    reader = served(engine_that_writes("ABCD" * 50, SLOW_SECONDS, LONG), limits=Limits(at_once=1))
+    other = Reader(reader.url)
+    try:
+        reader.write("ab")
+        reader.wait(lambda: "2 of 256 tokens" in reader.find("#count").text)
+        reader.wait(lambda: len(reader.text) > 3 and "a second" in reader.status)
+        other.write("ab")
+        other.wait(lambda: "Waiting: number 1 in the queue" in other.status)
+        reader.find("#stop").click()
+        other.wait(lambda: len(other.text) > 3)
+    finally:
+        other.close()
