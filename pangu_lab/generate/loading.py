@@ -1,11 +1,13 @@
-"""From a folder to a compiled network: the weights are read one by one, so that memory holds them once."""
+"""From a folder to a compiled network: the weights are read one by one, so that memory holds them once.
+
+A bundle runs without model code, so this module, which every engine's package imports, asks for it only when called.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Optional
 
-from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine
@@ -22,6 +24,8 @@ def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
     Raises:
         InputError: no checkpoint there, or a tokenizer that does not belong to it.
     """
+    from pangu_lab.checkpoint.source import open_weights
+
     weights, config = open_weights(folder)
     found = _tokenizer(folder, tokenizer, config)
     runner = network_runner(weights, config.model, places)
@@ -29,6 +33,8 @@ def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
 
 
 def _tokenizer(folder: Path | str, name: Optional[str], config: RunConfig) -> Optional[Tokenizer]:
+    from pangu_lab.checkpoint.source import tokenizer_folder
+
     if name is not None:
         found = load_tokenizer(name)
     else:
@@ -54,6 +60,8 @@ def load_engine(folder: Path | str, tokenizer: Optional[str] = None, places: Opt
     Raises:
         InputError: no checkpoint or tokenizer there, or they do not belong together.
     """
+    from pangu_lab.checkpoint.source import tokenizer_folder
+
     if tokenizer is None:
         tokenizer_folder(folder)  # says what is missing before anything large is read
     runner, config, found, name = load_runner(folder, tokenizer, places)
