@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pangu_lab.checkpoint import list_checkpoints
 from pangu_lab.config import RunConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
@@ -61,6 +62,25 @@ def run_demo(folder: Path | str, progress: Progress = silent, say: Callable[[str
         f"  .venv/bin/pangu-lab generate --from {result.run} --prompt 春天    the same in the terminal")
     return DemoResult(result.run, folder / "bundle", curve, before, result.eval_perplexity, continuations, equal,
                       round(seconds, 1))
+
+
+def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Progress = silent) -> Path:
+    """A run trained on the shipped sample, for whoever needs some model: made at the first call, found at the next.
+
+    Args:
+        folder: its place; ``folder/run`` is the run.
+        config: other settings than the preset ``tiny``; of a run that is there already they are not looked at.
+
+    Raises:
+        InputError: ``folder`` holds something else.
+    """
+    from pangu_lab.launch import launch
+
+    folder = Path(folder)
+    if not list_checkpoints(folder / "run" / "checkpoints"):
+        config = _prepare(config or preset("tiny"), _fresh(folder), progress, lambda text: None)
+        launch(config, folder / "run", 1, progress=progress)
+    return folder / "run"
 
 
 def _fresh(folder: Path) -> Path:

@@ -24,7 +24,8 @@ from pangu_lab.export.loading import DESCRIPTION, Bundle, load_bundle
 from pangu_lab.generate.engine import CompletionStream, Engine, generate, generate_many, stream
 from pangu_lab.generate.loading import load_runner
 from pangu_lab.generate.runner import Runner
-from pangu_lab.generate.sequence import Completion
+from pangu_lab.generate.sampling import Stage, explain
+from pangu_lab.generate.sequence import Completion, SequenceInProgress, prepare_prompt
 from pangu_lab.tokenizer import Tokenizer
 
 
@@ -136,6 +137,17 @@ class PanguLM:
             self._engine.make_room(min(batch, group) * seq)
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
         return np.concatenate(parts)
+
+    def explain(self, prompt: str, **sampling: Any) -> list[Stage]:
+        """How the token after ``prompt`` would be chosen: the distribution after each step of the sampling chain.
+
+        Settings as ``generate``. The first stage is the model's own distribution.
+        """
+        chosen, engine = self._sampling(sampling), self.engine
+        read = prepare_prompt(prompt, engine.tokenizer, chosen, engine.max_length)
+        logits = engine.prefill(read.ids)[:engine.tokenizer.vocab_size]
+        engine.reset()
+        return explain(logits, chosen, SequenceInProgress(read, engine.tokenizer, chosen, 0).history())
 
     def score(self, context: str, continuation: str) -> Score:
         """How probable ``continuation`` is after ``context``: its log-probability in nats, tokens, and mean.

@@ -11,7 +11,7 @@ PARTS = ("train", "heldout")
 
 
 def sample_folder() -> Path:
-    """The folder of the sample corpus, with the parts ``train`` and ``heldout``."""
+    """The folder of the sample corpus: the parts ``train`` and ``heldout``, and ``questions``, a dozen in C3's format."""
     return Path(str(importlib.resources.files("pangu_lab") / "sample"))
 
 

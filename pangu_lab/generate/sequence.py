@@ -147,15 +147,19 @@ class SequenceInProgress:
         """Positions that are fed after the prompt at most: the last token need not be."""
         return max(self.limit - 1, 0)
 
+    def history(self) -> History:
+        """What the steps of the sampling chain look at when they choose the next token."""
+        if self.config.bad_words:
+            read = [*self.prompt.ids, *self._history.new]
+            self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
+        return self._history
+
     def accept(self, logits: np.ndarray) -> str:
         """Choose the next token from logits (vocab,); gives the text that became safe to show."""
         step = len(self._history.new)
         logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than its tokenizer has pieces
-        if self.config.bad_words:
-            read = [*self.prompt.ids, *self._history.new]
-            self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
         random = self._draws.at(step) if self.config.temperature else 0.0
-        index = choose(logits, self.config, self._history, random)
+        index = choose(logits, self.config, self.history(), random)
         self._history.new.append(index)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
