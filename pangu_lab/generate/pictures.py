@@ -50,9 +50,10 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
 
 
 def written(tokenizer: TokenizerLike, index: int) -> str:
-    """A token as a person can read it, blanks and line ends included."""
+    """A token as a person can read it: blanks and line ends as signs, and a piece without text by its name."""
     text = tokenizer.decode([index]).replace("\n", "↵").replace(" ", "␣")
-    return text or f"#{index}"
+    name = getattr(tokenizer, "piece", None)
+    return text or (name(index) if name else f"#{index}")
 
 
 def decode_seconds(engine: Engine, ids: Sequence[int], cached: bool) -> np.ndarray:

@@ -37,4 +37,4 @@ def test_the_cache_is_timed_against_feeding_the_whole_text(lm, tmp_path):
 
 def test_blanks_and_line_ends_of_a_token_are_visible(lm):
     ids = [lm.tokenizer.id_of("▃"), lm.tokenizer.id_of("▂"), lm.tokenizer.eod_id]
-    assert [written(lm.tokenizer, index) for index in ids] == ["↵", "␣", f"#{lm.tokenizer.eod_id}"]
+    assert [written(lm.tokenizer, index) for index in ids] == ["↵", "␣", "<eot>"]
