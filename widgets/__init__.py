@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from widgets.progress import notebook_progress
 
-__all__ = ["notebook_progress"]
+_PLACES = {"RunMonitor": "monitor", "monitor_all": "monitor", "start_run": "launching", "resume_run": "launching",
+           "set_language": "base"}
+
+__all__ = ["notebook_progress", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    """The widgets are imported when they are first asked for: each brings only what it needs."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"widgets.{_PLACES[name]}"), name)
+    raise AttributeError(f"module 'widgets' has no attribute '{name}'")

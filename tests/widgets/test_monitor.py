@@ -1,0 +1,136 @@
+"""The monitor without a browser: what it sends, what it answers, what is left where no widget can be drawn."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+from pangu_lab.errors import InputError
+from widgets.monitor import RunMonitor
+from widgets.run_data import RunFollower
+
+
+@pytest.fixture
+def monitor_of():
+    """A monitor whose thread does not run: the test ticks it; with the messages it sent."""
+    made = []
+
+    def make(*folders, **values):
+        monitor = RunMonitor(*folders, **values)
+        monitor._closed.set()
+        monitor.sent = []
+        monitor.send = lambda content, buffers=None: monitor.sent.append((content, buffers))
+        made.append(monitor)
+        return monitor
+
+    yield make
+    for monitor in made:
+        monitor.close()
+
+
+def test_a_new_step_sends_only_the_rows_that_changed(written_run, monitor_of):
+    run = written_run()
+    for step in range(1, 101):
+        run.step(step, 100.0 - step)
+    run.status("training", 100)
+    monitor = monitor_of(run.folder)
+    run.step(101, 0.5)
+    monitor.tick()
+    (message, buffers), = monitor.sent
+    assert message["kind"] == "tail" and message["first"] == 99
+    losses = np.frombuffer(buffers[message["names"].index("loss")], "<f4")
+    assert losses.tolist() == [0.0, 0.5] and sum(map(len, buffers)) < 200
+    assert monitor.heads[0]["state"] == "training" and monitor.heads[0]["step"] == 101
+
+
+def test_steps_taken_back_make_the_whole_picture_new(written_run, monitor_of):
+    run = written_run()
+    for step in range(1, 6):
+        run.step(step)
+    run.status("training", 5)
+    monitor = monitor_of(run.folder)
+    run.write("start", step=2, resumed_from=2, steps=20)
+    monitor.tick()
+    assert monitor.sent == [] and np.frombuffer(monitor.data[0]["columns"]["step"]).tolist() == [1, 2]
+
+
+def test_the_kernel_spends_under_5_ms_on_a_step_of_a_run_of_100000(written_run, monitor_of):
+    run = written_run()
+    run.status("training", 0)
+    monitor = monitor_of(run.folder)
+    steps = monitor.runs[0].steps
+    for number in range(1, 100_001):
+        steps.add({"step": number, "time": run.begun + number, "tokens": number, "loss": 3.0, "lr": 1e-3})
+    monitor.refresh()
+    spent = []
+    for number in range(100_001, 100_031):
+        run.write("step", step=number, loss=3.0)
+        started = time.process_time()
+        monitor.tick()
+        spent.append(time.process_time() - started)
+    assert len(np.frombuffer(monitor.data[0]["columns"]["step"])) <= 512
+    assert sorted(spent)[15] < 0.005
+
+
+def test_stop_writes_the_wish_into_the_run_folder(written_run, monitor_of, tmp_path):
+    run = written_run()
+    run.status("training", 1)
+    monitor = monitor_of(run.folder)
+    monitor._received(monitor, {"do": "stop"}, [])
+    assert (run.folder / "stop").exists()
+    nothing = monitor_of(tmp_path / "nothing")
+    nothing._received(nothing, {"do": "stop"}, [])
+    assert nothing.sent[0][0]["kind"] == "refused" and "no run here" in nothing.sent[0][0]["text"]
+
+
+def test_other_runs_are_compared_and_only_those_beside_the_first(written_run, monitor_of):
+    first, second = written_run("first"), written_run("second")
+    for run in (first, second):
+        run.step(1)
+        run.status("finished", 1)
+    monitor = monitor_of(first.folder)
+    assert monitor.others == ["first", "second"]
+    monitor._received(monitor, {"do": "compare", "names": ["second", "../../elsewhere"]}, [])
+    assert [head["name"] for head in monitor.heads] == ["first", "second"]
+    assert monitor.csv().count("\nsecond,") == 1 and monitor.csv().count("run,step") == 1
+
+
+def test_logs_are_sent_while_they_are_looked_at(written_run, monitor_of):
+    run = written_run()
+    run.status("training", 1)
+    log = run.folder / "logs" / "rank_0.log"
+    log.write_text("one\n")
+    monitor = monitor_of(run.folder)
+    monitor._received(monitor, {"do": "log", "name": "rank_0"}, [])
+    assert monitor.log_view == {"name": "rank_0", "lines": ["one"]}
+    log.write_text("one\ntwo\n")
+    monitor.tick()
+    assert monitor.log_view["lines"] == ["one", "two"]
+
+
+def test_without_widgets_there_is_a_picture_and_text_with_nothing_that_runs(written_run, monitor_of):
+    run = written_run("<script>alert(1)<")
+    for step in range(1, 6):
+        run.step(step, 6.0 - step)
+    run.write("eval", step=5, loss=2.0, perplexity=7.4)
+    run.status("stopped", 5, reason="stop file")
+    data, _ = monitor_of(run.folder)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in data
+    assert "stopped, step 5 of 20, loss 1, held-out perplexity 7.4, stop file" in data["text/plain"]
+    assert "<svg" in data["text/html"] and "<polyline" in data["text/html"] and "<script" not in data["text/html"]
+
+
+def test_a_monitor_shows_a_real_run(debug_run, monitor_of):
+    monitor = monitor_of(debug_run)
+    follower = RunFollower(debug_run)
+    follower.poll()
+    assert monitor.heads[0]["state"] == "finished" and monitor.heads[0]["step"] == 20
+    assert np.frombuffer(monitor.data[0]["columns"]["step"]).tolist() == list(range(1, 21))
+    assert len(monitor.data[0]["evals"]) == 3 and monitor.heads[0]["compile_seconds"] > 0
+
+
+def test_no_folder_is_refused():
+    with pytest.raises(InputError, match="needs a run folder"):
+        RunMonitor()

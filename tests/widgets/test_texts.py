@@ -1,0 +1,49 @@
+"""Both catalogues hold the same words, with the same places to fill in; scripts ask for words that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pangu_lab.errors import InputError
+from widgets.base import HERE, catalogue, set_language
+
+
+def flat(values, prefix=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def test_english_and_chinese_have_the_same_keys_and_places():
+    english, chinese = dict(flat(catalogue("en"))), dict(flat(catalogue("zh")))
+    assert english.keys() == chinese.keys()
+    for key, text in english.items():
+        places = sorted(re.findall(r"\{\w+\}", str(text)))
+        assert text and chinese[key] and places == sorted(re.findall(r"\{\w+\}", str(chinese[key]))), key
+
+
+@pytest.mark.parametrize("path", sorted(path for path in (HERE / "static").glob("*.js") if path.stem != "common"),
+                         ids=lambda path: path.stem)
+def test_the_words_a_script_asks_for_are_in_the_catalogue(path: Path):
+    source = path.read_text(encoding="utf-8")
+    section = re.search(r'wordsOf\([\w.]+, "(\w+)"\)', source)[1]
+    known = {**catalogue("en")["common"], **catalogue("en")[section]}
+    asked = set(re.findall(r'\bt\("(\w+)"', source))
+    assert asked and not asked - known.keys()
+
+
+def test_scripts_never_make_markup_of_text_and_load_nothing_from_elsewhere():
+    for path in (HERE / "static").glob("*.js"):
+        source = path.read_text(encoding="utf-8")
+        for word in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "import ", "fetch(", "https://"):
+            assert word not in source.replace('"http://www.w3.org/2000/svg"', ""), f"{path.name}: {word}"
+
+
+def test_an_unknown_language_is_refused_by_name():
+    with pytest.raises(InputError, match="there are en and zh"):
+        set_language("english")

@@ -1,0 +1,99 @@
+"""What all widgets share: their JavaScript and style, their words in two languages, and what is shown without them.
+
+A widget is a class derived from ``LabWidget`` with ``_script`` naming a file below ``static/``; ``common.js`` goes
+before it, so that no widget needs a library, a build or a network. Where no widget can be drawn (GitHub, a viewer of
+files, a terminal) ``still_html`` and ``still_text`` say what it showed when the cell ran. Texts of models and files
+reach the page as text, never as markup: ``textContent`` in JavaScript, ``escape`` here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import anywidget
+import traitlets
+
+from pangu_lab.errors import InputError, nearest
+
+HERE = Path(__file__).resolve().parent
+LANGUAGES = ("en", "zh")
+_language = "en"
+
+__all__ = ["LabWidget", "catalogue", "escape", "set_language"]
+
+
+@functools.lru_cache(maxsize=None)
+def catalogue(language: str) -> dict[str, Any]:
+    """All words of the widgets in one language; section → key → text."""
+    return json.loads((HERE / "texts" / f"{language}.json").read_text(encoding="utf-8"))
+
+
+def set_language(language: str) -> None:
+    """The language in which widgets made from now on begin: ``en`` or ``zh``; each has a switch of its own.
+
+    Raises:
+        InputError: there is no catalogue in that language.
+    """
+    global _language
+    if language not in LANGUAGES:
+        raise InputError(f"unknown language '{language}'{nearest(language, LANGUAGES)}: there are en and zh")
+    _language = language
+
+
+@functools.lru_cache(maxsize=None)
+def _script_text(name: str) -> str:
+    parts = [(HERE / "static" / f"{part}.js").read_text(encoding="utf-8") for part in ("common", name)]
+    return "\n".join(parts)
+
+
+class LabWidget(anywidget.AnyWidget):
+    """Base of the lab's widgets. ``language`` is ``en`` or ``zh`` and may be changed at any time."""
+
+    _script = ""
+    _sections: tuple[str, ...] = ()
+    language = traitlets.Enum(LANGUAGES, default_value="en").tag(sync=True)
+    texts = traitlets.Dict().tag(sync=True)
+
+    def __init__(self, **values: Any) -> None:
+        self._esm, self._css = _script_text(self._script), (HERE / "static" / "lab.css").read_text(encoding="utf-8")
+        values.setdefault("language", _language)
+        chosen = {language: {section: catalogue(language)[section] for section in ("common", *self._sections)}
+                  for language in LANGUAGES}
+        super().__init__(texts=chosen, **values)
+        self.on_msg(self._received)
+
+    def word(self, section: str, key: str) -> str:
+        """A text of the catalogue in the widget's language; the key itself where it has none."""
+        return catalogue(self.language)[section].get(key, key)
+
+    def _received(self, widget: Any, content: Any, buffers: Any) -> None:
+        """A message of the page ``{"do": NAME, …}`` goes to the method ``_do_NAME``; what is refused is shown."""
+        handler = getattr(self, f"_do_{content.get('do', '')}", None) if isinstance(content, dict) else None
+        if handler is None:
+            return
+        try:
+            handler(content)
+        except InputError as error:
+            self.send({"kind": "refused", "text": str(error)})
+
+    # ---------------------------------------------------------------- without a page
+
+    def still_text(self) -> str:
+        """What the widget shows, in characters."""
+        return type(self).__name__
+
+    def still_html(self) -> str:
+        """What the widget shows, as HTML without scripts."""
+        return f"<pre>{escape(self.still_text())}</pre>"
+
+    def __repr__(self) -> str:
+        return self.still_text()
+
+    def _repr_mimebundle_(self, **options: Any):
+        bundle = super()._repr_mimebundle_(**options)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
+        return {**data, "text/plain": self.still_text(), "text/html": self.still_html()}, metadata

@@ -1,0 +1,75 @@
+"""The command line that does what a form says: the fewest words that give exactly these settings."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Optional, Union
+
+import yaml
+
+from pangu_lab.config import RunConfig, all_keys
+from pangu_lab.presets import PRESETS, preset
+
+Folder = Union[Path, str]
+
+
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys in which ``config`` differs from the preset it names, with their values."""
+    base = preset(config.preset) if config.preset in PRESETS else RunConfig()
+    ours, theirs = config.to_dict(), base.to_dict()
+    pairs = (key.split(".") for key in all_keys(config))
+    return {f"{section}.{name}": ours[section][name] for section, name in pairs
+            if ours[section][name] != theirs[section][name]}
+
+
+def launch_words(config: RunConfig, run: Folder, restarts: int = 0) -> list[str]:
+    """``pangu-lab launch`` with the arguments that train ``config`` in ``run``; no shell has touched them."""
+    words = ["pangu-lab", "launch", "--run", str(run)]
+    if config.parallel.world_size > 1:
+        words += ["--nproc", str(config.parallel.world_size)]
+    if restarts:
+        words += ["--restarts", str(restarts)]
+    words += ["--preset", config.preset if config.preset in PRESETS else "self_define"]
+    changes = changed_settings(config)
+    for key, option in (("data.path", "--data"), ("data.eval_path", "--eval-data")):
+        if isinstance(value := changes.get(key), str) and value and not value.startswith("-"):
+            words += [option, changes.pop(key)]
+    for key, value in changes.items():
+        words += ["--set", f"{key}={value_text(value)}"]
+    return words
+
+
+def value_text(value: Any) -> str:
+    """A setting's value as ``--set`` reads it back: YAML on one line."""
+    if isinstance(value, str):
+        plain = bool(value) and value.isprintable() and value == value.strip() and _read(value) == value
+        return value if plain else json.dumps(value, ensure_ascii=True)
+    return json.dumps(value, ensure_ascii=True)
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+
+
+def command_text(words: list[str], width: Optional[int] = 88) -> str:
+    """Words as one would type them, a line an option where they are many."""
+    line = shlex.join(words)
+    if width is None or len(line) <= width:
+        return line
+    lines, current = [], shlex.join(words[:2])
+    rest = words[2:]
+    while rest:
+        takes_value = len(rest) > 1 and not rest[1].startswith("--")
+        part = shlex.join(rest[:1 + takes_value])
+        rest = rest[1 + takes_value:]
+        if len(current) + len(part) + 3 > width:
+            lines.append(current)
+            current = f"  {part}"
+        else:
+            current += f" {part}"
+    return " \\\n".join([*lines, current])

@@ -1,0 +1,110 @@
+"""Starting a run from a notebook: the public command line in a process of its own, in a session of its own.
+
+The kernel neither trains nor waits: it may be interrupted, restarted or closed and the run goes on, because all that
+the two share is the run folder. What the command itself says goes to ``logs/launcher.log`` there.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Union
+
+from pangu_lab.config import RunConfig
+from pangu_lab.errors import InputError
+
+from widgets.command import launch_words
+from widgets.run_state import ENDED, heard_of, settings_of, state_of
+
+Folder = Union[Path, str]
+LOG = "launcher.log"
+_started: dict[Path, tuple[subprocess.Popen, float]] = {}  # by run: its newest launcher and when it was begun
+
+
+@dataclass(frozen=True)
+class StartedRun:
+    """A run that was begun. ``words`` is the command as a person would type it; ``pid`` that of the launcher."""
+
+    run: Path
+    words: tuple[str, ...]
+    pid: int
+
+
+def start_run(config: RunConfig, run: Folder, restarts: int = 0) -> StartedRun:
+    """Train ``config`` in the folder ``run`` without waiting: ``pangu-lab launch`` in the background.
+
+    A run that is there already goes on from its newest checkpoint.
+
+    Raises:
+        InputError: no data set is named, or somebody trains there now.
+    """
+    if not config.data.path:
+        raise InputError("data.path is empty: name a folder made by `pangu-lab prepare`")
+    if not Path(config.data.path).is_dir():
+        raise InputError(f"data.path={config.data.path}: no such folder; `pangu-lab prepare` makes one")
+    return _start(launch_words(config, run, restarts), Path(run))
+
+
+def resume_run(run: Folder) -> StartedRun:
+    """Go on with a run that has ended, with the settings it has.
+
+    Raises:
+        InputError: there is none, or it is running.
+    """
+    run = Path(run)
+    if not (run / "config.yaml").exists() and not (run / "launch.yaml").exists():
+        raise InputError(f"{run}: no run to resume")
+    config = settings_of(run)
+    words = ["pangu-lab", "launch", "--run", str(run)]
+    if config is not None and config.parallel.world_size > 1:
+        words += ["--nproc", str(config.parallel.world_size)]
+    return _start(words, run)
+
+
+def _start(words: Sequence[str], run: Path) -> StartedRun:
+    for process, _ in _started.values():
+        process.poll()  # those that have ended leave the table of processes
+    if state_of(run)[0] not in ENDED or launch_note(run)[0] == "starting":
+        raise InputError(f"{run}: a run is going on here; stop it first, or choose another name")
+    (run / "logs").mkdir(parents=True, exist_ok=True)
+    argv = [sys.executable, "-m", "pangu_lab.cli", *words[1:]]
+    with open(run / "logs" / LOG, "wb") as log:
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   start_new_session=True, env=_environment())
+    _started[run.absolute()] = process, time.time()
+    return StartedRun(run, tuple(words), process.pid)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with the interpreter's folder first on PATH and this source tree importable, as it is here."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    modules = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
+    return {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1",
+            "GLOG_v": os.environ.get("GLOG_v", "3")}
+
+
+def launch_note(run: Folder) -> tuple[str, str]:
+    """What is known of a launch from here before the run folder says it: ("starting", ""), ("failed", why), or two
+    empty texts when the folder speaks for itself."""
+    process, begun = _started.get(Path(run).absolute(), (None, 0.0))
+    if process is None or heard_of(Path(run)) > begun:
+        return "", ""
+    code = process.poll()
+    if code is None:
+        return "starting", ""
+    return ("failed", (last_words(run) or [f"exit code {code}"])[-1]) if code else ("", "")
+
+
+def last_words(run: Folder) -> list[str]:
+    """What the launcher said last: why it refused, when it did."""
+    try:
+        text = (Path(run) / "logs" / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-6:]

@@ -1,0 +1,115 @@
+"""Pictures without scripts: what GitHub, a viewer or a terminal shows of a widget."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from pangu_lab.train.curves import smoothed
+
+from widgets.base import escape
+from widgets.run_data import RunFollower
+
+COLORS = ("#2f6fde", "#d9682b", "#1f9d76", "#a24fc4", "#d64560", "#7b8794")
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 280, 52, 30, 14, 12
+
+
+def figure(value: Optional[float], digits: int = 4) -> str:
+    """A number short enough to read; a dash for none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
+        return f"{value:.2e}"
+    return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def head_line(head: dict[str, Any]) -> str:
+    """``first: training, step 120 of 300, loss 5.28, perplexity 265``"""
+    parts = [f"{head['name']}: {head['state']}"]
+    if head["steps"]:
+        parts.append(f"step {head['step']:,} of {head['steps']:,}")
+    if head["last"].get("loss") is not None:
+        parts.append(f"loss {figure(head['last']['loss'])}")
+    if head.get("evaluation"):
+        parts.append(f"held-out perplexity {figure(head['evaluation'].get('perplexity'))}")
+    if head["reason"] and head["reason"] != head["state"]:
+        parts.append(head["reason"])
+    return ", ".join(parts)
+
+
+def monitor_text(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]]) -> str:
+    """A line a run, and the lines that tell why it failed."""
+    lines = []
+    for head in heads:
+        lines.append(head_line(head))
+        lines += [f"  | {line}" for line in head["lines"][:6]]
+    return "\n".join(lines)
+
+
+def monitor_html(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]]) -> str:
+    """The lines of ``monitor_text`` over the loss curves as SVG."""
+    lines = "".join(f"<div>{escape(line)}</div>" for line in monitor_text(runs, heads).splitlines())
+    return f'<div style="font-family:sans-serif;font-size:13px">{lines}{loss_svg(runs)}</div>'
+
+
+def loss_svg(runs: Sequence[RunFollower]) -> str:
+    """Training loss (pale), the same smoothed, and held-out loss (dots) over the steps; nothing without points."""
+    curves = [(run, *_points(run)) for run in runs]
+    values = [value for _, _, loss, evals in curves for value in (*loss, *(e for _, e in evals))]
+    if not values:
+        return ""
+    last = max([step for _, steps, _, evals in curves for step in (*steps, *(s for s, _ in evals))] + [1.0])
+    scale = _Scale(last, min(values), max(values))
+    parts = [scale.frame()]
+    for number, (run, steps, loss, evals) in enumerate(curves):
+        color = COLORS[number % len(COLORS)]
+        parts.append(scale.line(steps, loss, color, 0.3))
+        parts.append(scale.line(steps, smoothed(loss), color, 1.0))
+        parts += [f'<circle cx="{scale.x(s):.1f}" cy="{scale.y(e):.1f}" r="3.5" fill="#fff" stroke="{color}" '
+                  'stroke-width="2"/>' for s, e in evals]
+        parts.append(f'<text x="{WIDTH - RIGHT - 6}" y="{TOP + 14 + 16 * number}" text-anchor="end" fill="{color}">'
+                     f'{escape(run.name)}</text>')
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+            f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>')
+
+
+def _points(run: RunFollower) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    rows = run.steps.rows()
+    pairs = [(float(s), float(v)) for s, v in zip(rows.get("step", ()), rows.get("loss", ())) if np.isfinite(v)]
+    evals = [(float(e["step"]), float(e["loss"])) for e in run.evals
+             if isinstance(e.get("loss"), (int, float)) and math.isfinite(e["loss"])]
+    return [s for s, _ in pairs], [v for _, v in pairs], evals
+
+
+class _Scale:
+    """From steps and losses to places in the picture."""
+
+    def __init__(self, last: float, low: float, high: float) -> None:
+        margin = (high - low) * 0.06 or 0.5
+        self.last, self.low, self.high = last, low - margin, high + margin
+
+    def x(self, step: float) -> float:
+        return LEFT + step / self.last * (WIDTH - LEFT - RIGHT)
+
+    def y(self, value: float) -> float:
+        return TOP + (self.high - value) / (self.high - self.low) * (HEIGHT - TOP - BOTTOM)
+
+    def line(self, steps: Sequence[float], values: Sequence[float], color: str, opacity: float) -> str:
+        points = " ".join(f"{self.x(s):.1f},{self.y(v):.1f}" for s, v in zip(steps, values))
+        return (f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
+                f'stroke-width="{1 if opacity < 1 else 2}"/>')
+
+    def frame(self) -> str:
+        parts = []
+        for value in np.linspace(self.low, self.high, 6)[1:-1]:
+            parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
+                         'stroke="#e3e6ea"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{self.y(value) + 4:.1f}" text-anchor="end" fill="#667">'
+                         f'{figure(value, 3)}</text>')
+        for step in np.linspace(0, self.last, 6):
+            parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 10}" text-anchor="middle" fill="#667">'
+                         f'{step:,.0f}</text>')
+        return "".join(parts)
