@@ -42,11 +42,13 @@ def launch_words(config: RunConfig, run: Folder, restarts: int = 0) -> list[str]
 
 
 def value_text(value: Any) -> str:
-    """A setting's value as ``--set`` reads it back: YAML on one line."""
-    if isinstance(value, str):
-        plain = bool(value) and value.isprintable() and value == value.strip() and _read(value) == value
-        return value if plain else json.dumps(value, ensure_ascii=True)
-    return json.dumps(value, ensure_ascii=True)
+    """A setting's value as ``--set`` reads it back: YAML on one line, Chinese as it is where that can be read back."""
+    for readable in (True, False):
+        text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=readable)
+        text = text.removesuffix("\n").removesuffix("\n...")
+        if text.isprintable() and _read(text) == value:
+            return text
+    return json.dumps(value)
 
 
 def _read(text: str) -> Any:
