@@ -128,12 +128,16 @@ class Person:
     def save(self) -> None:
         self.command("docmanager:save")
 
-    def refresh(self) -> None:
-        """Press the browser's reload button and wait for the notebook."""
+    def refresh_busy(self) -> None:
+        """Press the browser's reload button and wait for the notebook; a cell may be running."""
         self.driver.refresh()
         with contextlib.suppress(Exception):
             self.driver.switch_to.alert.accept()
         self.wait(lambda: self.all(".jp-Notebook .jp-Cell"), 90)
+
+    def refresh(self) -> None:
+        """As ``refresh_busy``, and wait until the kernel rests."""
+        self.refresh_busy()
         self.wait(self.idle, 90)
 
     def all(self, selector: str) -> list[Any]:

@@ -1,0 +1,79 @@
+"""The workbench in a real JupyterLab: forms, a run that is started, watched over a page refresh, and stopped."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.jupyter import Person, browser_is_here, jupyter_server, notebook_of
+
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(400),
+              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+
+CELLS = ("from pangu_lab.presets import preset\n"
+         "from widgets import ConfigForm, LaunchPanel\n"
+         "form = ConfigForm(preset('debug').replace(**{changes}))\nform",
+         "panel = LaunchPanel(form, 'seen')\npanel")
+BUSY = "import time\nwhile not (panel.run / 'stop').exists():\n    time.sleep(0.1)\nprint('released by the page')"
+
+
+def points(person: Person) -> int:
+    return int(person.driver.execute_script(
+        "const c = document.querySelector('.pgl-monitor canvas[data-points]');"
+        "return c ? Number(c.dataset.points.split(',')[0]) : 0"))
+
+
+def state(person: Person) -> str:
+    return person.driver.execute_script(
+        "const b = document.querySelector('.pgl-monitor .pgl-badge'); return b ? b.dataset.state : ''")
+
+
+def type_into(person: Person, key: str, text: str) -> None:
+    field = person.wait(lambda: person.find(f".pgl-form input[data-key='{key}']"))
+    person.driver.execute_script(
+        "const [field, text] = arguments; field.value = text; field.dispatchEvent(new Event('input', {bubbles: true}))",
+        field, text)
+
+
+@pytest.fixture
+def at_the_desk(debug_data, tmp_path):
+    changes = {"data.path": str(debug_data / "train"), "data.eval_path": str(debug_data / "heldout"),
+               "train.steps": 100_000, "train.eval_every": 20}
+    cells = [cell.replace("{changes}", repr(changes)) for cell in CELLS]
+    notebook_of(tmp_path / "lab" / "bench.ipynb", *cells, BUSY)
+    with jupyter_server(tmp_path / "lab") as address:
+        person = Person(address)
+        try:
+            person.open("bench.ipynb")
+            yield person
+        finally:
+            (tmp_path / "lab" / "runs" / "seen").is_dir() and (tmp_path / "lab" / "runs" / "seen" / "stop").touch()
+            person.close()
+
+
+def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_and_stopped(at_the_desk):
+    person = at_the_desk
+    person.start("notebook:run-all-cells")  # the last cell runs until the run is asked to stop
+    person.wait(lambda: person.find(".pgl-form") and person.find(".pgl-monitor"), 60)
+    parameters = person.wait(lambda: person.text(".pgl-form .pgl-tile[data-name='parameters'] div:last-child"))
+    type_into(person, "model.hidden_size", "48")
+    person.wait(lambda: person.text(".pgl-form .pgl-tile[data-name='parameters'] div:last-child") != parameters)
+    assert "model.hidden_size=48" in person.text(".pgl-form .pgl-command")
+    type_into(person, "model.num_heads", "5")
+    person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-form .pgl-error"))
+    type_into(person, "model.num_heads", "4")
+    person.wait(lambda: "model.hidden_size=48" in person.text(".pgl-launch .pgl-command"))
+    person.picture("bench-form", ".pgl-form")
+    person.click(".pgl-start")
+    person.wait(lambda: state(person) in ("starting", "compiling", "training"), 60)
+    person.wait(lambda: points(person) >= 3, 120)
+    before = points(person)
+    person.wait(lambda: points(person) > before, 60)  # while a cell runs
+    person.picture("bench-monitor", ".pgl-monitor")
+    person.save()
+    person.refresh_busy()
+    person.wait(lambda: points(person) > before, 90)
+    assert state(person) in ("training", "evaluating", "saving")
+    person.click(".pgl-monitor .pgl-danger")  # Stop, with a cell still running
+    person.wait(lambda: state(person) == "stopped", 90)
+    person.wait(person.idle, 60)
+    assert person.errors() == []

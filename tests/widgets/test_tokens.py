@@ -1,0 +1,71 @@
+"""The token widgets: pieces and ids are the tokenizer's, the bars are the samplers' own distributions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate import Engine, History, explain
+from tests.generate.fakes import CharacterTokenizer, TableRunner
+from widgets.next_token import NextToken
+from widgets.token_view import MOST_CHARACTERS, TokenView
+
+
+def test_a_text_is_shown_as_the_tokenizer_cuts_it():
+    view = TokenView("春天来了，hello")
+    ids = [index for row in view.rows for index in row["ids"]]
+    assert ids == view.tokenizer.encode("春天来了，hello") and view.facts["tokens"] == len(ids)
+    assert view.facts["same"] is False and view.facts["back"] == "春天来了,hello"  # this vocabulary writes ， as ,
+    view.text = "春天"
+    assert view.facts["same"] is True and view.facts["characters"] == 2
+    assert "春天" in view.still_text() and "<script" not in view.still_html()
+
+
+def test_markup_in_a_text_stays_text_and_too_long_a_text_is_refused():
+    view = TokenView("<img src=x>")
+    assert "<img" not in view._repr_mimebundle_()[0]["text/html"]
+    view.text = "春" * (MOST_CHARACTERS + 1)
+    assert "at most 4,000" in view.facts["refused"]
+
+
+@pytest.fixture
+def engine():
+    tokenizer = CharacterTokenizer()
+    table = np.random.default_rng(0).normal(size=(tokenizer.vocab_size, tokenizer.vocab_size)) * 3
+    return Engine(TableRunner(lambda ids: table[ids[-1]], tokenizer.vocab_size, 8), tokenizer)
+
+
+def test_the_bars_are_the_distributions_that_generation_draws_from(engine):
+    microscope = NextToken(engine, "ab", SamplingConfig(temperature=0.7, top_k=3))
+    ids = engine.tokenizer.encode("ab")
+    stages = explain(engine.logits(ids)[-1], microscope.sampling, History(prompt=ids))
+    assert [stage["name"] for stage in microscope.stages] == [stage.name for stage in stages]
+    assert microscope.stages[-1]["left"] == 3 and microscope.stages[0]["left"] == engine.vocab_size
+    for token in microscope.tokens:
+        assert token["before"] == stages[0].probabilities[token["id"]]
+        assert token["after"] == stages[-1].probabilities[token["id"]]
+    assert sum(token["after"] for token in microscope.tokens) == pytest.approx(1.0)
+
+
+def test_a_slider_moves_the_bars_and_a_setting_out_of_range_is_said(engine):
+    microscope = NextToken(engine, "ab")
+    before = microscope.tokens
+    microscope.settings = {**microscope.settings, "temperature": 0}
+    assert microscope.tokens[0]["after"] == 1.0 and microscope.tokens != before
+    microscope.settings = {**microscope.settings, "temperature": -1}
+    assert "sampling.temperature=-1" in microscope.note
+
+
+def test_tokens_are_written_by_a_click_or_drawn_until_the_sequence_is_full(engine):
+    microscope = NextToken(engine, "ab", SamplingConfig(temperature=0))
+    chosen = microscope.tokens[0]["id"]
+    microscope._received(microscope, {"do": "add", "id": chosen}, [])
+    assert microscope.text == "ab" + engine.tokenizer.text_bytes(chosen).decode() and microscope.length == [3, 8]
+    drawn = microscope.draw()
+    assert microscope._ids[-1] == drawn
+    for _ in range(4):
+        microscope.draw()
+    with pytest.raises(InputError, match="the sequence is full"):
+        microscope.draw()

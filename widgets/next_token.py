@@ -1,0 +1,140 @@
+"""``NextToken``: the next token under the microscope.
+
+A text, the model's own distribution over what follows, and what each penalty and sampler makes of it, in the order in
+which they are applied. Sliders move it; a click on a token writes it and shows the next distribution.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+
+import numpy as np
+import traitlets
+
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate import Engine, History, choose, explain
+
+from widgets.base import LabWidget, escape
+from widgets.still import COLORS
+
+SHOWN = 14
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+PIECES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
+
+
+class NextToken(LabWidget):
+    """Which token follows ``text``?
+
+    Args:
+        engine: of ``pangu_lab.generate.load_engine`` (or a bundle's).
+        text: the text so far.
+        sampling: the settings to begin with; the engine's own when not given.
+    """
+
+    _script = "next_token"
+    _sections = ("next",)
+    text = traitlets.Unicode().tag(sync=True)
+    settings = traitlets.Dict().tag(sync=True)
+    stages = traitlets.List().tag(sync=True)
+    tokens = traitlets.List().tag(sync=True)
+    note = traitlets.Unicode().tag(sync=True)
+    length = traitlets.List().tag(sync=True)
+
+    def __init__(self, engine: Engine, text: str = "春天来了，", sampling: SamplingConfig | None = None,
+                 **values: Any) -> None:
+        self.engine = engine
+        self._lock, self._logits = threading.Lock(), None
+        self._ids: list[int] = []
+        sampling = sampling or engine.sampling
+        super().__init__(settings={name: getattr(sampling, name) for name in SETTINGS}, **values)
+        self.observe(lambda change: self._distribution(), "settings")
+        self.write(text)
+
+    @property
+    def sampling(self) -> SamplingConfig:
+        """The settings as they stand.
+
+        Raises:
+            InputError: one of them is out of range.
+        """
+        chosen = {name: value for name, value in self.settings.items() if name in SETTINGS}
+        return dataclasses.replace(SamplingConfig(), **chosen)
+
+    def write(self, text: str) -> None:
+        """Begin with ``text``; what is longer than the model's sequence loses its oldest tokens."""
+        ids = self.engine.tokenizer.encode(text) or [self.engine.tokenizer.eod_id]
+        self._read(ids[-self.engine.max_length:], text)
+
+    def add(self, index: int) -> None:
+        """Write the token ``index`` behind the text.
+
+        Raises:
+            InputError: the model's sequence is full, or there is no such token.
+        """
+        if len(self._ids) >= self.engine.max_length:
+            raise InputError(f"the sequence is full: the model holds {self.engine.max_length} tokens")
+        piece = self.engine.tokenizer.text_bytes(index).decode("utf-8", "replace")
+        self._read([*self._ids, index], self.text + piece)
+
+    def draw(self) -> int:
+        """Draw a token as generation would, write it, and give its id."""
+        index = choose(self._logits, self.sampling, History(prompt=self._ids), float(np.random.default_rng().random()))
+        self.add(index)
+        return index
+
+    def _read(self, ids: list[int], text: str) -> None:
+        with self._lock:
+            self._logits, self._ids = np.array(self.engine.logits(ids)[-1]), list(ids)
+        with self.hold_sync():
+            self.text, self.length = text, [len(ids), self.engine.max_length]
+            self._distribution()
+
+    def _distribution(self) -> None:
+        try:
+            stages = explain(self._logits, self.sampling, History(prompt=self._ids))
+        except InputError as error:
+            self.note = str(error)
+            return
+        first, last = stages[0], stages[-1]
+        shown = list(dict.fromkeys([index for index, _ in last.top(SHOWN) if last.probabilities[index] > 0]
+                                   + [index for index, _ in first.top(SHOWN)]))[:SHOWN]
+        with self.hold_sync():
+            self.note = ""
+            self.tokens = [{"id": index, "piece": self._piece(index), "before": float(first.probabilities[index]),
+                            "after": float(last.probabilities[index])} for index in shown]
+            self.stages = [{"name": stage.name, "changed": stage.changed, "left": int((stage.probabilities > 0).sum()),
+                            "entropy": _entropy(stage.probabilities)} for stage in stages]
+
+    def _piece(self, index: int) -> str:
+        tokenizer = self.engine.tokenizer
+        text = tokenizer.text_bytes(index).decode("utf-8", "replace").translate(PIECES)
+        return text or (tokenizer.piece(index) if hasattr(tokenizer, "piece") else str(index))
+
+    def _do_text(self, content: dict[str, Any]) -> None:
+        self.write(str(content.get("text", "")))
+
+    def _do_add(self, content: dict[str, Any]) -> None:
+        self.add(int(content["id"]))
+
+    def _do_draw(self, content: dict[str, Any]) -> None:
+        self.draw()
+
+    def still_text(self) -> str:
+        lines = [f"{self.text} …", *(f"{token['piece']:<8} {token['before']:7.2%} → {token['after']:7.2%}"
+                                    for token in self.tokens)]
+        return "\n".join(lines)
+
+    def still_html(self) -> str:
+        bars = "".join(f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["after"]:.0f}px;height:10px;'
+                       f'background:{COLORS[0]}"></div></td><td>{token["before"]:.2%} → {token["after"]:.2%}</td></tr>'
+                       for token in self.tokens)
+        return f"<div>{escape(self.text)} …</div><table>{bars}</table>"
+
+
+def _entropy(probabilities: np.ndarray) -> float:
+    """In bits: how many yes-no questions the choice is worth."""
+    some = probabilities[probabilities > 0]
+    return float(-(some * np.log2(some)).sum())

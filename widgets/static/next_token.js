@@ -1,0 +1,64 @@
+// Two bars a token, the model's own probability and what is left of it after the samplers; a click writes the token.
+
+const SLIDERS = [
+  { name: "temperature", low: 0, high: 2, step: 0.05, off: null }, { name: "top_k", low: 0, high: 50, step: 1, off: 0 },
+  { name: "top_p", low: 0.05, high: 1, step: 0.01, off: 1 }, { name: "min_p", low: 0, high: 0.5, step: 0.01, off: 0 },
+  { name: "repetition_penalty", low: 1, high: 2, step: 0.05, off: null },
+];
+
+export default {
+  render({ model, el: node }) {
+    root(node, "next");
+    let [t, box, bars, stages, note, length] = [];
+    let timer = 0;
+    const show = () => {
+      const tokens = model.get("tokens");
+      const most = Math.max(1e-9, ...tokens.map((token) => Math.max(token.before, token.after)));
+      fill(bars, tokens.map((token) => el("button", { type: "button", class: "pgl-token", "data-gone": token.after === 0, title: t("write", { id: token.id }),
+        onclick: () => model.send({ do: "add", id: token.id }) },
+      el("b", {}, token.piece), el("span", { class: "pgl-bars" }, el("i", { class: "pgl-before", style: `width:${(100 * token.before) / most}%` }),
+        el("i", { style: `width:${(100 * token.after) / most}%;background:${colorOf(0)}` })),
+      el("span", { class: "pgl-muted" }, `${(100 * token.before).toFixed(1)} %`), el("span", {}, `${(100 * token.after).toFixed(1)} %`))));
+      fill(stages, model.get("stages").map((stage) => el("span", { class: "pgl-stage", "data-changed": stage.changed }, el("b", {}, t(`stage_${stage.name}`).replace("stage_", "")),
+        ` ${t("left", { number: stage.left.toLocaleString("en-US") })} · ${t("bits", { number: short(stage.entropy, 3) })}`)));
+      note.textContent = model.get("note");
+      note.hidden = !model.get("note");
+      length.textContent = t("length", { used: model.get("length")[0], whole: model.get("length")[1] });
+      if (box !== document.activeElement) box.value = model.get("text");
+    };
+    const slider = ({ name, low, high, step, off }) => {
+      const value = model.get("settings")[name];
+      const shown = el("span", { style: "min-width:2.6em" });
+      const input = el("input", { type: "range", min: low, max: high, step, style: "width:110px", "data-name": name, oninput: () => {
+        const number = Number(input.value);
+        model.set("settings", { ...model.get("settings"), [name]: number === off ? null : number });
+        model.save_changes();
+        say();
+      } });
+      const say = () => { const number = model.get("settings")[name]; shown.textContent = number === null ? t("off") : short(number, 3); };
+      input.value = value === null ? off : value;
+      say();
+      return el("label", { class: "pgl-label" }, t(name), input, shown);
+    };
+    const build = () => {
+      t = wordsOf(model, "next");
+      box = el("textarea", { rows: 2, "aria-label": t("text"), value: model.get("text"), oninput: () => {
+        clearTimeout(timer);
+        timer = setTimeout(() => model.send({ do: "text", text: box.value }), 400);
+      } });
+      [bars, stages] = [el("div", { class: "pgl-tokens" }), el("div", { class: "pgl-stages" })];
+      note = el("div", { class: "pgl-error", hidden: true, role: "alert" });
+      length = el("span", { class: "pgl-muted" });
+      fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")), length,
+        el("span", { class: "pgl-row pgl-push" }, el("button", { type: "button", class: "pgl-primary", onclick: () => { box.blur(); model.send({ do: "draw" }); } }, t("draw")), languageSwitch(model))),
+      box, el("div", { class: "pgl-row", style: "margin:8px 0" }, SLIDERS.map(slider)), note,
+      el("div", { class: "pgl-charttitle" }, t("before_after")), bars, stages);
+      show();
+    };
+    const refused = (message) => { if (message.kind === "refused") { note.textContent = message.text; note.hidden = false; } };
+    model.on("change:tokens change:stages change:note change:text", show);
+    model.on("msg:custom", refused);
+    const off = whenLanguageChanges(model, build);
+    return () => { off(); model.off("change:tokens change:stages change:note change:text", show); model.off("msg:custom", refused); };
+  },
+};
