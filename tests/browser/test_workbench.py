@@ -6,7 +6,8 @@ import pytest
 
 from tests.browser.jupyter import Person, browser_is_here, jupyter_server, notebook_of
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400),
+# slow: it has not yet been seen to pass; on a busy machine its first wait of 30 s ran out
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400),
               pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
 
 CELLS = ("from pangu_lab.presets import preset\n"
