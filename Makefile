@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser bench notebooks clean
+.PHONY: help demo lab test test-all test-browser bench bench-large notebooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,6 +34,9 @@ test-browser: $(VENV)/.installed-test  ## the tests that look at pages and noteb
 
 bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (installs both)
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+bench-large: $(VENV)/.installed  ## the whole 2.6B on this machine: import, generate, export (15 GB of memory, 32 GB of disk)
+	$(BIN)/python -m tests.benchmarks.large $(ARGS)
 
 notebooks: $(VENV)/.installed  ## run every notebook and keep its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(ARGS) notebooks/*.ipynb

@@ -313,7 +313,7 @@ def test_a_bundle_continues_as_the_run_it_came_from(workplace, capsys, monkeypat
     assert code == 0 and json.loads(out.splitlines()[-1])["bundle"] == "exports/a"
     texts = [run(*f"generate --from {source} --prompt 春天 --max-new-tokens 12 --seed 5".split(), capsys=capsys)
              for source in ("runs/a", "exports/a")]
-    assert texts[0] == texts[1] and texts[0][0] == 0
+    assert texts[0][:2] == texts[1][:2] and texts[0][0] == 0
     code, _, err = run("export", "--from", "runs/a", "--out", "exports/a", capsys=capsys)
     assert code == 2 and "exports/a exists already" in err
 

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "files", "progress", "fonts"), ("config", "presets"), ("tokenizer",), ("data",), ("ops",),
+    ("errors", "files", "progress", "fonts"), ("config", "presets", "memory"), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",),
     ("export",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
 )
@@ -254,6 +254,6 @@ def test_system_packages_never_fail_a_run_and_say_why_they_do_nothing(tmp_path):
 
 def test_make_alone_lists_the_targets_and_ci_runs_the_tests():
     listed = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=60).stdout
-    for target in ("demo", "lab", "test", "test-all", "test-browser", "bench", "notebooks", "clean"):
+    for target in ("demo", "lab", "test", "test-all", "test-browser", "bench", "bench-large", "notebooks", "clean"):
         assert f"make {target} " in listed
     assert "exec make test" in (ROOT / ".ci" / "run").read_text()

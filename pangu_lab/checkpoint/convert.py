@@ -24,6 +24,7 @@ from pangu_lab.checkpoint.source import tokenizer_folder
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig, apply_overrides
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.files import whole_folder
+from pangu_lab.memory import check, conversion_need
 from pangu_lab.model.parameters import POSITION, WORD, ParameterSpec, parameter_specs
 from pangu_lab.presets import PRESETS, preset
 from pangu_lab.progress import Progress, silent
@@ -78,6 +79,7 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
     _check(opened, config, specs)
     kept = np.dtype(dtype) if dtype else np.dtype("float32") if to == "lab" else None
     chosen = _tokenizer(opened, tokenizer, config)
+    check(f"{source}: converting", conversion_need((spec.size for spec in specs.values()), _GROUP))
     reader = _Reader(opened, specs, kept, progress)
     with whole_folder(out) as folder:
         {"lab": _write_lab, "gpt_pangu": _write_gpt, "mindspore-ckpt": _write_mindspore}[to](

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from pangu_lab.errors import InputError
+from pangu_lab.evaluate.engine import EngineScorer
 from pangu_lab.evaluate.run import Generate, open_scorer, open_writer
 from pangu_lab.evaluate.scoring import LocalScorer, Score, Scorer, TokenScorer
 from pangu_lab.evaluate.split import TokenPair
@@ -102,7 +103,7 @@ def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> t
     if isinstance(source, Scorer):
         return source, generate
     scorer = open_scorer(source)
-    if isinstance(scorer, LocalScorer):
+    if isinstance(scorer, (LocalScorer, EngineScorer)):
         scorer.start_id = scorer.tokenizer.eod_id  # the harness scores the first token of a text too
     opened: list[Generate] = [] if generate is None else [generate]
 
@@ -120,7 +121,7 @@ def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
     """Run harness tasks; what the harness reports for each, by name.
 
     Args:
-        source: a run or checkpoint folder, a server's URL, or a scorer.
+        source: a ``PanguLM``, a run or checkpoint folder, a server's URL, or a scorer.
         task_folder: with task files (YAML) of the user's own, beside those that the harness ships.
         limit: questions of each task.
         generate: as in ``harness_model``; made from ``source`` when that is no scorer.

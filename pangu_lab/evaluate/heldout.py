@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Optional, Union
 
 from pangu_lab.errors import InputError
+from pangu_lab.memory import check, scoring_need
 from pangu_lab.progress import Progress, silent
 
 
@@ -32,13 +33,12 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
         InputError: no model or data set there; the data set was made with another tokenizer, or its records are
             longer than the model's positions.
     """
-    from pangu_lab.checkpoint import load_weights
-    from pangu_lab.checkpoint.source import tokenizer_folder
+    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
     from pangu_lab.data import open_dataset
     from pangu_lab.tokenizer import load_tokenizer
     from pangu_lab.train.evaluation import held_out_loss
 
-    weights, config = load_weights(source)
+    weights, config = open_weights(source)
     dataset = open_dataset(data, config.data.column)
     dataset.check_tokenizer(load_tokenizer(tokenizer_folder(source), config.tokenizer.eod, config.tokenizer.pad))
     length = dataset.record_length - 1
@@ -47,6 +47,8 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
                          f"{config.model.num_positions}")
     wanted = min(len(dataset), max_records or len(dataset))
     batch_size = max(1, min(batch_size, wanted))
+    check(f"{source}: measuring", scoring_need(config.model, batch_size * length),
+          lambda model: scoring_need(model, batch_size * length))
     batches = -(-wanted // batch_size)
     loss = held_out_loss(_loss_cell(config.model, weights, length), dataset, batch_size, batches,
                          config.data.eod_reset, progress)

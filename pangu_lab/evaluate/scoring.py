@@ -26,9 +26,11 @@ from pangu_lab.config import ModelConfig, RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.rows import LONGEST_ROW, Row, bucket, plan_rows
 from pangu_lab.evaluate.split import TokenPair, encode_pair, fit
+from pangu_lab.memory import check, scoring_need
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 
+BATCH_TOKENS = 2048  # computed at once
 HEAD_LOGITS = 24_000_000  # computed at once, about: 100 MB
 
 
@@ -130,7 +132,7 @@ class LocalScorer(TokenScorer):
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer,
-                 batch_tokens: int = 2048, start_id: Optional[int] = None, name: str = "model") -> None:
+                 batch_tokens: int = BATCH_TOKENS, start_id: Optional[int] = None, name: str = "model") -> None:
         if tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model knows "
                              f"{config.vocab_size}: give the tokenizer that the model was trained with")
@@ -148,6 +150,9 @@ class LocalScorer(TokenScorer):
             InputError: nothing usable in the folder, or no tokenizer.
         """
         model = load_model(folder, tokenizer)
+        tokens = options.get("batch_tokens", BATCH_TOKENS)
+        check(f"{folder}: scoring", scoring_need(model.config.model, tokens),
+              lambda smaller: scoring_need(smaller, tokens))
         return cls(model.config.model, model.weights, model.tokenizer, **{"name": model.name, **options})
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
@@ -202,15 +207,15 @@ def load_model(folder: Union[str, Path], tokenizer: Union[Tokenizer, str, Path, 
     Raises:
         InputError: nothing usable in the folder, or no tokenizer.
     """
-    from pangu_lab.checkpoint import load_weights, resolve_checkpoint
-    from pangu_lab.checkpoint.source import tokenizer_folder
+    from pangu_lab.checkpoint import resolve_checkpoint
+    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
     from pangu_lab.tokenizer import load_tokenizer
 
     place = Path(folder)
     if not (place / "manifest.json").exists():  # a run: which of its checkpoints?
         place = resolve_checkpoint(place).folder
     place = place.resolve()
-    weights, config = load_weights(place)
+    weights, config = open_weights(place)
     if tokenizer is None:
         tokenizer = load_tokenizer(tokenizer_folder(folder), config.tokenizer.eod, config.tokenizer.pad)
     elif not isinstance(tokenizer, Tokenizer):
@@ -229,6 +234,22 @@ def inference_config(config: ModelConfig) -> ModelConfig:
     return config
 
 
+class _Float32(Mapping[str, np.ndarray]):
+    """Weights in fp32, each taken from its source when it is asked for, so that memory holds them once."""
+
+    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
+        self.weights = weights
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.asarray(self.weights[name], np.float32)
+
+    def __iter__(self):
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
 class _Network:
     """The graphs, their few fixed shapes, and the way from NumPy and back."""
 
@@ -239,7 +260,7 @@ class _Network:
         from pangu_lab.model.pangu import Weights
 
         ms.set_context(mode=ms.GRAPH_MODE)
-        shared = Weights({name: np.asarray(value, np.float32) for name, value in weights.items()})
+        shared = Weights(_Float32(weights))
         self.trunk, self.head = BranchRows(config, shared), TokenScores(config, shared)
         self.batch_tokens = batch_tokens
         self.head_rows = max(64, min(2048, 1 << (HEAD_LOGITS // config.vocab_size).bit_length() - 1))

@@ -27,6 +27,7 @@ from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
 from pangu_lab.generate.runner import default_places
+from pangu_lab.memory import check, generation_need
 from pangu_lab.progress import Progress, silent
 
 DESCRIPTION = "bundle.json"
@@ -61,11 +62,12 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, o
     Raises:
         InputError: no checkpoint or tokenizer there, or ``out`` exists.
     """
-    from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
+    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
     from pangu_lab.tokenizer import load_tokenizer
 
     _refuse_existing(Path(out))
-    weights, config = load_weights(run)
+    weights, config = open_weights(run)
+    check(f"{run}: exporting", generation_need(config.model, places), generation_need)
     tokenizer = load_tokenizer(tokenizer_folder(run))
     return export_bundle(weights, config.model, tokenizer, out, config.sampling, places, one_token, progress)
 

@@ -9,6 +9,7 @@ cache.
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import read_json, sha256_file
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import Runner
+from pangu_lab.memory import check, generation_need, tokens_at_once, weight_bytes
 
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
+STREAMED = 1 << 30  # bytes of weights from which on they are read one by one
 ONE_TOKEN_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
 
 
@@ -42,8 +45,7 @@ class Bundle(Engine):
     @property
     def config(self) -> ModelConfig:
         """The network's sizes."""
-        known = {field.name for field in dataclasses.fields(ModelConfig)}
-        return ModelConfig(**{key: value for key, value in self.description["model"].items() if key in known})
+        return model_config(self.description)
 
     def eval_loss(self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray,
                   weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -71,6 +73,12 @@ class Bundle(Engine):
         return sums.asnumpy(), counts.asnumpy()
 
 
+def model_config(description: dict[str, Any]) -> ModelConfig:
+    """The sizes of the network in a bundle's description."""
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    return ModelConfig(**{key: value for key, value in description["model"].items() if key in known})
+
+
 def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
     """Load a bundle for generation on this machine. No model code is imported.
 
@@ -85,6 +93,7 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such bundle; make one with `pangu-lab export`")
     description = _read_description(folder)
+    check(f"{folder}: loading", generation_need(model_config(description), description["model"]["places"]))
     if verify:
         verify_files(folder, description["files"])
     return _assemble(folder, description)
@@ -105,7 +114,7 @@ def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
         _share(prefill, one_token)
     model = description["model"]
     runner = Runner(prefill, model["vocab_size"], model["num_positions"], model["places"], one_token,
-                    ONE_TOKEN_SIZES)
+                    ONE_TOKEN_SIZES, tokens_at_once(model_config(description)))
     sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
     return Bundle(folder, description, runner, tokenizer, sampling, prefill)
 
@@ -146,7 +155,8 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shap
 
     path = folder / f"{name}.mindir"
     try:
-        graph = nn.GraphCell(ms.load(str(path.resolve())))
+        streamed = weight_bytes(model_config(description)) >= STREAMED
+        graph = _streamed_graph(path.resolve()) if streamed else nn.GraphCell(ms.load(str(path.resolve())))
     except (RuntimeError, ValueError) as error:
         written = description["versions"].get("mindspore")
         raise InputError(f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
@@ -154,6 +164,24 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shap
     graph.set_train(False)
     if not fixed_shapes:
         graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"]))
+    return graph
+
+
+def _streamed_graph(path: Path) -> Any:
+    """A graph with its parameters read one by one, so that memory holds the weights once."""
+    import mindspore as ms
+    from mindspore import Tensor, nn
+
+    from pangu_lab.export.mindir import without_weights
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = without_weights(path, Path(folder))
+        graph = nn.GraphCell(ms.load(str(Path(folder) / path.name)))
+    for name, parameter in graph.parameters_dict().items():
+        file, offset, length = found[name]
+        value = np.fromfile(file, np.float32, length // 4, offset=offset)
+        if value.any():  # the cache is zero as it is
+            parameter.assign_value(Tensor(value.reshape(parameter.shape)))
     return graph
 
 

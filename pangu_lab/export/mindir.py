@@ -90,6 +90,28 @@ class SharedWeights:
         return f"{WEIGHTS}/data_{self._number}", offset
 
 
+def without_weights(path: Path, folder: Path) -> dict[str, tuple[Path, int, int]]:
+    """Write the graph ``path`` into ``folder`` with zeros for weights; where each parameter's data really is.
+
+    MindSpore's loader keeps every data file whole until the last parameter is made, so a graph with its weights takes
+    their size twice. Of one file of zeros, which all parameters share here, it keeps no more than the largest.
+    """
+    from mindspore.train.mind_ir_pb2 import ModelProto
+
+    model = ModelProto()
+    model.ParseFromString(path.read_bytes())
+    found = {}
+    for parameter in model.graph.parameter:
+        data = parameter.external_data
+        found[parameter.name.partition(":")[2] or parameter.name] = (path.parent / data.location, data.offset, data.length)
+        data.location, data.offset = "zeros", len(HEADER)
+    with open(folder / "zeros", "wb") as file:
+        file.write(HEADER)
+        file.truncate(len(HEADER) + max(length for _, _, length in found.values()))
+    (folder / path.name).write_bytes(model.SerializeToString())
+    return found
+
+
 def _data(parameter: Any, folder: Path) -> Iterator[bytes]:
     """A parameter's bytes, from inside the graph or from the data file that it names."""
     if not parameter.external_data.length:

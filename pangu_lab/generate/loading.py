@@ -12,6 +12,7 @@ from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import Runner, network_runner
+from pangu_lab.memory import check, generation_need
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -28,6 +29,8 @@ def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
 
     weights, config = open_weights(folder)
     found = _tokenizer(folder, tokenizer, config)
+    need = generation_need(config.model, places)
+    check(f"{folder}: generating", need, generation_need)
     runner = network_runner(weights, config.model, places)
     return runner, config, found, Path(folder).resolve().name
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.memory import tokens_at_once
 
 BUCKET = 64  # the number of places that the general graph looks at is rounded up to this
 DEFAULT_PLACES = 1024
@@ -75,16 +76,19 @@ class Runner:
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
         pool: the free places of the cache.
+        at_once: tokens that one call feeds at most; more are fed in parts, so that memory does not grow with a prompt.
         steady_sizes: batches that decode steps are brought to, ascending, so that a sequence's logits do not depend
             on its company (see ``steady.py``); empty for the quickest way of each call.
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
-                 one_token: Optional[Graph] = None, one_token_sizes: Sequence[int] = ()) -> None:
+                 one_token: Optional[Graph] = None, one_token_sizes: Sequence[int] = (),
+                 at_once: Optional[int] = None) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
         self.pool = PlacePool(places)
         self._graph, self._one_token = graph, one_token
         self._one_token_sizes = sorted({min(size, max_length) for size in one_token_sizes})
+        self.at_once = at_once
         self.steady_sizes: tuple[int, ...] = ()
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
@@ -104,7 +108,26 @@ class Runner:
             rows = np.arange(n - 1, batch * n, n)
         if n == 1 and self.steady_sizes and len(rows) == batch:
             return self._steady(ids, positions, write, read)
+        if n > 1 and self.at_once is not None and ids.size > self.at_once:
+            return self._in_parts(ids, positions, write, read, rows)
         return self._call(ids, positions, write, read, rows)
+
+    def _in_parts(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+                  rows: np.ndarray) -> np.ndarray:
+        """The same, some columns after the other: a token looks only at those before it, which the cache then has."""
+        batch, n = ids.shape
+        width = max(1, self.at_once // batch)
+        logits = np.empty((len(rows), self.vocab_size), np.float32)
+        for start in range(0, n, width):
+            part = slice(start, min(start + width, n))
+            columns, span = part.stop - start, int(positions[:, part].max()) + 1
+            wanted = np.flatnonzero((rows % n >= start) & (rows % n < part.stop))
+            local = rows[wanted] // n * columns + rows[wanted] % n - start
+            made = self._call(ids[:, part], positions[:, part], write[:, part], read[:, :span],
+                              local if len(local) else np.zeros(1, np.int64))
+            if len(local):
+                logits[wanted] = made
+        return logits
 
     def _steady(self, *arrays: np.ndarray) -> np.ndarray:
         """One decode step in batches of steady sizes, each filled up with repetitions of its last sequence."""
@@ -158,7 +181,7 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     network = CachedNetwork(weights, config, default_places(config, places))
     network.set_inputs(*dynamic_inputs())
     return Runner(network, config.vocab_size, config.num_positions, network.places, OneTokenNetwork(network),
-                  ONE_TOKEN_SIZES)
+                  ONE_TOKEN_SIZES, tokens_at_once(config))
 
 
 def default_places(config: ModelConfig, places: Optional[int] = None) -> int:

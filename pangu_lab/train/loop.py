@@ -21,6 +21,7 @@ import psutil
 from mindspore import Tensor
 from mindspore import dtype as mstype
 
+from pangu_lab import memory
 from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, step_folder
 from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
@@ -34,6 +35,7 @@ from pangu_lab.parallel.placement import (counts_in_norm, is_first_copy, is_firs
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
+from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.pipeline_log import PipelineLog
@@ -334,8 +336,11 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     mesh = Mesh(config.parallel, rank)
     dataset, evalset = _open_data(config)
     config = _with_tokenizer(config, dataset)
+    told = memory_line(config) if rank == 0 and ms.get_context("device_target") == "CPU" else ""
     run = RunFolder(run_folder, owner=rank == 0)
     run.open(config, resume)
+    if told:
+        memory.log.info(told)
     with run.running(config.train.steps) as signals:
         trainer = Trainer(config, run, dataset, evalset, mesh)
         try:

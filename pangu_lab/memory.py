@@ -1,0 +1,159 @@
+"""Memory honesty: what a load needs is said before it begins, and one that cannot fit is refused.
+
+The figures are for a CPU, where everything is kept in fp32, and were measured with 350M and 2.6B (MindSpore 2.10). A
+graph there lets go of nothing between its operators, so a forward pass keeps, in each layer and for each token, ``ROWS``
+rows of the hidden size and ``SCORES`` of attention scores; that is why long prompts of large models are fed in parts
+(``tokens_at_once``). Training has its own, finer figures in ``pangu_lab.planner``, and comes here only to be checked.
+
+Estimates go to the logger ``pangu_lab.memory``, which writes to standard error; raise its level to silence it.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import psutil
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
+from pangu_lab.presets import PRESETS, preset
+
+GIB = 1 << 30
+ROWS, SCORES = 40.0, 4.2  # float32 numbers a layer and token: times hidden_size, and times heads · positions looked at
+WORK = 2 * GIB  # what the forward pass of one call may keep
+PROGRAM = GIB // 2  # MindSpore itself, and the compiled graphs
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that some work takes, by what they are for."""
+
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    def __str__(self) -> str:
+        parts = ", ".join(f"{name} {size(amount)}" for name, amount in self.parts.items() if 100 * amount >= self.total)
+        return f"{size(self.total)} of memory ({parts})"
+
+
+def size(amount: float) -> str:
+    """``12.3 GB`` (of 2³⁰ bytes), ``45 MB`` below one of them."""
+    return f"{amount / GIB:.1f} GB" if amount >= GIB else f"{amount / (1 << 20):.0f} MB"
+
+
+def available() -> int:
+    """Bytes that this process may still take: of the machine, or of the container it is in."""
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
+    except (OSError, ValueError):
+        return free
+
+
+# -------------------------------------------------------------------------------------------------- what is needed
+
+
+def forward_bytes(model: ModelConfig, tokens: int, span: int) -> int:
+    """What a forward pass of ``tokens`` new tokens keeps, each of which looks at ``span`` positions."""
+    each = ROWS * model.hidden_size + SCORES * model.num_heads * span
+    return int(4 * model.num_layers * tokens * each + 8 * tokens * model.vocab_size)
+
+
+def tokens_at_once(model: ModelConfig, limit: int = WORK) -> int:
+    """Tokens that one call of the network may be fed so that it keeps no more than ``limit``; at least 16."""
+    return max(16, limit // forward_bytes(model, 1, model.num_positions))
+
+
+def weight_bytes(model: ModelConfig) -> int:
+    return 4 * model.num_parameters
+
+
+def generation_need(model: ModelConfig, places: Optional[int] = None) -> Need:
+    """To hold a model and write with it: weights once, cache, the work of one call."""
+    places = places or max(model.num_positions, 1024)
+    tokens = min(model.num_positions, tokens_at_once(model))
+    return Need({"weights": weight_bytes(model), "key-value cache": 8 * model.num_layers * places * model.hidden_size,
+                 "work": forward_bytes(model, tokens, model.num_positions) + 2 * _largest(model), "program": PROGRAM})
+
+
+def scoring_need(model: ModelConfig, tokens: int) -> Need:
+    """To score batches of ``tokens`` tokens: such graphs have fixed shapes and keep the weights once more."""
+    tokens = max(tokens, model.num_positions)
+    return Need({"weights": 2 * weight_bytes(model), "work": forward_bytes(model, tokens, model.num_positions),
+                 "program": PROGRAM})
+
+
+def conversion_need(shapes: Iterable[int], group: int) -> Need:
+    """To convert parameters of these many elements: the largest in two forms, and a file's worth of others."""
+    return Need({"largest parameter": 8 * max(shapes), "files being written": 2 * group, "program": PROGRAM // 2})
+
+
+def _largest(model: ModelConfig) -> int:
+    return 4 * max(model.vocab_size * model.hidden_size, 4 * model.hidden_size**2)
+
+
+# ------------------------------------------------------------------------------------------------- said and checked
+
+
+def check(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None) -> None:
+    """Say what ``what`` needs, and refuse it when that is not there; as ``estimate``, which only gives the words."""
+    log.info(estimate(what, need, smaller))
+
+
+def estimate(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None,
+             more: Callable[[], str] = lambda: "") -> str:
+    """What ``what`` needs and what is there, in a line.
+
+    Args:
+        smaller: what another network would need; gives the largest preset that would fit.
+        more: what else would help, in words.
+
+    Raises:
+        InputError: one line with what is needed, what is there, and what would fit.
+    """
+    free = available()
+    if need.total > free:
+        hints = [hint for hint in (more(), _preset_that_fits(smaller, free) if smaller else "") if hint]
+        hints = hints or [f"{size(need.total - free)} more are missing"]
+        raise InputError(f"{what} needs {need}, and {size(free)} are free here: " + "; ".join(hints))
+    return f"{what}: about {need}; {size(free)} are free"
+
+
+def _preset_that_fits(need: Callable[[ModelConfig], Need], free: int) -> str:
+    """The largest preset that would fit, in words."""
+    sizes = {name: need(preset(name).model).total for name in PRESETS if name != "self_define"}
+    fitting = [name for name, total in sizes.items() if total <= free]
+    if not fitting:
+        return "no preset would fit"
+    largest = max(fitting, key=lambda name: preset(name).model.num_parameters)
+    return f"preset {largest} would fit ({size(sizes[largest])})"
+
+
+class _StandardError(logging.Handler):
+    """Writes to what ``sys.stderr`` is at that moment, which a notebook or a test may have changed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(record.getMessage() + "\n")
+        sys.stderr.flush()
+
+
+def _logger() -> logging.Logger:
+    logger = logging.getLogger("pangu_lab.memory")
+    if not logger.handlers:
+        logger.addHandler(_StandardError())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    return logger
+
+
+log = _logger()
