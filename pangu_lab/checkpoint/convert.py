@@ -62,7 +62,8 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
         strategy: the strategy file of a sharded release, when it is not beside the shards.
         dtype: "float32" or "float16"; by default float32 for "lab" (training and inference keep their parameters
             so) and otherwise the source's own.
-        tokenizer: kept with a "lab" result, as `load_tokenizer` takes it; by default the one kept with the source.
+        tokenizer: kept with a "lab" result, as `load_tokenizer` takes it; by default the one kept with the source,
+            or PanGu's for a published size.
 
     Raises:
         InputError: not a known layout, damaged or incomplete files, settings that are missing or do not fit.
@@ -168,7 +169,7 @@ def _check(source: Source, config: RunConfig, specs: Mapping[str, ParameterSpec]
 
 
 def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
-    """The tokenizer to keep: the one named, else that of the source when it has one; None otherwise.
+    """The tokenizer to keep: the one named, else that of the source, or of the releases; None where there is none.
 
     Raises:
         InputError: it has more pieces than the model has rows.
@@ -179,6 +180,8 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
     if place is None and isinstance(source, LabSource):
         with contextlib.suppress(InputError):
             place = str(tokenizer_folder(source.checkpoint.folder))
+    elif place is None and config.preset in _PUBLISHED:
+        place = "pangu"  # the one that all releases were trained with
     if place is None:
         return None
     loaded = load_tokenizer(place)

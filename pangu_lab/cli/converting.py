@@ -27,7 +27,8 @@ def register(verbs: Any) -> None:
     convert.add_argument("--dtype", choices=("float32", "float16"), metavar="TYPE",
                          help="float32 or float16 (default: float32 for lab, else as the source)")
     convert.add_argument("--tokenizer", metavar="NAME",
-                         help="kept with the result of --to lab, so that it can generate: 'pangu' or a folder")
+                         help="kept with the result of --to lab, so that it can generate: a folder, or 'pangu', which is what "
+                              "published sizes get anyway")
     convert.add_argument("--preset", metavar="NAME", help=f"for a size that is not published: {', '.join(PRESETS)}")
     convert.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
                          help="what the files do not hold, such as model.num_heads=6 and model.hidden_act=gelu")

@@ -145,6 +145,14 @@ def test_the_tokenizer_is_kept_so_that_the_result_can_generate(tmp_path, weights
         convert_checkpoint(tmp_path / "pangu.ckpt", tmp_path / "other", overrides=SETTINGS, tokenizer="pangu")
 
 
+def test_a_published_size_keeps_pangus_vocabulary_without_being_told(tmp_path, weights):
+    from pangu_lab.checkpoint.convert import _tokenizer
+
+    source = open_source(release(tmp_path / "pangu.ckpt", weights))
+    assert _tokenizer(source, None, preset("2.6B")).vocab_size == 40000
+    assert _tokenizer(source, None, CONFIG) is None
+
+
 def test_torch_files_are_read_as_weights_only(tmp_path, weights):
     torch = pytest.importorskip("torch")
     state = gpt_state(weights)

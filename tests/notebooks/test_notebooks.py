@@ -14,6 +14,7 @@ SMALL = {
     "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER',
     "04_parallel": ('preset_name, steps, folder = "debug", 6, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
+    "05_released_weights": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER\nsteps = 5',
     "06_generation": 'preset_name = "debug"\nchanges = {"train.steps": 5}\nfolder = FOLDER',
     "07_evaluation": 'preset_name = "debug"\nchanges = {"train.steps": 5}\nfolder = FOLDER\nc3_folder, limit = None, 4',
 }
