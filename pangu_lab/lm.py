@@ -90,16 +90,18 @@ class PanguLM:
         return EngineScorer(self.engine, name=self.name)
 
     @overload
-    def generate(self, prompt: str, **sampling: Any) -> Completion: ...
+    def generate(self, prompt: str, explain: bool = ..., **sampling: Any) -> Completion: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], **sampling: Any) -> list[Completion]: ...
+    def generate(self, prompt: Sequence[str], explain: bool = ..., **sampling: Any) -> list[Completion]: ...
 
-    def generate(self, prompt, **sampling):
+    def generate(self, prompt, explain=False, **sampling):
         """Continue a prompt, or each of several.
 
         Args:
             prompt: a text, or a list of texts, which are then written several at a time.
+            explain: keep in ``Completion.explained``, for every token, the distribution after each step of the
+                sampling chain, the model's own first.
             sampling: any field of ``SamplingConfig``, such as max_new_tokens, temperature, top_p, stop, seed; over
                 the model's own. Or ``sampling=``, a whole ``SamplingConfig``.
 
@@ -111,8 +113,8 @@ class PanguLM:
         """
         chosen = self._sampling(sampling)
         if isinstance(prompt, str):
-            return generate(self.engine, prompt, chosen)
-        return generate_many(self.engine, list(prompt), chosen)
+            return generate(self.engine, prompt, chosen, explain)
+        return generate_many(self.engine, list(prompt), chosen, explain=explain)
 
     def stream(self, prompt: str, **sampling: Any) -> CompletionStream:
         """Continue a prompt, giving the text piece by piece; settings as ``generate``."""

@@ -46,6 +46,12 @@ def test_two_lines_write_a_text(lm):
     assert [item.ids for item in both] == [done.ids, lm.generate("水", **drawn).ids]
 
 
+def test_explain_keeps_the_chain_of_every_token(lm):
+    done = lm.generate(PROMPT, explain=True, max_new_tokens=4, temperature=0.9, seed=1)
+    assert [len(stages) > 4 for stages in done.explained] == [True] * len(done.ids)
+    assert done.ids == lm.generate(PROMPT, max_new_tokens=4, temperature=0.9, seed=1).ids
+
+
 def test_what_the_model_was_given_as_sampling_settings_is_the_default(lm):
     assert lm.generate(PROMPT, seed=3).ids == lm.generate(PROMPT, seed=3, sampling=lm.sampling).ids
     biased = lm.generate(PROMPT, max_new_tokens=3, logit_bias={7: 100.0}, temperature=0)

@@ -148,8 +148,13 @@ def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, 
 # ----------------------------------------------------------------------------------------------------- generating
 
 
-def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None) -> Completion:
+def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
+             explain: bool = False) -> Completion:
     """Continue ``prompt``.
+
+    Args:
+        explain: keep, for every token, the distribution after each step of the sampling chain
+            (``Completion.explained``). Each step that changes it costs 8 bytes × vocabulary a token.
 
     Returns:
         The completion; of several (``num_return_sequences``) the first, with the rest in ``others``.
@@ -157,22 +162,25 @@ def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = N
     Raises:
         InputError: a setting cannot work with this model, or the cache is too small for so many sequences.
     """
-    return generate_many(engine, [prompt], sampling)[0]
+    return generate_many(engine, [prompt], sampling, explain=explain)[0]
 
 
 def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[SamplingConfig] = None,
-                  progress: Progress = silent) -> list[Completion]:
+                  progress: Progress = silent, explain: bool = False) -> list[Completion]:
     """Continue every prompt, several at a time; each as ``generate`` would by itself."""
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
     seed = seed_of(config)
     if config.num_beams > 1:
+        if explain:
+            raise InputError("a search with beams weighs whole texts, not the next token: explain needs "
+                             "sampling.num_beams of 1")
         from pangu_lab.generate.beam import beam_search
 
         engine.make_room(engine.runner.pool.places)
         return [_grouped(beam_search(engine.runner, engine.tokenizer, _prompt(engine, text, config), config))
                 for text in prompts]
-    batches = [_Batch(engine, _prompt(engine, text, config), config, seed) for text in prompts]
+    batches = [_Batch(engine, _prompt(engine, text, config), config, seed, explain) for text in prompts]
     parts = [part for batch in batches for part in batch.split(engine.runner.pool.places)]
     done = 0
     for wave in _waves(parts, engine.runner.pool.places):
@@ -266,9 +274,9 @@ def _grouped(completions: Sequence[Completion]) -> Completion:
 class _Batch:
     """The sequences of one prompt: they share the prompt's part of the cache."""
 
-    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig, seed: int) -> None:
+    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig, seed: int, explain: bool) -> None:
         self.prompt, self.config = prompt, config
-        self.sequences = [SequenceInProgress(prompt, engine.tokenizer, config, seed, number)
+        self.sequences = [SequenceInProgress(prompt, engine.tokenizer, config, seed, number, explain)
                           for number in range(config.num_return_sequences)]
 
     @classmethod

@@ -252,7 +252,8 @@ def explain(logits: np.ndarray, config: SamplingConfig, history: Optional[Histor
         _check_some_left(changed, logits)
         differs = changed is not scores and not np.array_equal(changed, scores)
         scores = changed
-        stages.append(Stage(step.__name__.strip("_"), softmax(scores), differs))
+        probabilities = softmax(scores) if differs else stages[-1].probabilities  # one array: a text has many stages
+        stages.append(Stage(step.__name__.strip("_"), probabilities, differs))
     return stages
 
 

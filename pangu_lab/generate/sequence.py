@@ -10,7 +10,7 @@ from typing import Optional
 import numpy as np
 
 from pangu_lab.config import SamplingConfig
-from pangu_lab.generate.sampling import Draws, History, choose, log_softmax
+from pangu_lab.generate.sampling import Draws, History, Stage, choose, explain, log_softmax
 from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, top_tokens, unknown_ids, written_forms
 
 END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED = "end_of_document", "stop", "length", "sequence_full", "cancelled"
@@ -43,6 +43,7 @@ class Completion:
         logprobs, prompt_logprobs: a TokenLogprob for each id, when asked for (the prompt's with ``echo``).
         score: of a beam, its log-probability / length ** length_penalty.
         others: further completions of the same prompt.
+        explained: for each id the distribution after every step of the sampling chain, when asked for.
     """
 
     text: str
@@ -55,6 +56,7 @@ class Completion:
     prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
     score: Optional[float] = None
     others: tuple[Completion, ...] = ()
+    explained: Optional[tuple[tuple[Stage, ...], ...]] = None
 
     def __str__(self) -> str:
         return self.text
@@ -110,8 +112,9 @@ class SequenceInProgress:
     """
 
     def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
-                 number: int = 0) -> None:
+                 number: int = 0, explained: bool = False) -> None:
         self.prompt, self.tokenizer, self.config, self.seed, self.number = prompt, tokenizer, config, seed, number
+        self._explained: Optional[list[tuple[Stage, ...]]] = [] if explained else None
         self.places: list[int] = []
         self._draws = Draws(seed, number)
         self._bad_words = BadWords(tokenizer, config.bad_words)
@@ -159,12 +162,16 @@ class SequenceInProgress:
         step = len(self._history.new)
         logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than its tokenizer has pieces
         random = self._draws.at(step) if self.config.temperature else 0.0
-        index = choose(logits, self.config, self.history(), random)
+        history = self.history()
+        index = choose(logits, self.config, history, random)
+        stages = None if self._explained is None else tuple(explain(logits, self.config, history))
         self._history.new.append(index)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
         if self.config.logprobs is not None:
             self._logprobs.append(token_logprob(self.tokenizer, log_softmax(logits), index, self.config.logprobs))
+        if stages is not None:
+            self._explained.append(stages)
         text = self._writer.push(index, may_stop=step + 1 > self.config.min_new_tokens)
         if self._writer.stopped:
             self.finish_reason = STOP
@@ -182,8 +189,10 @@ class SequenceInProgress:
         kept = self._writer.kept
         text = self.prompt.text + self._writer.text if self.config.echo else self._writer.text
         logprobs = None if self.config.logprobs is None else tuple(self._logprobs[:kept])
+        explained = None if self._explained is None else tuple(self._explained[:kept])
         return Completion(text, tuple(self._history.new[:kept]), self.prompt.ids, self.finish_reason or CANCELLED,
-                          self.seed, self.prompt.warnings, logprobs, self.prompt_logprobs)
+                          self.seed, self.prompt.warnings, logprobs, self.prompt_logprobs,
+                          explained=explained)
 
 
 def token_logprob(tokenizer: TokenizerLike, logprobs: np.ndarray, index: int, top: int) -> TokenLogprob:

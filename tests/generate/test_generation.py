@@ -245,6 +245,35 @@ def test_logprobs_are_the_models_own_and_belong_to_the_tokens(engine):
         assert [index for index, _ in told[place].top] == best.tolist()
 
 
+def test_explained_tokens_show_the_distribution_after_every_step_and_are_the_same_tokens(engine):
+    config = SamplingConfig(max_new_tokens=6, seed=1, temperature=0.7, top_k=5, repetition_penalty=1.2)
+    done = generate(engine, "春天好", config, explain=True)
+    assert done.ids == generate(engine, "春天好", config).ids
+    expected = log_softmax(engine.logits([*done.prompt_ids, *done.ids]))
+    assert len(done.explained) == len(done.ids)
+    for place, (index, stages) in enumerate(zip(done.ids, done.explained)):
+        first, last = stages[0], stages[-1]
+        assert first.name == "model" and last.name == "min_p"
+        own = expected[len(done.prompt_ids) - 1 + place]
+        assert np.abs(first.probabilities - np.exp(own)).max() < 1e-5
+        assert np.count_nonzero(last.probabilities) == 5 and last.probabilities[index] > 0
+        assert {stage.name for stage in stages if stage.changed} == {"model", "repetition_penalty", "temperature",
+                                                                     "top_k"}
+
+
+def test_explained_stages_go_with_the_tokens_that_a_stop_string_leaves(tokenizer):
+    engine = scripted(tokenizer, "abcd")
+    done = generate(engine, "ab", SamplingConfig(temperature=0, stop=("cd",)), explain=True)
+    assert len(done.explained) == len(done.ids)
+    assert [stages[-1].top(1)[0][0] for stages in done.explained] == list(done.ids)
+    assert generate(engine, "ab", SamplingConfig(temperature=0, stop=("cd",))).explained is None
+
+
+def test_a_search_with_beams_cannot_be_explained_and_says_so(engine):
+    with pytest.raises(InputError, match="explain needs sampling.num_beams of 1"):
+        generate(engine, "ab", SamplingConfig(num_beams=2), explain=True)
+
+
 def test_the_seed_of_a_completion_gives_it_again(engine):
     first = generate(engine, "春天", SamplingConfig(max_new_tokens=10))
     again = generate(engine, "春天", SamplingConfig(max_new_tokens=10, seed=first.seed))
