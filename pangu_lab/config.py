@@ -201,8 +201,10 @@ class ParallelConfig:
     tensor: int = 1
     pipeline: int = 1
     micro_batches: int = 1
-    optimizer: bool = False  # slice the optimizer's states over the data dimension
-    recompute: bool = False
+    # true or "states": slice the optimizer's states over the data dimension; "parameters": weights and gradients too
+    optimizer: Union[bool, str] = False
+    recompute: bool = False  # keep only each layer's input for the backward pass
+    sequence: bool = False  # what lies between tensor-parallel products is split along the rows, not copied
     expert: int = 1  # the reference's expert_parallel_num: experts are spread over so many of the data ranks
     all_to_all: bool = False  # how tokens come to their experts: each to its rank alone, or gathered by every rank
 
@@ -211,6 +213,15 @@ class ParallelConfig:
                      micro_batches=(1, None), expert=(1, None))
         _check(self.data % self.expert == 0,
                f"parallel.expert={self.expert} must divide parallel.data={self.data}: experts are spread over data ranks")
+        plain = {"off": False, "states": True}.get(self.optimizer, self.optimizer)
+        _check(plain in (True, False, "parameters"),
+               f"parallel.optimizer={self.optimizer!r} must be off (false), states (true) or parameters"
+               + nearest(str(self.optimizer), ("off", "states", "parameters")))
+        object.__setattr__(self, "optimizer", plain)
+
+    @property
+    def slices_parameters(self) -> bool:
+        return self.optimizer == "parameters"
 
     @property
     def world_size(self) -> int:
@@ -305,6 +316,8 @@ class RunConfig:
         dense = "needs a mixture of experts: set model.num_experts above 1"
         _check(experts > 1 or not parallel.all_to_all, f"parallel.all_to_all {dense}")
         _check(experts > 1 or parallel.expert == 1, f"parallel.expert={parallel.expert} {dense}")
+        _check(experts == 1 or not parallel.sequence, "parallel.sequence does not go together with experts yet: set it to "
+               "false, or model.num_experts=1")
         _check(experts % parallel.expert == 0,
                f"parallel.expert={parallel.expert} must divide model.num_experts={experts}")
 

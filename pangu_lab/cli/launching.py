@@ -55,6 +55,7 @@ def _register_launch(verbs: Any) -> None:
 
 def run_launch(args: argparse.Namespace) -> int:
     from pangu_lab.launch import LaunchFailed, Patience, launch, prepare
+    from pangu_lab.train.memory import memory_lines
 
     if args.restarts < 0 or (args.nproc is not None and args.nproc < 1):
         raise InputError("--nproc must be at least 1 and --restarts at least 0")
@@ -84,6 +85,8 @@ def run_launch(args: argparse.Namespace) -> int:
         return finish(args, {"run": str(run), "rank": error.rank, "attempts": error.attempts,
                              "lines": error.lines}, code=1)
     say(f"{result.reason} at step {result.step}: {result.world} ranks, {result.seconds:.0f} s, run {result.run}")
+    for line in memory_lines(run):
+        say(line)
     return finish(args, {"run": str(result.run), "world": result.world, "step": result.step,
                          "reason": result.reason, "attempts": result.attempts, "seconds": result.seconds})
 

@@ -36,6 +36,7 @@ def run_train(args: argparse.Namespace) -> int:
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
     from pangu_lab.train.loop import TrainingFailed, train
+    from pangu_lab.train.memory import memory_lines
 
     try:
         with progress_bar("train") as progress:
@@ -49,6 +50,8 @@ def run_train(args: argparse.Namespace) -> int:
     perplexity = "" if result.eval_perplexity is None else f", held-out perplexity {result.eval_perplexity:.2f}"
     say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{perplexity}")
     say(f"checkpoint: {result.checkpoint}")
+    for line in memory_lines(run):
+        say(line)
     return finish(args, result)
 
 

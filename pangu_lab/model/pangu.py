@@ -13,8 +13,9 @@ Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
+import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -23,23 +24,35 @@ from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
 from pangu_lab.model.moe import Experts, ExpertsWithoutLimit
 from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
-from pangu_lab.parallel.layers import ColumnLinear, HeadLoss, RowLinear, TensorInput, TiedHead, WordEmbedding
+from pangu_lab.parallel.collectives import AllGather, group_of
+from pangu_lab.parallel.layers import (ColumnLinear, HeadLoss, OwnRows, QueryInput, RowLinear, TensorInput, TiedHead,
+                                       WordEmbedding)
 from pangu_lab.parallel.mesh import Mesh
 
 DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": mstype.bfloat16}
 
 
 class Weights:
-    """Hands each layer its Parameters by published name, made from this rank's slices."""
+    """Hands each layer its Parameters by published name, made from this rank's slices.
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]):
-        self.arrays = arrays
+    Args:
+        arrays: this rank's slices.
+        mesh: the layout.
+        spread: names of parameters of which each data rank holds a slice.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh = Mesh(), spread: Collection[str] = ()):
+        self.arrays, self.mesh, self.spread = arrays, mesh, spread
         self.parameters: dict[str, Parameter] = {}
 
     def __call__(self, name: str) -> Parameter:
         if name not in self.parameters:  # the word embedding is asked for twice: by the input and by the head
             self.parameters[name] = Parameter(Tensor(self.arrays[name]), name=name)
         return self.parameters[name]
+
+    def whole(self, name: str) -> nn.Cell:
+        """What a layer passes the parameter through: gathers the data ranks' slices where there are any."""
+        return AllGather(group_of(self.mesh, "data")) if name in self.spread else nn.Identity()
 
 
 class Norm(nn.Cell):
@@ -64,7 +77,7 @@ class Attention(nn.Cell):
         self.heads = config.num_heads // mesh.size("tensor")
         self.first_head = self.heads * mesh.index("tensor")
         self.head_dim = config.head_dim
-        self.enter = TensorInput(mesh)
+        self.enter, self.enter_query = TensorInput(mesh), QueryInput(mesh)
         self.query = ColumnLinear(weights, f"{prefix}.dense1", True, dtype)
         self.key = ColumnLinear(weights, f"{prefix}.dense2", True, dtype)
         self.value = ColumnLinear(weights, f"{prefix}.dense3", True, dtype)
@@ -92,7 +105,7 @@ class Attention(nn.Cell):
         """Rows in, rows out. Without ``query`` the memory asks itself (self-attention)."""
         batch, _, seq, _ = bias.shape
         memory = self.enter(memory)
-        query = memory if query is None else self.enter(query)
+        query = memory if query is None else self.enter_query(query)
         q = self._split(self.query(query), batch, seq)
         k = self._split(self.key(memory), batch, seq)
         v = self._split(self.value(memory), batch, seq)
@@ -138,32 +151,36 @@ class Layer(nn.Cell):
             self.feed_forward = FeedForward(config, mesh, weights, f"{prefix}.output")
         self.dropout1 = Dropout(config.dropout_rate, seed, f"{prefix}.attention", config.hidden_size)
         self.dropout2 = Dropout(config.dropout_rate, seed, f"{prefix}.output", config.hidden_size)
+        self.own_rows = OwnRows(mesh)
         self.add = ops.Add()
 
     def construct(self, x, bias, row_keys, query=None):
-        """x (rows, hidden) fp32. ``query`` (rows, hidden): asked instead of LN₁ x, raw, in the query layer."""
+        """x (rows, hidden) fp32, this rank's rows; ``row_keys`` of all rows. ``query`` (all rows, hidden): asked
+        instead of LN₁ x, raw, in the query layer."""
         mixed = self.attention(self.norm1(x), bias, row_keys, query)
-        x = self.add(x, self.dropout1(mixed, row_keys))
+        own_keys = self.own_rows(row_keys)
+        x = self.add(x, self.dropout1(mixed, own_keys))
         if self.routed:
             y, losses, counts = self.feed_forward(self.norm2(x), bias.shape[0])
-            return self.add(x, self.dropout2(y, row_keys)), losses, counts
-        return self.add(x, self.dropout2(self.feed_forward(self.norm2(x)), row_keys))
+            return self.add(x, self.dropout2(y, own_keys)), losses, counts
+        return self.add(x, self.dropout2(self.feed_forward(self.norm2(x)), own_keys))
 
 
 class Embedding(nn.Cell):
-    """Word plus position embedding, then dropout: (batch, seq) ids → (batch·seq, hidden) fp32."""
+    """Word plus position embedding, then dropout: (batch, seq) ids → this rank's of (batch·seq, hidden) rows, fp32."""
 
     def __init__(self, config: ModelConfig, mesh: Mesh, weights: Weights, seed: int):
         super().__init__(auto_prefix=False)
         self.words = WordEmbedding(mesh, weights, names.WORD, config.vocab_size)
-        self.positions = weights(names.POSITION)
+        self.positions, self.whole = weights(names.POSITION), weights.whole(names.POSITION)
+        self.own_rows = OwnRows(mesh)
         self.gather = ops.Gather()
         self.dropout = Dropout(config.dropout_rate, seed, "embedding", config.hidden_size)
 
     def construct(self, ids, positions, row_keys):
         words = self.words(ops.reshape(ids, (-1,)))
-        places = self.gather(self.positions, ops.reshape(positions, (-1,)), 0)
-        return self.dropout(ops.add(words, places), row_keys)
+        places = self.gather(self.whole(self.positions), self.own_rows(ops.reshape(positions, (-1,))), 0)
+        return self.dropout(ops.add(words, places), self.own_rows(row_keys))
 
 
 class PanguStage(nn.Cell):
@@ -179,15 +196,16 @@ class PanguStage(nn.Cell):
         seed: of the dropout masks.
         seq_length: of the batches; the number of positions when not given.
         training: experts have limited places, and ``routed`` says what the routers did.
+        layers: hold these alone, instead of all that the mesh gives this rank.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights, mesh: Mesh = Mesh(), seed: int = 0,
-                 seq_length: int | None = None, training: bool = False):
+                 seq_length: int | None = None, training: bool = False, layers: range | None = None):
         super().__init__(auto_prefix=False)
         self.weights = weights
-        layers = mesh.layers(config.num_layers)
+        layers = mesh.layers(config.num_layers) if layers is None else layers
         query_layer = config.num_layers - 1
-        self.is_first = mesh.is_first_stage
+        self.is_first = layers.start == 0
         self.has_query = query_layer in layers
         self.has_norm = query_layer - 1 in layers
         if self.is_first:
@@ -195,19 +213,19 @@ class PanguStage(nn.Cell):
         self.moe_layers = [i for i in layers if training and i in config.moe_layers]
         self.blocks = nn.CellList([Layer(config, mesh, self.weights, i, seed, training)
                                    for i in layers if i != query_layer], auto_prefix=False)
-        if mesh.parallel.recompute:
+        if mesh.parallel.recompute and ms.get_context("device_target") != "CPU":  # there see train/recompute.py
             for block in self.blocks:
                 block.recompute()
         if self.has_norm:
             self.norm = Norm(config, self.weights, names.FINAL_NORM)
         if self.has_query:
-            self.query_embedding = self.weights(names.QUERY)
+            self.query_embedding, self.whole_query = self.weights(names.QUERY), self.weights.whole(names.QUERY)
             self.query_layer = Layer(config, mesh, self.weights, query_layer, seed, training)
         self.bias = AttentionBias(seq_length or config.num_positions, DTYPES[config.softmax_dtype])
         self.gather = ops.Gather()
 
     def construct(self, x, positions, samples):
-        """x: ids (batch, seq) on the first stage, else rows (batch·seq, hidden) → rows (batch·seq, hidden)."""
+        """x: ids (batch, seq) on the first stage, else this rank's rows of (batch·seq, hidden) → the same rows."""
         return self._rows(x, positions, samples)[0]
 
     def routed(self, x, positions, samples, weights):
@@ -240,7 +258,7 @@ class PanguStage(nn.Cell):
         if self.has_norm:
             x = self.norm(x)
         if self.has_query:
-            query = self.gather(self.query_embedding, ops.reshape(positions, (-1,)), 0)
+            query = self.gather(self.whole_query(self.query_embedding), ops.reshape(positions, (-1,)), 0)
             x = self.query_layer(x, bias, row_keys, query)
         return x, found
 

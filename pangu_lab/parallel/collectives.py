@@ -1,10 +1,11 @@
 """Collective communication between the ranks of a group, as graph-mode cells with their gradients.
 
-One small interface for every back end. Accelerators (NCCL, HCCL) have native operators, which are used there for
-gathers and scatters. MindSpore's CPU back end has ``AllReduce`` with SUM alone in sub-groups, so there everything is
-built from it: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
-receiver adds zeros. Every other collective is built from these. A group of one rank costs nothing: every cell is then
-an identity, and the collective is not in the graph.
+One small interface for every back end. ``NATIVE`` says where MindSpore has an operator of its own for a collective,
+and there it is used; everything else is built from ``AllReduce``, the one operator that MindSpore's CPU back end has
+in sub-groups: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
+receiver adds zeros. Over the whole world a CPU has ``AllGather`` and ``Broadcast`` as well, which take about half
+the time of the sums. A group of one rank costs nothing: every cell is then an identity, and the collective is not in
+the graph.
 
 Gradients follow from what each collective computes: a sum's gradient is the identity where the result is used alike
 on all ranks (tensor parallelism), and the other way round.
@@ -23,6 +24,11 @@ from mindspore import dtype as mstype
 from pangu_lab.parallel.mesh import Mesh
 
 
+NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "Broadcast": ("GPU", "Ascend", "CPU world"),
+          "ReduceScatter": ("GPU", "Ascend"), "Send": ("GPU", "Ascend"), "AlltoAll": ("Ascend",),
+          "NeighborExchange": ("Ascend",), "Barrier": ("Ascend",)}
+
+
 @dataclass(frozen=True)
 class Group:
     """Ranks that communicate. ``index`` is this rank's place among ``ranks``; ``name`` what MindSpore calls it."""
@@ -30,6 +36,7 @@ class Group:
     name: str
     ranks: tuple[int, ...]
     index: int
+    is_world: bool = False
 
     @property
     def size(self) -> int:
@@ -60,17 +67,21 @@ def group_of(mesh: Mesh, *dimensions: str) -> Group:
 @functools.lru_cache(maxsize=None)
 def make_group(ranks: tuple[int, ...], rank: int) -> Group:
     """A group of the given ranks, of which this rank is one."""
-    name = "pangu-" + "-".join(str(member) for member in ranks)
-    if len(ranks) > 1:
-        from mindspore.communication import create_group
+    if len(ranks) == 1:
+        return Group(f"pangu-{rank}", ranks, 0)
+    from mindspore.communication import GlobalComm, create_group, get_group_size
 
-        create_group(name, list(ranks))
+    if ranks == tuple(range(get_group_size())):
+        return Group(GlobalComm.WORLD_COMM_GROUP, ranks, ranks.index(rank), is_world=True)
+    name = "pangu-" + "-".join(str(member) for member in ranks)
+    create_group(name, list(ranks))
     return Group(name, ranks, ranks.index(rank))
 
 
-def has_native() -> bool:
-    """Whether the back end has gathers and scatters of its own (GPU, Ascend; these paths have no device here to run)."""
-    return ms.get_context("device_target") != "CPU"
+def has_native(operator: str, group: Group) -> bool:
+    """Whether this back end has the operator for this group (on GPU and Ascend: no device here to run it)."""
+    target = ms.get_context("device_target")
+    return group.size > 1 and (target in NATIVE[operator] or group.is_world and f"{target} world" in NATIVE[operator])
 
 
 class AllReduce(nn.Cell):
@@ -117,9 +128,9 @@ class AllGather(nn.Cell):
         self.size, self.index, self.alone = group.size, group.index, group.size == 1
         self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
         self.mine = Tensor((np.arange(group.size) == group.index).astype(np.float32))
-        self.native = not self.alone and has_native()
+        self.native, self.native_back = has_native("AllGather", group), has_native("ReduceScatter", group)
         self.native_gather = ops.AllGather(group.name) if self.native else None
-        self.native_scatter = ops.ReduceScatter(ops.ReduceOp.SUM, group.name) if self.native else None
+        self.native_scatter = ops.ReduceScatter(ops.ReduceOp.SUM, group.name) if self.native_back else None
 
     def construct(self, x):
         if self.alone:
@@ -133,7 +144,7 @@ class AllGather(nn.Cell):
     def bprop(self, x, out, dout):
         if self.alone:
             return (dout,)
-        if self.native:
+        if self.native_back:
             return (self.native_scatter(dout),)
         rows = x.shape[0]
         return (self.reduce(dout)[self.index * rows:(self.index + 1) * rows],)
@@ -147,7 +158,7 @@ class ReduceScatter(nn.Cell):
         self.size, self.index, self.alone = group.size, group.index, group.size == 1
         self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
         self.gather = AllGather(group)
-        self.native = not self.alone and has_native()
+        self.native = has_native("ReduceScatter", group)
         self.native_scatter = ops.ReduceScatter(ops.ReduceOp.SUM, group.name) if self.native else None
 
     def construct(self, x):
@@ -168,11 +179,15 @@ class AllToAll(nn.Cell):
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
         self.size, self.index, self.alone = group.size, group.index, group.size == 1
-        self.gather = AllGather(group)
+        self.native = has_native("AlltoAll", group)
+        self.native_exchange = ops.AlltoAll(group.size, 0, 0, group.name) if self.native else None
+        self.gather = None if self.native else AllGather(group)
 
     def _exchange(self, x):
         if self.alone:
             return x
+        if self.native:
+            return self.native_exchange(x)
         rows = x.shape[0] // self.size
         everything = ops.reshape(self.gather(x), (self.size, self.size, rows) + x.shape[1:])
         return ops.reshape(everything[:, self.index], x.shape)
@@ -192,15 +207,63 @@ class Broadcast(nn.Cell):
         self.alone = group.size == 1
         self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
         self.is_root = Tensor(float(group.index == root), mstype.float32)
+        self.native = has_native("Broadcast", group)
+        self.native_broadcast = ops.Broadcast(group.ranks[root], group.name) if self.native else None
 
     def _from_root(self, x):
         return ops.mul(x, ops.cast(self.is_root, x.dtype))
 
     def construct(self, x):
-        return x if self.alone else self.reduce(self._from_root(x))
+        if self.alone:
+            return x
+        return self.native_broadcast((x,))[0] if self.native else self.reduce(self._from_root(x))
 
     def bprop(self, x, out, dout):
         return (dout if self.alone else self._from_root(self.reduce(dout)),)
+
+
+class _Transfer(nn.Cell):
+    """What ``source`` of two ranks gives is what the other returns; the source returns zeros. No gradient."""
+
+    def __init__(self, group: Group, source: int, shape: tuple[int, ...], dtype):
+        super().__init__(auto_prefix=False)
+        self.gives = group.index == source
+        self.native = has_native("Send", group)
+        self.share = Tensor(np.array([self.gives, not self.gives], np.float32))
+        self.reduce = None if self.native else ops.AllReduce(ops.ReduceOp.SUM, group.name)
+        self.send = ops.Send(source, 1 - source, group.name) if self.native and self.gives else None
+        self.receive = (ops.Receive(source, source, list(shape), dtype, group.name)
+                        if self.native and not self.gives else None)
+
+    def construct(self, x):
+        if self.native and self.gives:
+            return ops.depend(ops.mul(x, 0), self.send(x))
+        if self.native:
+            return self.receive(x)  # the argument gives the operator its place among the others
+        given, taken = ops.cast(self.share[0], x.dtype), ops.cast(self.share[1], x.dtype)
+        return ops.mul(self.reduce(ops.mul(x, given)), taken)
+
+
+class SendReceive(nn.Cell):
+    """A message: what rank ``source`` of a group of two gives is what the other rank returns; it returns zeros itself.
+
+    Gradient: the message back, from the receiver's gradient to the sender's tensor.
+
+    Args:
+        shape: of the tensors, which a receiver's native operator must know beforehand.
+    """
+
+    def __init__(self, group: Group, source: int, shape: tuple[int, ...], dtype=mstype.float32):
+        super().__init__(auto_prefix=False)
+        assert group.size == 2, "a message has two ends"
+        self.there = _Transfer(group, source, shape, dtype)
+        self.back = _Transfer(group, 1 - source, shape, dtype)
+
+    def construct(self, x):
+        return self.there(x)
+
+    def bprop(self, x, out, dout):
+        return (self.back(dout),)
 
 
 class Exchange(nn.Cell):
@@ -208,24 +271,40 @@ class Exchange(nn.Cell):
 
     The group has two ranks; both tensors have one shape. A message in one direction is an exchange in which the
     receiver gives zeros. Because both directions are one collective, neighbours cannot wait for each other in a
-    pipeline's steady state.
+    pipeline's steady state. Gradient: an exchange.
+
+    Args:
+        shape: of the tensors, for Ascend's ``NeighborExchange``; without it a gather does the work there too.
     """
 
-    def __init__(self, group: Group):
+    def __init__(self, group: Group, shape: tuple[int, ...] | None = None, dtype=mstype.float32):
         super().__init__(auto_prefix=False)
         self.partner = 1 - group.index
-        self.gather = AllGather(group)
+        self.native = shape is not None and has_native("NeighborExchange", group)
+        partner = [group.ranks[self.partner]]
+        self.swap = (ops.NeighborExchange(partner, partner, (list(shape),), (list(shape),), dtype, group.name)
+                     if self.native else None)
+        self.gather = None if self.native else AllGather(group)
+
+    def _exchange(self, x):
+        return self.swap((x,))[0] if self.native else self.gather(ops.expand_dims(x, 0))[self.partner]
 
     def construct(self, x):
-        return self.gather(ops.expand_dims(x, 0))[self.partner]
+        return self._exchange(x)
+
+    def bprop(self, x, out, dout):
+        return (self._exchange(dout),)
 
 
 class Barrier(nn.Cell):
-    """Returns when every rank of the group has come here: the number of ranks, which a sum of ones gives."""
+    """Returns when every rank of the group has come here: the number of ranks times ``one``."""
 
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
-        self.reduce = AllReduce(group)
+        self.size = group.size
+        self.native = has_native("Barrier", group)
+        self.wait = ops.Barrier(group.name) if self.native else None
+        self.reduce = None if self.native else AllReduce(group)
 
     def construct(self, one):
-        return self.reduce(one)
+        return ops.depend(ops.mul(one, self.size), self.wait()) if self.native else self.reduce(one)

@@ -4,6 +4,15 @@ A column-parallel product splits the outputs over the tensor ranks, the row-para
 inputs, so that one all-reduce a pair is enough in each direction (Shoeybi et al., arXiv 1909.08053). The word
 embedding is split over the vocabulary, and so are the logits: the loss needs only a maximum, a sum and one logit a row
 from each rank. With a tensor dimension of 1 no collective is in the graph.
+
+With ``parallel.sequence`` (Korthikanti et al., arXiv 2205.05198) what lies between the split products (LayerNorm, dropout, the
+residual sum) is not computed by all tensor ranks alike: each has its share of the rows. Rows are gathered before a
+column-parallel product and reduce-scattered after a row-parallel one, which together carry what one all-reduce
+carries. Parameters that act on such rows (LayerNorm, the biases after a sum, positions and queries) get partial
+gradients, which the training step sums over the tensor ranks in one message (``placement.gradient_dimensions``).
+
+``weights`` hands a layer its parameters by name; ``weights.whole(name)`` a cell that makes a parameter whole where
+only a slice of it lives on each data rank (``parallel.optimizer: parameters``).
 """
 
 from __future__ import annotations
@@ -13,19 +22,55 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.ops import BiasLinear, TiedHeadLoss
-from pangu_lab.parallel.collectives import AllGather, AllReduce, ReduceGradient, group_of
+from pangu_lab.parallel.collectives import AllGather, AllReduce, ReduceGradient, ReduceScatter, group_of
 from pangu_lab.parallel.mesh import Mesh
 
 
 class TensorInput(nn.Cell):
-    """Marks where a tensor that all ranks hold alike enters their split computations: its gradient is summed."""
+    """Marks where a tensor enters the split computations of the tensor ranks.
+
+    One that all ranks hold alike passes, and its gradient is summed; with sequence parallelism the ranks' rows
+    are gathered.
+    """
 
     def __init__(self, mesh: Mesh):
         super().__init__(auto_prefix=False)
-        self.enter = ReduceGradient(group_of(mesh, "tensor"))
+        self.enter = (AllGather if mesh.parallel.sequence else ReduceGradient)(group_of(mesh, "tensor"))
 
     def construct(self, x):
         return self.enter(x)
+
+
+class QueryInput(nn.Cell):
+    """``TensorInput`` for the query layer's queries, which all ranks hold whole also with sequence parallelism.
+
+    Their gradient is then left partial: that of the few query vectors is summed later, at less cost.
+    """
+
+    def __init__(self, mesh: Mesh):
+        super().__init__(auto_prefix=False)
+        self.enter = nn.Identity() if mesh.parallel.sequence else ReduceGradient(group_of(mesh, "tensor"))
+
+    def construct(self, x):
+        return self.enter(x)
+
+
+class OwnRows(nn.Cell):
+    """The rows of x that this rank computes between the split products: its share with sequence parallelism, or all."""
+
+    def __init__(self, mesh: Mesh):
+        super().__init__(auto_prefix=False)
+        self.parts = mesh.row_parts
+        self.index = mesh.index("tensor")
+
+    def construct(self, x):
+        rows = x.shape[0] // self.parts
+        return x if self.parts == 1 else x[self.index * rows:(self.index + 1) * rows]
+
+
+def row_sum(mesh: Mesh) -> nn.Cell:
+    """Σ over the tensor ranks of what each has computed for all rows: all of it, or with sequence parallelism its rows."""
+    return (ReduceScatter if mesh.parallel.sequence else AllReduce)(group_of(mesh, "tensor"))
 
 
 class ColumnLinear(nn.Cell):
@@ -38,49 +83,60 @@ class ColumnLinear(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
+        self.whole = weights.whole(f"{prefix}.weight")
         self.linear = BiasLinear(transposed, dtype)
 
     def construct(self, x):
-        return self.linear(x, self.weight, self.bias)
+        return self.linear(x, self.whole(self.weight), self.bias)
 
 
 class RowLinear(nn.Cell):
-    """This rank's x (rows, in / tensor) → the whole (rows, out), fp32, on every rank. Weight stored (in, out)."""
+    """This rank's x (rows, in / tensor) → the whole (rows, out), fp32, on every rank. Weight stored (in, out).
+
+    With sequence parallelism each rank gets its share of the rows.
+    """
 
     def __init__(self, mesh: Mesh, weights, prefix: str, dtype):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
+        self.whole = weights.whole(f"{prefix}.weight")
         self.split = mesh.size("tensor") > 1
         self.linear = BiasLinear(False, dtype)
-        self.reduce = AllReduce(group_of(mesh, "tensor"))
+        self.reduce = row_sum(mesh)
         self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()
 
     def construct(self, x):
+        weight = self.whole(self.weight)
         if not self.split:
-            return self.cast(self.linear(x, self.weight, self.bias), mstype.float32)
-        partial = self.cast(self.linear(x, self.weight, None), mstype.float32)
+            return self.cast(self.linear(x, weight, self.bias), mstype.float32)
+        partial = self.cast(self.linear(x, weight, None), mstype.float32)
         return self.bias_add(self.reduce(partial), self.bias)
 
 
 class WordEmbedding(nn.Cell):
-    """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids of its part of the vocabulary."""
+    """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids of its part of the vocabulary.
+
+    With sequence parallelism each rank gets its share of the rows.
+    """
 
     def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
+        self.whole = weights.whole(name)
         self.split = mesh.size("tensor") > 1
         self.part = vocab_size // mesh.size("tensor")
         self.first = self.part * mesh.index("tensor")
         self.gather = ops.Gather()
-        self.reduce = AllReduce(group_of(mesh, "tensor"))
+        self.reduce = row_sum(mesh)
 
     def construct(self, ids):
+        table = self.whole(self.table)
         if not self.split:
-            return self.gather(self.table, ids, 0)
+            return self.gather(table, ids, 0)
         inside, local = local_ids(ids, self.first, self.part)
-        rows = self.gather(self.table, local, 0)
+        rows = self.gather(table, local, 0)
         return self.reduce(ops.mul(rows, ops.expand_dims(ops.cast(inside, rows.dtype), 1)))
 
 
@@ -96,12 +152,13 @@ class HeadLoss(nn.Cell):
     def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
+        self.whole = weights.whole(name)
         self.enter = TensorInput(mesh)
         split = mesh.size("tensor") > 1
         self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else TiedHeadLoss(dtype)
 
     def construct(self, hidden, labels, weights):
-        return self.loss(self.enter(hidden), self.table, labels, weights)[0]
+        return self.loss(self.enter(hidden), self.whole(self.table), labels, weights)[0]
 
 
 class VocabParallelLoss(nn.Cell):
@@ -130,12 +187,15 @@ class VocabParallelLoss(nn.Cell):
         logits = ops.cast(product, mstype.float32)
         highest = ops.ReduceMax(keep_dims=True)(logits, 1)
         highest = ops.ReduceMax()(ops.reshape(self.gather_parts(highest), (self.size, -1, 1)), 0)
-        total = self.all_reduce(ops.ReduceSum(keep_dims=True)(ops.exp(logits - highest), 1))
-        log_probs = logits - highest - ops.log(total)
+        logits = logits - highest
         inside, local = local_ids(labels, self.first, self.part)
-        chosen = ops.reshape(ops.GatherD()(log_probs, 1, ops.reshape(local, (-1, 1))), (-1,))
-        chosen = self.all_reduce(ops.mul(chosen, ops.cast(inside, mstype.float32)))
-        return -ops.ReduceSum()(ops.mul(chosen, weights)), log_probs
+        chosen = ops.GatherD()(logits, 1, ops.reshape(local, (-1, 1)))
+        chosen = ops.mul(chosen, ops.reshape(ops.cast(inside, mstype.float32), (-1, 1)))
+        both = ops.concat((ops.ReduceSum(keep_dims=True)(ops.exp(logits), 1), chosen), 1)
+        both = self.all_reduce(both)  # one message: the sum of the exponentials, and the logit of the label
+        log_total = ops.log(both[:, 0:1])
+        loss = ops.ReduceSum()(ops.mul(ops.reshape(log_total - both[:, 1:2], (-1,)), weights))
+        return loss, logits - log_total
 
     def bprop(self, hidden, table, labels, weights, out, dout):
         here = ops.reshape(labels - self.first, (-1, 1))

@@ -72,6 +72,11 @@ class Mesh:
         return range(start, start + base + (1 if stage < extra else 0))
 
     @property
+    def row_parts(self) -> int:
+        """In how many parts the tensor ranks split the rows of activations between layers."""
+        return self.size("tensor") if self.parallel.sequence else 1
+
+    @property
     def is_first_stage(self) -> bool:
         return self.index("pipeline") == 0
 
@@ -102,6 +107,9 @@ def check_layout(config: RunConfig, powers_of_two: bool = False) -> None:
             where = "" if name == "tensor" else " on Ascend"
             raise InputError(f"parallel.{name}={size} must be a power of two{where}: take {1 << size.bit_length() - 1} or "
                              f"{1 << size.bit_length()}")
+    if parallel.sequence and config.data.seq_length % tensor:
+        raise InputError(f"parallel.tensor={tensor} must divide data.seq_length={config.data.seq_length} with "
+                         "parallel.sequence")
     if parallel.pipeline > model.num_layers:
         raise InputError(f"parallel.pipeline={parallel.pipeline} is more stages than "
                          f"model.num_layers={model.num_layers}")

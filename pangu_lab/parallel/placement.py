@@ -2,8 +2,9 @@
 
 Pipeline stages hold whole layers, tensor ranks slices along one axis, data ranks copies. The word embedding is held by
 the first stage (input) and the last (head). With ``parallel.optimizer`` the optimizer's moments of a rank are further
-sliced along axis 0 over the data dimension, where that divides. Expert parallelism spreads axis 0 of the experts'
-parameters over ranks of the data dimension, which then hold no copies of one another.
+sliced along axis 0 over the data dimension, where that divides; with ``parallel.optimizer: parameters`` the matrices
+themselves are, and with them their gradients. Expert parallelism spreads axis 0 of the experts' parameters over ranks
+of the data dimension, which then hold no copies of one another.
 """
 
 from __future__ import annotations
@@ -55,34 +56,47 @@ def parameter_places(specs: Mapping, mesh: Mesh, num_layers: int) -> dict[str, P
             place = place.slice(spec.tensor_axis, mesh.index("tensor"), mesh.size("tensor"))
         if spec.expert:
             place = place.slice(0, mesh.index("expert"), mesh.size("expert"))
+        if is_spread(spec, mesh):
+            place = place.slice(0, mesh.index("data"), mesh.size("data"))
         places[name] = place
     return places
 
 
-def moment_place(place: Place, mesh: Mesh, sliced: bool) -> Place:
+def is_spread(spec, mesh: Mesh) -> bool:
+    """Whether each data rank holds a slice of the parameter instead of a copy (``parallel.optimizer: parameters``).
+
+    Vectors stay whole: they are small, and gathering each would cost a message.
+    """
+    rows = spec.shape[0] // (mesh.size("tensor") if spec.tensor_axis == 0 else 1)
+    return (mesh.parallel.slices_parameters and mesh.size("data") > 1 and len(spec.shape) == 2
+            and rows % mesh.size("data") == 0)
+
+
+def gradient_dimensions(spec, mesh: Mesh) -> tuple[str, ...]:
+    """The dimensions of the mesh over which a parameter's gradient is summed after the backward pass."""
+    copies = "replica" if spec.expert else "data"
+    over_data = mesh.size(copies) > 1 and not is_spread(spec, mesh)  # a gather's gradient is summed already
+    over_tensor = mesh.parallel.sequence and mesh.size("tensor") > 1 and spec.tensor_axis is None
+    return (copies,) * over_data + ("tensor",) * over_tensor
+
+
+def moment_place(spec, place: Place, mesh: Mesh) -> Place:
     """The region of a parameter whose optimizer moments this rank keeps and updates."""
     parts = mesh.size("data")
-    if not sliced or parts == 1 or place.shape[0] % parts:
+    spread = is_spread(spec, mesh) or spec.expert and mesh.size("expert") > 1
+    if not mesh.parallel.optimizer or spread or parts == 1 or place.shape[0] % parts:
         return place
     return place.slice(0, mesh.index("data"), parts)
 
 
-def slices_moments(spec, mesh: Mesh) -> bool:
-    """Whether optimizer parallelism slices the parameter's moments: not those of experts that are spread already."""
-    return mesh.parallel.optimizer and not (spec.expert and mesh.size("expert") > 1)
+def is_owner(spec, mesh: Mesh) -> bool:
+    """Whether this rank speaks for its part of the parameter: of ranks with copies one does, in norms and checkpoints."""
+    return is_first_copy(spec, mesh) and (is_first_replica(spec, mesh) or is_spread(spec, mesh))
 
 
 def is_first_replica(spec, mesh: Mesh) -> bool:
     """Whether this rank is the first of the data dimension that holds its part of the parameter."""
     return mesh.index("replica" if spec.expert else "data") == 0
-
-
-def counts_in_norm(spec, mesh: Mesh) -> bool:
-    """Whether this rank adds the parameter's gradient to the global norm, so that each element counts once.
-
-    The norm is summed over pipeline, expert and tensor ranks.
-    """
-    return is_first_copy(spec, mesh) and (spec.expert or mesh.index("expert") == 0)
 
 
 def is_first_copy(spec, mesh: Mesh) -> bool:

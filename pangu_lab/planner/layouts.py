@@ -76,7 +76,7 @@ class LayoutEstimate:
         parallel = self.parallel
         more = [f"{self.parallel.micro_batches * self.accumulation} micro-batches"] * (
             parallel.micro_batches * self.accumulation > 1)
-        more += ["sliced optimizer"] * parallel.optimizer + ["recompute"] * parallel.recompute
+        more += ["sliced optimizer"] * bool(parallel.optimizer) + ["recompute"] * parallel.recompute
         return ", ".join([f"pipeline {parallel.pipeline} × data {parallel.data} × tensor {parallel.tensor}", *more])
 
     def settings(self) -> dict[str, Any]:

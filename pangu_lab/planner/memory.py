@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import moment_place, parameter_places
+from pangu_lab.parallel.placement import is_spread, moment_place, parameter_places
 from pangu_lab.planner.hardware import Hardware
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")
@@ -90,12 +90,13 @@ def held(model: ModelConfig, parallel: ParallelConfig, stage: int) -> Held:
 def _held(model: ModelConfig, parallel: ParallelConfig, expert: int, stage: int) -> Held:
     specs, places = _places(model, parallel.pipeline, parallel.tensor, stage)
     sizes = {name: math.prod(place.shape) // (expert if specs[name].expert else 1) for name, place in places.items()}
+    mesh = Mesh(parallel, stage * parallel.data * parallel.tensor)
+    sizes = {name: size // (parallel.data if is_spread(specs[name], mesh) else 1) for name, size in sizes.items()}
     moments = dict(sizes)
-    if parallel.optimizer:
-        mesh = Mesh(parallel, stage * parallel.data * parallel.tensor)
-        for name, place in places.items():
-            if not specs[name].expert or expert == 1:
-                moments[name] = math.prod(moment_place(place, mesh, True).shape)
+    for name, place in places.items():
+        sliced = moment_place(specs[name], place, mesh)
+        if sliced != place and (not specs[name].expert or expert == 1):
+            moments[name] = math.prod(sliced.shape)
     layers: dict[int, int] = {}
     for name, size in sizes.items():
         layers[specs[name].layer] = layers.get(specs[name].layer, 0) + size

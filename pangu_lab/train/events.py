@@ -1,7 +1,7 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
 Every line has ``v`` (schema version), ``time`` (seconds since 1970), ``kind``; kinds are ``start``, ``compile``,
-``step``, ``overflow``, ``eval``, ``checkpoint``, ``warning`` and ``end``. A reader copes with a last line that is
+``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``warning`` and ``end``. A reader copes with a last line that is
 still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` takes back the
 steps after that number, which the resumed run does again.
 

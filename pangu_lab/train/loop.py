@@ -30,16 +30,18 @@ from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
 from pangu_lab.model.parameters import WORD, parameter_specs
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.placement import (counts_in_norm, is_first_copy, is_first_replica, moment_place,
-                                          parameter_places, slices_moments)
+from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_place,
+                                          parameter_places)
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
+from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.pipeline_log import PipelineLog
 from pangu_lab.train.ranks import Ranks
+from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import save_together
@@ -100,15 +102,16 @@ class Trainer:
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
         self.weights = Weights({name: self._device_value(name, read(name, place.offset, place.shape))
-                                for name, place in self.places.items()})
+                                for name, place in self.places.items()},
+                               mesh, {name for name, spec in specs.items() if is_spread(spec, mesh)})
         stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
         self.gradient_step = self._gradient_step(stage)
-        self.squared_norm = SquaredNorm([counts_in_norm(spec, mesh) for spec in specs.values()])
+        self.squared_norm = SquaredNorm([is_owner(spec, mesh) for spec in specs.values()])
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
-                                     [spec.expert for spec in specs.values()])
+                                     [gradient_dimensions(spec, mesh) for spec in specs.values()])
         self._build_optimizer(specs, read, moments)
         still = config.replace(**{"model.dropout_rate": 0.0})
         still_stage = PanguStage(still.model, self.weights, mesh, seq_length=config.data.seq_length)
@@ -116,14 +119,15 @@ class Trainer:
 
     def _gradient_step(self, stage: PanguStage):
         """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
-        config, mesh = self.config, self.mesh
+        config, mesh, parameters = self.config, self.mesh, dict(zip(self.specs, self.parameters))
         loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
+        pieces = Pieces(config, self.weights, mesh, parameters) if by_pieces(config) else None
         if mesh.size("pipeline") > 1:
-            return PipelineGradients(mesh, stage, loss, dict(zip(self.specs, self.parameters)), WORD,
-                                     config.model.hidden_size, PipelineLog(self.run.folder, mesh), self.routing)
-        if self.routing is None:
-            return GradientStep(loss, self.parameters)
-        return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)
+            return PipelineGradients(mesh, stage, loss, parameters, WORD, config.model.hidden_size,
+                                     PipelineLog(self.run.folder, mesh), self.routing, pieces)
+        if self.routing is not None:
+            return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)
+        return GradientStep(loss, self.parameters) if pieces is None else pieces.gradients
 
     def _whole_loss(self, stage: PanguStage):
         """Σ loss of a batch through all stages, called with the graph's inputs."""
@@ -133,7 +137,7 @@ class Trainer:
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
         """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
-        self.moment_places = {name: moment_place(place, self.mesh, slices_moments(specs[name], self.mesh))
+        self.moment_places = {name: moment_place(specs[name], place, self.mesh)
                               for name, place in self.places.items()}
         rows = [None if self.moment_places[name] == place else
                 (self.moment_places[name].offset[0] - place.offset[0],
@@ -191,7 +195,7 @@ class Trainer:
         gradients = self.ranks.sum_gradients(gradients)
         total = self.ranks.sum_loss(total)
         routed = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
-        squared = self.ranks.sum_over_model(float(self.squared_norm(*gradients).asnumpy()))
+        squared = self.ranks.sum_over_all(float(self.squared_norm(*gradients).asnumpy()))
         norm = math.sqrt(squared) / self.scale.value
         self.records += config.data.batch_size
         if not math.isfinite(norm):
@@ -227,8 +231,9 @@ class Trainer:
         if self.evalset is None:
             return
         self.run.status(state="evaluating", step=self.step)
-        self.last_eval = held_out_loss(self.eval_loss, self.evalset, self._eval_batch(), self.config.train.eval_batches,
-                                       self.config.data.eod_reset)
+        config = self.config
+        batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is cut
+        self.last_eval = held_out_loss(self.eval_loss, self.evalset, self._eval_batch(), batches, config.data.eod_reset)
         self.run.event("eval", step=self.step, loss=self.last_eval.loss, perplexity=self.last_eval.perplexity,
                        tokens=self.last_eval.tokens)
 
@@ -253,17 +258,22 @@ class Trainer:
         """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
         tensors, places, specs = {}, {}, self.specs
         for name, place in self.places.items():  # copies on other ranks need no second writing
-            first = is_first_replica(specs[name], self.mesh) and is_first_copy(specs[name], self.mesh)
-            if first and name not in self.optimizer.masters:
+            if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
                 tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
             parameter = name.removeprefix("adam_m.").removeprefix("adam_v.")
-            place = self.moment_places[parameter]
+            place, spec = self.moment_places[parameter], specs[parameter]
             sliced = place != self.places[parameter]
-            spec = specs[parameter]
-            if is_first_copy(spec, self.mesh) and (sliced or is_first_replica(spec, self.mesh)):
+            if is_owner(spec, self.mesh) or sliced and is_first_copy(spec, self.mesh):
                 tensors[name], places[name] = value, (place.whole, place.offset)
         return tensors, places
+
+    def tell_memory(self) -> None:
+        """What each rank took, into an event; every rank must call it."""
+        weights = sum(value.nbytes for value in (self.weights(name) for name in self.places))
+        moments = sum(2 * 4 * math.prod(place.shape) for place in self.moment_places.values())
+        own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
+        self.run.event("memory", step=self.step, ranks=by_rank(self.ranks.by_rank(own)))
 
     def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
         """Train until the last step or until ``stop_reason`` gives one; the reason and the last checkpoint."""
@@ -286,6 +296,7 @@ class Trainer:
         path = path or self.save()  # first of all: whoever sent a signal may not wait long
         if self.step % config.eval_every and reason != "signal":
             self.evaluate()
+        self.tell_memory()
         return reason or "finished", path
 
     def _step_and_tell(self, batch, progress: Progress) -> None:

@@ -15,49 +15,15 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.parallel.collectives import AllReduce, Exchange, Group, group_of, make_group
 from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.train.backward import LastBackward, StageBackward
+from pangu_lab.train.recompute import Pieces
 from pangu_lab.train.routing import RoutedLastBackward, RoutedStageBackward, RoutingCounts
 from pangu_lab.train.step import AddGradients
-
-
-class StageBackward(nn.Cell):
-    """Inner stage: (x, positions, samples, dy) → gradients of x and of the weights. The first stage gives dx = dy."""
-
-    def __init__(self, stage: nn.Cell, weights: list[Parameter]):
-        super().__init__(auto_prefix=False)
-        self.stage = stage
-        self.is_first = stage.is_first
-        self.weights = ParameterTuple(weights)
-        self.of_weights = ops.GradOperation(get_by_list=True, sens_param=True)
-        self.of_all = ops.GradOperation(get_all=True, get_by_list=True, sens_param=True)
-
-    def construct(self, x, positions, samples, dy):
-        if self.is_first:
-            return dy, self.of_weights(self.stage, self.weights)(x, positions, samples, dy)
-        inputs, gradients = self.of_all(self.stage, self.weights)(x, positions, samples, dy)
-        return inputs[0], gradients
-
-
-class LastBackward(nn.Cell):
-    """Last stage: (x, positions, samples, labels, weights, scale) → Σ loss, gradient of x, gradients of the weights."""
-
-    def __init__(self, loss: nn.Cell, weights: list[Parameter]):
-        super().__init__(auto_prefix=False)
-        self.loss = loss
-        self.weights = ParameterTuple(weights)
-        self.with_gradients = ops.value_and_grad(self._scaled, 0, self.weights, has_aux=True)
-
-    def _scaled(self, x, positions, samples, labels, weights, scale):
-        loss = self.loss(x, positions, samples, labels, weights)
-        return loss * scale, loss
-
-    def construct(self, x, positions, samples, labels, weights, scale):
-        (_, loss), (dx, gradients) = self.with_gradients(x, positions, samples, labels, weights, scale)
-        return loss, dx, gradients
 
 
 class Neighbours:
@@ -86,6 +52,12 @@ def _zeros(shape) -> Tensor:
     return Tensor(np.zeros(shape, np.float32))
 
 
+def _rows_shape(mesh: Mesh, positions: Tensor, hidden: int) -> tuple[int, int]:
+    """What neighbours send each other: this tensor rank's rows."""
+    batch, seq = positions.shape
+    return batch * seq // mesh.row_parts, hidden
+
+
 class PipelineGradients:
     """The gradients of a batch, by this rank's share of the 1F1B schedule.
 
@@ -98,19 +70,23 @@ class PipelineGradients:
         log: called with ("step", 0) as a batch begins, ("forward" or "backward", micro-batch) as a pass begins, and
             ("wait", micro-batch) as it has ended; for pictures of the schedule.
         counts: told what the routers did, where this stage has experts.
+        pieces: the stage layer by layer, to recompute each from its own input.
     """
 
     def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, weights: dict[str, Parameter], word: str,
-                 hidden: int, log=lambda kind, number: None, counts: RoutingCounts | None = None):
+                 hidden: int, log=lambda kind, number: None, counts: RoutingCounts | None = None,
+                 pieces: Pieces | None = None):
         self.mesh, self.stage, self.hidden, self.log = mesh, stage, hidden, log
         parameters = list(weights.values())
         self.is_last = mesh.is_last_stage
         self.counts = counts if stage.moe_layers else None
-        if self.counts is not None:
-            last, inner = RoutedLastBackward, RoutedStageBackward
+        if pieces is not None:
+            self.stage, self.backward = pieces.forward, pieces.last_backward if self.is_last else pieces.backward
+        elif self.counts is not None:
+            self.backward = (RoutedLastBackward(loss, parameters) if self.is_last
+                             else RoutedStageBackward(stage, parameters))
         else:
-            last, inner = LastBackward, StageBackward
-        self.backward = last(loss, parameters) if self.is_last else inner(stage, parameters)
+            self.backward = LastBackward(loss, parameters) if self.is_last else StageBackward(stage, parameters)
         self.neighbours = Neighbours(mesh)
         self.add = AddGradients()
         self.word = list(weights).index(word) if word in weights else None
@@ -122,10 +98,9 @@ class PipelineGradients:
         """``parts``: for each micro-batch inputs, positions, samples, labels, weights → Σ loss here, gradients."""
         self.parts, self.scale, self.loss, self.gradients = parts, scale, 0.0, None
         self.kept: deque = deque()
+        self.most_kept = 0
         self.log("step", 0)
-        batch, seq = parts[0][1].shape
-        shape = (batch * seq, self.hidden)
-        self._schedule(len(parts), shape)
+        self._schedule(len(parts), _rows_shape(self.mesh, parts[0][1], self.hidden))
         if self.word is not None:
             gradients = list(self.gradients)
             gradients[self.word] = self.sum_word(ops.cast(gradients[self.word], mstype.float32))
@@ -149,6 +124,7 @@ class PipelineGradients:
         """Keep the input for the backward pass; the output, which the last stage does not need yet."""
         x = self.parts[number][0] if received is None else received
         self.kept.append(x)
+        self.most_kept = max(self.most_kept, len(self.kept))
         if self.is_last:
             return None
         self.log("forward", number)
@@ -182,7 +158,7 @@ class PipelineLoss:
         self.total = AllReduce(group_of(mesh, "pipeline"))
 
     def __call__(self, inputs, positions, samples, labels, weights) -> Tensor:
-        shape = (positions.shape[0] * positions.shape[1], self.hidden)
+        shape = _rows_shape(self.mesh, positions, self.hidden)
         received = self.neighbours.down(None, shape)
         x = inputs if received is None else received
         if self.mesh.is_last_stage:

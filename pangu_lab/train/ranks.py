@@ -5,13 +5,14 @@ With a single process every method returns what it was given.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import numpy as np
 from mindspore import Tensor
 
 from pangu_lab.parallel.collectives import AllReduce, group_of
-from pangu_lab.parallel.gradients import SumGradients
+from pangu_lab.parallel.gradients import SumGradients, sum_gradients_over
 from pangu_lab.parallel.mesh import Mesh
 
 
@@ -22,30 +23,37 @@ class Ranks:
         self.mesh = mesh
         self.is_first = mesh.rank == 0
         self._everyone = AllReduce(group_of(mesh, "pipeline", "data", "tensor"))
-        self._model = AllReduce(group_of(mesh, "pipeline", "expert", "tensor"))
         self._losses = AllReduce(group_of(mesh, "pipeline", "data"))
-        self._gradients: list[tuple[list[int], SumGradients]] = []
+        self._messages: list[tuple[list[int], SumGradients]] = []
+        self.seconds = 0.0  # spent in the sums of gradients, waiting for other ranks included
 
-    def prepare_gradients(self, shapes: list[tuple[int, ...]], expert: list[bool]) -> None:
-        """Build the messages that carry gradients of these shapes; ``expert``: which belong to experts spread over
-        ranks, whose copies are the replicas."""
-        for spread, dimension in ((False, "data"), (True, "replica")):
-            chosen = [i for i, flag in enumerate(expert) if flag == spread]
-            if chosen and self.mesh.size(dimension) > 1:
-                message = SumGradients(group_of(self.mesh, dimension), [shapes[i] for i in chosen])
-                self._gradients.append((chosen, message))
+    def prepare_gradients(self, shapes: list[tuple[int, ...]], dimensions: list[tuple[str, ...]]) -> None:
+        """Build the messages that carry gradients of these shapes, each summed over its dimensions of the mesh."""
+        for over in sorted(set(dimensions) - {()}):
+            chosen = [i for i, own in enumerate(dimensions) if own == over]
+            message = sum_gradients_over(group_of(self.mesh, *over), [shapes[i] for i in chosen])
+            self._messages.append((chosen, message))
 
     def sum_gradients(self, gradients):
-        """Over the ranks that hold copies of each parameter."""
+        """Each over the ranks that computed a part of it."""
+        started = time.perf_counter()
         result = list(gradients)
-        for chosen, message in self._gradients:
+        for chosen, message in self._messages:
             for i, total in zip(chosen, message(*[gradients[i] for i in chosen])):
                 result[i] = total
+        self.seconds += time.perf_counter() - started
         return tuple(result)
 
-    def sum_over_model(self, value: float) -> float:
-        """Over pipeline, expert and tensor: for squared norms of what a rank counts as its own."""
-        return self._sum(self._model, ("pipeline", "expert", "tensor"), [value])[0]
+    def sum_over_all(self, value: float) -> float:
+        """Over every rank: for squared norms of what each counts as its own."""
+        return self._sum(self._everyone, ("pipeline", "data", "tensor"), [value])[0]
+
+    def by_rank(self, values: list[float]) -> list[list[float]]:
+        """The values of every rank, in the order of the ranks."""
+        world, mine = self.mesh.parallel.world_size, self.mesh.rank
+        spread = [value if rank == mine else 0.0 for rank in range(world) for value in values]
+        flat = self._sum(self._everyone, ("pipeline", "data", "tensor"), spread)
+        return [flat[rank * len(values):(rank + 1) * len(values)] for rank in range(world)]
 
     def sum_over_records(self, values: list[float]) -> list[float]:
         """Over pipeline and data: for counts of what the records of each rank did in the blocks of each stage."""

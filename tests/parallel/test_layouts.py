@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+
 import numpy as np
 import pytest
 
@@ -12,86 +15,159 @@ from pangu_lab.train import read_curves, train
 DP2 = {"parallel.data": 2}
 TP2 = {"parallel.tensor": 2}
 PP2 = {"parallel.pipeline": 2, "parallel.micro_batches": 2}
-OPT2 = {"parallel.data": 2, "parallel.optimizer": True}
+OPT2 = {"parallel.data": 2, "parallel.optimizer": "states"}
+PARAMETERS = {"parallel.data": 2, "parallel.optimizer": "parameters"}
+SEQUENCE = {"parallel.sequence": True}
 RECOMPUTE = {"parallel.recompute": True}
 ACCUMULATE = {"train.accumulation": 2}
-quick = [pytest.param(layout, id=name) for name, layout in
-         {"tp2": TP2, "opt2": OPT2, "pp2-recompute": {**PP2, **RECOMPUTE}}.items()]
-slow = [pytest.param(layout, id=name, marks=pytest.mark.slow) for name, layout in {
-    "dp2": DP2, "pp2": PP2, "dp2-accumulate": {**DP2, **ACCUMULATE}, "tp2-recompute": {**TP2, **RECOMPUTE},
-    "tp2-accumulate": {**TP2, **ACCUMULATE}, "tp2xdp2": {**TP2, **DP2}, "tp2xopt2-recompute": {**TP2, **OPT2, **RECOMPUTE},
-    "pp2xdp2": {**PP2, "parallel.data": 2}, "pp2xtp2": {**PP2, **TP2},
-    "pp4-accumulate": {"parallel.pipeline": 4, "parallel.micro_batches": 4, "data.batch_size": 8, **ACCUMULATE},
-}.items()]
-pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(600)]
+WAYS = {"": {}, "-recompute": RECOMPUTE, "-accumulate": ACCUMULATE, "-both": {**RECOMPUTE, **ACCUMULATE}}
+GRID = {"dp2": DP2, "tp2": TP2, "pp2": PP2, "opt2": OPT2, "tp2xdp2": {**TP2, **DP2}, "pp2xdp2": {**PP2, **DP2},
+        "pp2xtp2": {**PP2, **TP2}}
+MORE = {
+    "tp2-sequence": {**TP2, **SEQUENCE}, "parameters2": PARAMETERS, "parameters2-both": {**PARAMETERS, **WAYS["-both"]},
+    "tp2xdp2-sequence-both": {**TP2, **DP2, **SEQUENCE, **WAYS["-both"]},
+    "pp2xtp2-sequence": {**PP2, **TP2, **SEQUENCE}, "parameters2xtp2-sequence": {**PARAMETERS, **TP2, **SEQUENCE},
+    "parameters2xpp2": {**PARAMETERS, **PP2}, "opt2xtp2-recompute": {**OPT2, **TP2, **RECOMPUTE},
+    "pp4-accumulate": {"parallel.pipeline": 4, "parallel.micro_batches": 4, **ACCUMULATE},
+}
+LAYOUTS = {**{name + way: {**layout, **more} for name, layout in GRID.items() for way, more in WAYS.items()}, **MORE}
+CHANGES = {  # ten steps under the first layout, ten under the second
+    "tp2-to-opt2": (TP2, OPT2), "pp2-to-dp2": (PP2, DP2), "opt2-to-pp2": (OPT2, PP2), "dp2-to-parameters2": (DP2, PARAMETERS),
+    "tp2-sequence-to-parameters2": ({**TP2, **SEQUENCE}, PARAMETERS), "parameters2-to-tp2": (PARAMETERS, TP2),
+    "tp2xdp2-to-pp2xtp2": (LAYOUTS["tp2xdp2"], LAYOUTS["pp2xtp2"]),
+    "pp2xtp2-to-pp2xdp2": (LAYOUTS["pp2xtp2"], LAYOUTS["pp2xdp2"]),
+    "pp2xdp2-to-parameters2xtp2-sequence": (LAYOUTS["pp2xdp2"], LAYOUTS["parameters2xtp2-sequence"]),
+}
+AGAIN = ("dp2", "tp2", "pp2-recompute", "opt2", "parameters2", "tp2-sequence", "pp2xtp2", "tp2xdp2")
+QUICK = ("dp2-recompute", "tp2-sequence", "pp2", "opt2-accumulate", "parameters2")
+QUICK_CHANGE, QUICK_AGAIN = "tp2-sequence-to-parameters2", "tp2-sequence"
+pytestmark = [pytest.mark.multiprocess, pytest.mark.timeout(1800)]
+
+
+def processes(layout) -> int:
+    return math.prod(layout.get(f"parallel.{name}", 1) for name in ("data", "tensor", "pipeline"))
 
 
 @pytest.fixture(scope="module")
 def config(debug_config):
     """With dropout, whose masks must agree between layouts too."""
-    return debug_config.replace(**{"model.dropout_rate": 0.1, "train.decay_steps": 20})
+    return debug_config.replace(**{"model.dropout_rate": 0.1, "train.decay_steps": 20, "data.batch_size": 8})
 
 
 @pytest.fixture(scope="module")
 def straight(config, tmp_path_factory):
-    """The single process's run, by batch size."""
-    runs = {}
-
-    def run(batch_size):
-        if batch_size not in runs:
-            folder = tmp_path_factory.mktemp("straight") / str(batch_size)
-            train(config.replace(**{"data.batch_size": batch_size}), folder)
-            runs[batch_size] = folder
-        return runs[batch_size]
-
-    return run
-
-
-def run_layout(config, layout, folder):
-    config = config.replace(**layout)
-    launch(config, folder, config.parallel.world_size)
+    """The single process's run."""
+    folder = tmp_path_factory.mktemp("single") / "run"
+    train(config, folder)
     return folder
+
+
+def run_trainings(config, folder, trainings):
+    """Each (run's name, layout) of one number of processes, in one launch; the folder of the runs."""
+    folder.mkdir()
+    world = processes(trainings[0][1])
+    (folder / "trainings.json").write_text(json.dumps(trainings), encoding="utf-8")
+    launch(config.replace(**{"parallel.data": world}), folder, world, program=("-m", "tests.parallel.trainings_program"))
+    return folder / "runs"
+
+
+def trainings(layouts, changes, again):
+    """What is to be trained: whole runs, runs that change their layout half way, and runs that go on within it."""
+    half = {"train.steps": 10}
+    result = [(name, LAYOUTS[name]) for name in dict.fromkeys([*layouts, *again])]
+    for name in changes:
+        first, second = CHANGES[name]
+        result += [(name, {**first, **half}), (name, second)]
+    for name in again:
+        result += [(f"{name}-again", {**LAYOUTS[name], **half}), (f"{name}-again", LAYOUTS[name])]
+    return [(name, {"parallel.data": 1, **layout}) for name, layout in result]
+
+
+@pytest.fixture(scope="module")
+def quick(config, tmp_path_factory):
+    """What `make test` looks at: all in one launch of two processes."""
+    folder = tmp_path_factory.mktemp("quick") / "launch"
+    return run_trainings(config, folder, trainings(QUICK, [QUICK_CHANGE], [QUICK_AGAIN]))
+
+
+@pytest.fixture(scope="module")
+def every(config, tmp_path_factory):
+    """All layouts, by number of processes."""
+    runs = {}
+    for world in (2, 4):
+        wanted = [training for training in trainings(LAYOUTS, CHANGES, AGAIN) if processes(training[1]) == world]
+        folder = tmp_path_factory.mktemp("every") / f"launch-{world}"
+        for name, _ in wanted:
+            runs[name] = folder / "runs" / name
+        run_trainings(config, folder, wanted)
+    return runs
 
 
 def losses(run):
     return np.array([event["loss"] for event in read_curves(run).steps])
 
 
-@pytest.mark.parametrize("layout", quick + slow)
-def test_a_layout_gives_the_loss_curve_of_the_single_process(config, straight, tmp_path, layout):
-    one = straight(layout.get("data.batch_size", config.data.batch_size))
-    run = run_layout(config, layout, tmp_path / "run")
+def check_curve(run, one, name, tell):
     want, got = losses(one), losses(run)
-    assert len(got) == 20 and np.allclose(got, want, rtol=1e-5, atol=0)
+    assert len(got) == 20
+    tell(f"largest relative difference, {name}", float(np.abs(got / want - 1).max()))
+    assert np.allclose(got, want, rtol=1e-5, atol=0)
     for mine, theirs in zip(read_curves(run).evals, read_curves(one).evals):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    ours = Checkpoint(run / "checkpoints" / "step-00000020")
-    single = Checkpoint(one / "checkpoints" / "step-00000020")
+    ours, single = (Checkpoint(folder / "checkpoints" / "step-00000020") for folder in (run, one))
     assert set(ours.tensors) == set(single.tensors)  # every parameter and moment, each whole
-    for name in single.tensors:
-        assert np.allclose(ours.read(name), single.read(name), rtol=1e-3, atol=1e-5), name
+    for tensor in single.tensors:
+        assert np.allclose(ours.read(tensor), single.read(tensor), rtol=1e-3, atol=1e-5), tensor
 
 
-def test_a_checkpoint_of_one_layout_goes_on_under_another(config, straight, tmp_path):
-    half = {"train.steps": 10}
-    run_layout(config, {**TP2, **half}, tmp_path / "run")
-    run_layout(config, OPT2, tmp_path / "run")  # tensor-parallel before, optimizer-parallel now
-    assert np.allclose(losses(tmp_path / "run"), losses(straight(config.data.batch_size)), rtol=1e-5, atol=0)
+def check_again(straight_run, parts):
+    assert (losses(parts) == losses(straight_run)).all()
+    whole, joined = (Checkpoint(run / "checkpoints" / "step-00000020") for run in (straight_run, parts))
+    for name in whole.tensors:
+        assert (whole.read(name) == joined.read(name)).all(), name
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_layout_gives_the_loss_curve_of_the_single_process(quick, straight, name, record_testsuite_property):
+    check_curve(quick / name, straight, name, record_testsuite_property)
+
+
+def test_a_checkpoint_of_one_layout_goes_on_under_another(quick, straight, record_testsuite_property):
+    check_curve(quick / QUICK_CHANGE, straight, QUICK_CHANGE, record_testsuite_property)
+
+
+def test_within_a_layout_going_on_is_bit_equal(quick):
+    check_again(quick / QUICK_AGAIN, quick / f"{QUICK_AGAIN}-again")
+
+
+def test_the_memory_of_each_rank_is_told_and_slices_are_smaller(quick):
+    whole, states, spread = (events_of(quick / name)[-1]["ranks"] for name in ("dp2-recompute", "opt2-accumulate",
+                                                                              "parameters2"))
+    assert all([entry["rank"] for entry in ranks] == [0, 1] for ranks in (whole, states, spread))
+    assert all(entry["peak_mb"] > 100 for entry in whole)
+    for rank in range(2):
+        assert states[rank]["optimizer_mb"] == pytest.approx(whole[rank]["optimizer_mb"] / 2, rel=0.01, abs=0.1)
+        assert states[rank]["weights_mb"] == whole[rank]["weights_mb"]
+        assert spread[rank]["weights_mb"] < 0.6 * whole[rank]["weights_mb"]
+
+
+def events_of(run):
+    return [event for event in read_curves(run).others if event["kind"] == "memory"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first,second", [(PP2, {}), ({}, PP2), (OPT2, {**PP2, "parallel.tensor": 2})])
-def test_more_layouts_load_each_others_checkpoints(config, straight, tmp_path, first, second):
-    half = {"train.steps": 10}
-    run_layout(config, {**first, **half}, tmp_path / "run")
-    run_layout(config, second, tmp_path / "run")
-    assert np.allclose(losses(tmp_path / "run"), losses(straight(config.data.batch_size)), rtol=1e-5, atol=0)
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_every_layout_gives_the_loss_curve_of_the_single_process(every, straight, name, record_testsuite_property):
+    check_curve(every[name], straight, name, record_testsuite_property)
 
 
 @pytest.mark.slow
-def test_within_a_layout_going_on_is_bit_equal(config, tmp_path):
-    layout = TP2
-    run_layout(config, layout, tmp_path / "straight")
-    run_layout(config, {**layout, "train.steps": 10}, tmp_path / "parts")
-    run_layout(config, layout, tmp_path / "parts")
-    assert (losses(tmp_path / "parts") == losses(tmp_path / "straight")).all()
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_layout_loads_the_others_checkpoints(every, straight, name, record_testsuite_property):
+    check_curve(every[name], straight, name, record_testsuite_property)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", AGAIN)
+def test_going_on_is_bit_equal_within_every_layout(every, name):
+    check_again(every[name], every[f"{name}-again"])

@@ -1,0 +1,51 @@
+"""What memory each rank of a run took: its peak as the system saw it, and the parts that can be counted.
+
+The peak is the process's largest resident size since it began (compilation included), on GPU and Ascend also the
+device's. A ``memory`` event at the end of each run holds the list, one entry a rank.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pangu_lab.train.events import read_events
+
+MB = 2**20
+
+
+def peak_mb() -> float:
+    """This process's largest resident size so far; where the system does not tell, the present one."""
+    try:
+        text = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) / 1024
+    except (OSError, TypeError):
+        return psutil.Process().memory_info().rss / MB
+
+
+def device_peak_mb() -> float:
+    """Largest memory in use on the accelerator; 0 on a CPU."""
+    import mindspore as ms
+
+    return 0.0 if ms.get_context("device_target") == "CPU" else ms.runtime.max_memory_allocated() / MB
+
+
+def by_rank(values: list[list[float]]) -> list[dict[str, Any]]:
+    """Entries of a ``memory`` event from each rank's (peak, device peak, weights, optimizer states) in MB."""
+    names = ("peak_mb", "device_peak_mb", "weights_mb", "optimizer_mb")
+    return [{"rank": rank, **{name: round(value, 1) for name, value in zip(names, row)}}
+            for rank, row in enumerate(values)]
+
+
+def memory_lines(run: Path | str) -> list[str]:
+    """The run's last ``memory`` event, a line for each rank; none when it ended without one."""
+    events = [event for event in read_events(run) if event["kind"] == "memory"]
+    lines = []
+    for entry in events[-1]["ranks"] if events else ():
+        device = f", device {entry['device_peak_mb']:,.0f} MB" if entry["device_peak_mb"] else ""
+        lines.append(f"memory of rank {entry['rank']}: {entry['peak_mb']:,.0f} MB at its peak{device} (weights "
+                     f"{entry['weights_mb']:,.1f} MB, optimizer states {entry['optimizer_mb']:,.1f} MB)")
+    return lines
