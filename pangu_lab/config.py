@@ -316,8 +316,9 @@ class RunConfig:
         dense = "needs a mixture of experts: set model.num_experts above 1"
         _check(experts > 1 or not parallel.all_to_all, f"parallel.all_to_all {dense}")
         _check(experts > 1 or parallel.expert == 1, f"parallel.expert={parallel.expert} {dense}")
-        _check(experts == 1 or not parallel.sequence, "parallel.sequence does not go together with experts yet: set it to "
-               "false, or model.num_experts=1")
+        for key, value in (("sequence", parallel.sequence), ("optimizer=parameters", parallel.slices_parameters)):
+            _check(experts == 1 or not value, f"parallel.{key} does not go together with experts: leave it out, or set "
+                   "model.num_experts=1")
         _check(experts % parallel.expert == 0,
                f"parallel.expert={parallel.expert} must divide model.num_experts={experts}")
 

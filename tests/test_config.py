@@ -17,12 +17,12 @@ from pangu_lab.presets import PRESETS, preset
 
 CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
            "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),
-           "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0)))}
+           "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0))), "parallel.optimizer": (False, True)}
 FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
          "parallel.micro_batches", "sampling.min_new_tokens", "sampling.num_return_sequences", "data.seq_length", "model.num_positions",
          "tokenizer.eod", "tokenizer.pad", "model.num_experts", "model.experts_per_token", "model.moe_every",
          "model.num_layers",
-         "parallel.expert", "parallel.all_to_all", "train.offload",
+         "parallel.expert", "parallel.all_to_all", "parallel.sequence", "train.offload",
          "train.offload_folder"}  # bound to each other: each has tests of its own below
 
 
@@ -64,6 +64,21 @@ def test_yaml_round_trip_loses_nothing(overrides, name):
     for key, value in overrides.items():
         section, _, field = key.partition(".")
         assert getattr(getattr(again, section), field) == value
+
+
+@pytest.mark.parametrize("text,value", [("off", False), ("false", False), ("states", True), ("true", True),
+                                        ("parameters", "parameters"), ('"off"', False)])
+def test_what_optimizer_parallelism_slices_is_a_word_or_yes_or_no(text, value):
+    config = config_from_dict(yaml.safe_load(f"parallel: {{optimizer: {text}}}"))
+    assert config.parallel.optimizer is value or config.parallel.optimizer == value == "parameters"
+    assert config_from_dict(yaml.safe_load(config.to_yaml())) == config
+    assert config.parallel.slices_parameters == (value == "parameters")
+
+
+@pytest.mark.parametrize("changes", [{"parallel.sequence": True}, {"parallel.optimizer": "parameters"}])
+def test_experts_refuse_what_they_cannot_do(changes):
+    with pytest.raises(InputError, match="experts"):
+        preset("debug_moe").replace(**changes)
 
 
 def test_a_file_names_its_preset_and_changes_what_it_says(tmp_path):

@@ -10,7 +10,7 @@ from pangu_lab.config import ParallelConfig
 from pangu_lab.launch import launch
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import counts_in_norm, is_first_copy, is_first_replica, parameter_places
+from pangu_lab.parallel.placement import is_owner, parameter_places
 from pangu_lab.presets import preset
 from pangu_lab.train import read_curves, train
 
@@ -103,15 +103,13 @@ def test_every_element_of_experts_spread_over_ranks_counts_and_is_written_once()
     model = preset("debug_moe").model
     specs = parameter_specs(model)
     layout = ParallelConfig(data=4, expert=2, tensor=2)
-    counted, written = ({name: np.zeros(spec.shape, int) for name, spec in specs.items()} for _ in range(2))
+    owned = {name: np.zeros(spec.shape, int) for name, spec in specs.items()}
     for rank in range(8):
         mesh = Mesh(layout, rank)
         for name, place in parameter_places(specs, mesh, model.num_layers).items():
-            if counts_in_norm(specs[name], mesh) and mesh.index("replica") == 0:
-                place.of(counted[name])[...] += 1
-            if is_first_copy(specs[name], mesh) and is_first_replica(specs[name], mesh):
-                place.of(written[name])[...] += 1
-    assert all((count == 1).all() for count in (*counted.values(), *written.values()))
+            if is_owner(specs[name], mesh):
+                place.of(owned[name])[...] += 1
+    assert all((count == 1).all() for count in owned.values())
 
 
 def test_expert_ranks_are_neighbours_within_the_data_dimension():
