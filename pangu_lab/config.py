@@ -310,6 +310,8 @@ class RunConfig:
                    f"model.vocab_size={self.model.vocab_size} allows 0 to {self.model.vocab_size - 1}")
         self._check_batch()
         self._check_experts()
+        _check(self.train.offload == "none" or not self.parallel.slices_parameters,
+               "train.offload does not go together with parallel.optimizer=parameters: take parallel.optimizer=states")
 
     def _check_experts(self) -> None:
         experts, parallel = self.model.num_experts, self.parallel

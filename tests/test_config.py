@@ -75,6 +75,11 @@ def test_what_optimizer_parallelism_slices_is_a_word_or_yes_or_no(text, value):
     assert config.parallel.slices_parameters == (value == "parameters")
 
 
+def test_offload_refuses_sliced_parameters():
+    with pytest.raises(InputError, match="parallel.optimizer=states"):
+        preset("debug").replace(**{"parallel.optimizer": "parameters", "train.offload": "optimizer"})
+
+
 @pytest.mark.parametrize("changes", [{"parallel.sequence": True}, {"parallel.optimizer": "parameters"}])
 def test_experts_refuse_what_they_cannot_do(changes):
     with pytest.raises(InputError, match="experts"):

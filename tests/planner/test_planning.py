@@ -67,7 +67,7 @@ def test_every_preset_can_be_planned_and_kinds_add_up(name):
 
 
 @pytest.mark.parametrize("pipeline,data,tensor,optimizer", [(1, 1, 1, False), (2, 2, 2, True), (4, 1, 1, False),
-                                                            (1, 4, 1, True)])
+                                                            (1, 4, 1, True), (2, 2, 2, "parameters")])
 def test_parameters_of_a_device_are_those_that_training_gives_it(pipeline, data, tensor, optimizer):
     model = preset("debug").model
     parallel = ParallelConfig(data, tensor, pipeline, optimizer=optimizer)
@@ -76,7 +76,7 @@ def test_parameters_of_a_device_are_those_that_training_gives_it(pipeline, data,
         mesh = Mesh(parallel, stage * data * tensor)
         places = parameter_places(specs, mesh, model.num_layers)
         elements = [_elements(place.shape) for place in places.values()]
-        moments = [_elements(moment_place(place, mesh, optimizer).shape) for place in places.values()]
+        moments = [_elements(moment_place(specs[name], place, mesh).shape) for name, place in places.items()]
         own = held(model, parallel, stage)
         assert (own.weights, own.moments) == (sum(elements), sum(moments))
         assert own.own == sum(m for m, e in zip(moments, elements) if m != e)
