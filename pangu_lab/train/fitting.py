@@ -50,7 +50,7 @@ def _split(config: RunConfig):
 def _tensor(config: RunConfig) -> Optional[tuple[int, int]]:
     """The smallest tensor dimension whose ranks fit, and what one needs."""
     for ranks in (2, 4, 8, 16, 32):
-        layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1, optimizer="off")
+        layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1, optimizer=False)
         try:
             total = estimate(dataclasses.replace(config, parallel=layout), hardware="cpu").total
         except InputError:  # it does not divide the heads or the vocabulary
