@@ -1,4 +1,7 @@
-"""What each rank of ``test_collectives`` runs: every collective and its gradient against numpy; exits 1 on a difference."""
+"""What each rank of ``test_collectives`` runs; exits 1 on a difference.
+
+Every collective and its gradient against numpy, and the masks of dropout against those of a single process.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +57,58 @@ def check(place) -> str:
             got = Gradient(cell)(Tensor(x), Tensor(np.ascontiguousarray(dout))).asnumpy()
             assert np.allclose(got, want_gradient, atol=1e-5), f"{name} gradient over {ranks}"
         if n == 2:
-            assert (collectives.Exchange(group)(Tensor(x)).asnumpy() == everyone[1 - mine]).all(), "Exchange"
+            check_messages(collectives, group, Gradient, everyone, gradients)
         assert collectives.Barrier(group)(Tensor(1.0, ms.float32)).asnumpy() == n, "Barrier"
+    for sequence in (False, True):
+        check_masks(rank, world, sequence)
     return "checked"
+
+
+def check_messages(collectives, group, gradient_of, everyone, gradients) -> None:
+    """Messages between two ranks: what arrives, and what gradient goes back."""
+    import numpy as np
+    from mindspore import Tensor
+
+    mine, other, shape = group.index, 1 - group.index, everyone[0].shape
+    exchange = collectives.Exchange(group, shape)
+    assert (exchange(Tensor(everyone[mine])).asnumpy() == everyone[other]).all(), "Exchange forward"
+    got = gradient_of(exchange)(Tensor(everyone[mine]), Tensor(gradients[mine])).asnumpy()
+    assert (got == gradients[other]).all(), "Exchange gradient"
+    for source in (0, 1):
+        message = collectives.SendReceive(group, source, shape)
+        nothing, sends = np.zeros(shape, np.float32), mine == source
+        got = message(Tensor(everyone[mine])).asnumpy()
+        assert (got == (nothing if sends else everyone[source])).all(), f"SendReceive forward from {source}"
+        got = gradient_of(message)(Tensor(everyone[mine]), Tensor(gradients[mine])).asnumpy()
+        assert (got == (gradients[other] if sends else nothing)).all(), f"SendReceive gradient from {source}"
+
+
+def check_masks(rank: int, world: int, sequence: bool) -> None:
+    """Under tensor parallelism: what ranks hold alike is masked alike, and what is split by its part of the whole mask."""
+    import numpy as np
+    from mindspore import Tensor
+
+    from pangu_lab.config import ModelConfig, ParallelConfig
+    from pangu_lab.model.pangu import Layer, Weights
+    from pangu_lab.model.parameters import initial_weights
+    from pangu_lab.parallel.mesh import Mesh
+
+    config = ModelConfig(num_layers=2, hidden_size=32, num_heads=4, num_positions=8, vocab_size=64, dropout_rate=0.5)
+    weights = Weights(initial_weights(config, 1))
+    split = Mesh(ParallelConfig(tensor=world, sequence=sequence), rank)
+    single, mine = (Layer(config, mesh, weights, 0, 7, True) for mesh in (Mesh(), split))
+    batch, seq, heads = 3, 8, config.num_heads // world
+    keys = Tensor(np.random.default_rng(0).integers(-2**31, 2**31, (batch * seq, 1)).astype(np.int32))
+    whole, part = (layer.attention._keep(keys, batch, seq).asnumpy().reshape(batch, -1, seq, seq)
+                   for layer in (single, mine))
+    assert (part == whole[:, rank * heads:(rank + 1) * heads]).all(), "a rank's heads have their part of the mask"
+    assert all((whole[:, 0] != whole[:, head]).any() for head in (1, 2, 3)), "no two heads share a mask"
+    rows = batch * seq // world if sequence else batch * seq
+    first = rank * rows if sequence else 0
+    for name in ("dropout1", "dropout2"):
+        whole = getattr(single, name).mask(keys, config.hidden_size).asnumpy()
+        part = getattr(mine, name).mask(mine.own_rows(keys), config.hidden_size).asnumpy()
+        assert (part == whole[first:first + rows]).all() and 0.4 < (whole == 0).mean() < 0.6, f"mask of {name}"
 
 
 if __name__ == "__main__":
