@@ -15,7 +15,8 @@ import os
 import sys
 
 from pangu_lab import __version__
-from pangu_lab.cli import bundles, converting, evaluation, launching, machine, planning, text, training, writing
+from pangu_lab.cli import (benching, bundles, converting, evaluation, launching, machine, planning, text, training,
+                           writing)
 from pangu_lab.cli.common import Parser
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain
@@ -31,7 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
         "Begin with `pangu-lab demo`; `pangu-lab VERB --help` tells more about each verb."))
     parser.add_argument("--version", action="version", version=f"pangu-lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs")
-    for group in (machine, text, training, planning, launching, converting, writing, evaluation, bundles):
+    for group in (machine, text, training, planning, launching, converting, writing, evaluation, bundles,
+                  benching):
         group.register(verbs)
     return parser
 
