@@ -26,7 +26,7 @@ def places(debug_run, tmp_path_factory):
     convert_checkpoint(debug_run, folder / "theirs", "gpt_pangu")
     convert_checkpoint(folder / "theirs", folder / "release", overrides=SETTINGS,
                        tokenizer=str(debug_run / "tokenizer"))
-    export_run(debug_run, folder / "bundle", one_token=False)
+    export_run(debug_run, folder / "bundle", decode_batches=())
     return {"run": debug_run, "checkpoint": list_checkpoints(debug_run / "checkpoints")[-1],
             "release": folder / "release", "bundle": folder / "bundle"}
 

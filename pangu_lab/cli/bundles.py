@@ -26,6 +26,14 @@ def register(verbs: Any) -> None:
     export.add_argument("--places", type=int, metavar="N",
                         help="positions of key-value cache over all sequences (default: one whole sequence, at "
                              "least 1024)")
+    export.add_argument("--prefill-lengths", type=_numbers, default=(), metavar="N,N",
+                        help="also a graph of fixed shapes for prompts of up to N tokens, for devices that compile "
+                             "every shape anew")
+    export.add_argument("--decode-batches", type=_numbers, metavar="N,N",
+                        help="a graph for one step of N sequences (default: 1, below 1 GiB of weights; 0 for none)")
+    export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that measures whole texts")
+    export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
+                        help="a bundle for each of N processes that share the model (serve --nproc)")
     serve = add_verb(verbs, "serve", run_serve, "a page and an OpenAI-compatible API over a bundle",
                      f"Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends at once. The "
                      f"environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) hold the "
@@ -48,11 +56,20 @@ def register(verbs: Any) -> None:
     serve.add_argument("--stop", action="store_true", help="end the server of --pid-file and wait for its end")
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    if not all(part.strip().isdecimal() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"'{text}' must be whole numbers such as 1,4,16")
+    return tuple(int(part) for part in text.split(","))
+
+
 def run_export(args: argparse.Namespace) -> int:
     from pangu_lab.export import export_run
 
     with progress_bar("export") as progress:
-        bundle = export_run(args.source, args.out, places=args.places, progress=progress)
+        batches = args.decode_batches
+        bundle = export_run(args.source, args.out, args.places, args.tensor_parallel, progress,
+                            prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss,
+                            decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     say(f"{bundle}: {size / 2**20:.1f} MiB")
     return finish(args, {"bundle": bundle, "bytes": size})

@@ -53,6 +53,8 @@ class Connection:
         chosen = next((entry for entry in listed if entry.get("id") == model), listed[0] if model is None else {})
         self.model = model or str(chosen.get("id", "model"))
         self.window: Optional[int] = chosen.get("max_model_len")
+        # Ours scores one token more than it can read, as a local model does: the last one is only predicted
+        self.longest: Optional[int] = chosen.get("max_scored_len", self.window)
 
     def echo(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """``logprobs`` of each prompt's own tokens: lists ``tokens``, ``token_logprobs``, ``top_logprobs``."""
@@ -145,6 +147,7 @@ class ServerScorer(TokenScorer):
         self.connection = Connection(url, model, api_key, timeout)
         self.batch = max(1, batch)
         self.in_text = tokenizer is None
+        longest = window or self.connection.longest
         window = window or self.connection.window
         if tokenizer is not None:
             from pangu_lab.tokenizer import load_tokenizer
@@ -152,8 +155,8 @@ class ServerScorer(TokenScorer):
             tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
             if window is None:
                 raise InputError(f"{url}: the server does not say how long its inputs may be: give the window")
-        # In text there is no tokenizer and no window; in tokens a server wants to be able to read the last one too
-        super().__init__(tokenizer, window or 0, longest=window or 0)  # type: ignore[arg-type]
+        # In text there is no tokenizer and no window; in tokens most servers want to be able to read the last one too
+        super().__init__(tokenizer, window or 0, longest=longest or 0)  # type: ignore[arg-type]
         self.name = self.connection.model
 
     def loglikelihood(self, pairs, cut="context", progress=silent):
@@ -170,7 +173,7 @@ class ServerScorer(TokenScorer):
         asked = list(dict.fromkeys([context + continuation for context, continuation in pairs]
                                    + [context for context, _ in pairs]))
         asked = [text for text in asked if text]
-        answers = dict(zip(asked, self.connection.echo(asked))) if asked else {}
+        answers = dict(zip(asked, self._echo_whole(asked))) if asked else {}
         nothing: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
         answers[""] = nothing
         scores = []
@@ -178,6 +181,15 @@ class ServerScorer(TokenScorer):
             whole = answers[context + continuation]
             scores.append(_score_of(whole, max(1, _context_tokens(whole["tokens"], answers[context]["tokens"]))))
         return scores
+
+    def _echo_whole(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        try:
+            return self.connection.echo(texts)
+        except InputError as error:
+            if "context length" not in str(error):
+                raise
+            raise InputError(f"{error}; with the model's tokenizer (--tokenizer DIR) long texts are cut here as a local "
+                             "model cuts them") from None
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
         if self.in_text:

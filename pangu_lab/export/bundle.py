@@ -3,12 +3,16 @@
     prefill.mindir     any number of tokens of any number of sequences over a key-value cache; decodes too
     decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of
                        weights, where it gains nothing and its loading would hold the weights twice for a moment
+    decode_4.mindir    for one token each of four sequences, when asked for
+    prefill_64.mindir  for one prompt of up to 64 tokens, when asked for: devices that compile for every shape anew
+                       (Ascend) want a few fixed ones
     eval_loss.mindir   negative log-likelihoods of whole sequences
-    weights/           the parameters of all three, once
+    weights/           the parameters of all of them, once
     tokenizer/         as ``load_tokenizer`` reads it
     bundle.json        sizes, inputs and outputs, special ids, sampling defaults, versions, sha256 of every file
 
-All paths inside are relative: a bundle may be moved and copied.
+All paths inside are relative: a bundle may be moved and copied. For tensor-parallel serving the folder holds a whole
+bundle for each rank, ``rank_0``, ``rank_1`` …: a host needs only those of its own ranks.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import platform
-from collections.abc import Mapping
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -33,28 +39,63 @@ from pangu_lab.progress import Progress, silent
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
+MOST_DECODED = 16  # sequences in a step, as everywhere
+GROUP = "pangu-tensor"  # what the collectives in the graphs of a rank call their group
 INT, FLOAT = "int32", "float32"
-GRAPHS: dict[str, dict[str, Any]] = {
-    "prefill": {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
-                           ["write", ["batch", "n"], INT], ["read", ["batch", "t"], INT], ["rows", ["m"], INT]],
-                "outputs": [["logits", ["m", "vocab_size"], FLOAT]]},
-    "decode": {"inputs": [["ids", [1, 1], INT], ["positions", [1, 1], INT], ["write", [1, 1], INT],
-                          ["read", [1, "t"], INT], ["rows", [1], INT]],
-               "outputs": [["logits", [1, "vocab_size"], FLOAT]]},
-    "eval_loss": {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
-                             ["labels", ["batch", "n"], INT], ["weights", ["batch", "n"], FLOAT]],
-                  "outputs": [["loss_sums", ["batch"], FLOAT], ["weight_sums", ["batch"], FLOAT]]},
-}
+EVAL_LOSS = {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
+                        ["labels", ["batch", "n"], INT], ["weights", ["batch", "n"], FLOAT]],
+             "outputs": [["loss_sums", ["batch"], FLOAT], ["weight_sums", ["batch"], FLOAT]]}
 
 
-def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, one_token: Optional[bool] = None,
-               progress: Progress = silent) -> Path:
+def cache_graph(batch: int | str, n: int | str, rows: int | str) -> dict[str, Any]:
+    """Inputs and outputs of a graph over the cache; a dimension with a name may have any length."""
+    shapes = {"ids": [batch, n], "positions": [batch, n], "write": [batch, n],
+              "read": [batch, "t" if n in (1, "n") else n], "rows": [rows]}
+    return {"inputs": [[name, shape, INT] for name, shape in shapes.items()],
+            "outputs": [["logits", [rows, "vocab_size"], FLOAT]]}
+
+
+@dataclass(frozen=True)
+class Variants:
+    """Which graphs a bundle holds beside the general one.
+
+    Attributes:
+        prefill_lengths: fixed lengths for prompts, each a graph of its own; a prompt takes the next longer one.
+        decode_batches: numbers of sequences for which one step of decoding is compiled apart; None for one sequence
+            where it pays.
+        eval_loss: whether the graph that measures whole sequences is written.
+    """
+
+    prefill_lengths: Sequence[int] = ()
+    decode_batches: Optional[Sequence[int]] = None
+    eval_loss: bool = True
+
+    def fixed(self, config: ModelConfig) -> dict[str, tuple[int, int]]:
+        """The graphs of fixed shapes by name, each as (sequences, tokens of each).
+
+        Raises:
+            InputError: a number that the model cannot use.
+        """
+        batches = self.decode_batches
+        if batches is None:
+            batches = (1,) if 4 * config.num_parameters < ONE_TOKEN_LIMIT else ()
+        for what, values, least, most in (("prefill length", self.prefill_lengths, 2, config.num_positions),
+                                          ("decode batch", batches, 1, MOST_DECODED)):
+            for value in values:
+                if not least <= value <= most:
+                    raise InputError(f"a {what} of {value} must be from {least} to {most}")
+        return {**{f"prefill_{n}": (1, n) for n in sorted(set(self.prefill_lengths))},
+                **{"decode" if batch == 1 else f"decode_{batch}": (batch, 1) for batch in sorted(set(batches))}}
+
+
+def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, tensor_parallel: int = 1,
+               progress: Progress = silent, **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: ``runs/NAME`` or a checkpoint folder.
         out: the bundle to write; must not exist.
-        places, one_token: as ``export_bundle``.
+        places, tensor_parallel, variants: as ``export_bundle``.
 
     Returns:
         ``out``.
@@ -69,12 +110,13 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, o
     weights, config = open_weights(run)
     check(f"{run}: exporting", generation_need(config.model, places), generation_need)
     tokenizer = load_tokenizer(tokenizer_folder(run))
-    return export_bundle(weights, config.model, tokenizer, out, config.sampling, places, one_token, progress)
+    return export_bundle(weights, config.model, tokenizer, out, config.sampling, places, tensor_parallel, progress,
+                         **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
-                  sampling: SamplingConfig = SamplingConfig(), places: Optional[int] = None,
-                  one_token: Optional[bool] = None, progress: Progress = silent) -> Path:
+                  sampling: SamplingConfig = SamplingConfig(), places: Optional[int] = None, tensor_parallel: int = 1,
+                  progress: Progress = silent, **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -83,7 +125,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         out: the folder to write; must not exist.
         sampling: what generation uses when a request says nothing.
         places: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
-        one_token: whether to write ``decode.mindir`` too; by default where it pays.
+        tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
+        variants: the fields of ``Variants``.
 
     Returns:
         ``out``.
@@ -91,24 +134,29 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     Raises:
         InputError: ``out`` exists, or weights, configuration and tokenizer do not belong together.
     """
+    from pangu_lab.generate.network import check_group
+    from pangu_lab.parallel.collectives import Group
+
     out = Path(out)
     _refuse_existing(out)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                          "give the tokenizer that the model was trained with")
-    if one_token is None:
-        one_token = 4 * config.num_parameters < ONE_TOKEN_LIMIT
-    names = [name for name in GRAPHS if name != "decode" or one_token]
-    places = default_places(config, places)
+    if tensor_parallel < 1:
+        raise InputError(f"tensor_parallel={tensor_parallel} must be at least 1")
+    groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in range(tensor_parallel)]
+    check_group(config, groups[0])
+    Variants(**variants).fixed(config)
+    writing = _Writing(weights, config, tokenizer, sampling, default_places(config, places), out.name,
+                       Variants(**variants), secrets.token_hex(8), progress)
     with whole_folder(out) as folder:
-        _write_graphs(weights, config, places, names, folder, progress)
-        tokenizer.save(folder / "tokenizer")
-        progress(len(names) + 1, len(names) + 2, "checksums")
-        files = {path.relative_to(folder).as_posix(): sha256_file(path)
-                 for path in sorted(folder.rglob("*")) if path.is_file()}
-        description = _description(config, tokenizer, sampling, places, names, out.name, files)
-        write_json_atomic(folder / DESCRIPTION, description)
-    progress(len(names) + 2, len(names) + 2, str(out))
+        for group in groups:
+            target = folder
+            if tensor_parallel > 1:
+                target = folder / f"rank_{group.index}"
+                target.mkdir()
+            writing.write(target, group)
+    progress(1, 1, str(out))
     return out
 
 
@@ -117,43 +165,76 @@ def _refuse_existing(out: Path) -> None:
         raise InputError(f"{out} exists already: choose another folder or delete it first")
 
 
-def _write_graphs(weights: Mapping[str, np.ndarray], config: ModelConfig, places: int, names: list[str],
-                  folder: Path, progress: Progress) -> None:
-    import mindspore as ms
+@dataclass(frozen=True)
+class _Writing:
+    """What all ranks of an export have in common."""
 
-    from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs
-    from pangu_lab.export.mindir import SharedWeights, export_graph
-    from pangu_lab.generate.network import CachedNetwork, OneTokenNetwork, dynamic_inputs, one_token_inputs
+    weights: Mapping[str, np.ndarray]
+    config: ModelConfig
+    tokenizer: Any
+    sampling: SamplingConfig
+    places: int
+    name: str
+    variants: Variants
+    export_id: str
+    progress: Progress
 
-    progress(0, len(names) + 2, "building the network")
-    ms.set_context(mode=ms.GRAPH_MODE)
-    network = CachedNetwork(weights, config, places)
-    graphs = {"prefill": lambda: (network, dynamic_inputs()),
-              "decode": lambda: (OneTokenNetwork(network), one_token_inputs()),
-              "eval_loss": lambda: (EvalLossNetwork(network), eval_loss_inputs())}
-    shared = SharedWeights(folder)
-    try:
-        for number, name in enumerate(names):
-            progress(number, len(names) + 2, f"compiling {name}")
-            export_graph(*graphs[name](), folder, name, shared)
-    finally:
-        shared.close()
+    def write(self, folder: Path, group: Any) -> None:
+        """Write one rank's bundle, or the only one."""
+        fixed = self.variants.fixed(self.config)
+        graphs = {"prefill": cache_graph("batch", "n", "m"),
+                  **{name: cache_graph(batch, n, batch) for name, (batch, n) in fixed.items()},
+                  **({"eval_loss": EVAL_LOSS} if self.variants.eval_loss else {})}
+        steps = (len(graphs) + 2) * group.size
+        done = group.index * (len(graphs) + 2)
+        self._write_graphs(folder, group, fixed, lambda number, text: self.progress(done + number, steps, text))
+        self.tokenizer.save(folder / "tokenizer")
+        self.progress(done + len(graphs) + 1, steps, "checksums")
+        files = {path.relative_to(folder).as_posix(): sha256_file(path)
+                 for path in sorted(folder.rglob("*")) if path.is_file()}
+        description = self._description(graphs, files)
+        if group.size > 1:
+            description["parallel"] = {"tensor": group.size, "rank": group.index, "group": group.name,
+                                       "export_id": self.export_id}
+        write_json_atomic(folder / DESCRIPTION, description)
 
+    def _write_graphs(self, folder: Path, group: Any, fixed: dict[str, tuple[int, int]], tell: Any) -> None:
+        import mindspore as ms
 
-def _description(config: ModelConfig, tokenizer: Any, sampling: SamplingConfig, places: int, names: list[str],
-                 bundle_name: str, files: dict[str, str]) -> dict[str, Any]:
-    import mindspore as ms
+        from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs
+        from pangu_lab.export.mindir import SharedWeights, export_graph
+        from pangu_lab.generate.network import CachedNetwork, FixedNetwork, dynamic_inputs, fixed_inputs
 
-    return {
-        "format": FORMAT, "version": VERSION, "name": bundle_name,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": places},
-        "graphs": {name: {"file": f"{name}.mindir", **GRAPHS[name]} for name in names},
-        "tokenizer": {"folder": "tokenizer", "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
-                      "fingerprint": tokenizer.fingerprint},
-        "special_ids": {"eod": tokenizer.eod_id, "pad": tokenizer.pad_id},
-        "sampling": {name: value for name, value in dataclasses.asdict(sampling).items()},
-        "versions": {"pangu_lab": __version__, "mindspore": ms.__version__, "numpy": np.__version__,
-                     "python": platform.python_version()},
-        "files": files,
-    }
+        tell(0, "building the network")
+        ms.set_context(mode=ms.GRAPH_MODE)
+        network = CachedNetwork(self.weights, self.config, self.places, group)
+        made = {"prefill": (network, dynamic_inputs()),
+                **{name: (FixedNetwork(network, shape == (1, 1)), fixed_inputs(*shape))
+                   for name, shape in fixed.items()}}
+        if self.variants.eval_loss:
+            made["eval_loss"] = EvalLossNetwork(network), eval_loss_inputs()
+        shared = SharedWeights(folder)
+        try:
+            for number, (name, (graph, inputs)) in enumerate(made.items()):
+                tell(number, f"compiling {name}")
+                export_graph(graph, inputs, folder, name, shared)
+        finally:
+            shared.close()
+
+    def _description(self, graphs: dict[str, Any], files: dict[str, str]) -> dict[str, Any]:
+        import mindspore as ms
+
+        config, tokenizer = self.config, self.tokenizer
+        return {
+            "format": FORMAT, "version": VERSION, "name": self.name,
+            "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": self.places},
+            "graphs": {name: {"file": f"{name}.mindir", **graph} for name, graph in graphs.items()},
+            "tokenizer": {"folder": "tokenizer", "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
+                          "fingerprint": tokenizer.fingerprint},
+            "special_ids": {"eod": tokenizer.eod_id, "pad": tokenizer.pad_id},
+            "sampling": dataclasses.asdict(self.sampling),
+            "versions": {"pangu_lab": __version__, "mindspore": ms.__version__, "numpy": np.__version__,
+                         "python": platform.python_version()},
+            "files": files,
+        }

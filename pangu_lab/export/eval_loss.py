@@ -40,7 +40,7 @@ class EvalLossNetwork(nn.Cell):
         for block in net.blocks:
             x = block.without_cache(x, x, mask, batch, n)
         x = net.query_layer.without_cache(net.final_norm(x), net.gather(net.queries, flat, 0), mask, batch, n)
-        told = self.log_softmax(net.head(x, net.words))
+        told = self.log_softmax(net.head(x))
         picked = self.reshape(self.pick(told, 1, self.reshape(labels, (-1, 1))), (batch, n))
         return 0.0 - self.sum(picked * weights, 1), self.sum(weights, 1)
 

@@ -20,12 +20,12 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import read_json, sha256_file
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import Runner
-from pangu_lab.memory import check, generation_need, tokens_at_once, weight_bytes
+from pangu_lab.memory import Need, check, generation_need, tokens_at_once, weight_bytes
 
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
 STREAMED = 1 << 30  # bytes of weights from which on they are read one by one
-ONE_TOKEN_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
+READ_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
 
 
 class Bundle(Engine):
@@ -87,36 +87,77 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
         verify: compare every file with its sha256 (a second for each gigabyte or two).
 
     Raises:
-        InputError: no bundle there, or a file is missing, changed, or was never part of it.
+        InputError: no bundle there, or a file is missing, changed, or was never part of it; or it is for several
+            processes.
+    """
+    folder = Path(folder)
+    description = read_bundle(folder)
+    if "parallel" in description:
+        raise InputError(f"{folder}: exported for {description['parallel']['tensor']} processes, which share the "
+                         "model: serve it with --nproc, or export it for one")
+    runner, first = load_runner(folder, description, verify)
+    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
+    return Bundle(folder, description, runner, load_bundle_tokenizer(folder, description), sampling, first)
+
+
+def read_bundle(folder: Path | str) -> dict[str, Any]:
+    """The description of a bundle; of one for several processes, that of its first rank here.
+
+    Raises:
+        InputError: no bundle there.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such bundle; make one with `pangu-lab export`")
-    description = _read_description(folder)
-    check(f"{folder}: loading", generation_need(model_config(description), description["model"]["places"]))
-    if verify:
-        verify_files(folder, description["files"])
-    return _assemble(folder, description)
+    ranks = rank_folders(folder)
+    return _read_description(ranks[min(ranks)] if ranks else folder)
 
 
-def _assemble(folder: Path, description: dict[str, Any]) -> Bundle:
-    import mindspore as ms
+def rank_folders(folder: Path | str) -> dict[int, Path]:
+    """The bundles of single ranks below ``folder``, by rank."""
+    found = (path.parent for path in Path(folder).glob(f"rank_*/{DESCRIPTION}"))
+    return {int(path.name.removeprefix("rank_")): path for path in found if path.name[len("rank_"):].isdecimal()}
 
+
+def load_bundle_tokenizer(folder: Path, description: dict[str, Any]) -> Any:
+    """The tokenizer inside a bundle, with the special ids that the model was trained with."""
     from pangu_lab.tokenizer import load_tokenizer
 
-    ms.set_context(mode=ms.GRAPH_MODE)
     special = description["special_ids"]
-    tokenizer = load_tokenizer(folder / "tokenizer", eod=special["eod"], pad=special["pad"])
-    prefill = _load_graph(folder, description, "prefill")
-    one_token = None
-    if "decode" in description["graphs"]:
-        one_token = _load_graph(folder, description, "decode", fixed_shapes=True)
-        _share(prefill, one_token)
-    model = description["model"]
-    runner = Runner(prefill, model["vocab_size"], model["num_positions"], model["places"], one_token,
-                    ONE_TOKEN_SIZES, tokens_at_once(model_config(description)))
-    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
-    return Bundle(folder, description, runner, tokenizer, sampling, prefill)
+    return load_tokenizer(folder / "tokenizer", eod=special["eod"], pad=special["pad"])
+
+
+def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) -> tuple[Runner, Any]:
+    """The graphs of one bundle, ready to be called, and the general one of them.
+
+    Graphs of a rank communicate: the process must have joined the others, and made their group, before.
+
+    Raises:
+        InputError: as ``load_bundle``.
+    """
+    import mindspore as ms
+
+    model, config = description["model"], model_config(description)
+    check(f"{folder}: loading", rank_need(description))
+    if verify:
+        verify_files(folder, description["files"])
+    ms.set_context(mode=ms.GRAPH_MODE)
+    first, fixed = _load_graph(folder, description, "prefill"), {}
+    for name, graph in description["graphs"].items():
+        batch, n = graph["inputs"][0][1]
+        if isinstance(batch, int) and isinstance(n, int):
+            fixed[batch, n] = _load_graph(folder, description, name, fixed_shapes=True)
+            _share(first, fixed[batch, n])
+    return Runner(first, model["vocab_size"], model["num_positions"], model["places"], fixed, READ_SIZES,
+                  tokens_at_once(config)), first
+
+
+def rank_need(description: dict[str, Any]) -> Need:
+    """What one process needs of memory to run a bundle; of several, each its part of weights and cache."""
+    need = generation_need(model_config(description), description["model"]["places"])
+    parts = description.get("parallel", {}).get("tensor", 1)
+    shared = ("weights", "key-value cache")
+    return Need({name: amount // parts if name in shared else amount for name, amount in need.parts.items()})
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

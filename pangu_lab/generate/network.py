@@ -26,9 +26,13 @@ from pangu_lab.errors import InputError
 from pangu_lab.model.moe import Router
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix, parameter_specs
 from pangu_lab.ops import activation
+from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
+from pangu_lab.parallel.layers import local_ids
+from pangu_lab.parallel.placement import Place
 
 MASKED = -10000.0
 Weights = Mapping[str, np.ndarray]  # read one by one
+ALONE = Group("", (0,), 0)
 
 
 def check_weights(weights: Weights, config: ModelConfig) -> None:
@@ -50,6 +54,26 @@ def check_weights(weights: Weights, config: ModelConfig) -> None:
         raise InputError(f"the weights hold {unknown[0]}, which the configuration does not have")
 
 
+class _Part(Mapping[str, np.ndarray]):
+    """What one of several tensor-parallel ranks holds of the weights; each is sliced when it is asked for."""
+
+    def __init__(self, weights: Weights, config: ModelConfig, group: Group) -> None:
+        self.weights, self.specs, self.group = weights, parameter_specs(config), group
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        spec = self.specs[name]
+        if spec.tensor_axis is None:
+            return self.weights[name]
+        place = Place(spec.shape, (0,) * len(spec.shape), spec.shape)
+        return place.slice(spec.tensor_axis, self.group.index, self.group.size).of(self.weights[name])
+
+    def __iter__(self):
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
 def _parameter(name: str, value: np.ndarray) -> Parameter:
     return Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
 
@@ -69,26 +93,27 @@ class _Norm(nn.Cell):
 
 
 class _Linear(nn.Cell):
-    """x (rows, in) · weightᵀ + bias, weight kept (out, in)."""
+    """x (rows, in) · weightᵀ + bias, weight kept (out, in); summed over the ``group`` whose ranks split the inputs."""
 
-    def __init__(self, name: str, weight: np.ndarray, bias: np.ndarray):
+    def __init__(self, name: str, weight: np.ndarray, bias: np.ndarray, group: Group = ALONE):
         super().__init__(auto_prefix=False)
         self.weight = _parameter(f"{name}.weight", weight)
         self.bias = _parameter(f"{name}.bias", bias)
         self.product = ops.MatMul(transpose_b=True)
+        self.reduce = AllReduce(group)
         self.add = ops.Add()
 
     def construct(self, x):
-        return self.add(self.product(x, self.weight), self.bias)
+        return self.add(self.reduce(self.product(x, self.weight)), self.bias)
 
 
 class _FeedForward(nn.Cell):
     """x (rows, hidden) → 4·hidden → activation → hidden."""
 
-    def __init__(self, weights: Weights, config: ModelConfig, prefix: str):
+    def __init__(self, weights: Weights, config: ModelConfig, prefix: str, group: Group):
         super().__init__(auto_prefix=False)
         self.up = _transposed(weights, f"{prefix}.mapping")
-        self.down = _transposed(weights, f"{prefix}.projection")
+        self.down = _transposed(weights, f"{prefix}.projection", group)
         self.act = activation(config.hidden_act)
 
     def construct(self, x, one):
@@ -102,7 +127,7 @@ class _Experts(nn.Cell):
     how many rows an expert gets is not known when the graph is compiled, and are weighted by their gates, mostly 0.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, prefix: str):
+    def __init__(self, weights: Weights, config: ModelConfig, prefix: str, group: Group):
         super().__init__(auto_prefix=False)
         self.experts = config.num_experts
         self.router = Router(config, lambda name: _parameter(name, weights[name]), prefix)
@@ -139,8 +164,8 @@ class _Experts(nn.Cell):
         return self.add(self.product(inner, self.gather(self.down, number, 0)), self.gather(self.down_bias, number, 0))
 
 
-def _transposed(weights: Weights, name: str) -> _Linear:
-    return _Linear(name, weights[f"{name}.weight"].T, weights[f"{name}.bias"])
+def _transposed(weights: Weights, name: str, group: Group = ALONE) -> _Linear:
+    return _Linear(name, weights[f"{name}.weight"].T, weights[f"{name}.bias"], group)
 
 
 def _stacked(weights: Weights, prefix: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -153,9 +178,9 @@ def _projection_in(weights: Weights, prefix: str, names: tuple[str, ...], head_d
     """The fused q-k-v (or k-v) product with 1/√head_dim folded into the query, which saves a pass per layer."""
     weight, bias = _stacked(weights, prefix, names)
     if names[0] == "dense1":
-        hidden = weight.shape[1]
-        weight[:hidden] *= head_dim**-0.5
-        bias[:hidden] *= head_dim**-0.5
+        queries = len(weight) // len(names)
+        weight[:queries] *= head_dim**-0.5
+        bias[:queries] *= head_dim**-0.5
     return weight, bias
 
 
@@ -163,23 +188,25 @@ class _Layer(nn.Cell):
     """One block, or the query layer, over rows of new tokens.
 
     Shapes: x (batch·n, hidden); write (batch·n·heads,) and read (batch, heads, t) rows of the cache; mask
-    (batch, 1, n, t); query (batch·n, hidden) the ready query of the query layer, ignored by the others.
+    (batch, 1, n, t); query (batch·n, hidden) the ready query of the query layer, ignored by the others. With a group
+    of several ranks, heads and the inner size of the feed-forward part are this rank's share.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, layer: int, places: int):
+    def __init__(self, weights: Weights, config: ModelConfig, layer: int, places: int, group: Group):
         super().__init__(auto_prefix=False)
         prefix = layer_prefix(config, layer)
         self.is_query_layer = layer == config.num_layers - 1
-        self.heads, self.head_dim, self.hidden = config.num_heads, config.head_dim, config.hidden_size
+        self.heads, self.head_dim = config.num_heads // group.size, config.head_dim
+        self.hidden = self.heads * self.head_dim
         names = ("dense2", "dense3") if self.is_query_layer else ("dense1", "dense2", "dense3")
         self.norm1 = _Norm(weights, f"{prefix}.layernorm1", config.layernorm_eps)
         self.norm2 = _Norm(weights, f"{prefix}.layernorm2", config.layernorm_eps)
         self.qkv = _Linear(f"{prefix}.attention.qkv",
                            *_projection_in(weights, f"{prefix}.attention", names, config.head_dim))
-        self.out = _transposed(weights, f"{prefix}.attention.projection")
+        self.out = _transposed(weights, f"{prefix}.attention.projection", group)
         feed_forward = _Experts if layer in config.moe_layers else _FeedForward
-        self.feed_forward = feed_forward(weights, config, f"{prefix}.output")
-        shape = (config.num_heads * places, config.head_dim)
+        self.feed_forward = feed_forward(weights, config, f"{prefix}.output", group)
+        shape = (self.heads * places, config.head_dim)
         self.keys = _parameter(f"{prefix}.cache.keys", np.zeros(shape, np.float32))
         self.values = _parameter(f"{prefix}.cache.values", np.zeros(shape, np.float32))
         self.split = ops.Split(1, len(names))
@@ -227,6 +254,20 @@ def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
 
 
+def check_group(config: ModelConfig, group: Group) -> None:
+    """Refuse a number of tensor-parallel ranks that cannot share this network.
+
+    Raises:
+        InputError: names what is not divisible.
+    """
+    for name, amount in (("num_heads", config.num_heads), ("vocab_size", config.vocab_size)):
+        if amount % group.size:
+            raise InputError(f"{group.size} tensor-parallel ranks cannot share model.{name}={amount}: take a number "
+                             "that divides it")
+    if group.size > 1 and config.moe_layers:
+        raise InputError("a mixture of experts runs in one process here: leave tensor parallelism at 1")
+
+
 class CachedNetwork(nn.Cell):
     """PanGu-α over a paged cache of ``places`` positions.
 
@@ -239,24 +280,32 @@ class CachedNetwork(nn.Cell):
         rows (m,): which of the batch·n new tokens to give logits for.
     Returns logits (m, vocab_size) float32. Short sequences of a batch are padded at the right: a padded position
     is written over before anything reads it.
+
+    Tensor parallel, each rank of ``group`` holds its share of the heads, of the feed-forward part and of the
+    vocabulary; all are called with the same inputs and all return the whole logits.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, places: Optional[int] = None):
+    def __init__(self, weights: Weights, config: ModelConfig, places: Optional[int] = None, group: Group = ALONE):
         super().__init__(auto_prefix=False)
         check_weights(weights, config)
+        check_group(config, group)
         self.places = places or config.num_positions
-        self.heads = config.num_heads
+        self.split, self.heads = group.size > 1, config.num_heads // group.size
+        self.part = config.vocab_size // group.size
+        self.first = self.part * group.index
+        self.reduce, self.gather_parts = AllReduce(group), AllGather(group)
+        weights = _Part(weights, config, group) if self.split else weights
         self.words = _parameter(WORD, weights[WORD])
         self.positions = _parameter(POSITION, weights[POSITION])
         self.queries = _parameter("backbone.top_query_layer.query_of_position", _query_table(weights, config))
-        self.blocks = nn.CellList([_Layer(weights, config, layer, self.places)
+        self.blocks = nn.CellList([_Layer(weights, config, layer, self.places, group)
                                    for layer in range(config.num_layers - 1)], auto_prefix=False)
-        self.query_layer = _Layer(weights, config, config.num_layers - 1, self.places)
+        self.query_layer = _Layer(weights, config, config.num_layers - 1, self.places, group)
         self.final_norm = _Norm(weights, FINAL_NORM, config.layernorm_eps)
         self.head_rows = Tensor(np.arange(self.heads, dtype=np.int32).reshape(1, 1, -1) * self.places)
         self.index = Tensor(np.arange(config.num_positions, dtype=np.int32))
         self.gather, self.reshape, self.add = ops.Gather(), ops.Reshape(), ops.Add()
-        self.head = ops.MatMul(transpose_b=True)
+        self.product, self.transpose = ops.MatMul(transpose_b=True), ops.Transpose()
         self.set_train(False)
 
     def construct(self, ids, positions, write, read, rows):
@@ -276,22 +325,38 @@ class CachedNetwork(nn.Cell):
             x = block(x, x, write_rows, read_rows, mask, batch, n, one)
         x = self.final_norm(x)
         x = self.query_layer(x, self.gather(self.queries, flat, 0), write_rows, read_rows, mask, batch, n)
-        return self.head(self.gather(x, rows, 0), self.words)
+        return self.head(self.gather(x, rows, 0))
+
+    def head(self, x):
+        """Logits of rows x (m, hidden): (m, vocab_size)."""
+        if not self.split:
+            return self.product(x, self.words)
+        return self.transpose(self.gather_parts(self.product(self.words, x)), (1, 0))
 
     def embed(self, ids, positions):
-        return self.add(self.gather(self.words, ids, 0), self.gather(self.positions, positions, 0))
+        return self.add(self.embed_words(ids), self.gather(self.positions, positions, 0))
+
+    def embed_words(self, ids):
+        if not self.split:
+            return self.gather(self.words, ids, 0)
+        inside, local = local_ids(ids, self.first, self.part)
+        rows = self.gather(self.words, local, 0)
+        return self.reduce(ops.mul(rows, ops.expand_dims(ops.cast(inside, ms.float32), 1)))
 
 
-class OneTokenNetwork(nn.Cell):
-    """The same parameters and cache, compiled for one token of one sequence: the products have fixed shapes."""
+class FixedNetwork(nn.Cell):
+    """The same parameters and cache, compiled for a fixed number of tokens: the products have fixed shapes.
 
-    def __init__(self, network: CachedNetwork):
+    ``one``: for a single token of a single sequence.
+    """
+
+    def __init__(self, network: CachedNetwork, one: bool = True):
         super().__init__(auto_prefix=False)
-        self.network = network
+        self.network, self.one = network, one
         self.set_train(False)
 
     def construct(self, ids, positions, write, read, rows):
-        return self.network.logits(ids, positions, write, read, rows, True)
+        return self.network.logits(ids, positions, write, read, rows, self.one)
 
 
 def dynamic_inputs() -> tuple[Tensor, ...]:
@@ -300,6 +365,8 @@ def dynamic_inputs() -> tuple[Tensor, ...]:
                  for shape in ([None, None], [None, None], [None, None], [None, None], [None]))
 
 
-def one_token_inputs() -> tuple[Tensor, ...]:
-    """Placeholders for one token of one sequence; only the number of positions looked at is open."""
-    return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in ([1, 1], [1, 1], [1, 1], [1, None], [1]))
+def fixed_inputs(batch: int, n: int) -> tuple[Tensor, ...]:
+    """Placeholders for n tokens each of ``batch`` sequences; of a single token, how many positions are looked at is
+    open."""
+    shapes = ([batch, n], [batch, n], [batch, n], [batch, None if n == 1 else n], [batch])
+    return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in shapes)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Optional
 
 import numpy as np
@@ -22,7 +23,7 @@ from pangu_lab.memory import tokens_at_once
 BUCKET = 64  # the number of places that the general graph looks at is rounded up to this
 DEFAULT_PLACES = 1024
 PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
-ONE_TOKEN_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
+READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -69,9 +70,10 @@ class Runner:
     Args:
         graph: takes (ids, positions, write, read, rows) as MindSpore tensors of int32 and gives logits.
         places: positions that the cache holds in all.
-        one_token: the same graph compiled for one token of one sequence, sharing the cache; optional. It is
-            compiled anew for each number of places it looks at, with all shapes fixed, hence
-        one_token_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
+        fixed: the same graph compiled for (sequences, tokens of each), sharing the cache: (1, 1) for one token of one
+            sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is compiled anew
+            for each number of places it looks at, with all shapes fixed, hence
+        read_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
@@ -82,12 +84,13 @@ class Runner:
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
-                 one_token: Optional[Graph] = None, one_token_sizes: Sequence[int] = (),
+                 fixed: Mapping[tuple[int, int], Graph] = MappingProxyType({}), read_sizes: Sequence[int] = (),
                  at_once: Optional[int] = None) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
         self.pool = PlacePool(places)
-        self._graph, self._one_token = graph, one_token
-        self._one_token_sizes = sorted({min(size, max_length) for size in one_token_sizes})
+        self._graph, self._fixed = graph, dict(fixed)
+        self._read_sizes = sorted({min(size, max_length) for size in read_sizes})
+        self._prompt_sizes = sorted(n for batch, n in self._fixed if batch == 1 and n > 1)
         self.at_once = at_once
         self.steady_sizes: tuple[int, ...] = ()
 
@@ -144,23 +147,30 @@ class Runner:
               rows: np.ndarray) -> np.ndarray:
         from mindspore import Tensor
 
-        graph, size = self._choose(read.shape[1], ids.size == rows.size == 1)
-        arrays = (ids, positions, write, _padded(read, size), rows)
+        graph, arrays = self._choose(ids, positions, write, read, rows)
         with _ONE_AT_A_TIME:
             return graph(*(Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays)).asnumpy()
 
-    def _choose(self, length: int, one_token: bool) -> tuple[Graph, int]:
-        """The graph for this call, and how many places it looks at."""
-        if one_token and self._one_token is not None:
-            for size in self._one_token_sizes:
-                if length <= size:
-                    return self._one_token, size
-        return self._graph, max(length, min(-(-length // BUCKET) * BUCKET, self.max_length))
+    def _choose(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+                rows: np.ndarray) -> tuple[Graph, tuple[np.ndarray, ...]]:
+        """The graph for this call, and the inputs in the shapes that it takes."""
+        (batch, n), span = ids.shape, read.shape[1]
+        if n == 1 and (batch, 1) in self._fixed and len(rows) == batch:
+            for size in self._read_sizes:
+                if span <= size:
+                    return self._fixed[batch, 1], (ids, positions, write, _padded(read, size), rows)
+        if n > 1 and batch == len(rows) == 1 and span == n:
+            for size in self._prompt_sizes:
+                if n <= size:  # the last token again, which writes the same to the same place
+                    padded = (_padded(array, size) for array in (ids, positions, write, read))
+                    return self._fixed[1, size], (*padded, rows)
+        size = max(span, min(-(-span // BUCKET) * BUCKET, self.max_length))
+        return self._graph, (ids, positions, write, _padded(read, size), rows)
 
 
-def _padded(read: np.ndarray, size: int) -> np.ndarray:
-    """Pad at the right with a place that holds something finite; no token looks so far."""
-    return np.pad(read, ((0, 0), (0, size - read.shape[1])), mode="edge")
+def _padded(array: np.ndarray, size: int) -> np.ndarray:
+    """(batch, n) → (batch, size), the last column repeated. Places to read may be any there: no token looks so far."""
+    return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
 def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, places: Optional[int] = None) -> Runner:
@@ -175,13 +185,13 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     """
     import mindspore as ms
 
-    from pangu_lab.generate.network import CachedNetwork, OneTokenNetwork, dynamic_inputs
+    from pangu_lab.generate.network import CachedNetwork, FixedNetwork, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     network = CachedNetwork(weights, config, default_places(config, places))
     network.set_inputs(*dynamic_inputs())
-    return Runner(network, config.vocab_size, config.num_positions, network.places, OneTokenNetwork(network),
-                  ONE_TOKEN_SIZES, tokens_at_once(config))
+    return Runner(network, config.vocab_size, config.num_positions, network.places,
+                  {(1, 1): FixedNetwork(network)}, READ_SIZES, tokens_at_once(config))
 
 
 def default_places(config: ModelConfig, places: Optional[int] = None) -> int:

@@ -75,14 +75,22 @@ class Prompt:
     """A prompt as the model reads it.
 
     Attributes:
-        ids: at least one, at most ``max_length``.
+        ids: at least one, at most ``max_length``, beside a last one that is not read.
         room: new tokens that the sequence has room for. The last one need not be fed, so this is at least 1.
+        unread: tokens at the end that are only predicted, never fed: 1 where a text is measured that fills the
+            sequence and one place more; nothing can be written after it.
     """
 
     text: str
     ids: tuple[int, ...]
     room: int
     warnings: tuple[str, ...] = ()
+    unread: int = 0
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The tokens that are fed."""
+        return self.ids[:len(self.ids) - self.unread]
 
 
 def prepare_prompt(text: str, tokenizer: TokenizerLike, config: SamplingConfig, max_length: int) -> Prompt:

@@ -172,7 +172,7 @@ class _Api:
 
     def _card(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.started, "owned_by": "pangu-lab",
-                "max_model_len": self.engine.max_length}
+                "max_model_len": self.engine.max_length, "max_scored_len": self.engine.max_length + 1}
 
     async def models(self) -> JSONResponse:
         return JSONResponse({"object": "list", "data": [self._card()]})

@@ -8,6 +8,7 @@ Penalties count as there: from the generated text alone. What is left out of a r
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Sequence
@@ -91,19 +92,21 @@ def prompts_of(body: CompletionBody, engine: Engine, limits: Limits, encode: Any
     many = given if isinstance(given, list) and given and not isinstance(given[0], int) else [given]
     if len(many) > limits.prompts:
         raise Refused(422, f"{len(many)} prompts in one request; this server takes {limits.prompts}", "prompt")
-    return [_prompt_of(one, engine, limits, encode) for one in many]
+    measured = bool(body.echo) and body.max_tokens == 0
+    return [_prompt_of(one, engine, limits, encode, measured) for one in many]
 
 
-def _prompt_of(given: Union[str, Sequence[int]], engine: Engine, limits: Limits, encode: Any) -> Prompt:
+def _prompt_of(given: Union[str, Sequence[int]], engine: Engine, limits: Limits, encode: Any,
+               measured: bool) -> Prompt:
     if isinstance(given, str) and len(given) > limits.prompt_characters:
         raise Refused(413, f"the prompt has {len(given)} characters and this server reads "
                            f"{limits.prompt_characters}: shorten it", "prompt", "context_length_exceeded")
     try:
-        prompt = prompt_of_ids(engine, encode(given) if isinstance(given, str) else given)
+        prompt = prompt_of_ids(engine, encode(given) if isinstance(given, str) else given, measured)
     except InputError as error:
         code = "context_length_exceeded" if "context length" in str(error) else None
         raise Refused(400, str(error), "prompt", code) from None
-    return Prompt(given, prompt.ids, prompt.room) if isinstance(given, str) else prompt
+    return dataclasses.replace(prompt, text=given) if isinstance(given, str) else prompt
 
 
 def settings_of(body: CompletionBody, limits: Limits) -> SamplingConfig:

@@ -122,7 +122,7 @@ class Ticket:
 
     @property
     def places_needed(self) -> int:
-        return len(self.prompt.ids) + sum(item.new_places for item in self._sequences)
+        return len(self.prompt.read) + sum(item.new_places for item in self._sequences)
 
     @property
     def completion(self) -> Completion:
@@ -453,15 +453,16 @@ class Scheduler:
             ticket._places = runner.pool.take(ticket.places_needed)
         except InputError as error:  # only when somebody else uses this network too
             return self._fail(ticket, error)
-        shared, start = ticket._places[:len(ids)], len(ids)
+        read = ticket.prompt.read
+        shared, start = ticket._places[:len(read)], len(read)
         for item in items:
             item.places = shared + ticket._places[start:start + item.new_places]
             start += item.new_places
         whole = ticket.config.echo and ticket.config.logprobs is not None
         if whole or items[0].running:
-            logits = prefill(runner, ids, shared, whole)
+            logits = prefill(runner, read, shared, whole)
             self.counts.prompts += 1
-            self.counts.prompt_tokens += len(ids)
+            self.counts.prompt_tokens += len(read)
             if whole:
                 told = prompt_logprobs(self.engine.tokenizer, ids, logits, ticket.config.logprobs)
                 for item in items:
@@ -520,8 +521,11 @@ class Scheduler:
             self._finish(ticket, error)
 
 
-def prompt_of_ids(engine: Engine, ids: Sequence[int]) -> Prompt:
+def prompt_of_ids(engine: Engine, ids: Sequence[int], measured: bool = False) -> Prompt:
     """A prompt given as tokens.
+
+    Args:
+        measured: nothing is written after it, so it may be one token longer: the last one need not be read.
 
     Raises:
         InputError: none, too many, or one outside the vocabulary.
@@ -532,10 +536,11 @@ def prompt_of_ids(engine: Engine, ids: Sequence[int]) -> Prompt:
         if not 0 <= index < engine.tokenizer.vocab_size:
             raise InputError(f"token {index} is outside the vocabulary: there are 0 to "
                              f"{engine.tokenizer.vocab_size - 1}")
-    if len(ids) > engine.max_length:
+    if len(ids) > engine.max_length + measured:
         raise InputError(f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
                          f"{len(ids)}: shorten it")
-    return Prompt(engine.tokenizer.decode(list(ids)), tuple(ids), engine.max_length + 1 - len(ids))
+    return Prompt(engine.tokenizer.decode(list(ids)), tuple(ids), engine.max_length + 1 - len(ids),
+                  unread=max(len(ids) - engine.max_length, 0))
 
 
 def with_seed(config: SamplingConfig) -> SamplingConfig:

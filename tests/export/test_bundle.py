@@ -87,9 +87,9 @@ def test_prompts_of_any_length_run_without_compiling_again(bundle):
         bundle.prefill([5] * length)
         bundle.step(5)
     bundle.reset()
-    for graph in (bundle.runner._graph, bundle.runner._one_token):
+    for graph in (bundle.runner._graph, bundle.runner._fixed[1, 1]):
         assert len(graph.compile_cache) == 1
-    assert bundle.runner._one_token_sizes == [32]
+    assert bundle.runner._read_sizes == [32]
 
 
 def test_logits_of_the_bundle_are_those_of_the_python_engine(engine, bundle):
@@ -116,11 +116,43 @@ def test_the_eval_loss_graph_agrees_with_the_logits(engine, bundle):
 
 def test_a_bundle_without_the_one_token_graph_writes_the_same(tokenizer, engine, tmp_path):
     config = small_config(tokenizer.vocab_size)
-    export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", one_token=False)
+    export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", decode_batches=())
     bundle = load_bundle(tmp_path / "out")
     assert not (tmp_path / "out" / "decode.mindir").exists()
     assert generate(bundle, PROMPTS[0], GREEDY).ids == generate(engine, PROMPTS[0], GREEDY).ids
     assert bundle.runner.pool.places == 1024
+
+
+def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tmp_path):
+    config = small_config(tokenizer.vocab_size)
+    out = export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", places=128,
+                        prefill_lengths=(8, 16), decode_batches=(1, 4), eval_loss=False)
+    bundle = load_bundle(out)
+    assert set(bundle.description["graphs"]) == {"prefill", "prefill_8", "prefill_16", "decode", "decode_4"}
+    used = []
+    for shape, graph in bundle.runner._fixed.items():
+        bundle.runner._fixed[shape] = lambda *inputs, shape=shape, graph=graph: used.append(shape) or graph(*inputs)
+    prompts = (*PROMPTS, "春天来了，山上的花都开了，孩子们跑出来。")
+    together = [done.ids for done in generate_many(bundle, prompts, GREEDY)]
+    assert together == [generate(engine, prompt, GREEDY).ids for prompt in prompts]
+    assert set(used) == {(1, 1), (1, 8), (1, 16), (4, 1)}  # the empty prompt is one token
+    ids = tokenizer.encode(prompts[-1])
+    np.testing.assert_allclose(bundle.prefill(ids), engine.logits(ids)[-1], atol=1e-4)
+    bundle.reset()
+    with pytest.raises(InputError, match="holds no eval-loss graph"):
+        bundle.eval_loss(*np.zeros((4, 1, 2)))
+
+
+@pytest.mark.parametrize("variants, message", [
+    ({"prefill_lengths": (1,)}, "a prefill length of 1 must be from 2 to 32"),
+    ({"decode_batches": (17,)}, "a decode batch of 17 must be from 1 to 16"),
+    ({"tensor_parallel": 3}, "3 tensor-parallel ranks cannot share model.num_heads=4"),
+    ({"tensor_parallel": 0}, "tensor_parallel=0 must be at least 1")])
+def test_variants_that_cannot_be_are_refused_before_anything_is_compiled(tokenizer, tmp_path, variants, message):
+    config = small_config(tokenizer.vocab_size)
+    with pytest.raises(InputError, match=message):
+        export_bundle({}, config, tokenizer, tmp_path / "out", **variants)
+    assert not (tmp_path / "out").exists()
 
 
 RUN = """

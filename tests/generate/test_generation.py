@@ -63,11 +63,11 @@ def test_prefill_and_step_give_the_logits_of_the_whole(engine):
 
 def test_a_sequence_too_long_for_the_one_token_graph_goes_on_with_the_general_one(engine):
     expected = generate(engine, "春天", GREEDY).ids
-    sizes, engine.runner._one_token_sizes = engine.runner._one_token_sizes, [8]
+    sizes, engine.runner._read_sizes = engine.runner._read_sizes, [8]
     try:
         assert sizes == [32] and generate(engine, "春天", GREEDY).ids == expected
     finally:
-        engine.runner._one_token_sizes = sizes
+        engine.runner._read_sizes = sizes
 
 
 @pytest.mark.parametrize("config", [GREEDY, DRAWN], ids=["greedy", "drawn"])

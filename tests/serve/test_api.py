@@ -12,11 +12,13 @@ import pytest
 
 from pangu_lab import cli
 from pangu_lab.config import SamplingConfig
-from pangu_lab.evaluate import ServerScorer
+from pangu_lab.errors import InputError
+from pangu_lab.evaluate import LocalScorer, ServerScorer
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.steady import make_steady
 
+from tests.evaluate.letters import sample_lines
 from tests.serve.running import running
 
 PROMPT = "春天来了，"
@@ -196,6 +198,23 @@ def test_an_evaluation_through_the_server_gives_the_numbers_of_the_bundle(server
         expected = sum(entry.logprob for entry in told.prompt_logprobs[len(told.prompt_logprobs) - one.tokens:])
         assert one.logprob == pytest.approx(expected, abs=1e-5)
         assert other.tokens > 0 and (not context or other.logprob == pytest.approx(one.logprob, abs=1e-4))
+
+
+def test_texts_longer_than_the_window_are_cut_and_scored_as_offline(server, debug_run, offline, http):
+    long = "".join(sample_lines(40))[:400]
+    pairs = [(long[:cut], long[cut:cut + 6]) for cut in (100, 150, 300)] + [("", long)]
+    local = LocalScorer.load(debug_run)
+    for cut in ("context", "continuation"):
+        ours = local.loglikelihood(pairs, cut)
+        theirs = ServerScorer(server.url, tokenizer=offline.tokenizer).loglikelihood(pairs, cut)
+        assert [one.cut for one in theirs] == [one.cut for one in ours] and ours[2].cut > 0
+        assert [one.logprob for one in theirs] == pytest.approx([one.logprob for one in ours], rel=1e-5)
+    with pytest.raises(InputError, match="--tokenizer DIR"):
+        ServerScorer(server.url).loglikelihood(pairs)
+    ids = offline.tokenizer.encode(long)[:offline.max_length + 1]
+    for values, status in (({"echo": True, "max_tokens": 0}, 200), ({"echo": True, "max_tokens": 1}, 400),
+                           ({"max_tokens": 0}, 400)):
+        assert http.post("/v1/completions", json={"prompt": ids, **values}).status_code == status
 
 
 def test_the_verb_evaluates_a_task_through_the_server(server, debug_run, debug_bundle, tmp_path, capsys):
