@@ -38,8 +38,9 @@ bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (insta
 bench-large: $(VENV)/.installed  ## the whole 2.6B on this machine: import, generate, export (15 GB of memory, 32 GB of disk)
 	$(BIN)/python -m tests.benchmarks.large $(ARGS)
 
-notebooks: $(VENV)/.installed  ## run every notebook and keep its outputs
-	$(BIN)/jupyter nbconvert --to notebook --execute --inplace $(ARGS) notebooks/*.ipynb
+notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipynb, and keep its outputs
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
+		--ExecutePreprocessor.store_widget_state=False $(or $(ARGS),notebooks/*.ipynb)
 
 clean:  ## remove .venv and caches; runs, data sets and exports stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis

@@ -83,6 +83,29 @@ def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Pr
     return folder / "run"
 
 
+def sample_data(folder: Path | str, config: RunConfig | None = None, progress: Progress = silent) -> RunConfig:
+    """The shipped sample ready for training: ``config`` with the paths of a vocabulary and of two data sets in it.
+
+    Args:
+        folder: their place; made at the first call, found at the next. A path from here stays one in the settings.
+        config: says vocabulary and sequence length; the preset ``tiny`` when not given.
+
+    Raises:
+        InputError: ``folder`` holds something else, or data of another vocabulary or sequence length.
+    """
+    from pangu_lab.data import open_dataset
+
+    folder, config = Path(folder), config or preset("tiny")
+    if not (folder / "data" / "heldout").is_dir():
+        return _prepare(config, _fresh(folder), progress, lambda text: None)
+    there = open_dataset(folder / "data" / "train")
+    for key, is_there, wanted in (("model.vocab_size", there.vocab_size, config.model.vocab_size),
+                                  ("data.seq_length", there.seq_length, config.data.seq_length)):
+        if is_there != wanted:
+            raise InputError(f"{folder} holds data for {key}={is_there}, not {wanted}: choose another folder")
+    return _with_data(config, folder)
+
+
 def _fresh(folder: Path) -> Path:
     """An empty folder for the demonstration; only a former demonstration is ever removed."""
     marker = folder / ".pangu-lab-demo"
@@ -107,6 +130,10 @@ def _prepare(config: RunConfig, folder: Path, progress: Progress, say) -> RunCon
                        documents="block", progress=progress)
         say(f"    {part}: {made.documents} documents, {made.characters:,} characters → {made.tokens:,} tokens in "
             f"{made.records} records ({made.leftover_tokens} tokens left over)")
+    return _with_data(config, folder)
+
+
+def _with_data(config: RunConfig, folder: Path) -> RunConfig:
     return config.replace(**{"data.path": str(folder / "data" / "train"),
                              "data.eval_path": str(folder / "data" / "heldout"),
                              "tokenizer.path": str(folder / "tokenizer")})

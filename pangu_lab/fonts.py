@@ -28,6 +28,11 @@ def cjk_font() -> str | None:
     return name or _by_glyph(font_manager)
 
 
+def font_families() -> list[str]:
+    """For matplotlib's ``fontfamily``: a Chinese font, then its own, which has the signs (↵ ␣ ▁) that the first may lack."""
+    return [name for name in (cjk_font(), "DejaVu Sans") if name]
+
+
 def _by_name(font_manager) -> str | None:
     names = {entry.name for entry in font_manager.fontManager.ttflist}
     return next((name for name in KNOWN_FONTS if name in names), None)

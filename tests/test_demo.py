@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_lab.demo import PROMPTS, run_demo
+from pangu_lab.demo import PROMPTS, run_demo, sample_data
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
 
@@ -35,3 +35,14 @@ def test_a_folder_of_something_else_is_left_alone_and_a_former_demo_replaced(dem
     with pytest.raises(InputError, match="was not made by the demonstration"):
         run_demo(tmp_path)
     assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+def test_the_sample_is_prepared_once_and_found_again(tmp_path, monkeypatch):
+    config = preset("debug")
+    monkeypatch.chdir(tmp_path)
+    made = sample_data("work", config)
+    marks = [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("*")) if path.is_file()]
+    assert made.data.path == "work/data/train" and sample_data("work", config) == made
+    assert marks == [path.stat().st_mtime_ns for path in sorted((tmp_path / "work").rglob("*")) if path.is_file()]
+    with pytest.raises(InputError, match="data.seq_length=64, not 32"):
+        sample_data("work", config.replace(**{"data.seq_length": 32}))

@@ -8,8 +8,8 @@ from typing import Any
 from widgets.progress import notebook_progress
 
 _PLACES = {"RunMonitor": "monitor", "monitor_all": "monitor", "start_run": "launching", "resume_run": "launching",
-           "set_language": "base", "ConfigForm": "config_form", "LaunchPanel": "launch_panel",
-           "TokenView": "token_view", "NextToken": "next_token"}
+           "wait_for": "launching", "set_language": "base", "ConfigForm": "config_form",
+           "LaunchPanel": "launch_panel", "TokenView": "token_view", "NextToken": "next_token"}
 
 __all__ = ["notebook_progress", *_PLACES]
 

@@ -13,10 +13,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
+from pangu_lab.progress import Progress, silent
+from pangu_lab.train.events import EventReader
 
 from widgets.command import launch_words
 from widgets.run_state import ENDED, heard_of, settings_of, state_of
@@ -87,6 +89,31 @@ def _environment() -> dict[str, str]:
     modules = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
     return {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1",
             "GLOG_v": os.environ.get("GLOG_v", "3")}
+
+
+def wait_for(run: Folder, step: Optional[int] = None, progress: Progress = silent, patience: float = 600.0) -> str:
+    """Wait until a run has done ``step`` steps, or has ended; the word for its state then.
+
+    Interrupting the wait leaves the run alone.
+
+    Raises:
+        InputError: nothing was heard of the run for ``patience`` seconds.
+    """
+    run, heard, moved = Path(run), None, time.monotonic()
+    reader, done, total = EventReader(run), 0, None
+    while True:
+        state = launch_note(run)[0] or state_of(run)[0]
+        for event in reader.new():
+            total = event.get("steps", total)
+            done = int(event.get("resumed_from", event.get("step", done)))
+        if (done, state) != heard:
+            heard, moved = (done, state), time.monotonic()
+            progress(done, step or total, state)
+        if state in ENDED or (step is not None and done >= step):
+            return state
+        if time.monotonic() - moved > patience:
+            raise InputError(f"{run}: nothing new for {patience:.0f} s; it is {state}, its logs are in {run / 'logs'}")
+        time.sleep(0.1)
 
 
 def launch_note(run: Folder) -> tuple[str, str]:

@@ -71,6 +71,23 @@ def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
     return dict(weights), config
 
 
+def largest_difference(first: Path | str, second: Path | str) -> float:
+    """The largest difference between the same weight of two runs or checkpoints; 0.0 when all are equal to the bit.
+
+    Raises:
+        InputError: no checkpoint in one of them, or their parameters are not the same ones.
+    """
+    (one, _), (two, _) = open_weights(first), open_weights(second)
+    if one.shapes != two.shapes:
+        raise InputError(f"{first} and {second} hold networks of different sizes")
+    found = 0.0
+    for name in one:
+        mine, other = one[name], two[name]
+        if not np.array_equal(mine, other):
+            found = max(found, float(np.abs(mine.astype(np.float64) - other).max()))
+    return found
+
+
 def check_parameters(checkpoint: Checkpoint, specs) -> None:
     """Refuse a checkpoint that lacks a parameter or holds one of another shape."""
     for name, spec in specs.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_lab.fonts import cjk_font
+from pangu_lab.fonts import font_families
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sampling import Stage
 from pangu_lab.generate.text import TokenizerLike
@@ -43,7 +43,7 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
         axes.set(title=stage.name, xlim=(0, highest * 1.35), xticks=[])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     names = [written(tokenizer, index) for index in tokens]
-    panels[0].set_yticks(range(count), names, fontfamily=cjk_font() or "sans-serif")
+    panels[0].set_yticks(range(count), names, fontfamily=font_families())
     panels[0].invert_yaxis()
     figure.savefig(png, dpi=110)
     return Path(png)

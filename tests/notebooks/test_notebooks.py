@@ -1,8 +1,13 @@
-"""Every notebook runs from its first cell to its last, with small sizes in its parameters cell."""
+"""Every notebook runs from its first cell to its last, with small sizes in its parameters cell.
+
+Those that only need some trained model share one: the first of them trains it, the others find it in ``SHARED``.
+"""
 
 from __future__ import annotations
 
+import getpass
 import os
+import re
 from pathlib import Path
 
 import nbformat
@@ -10,33 +15,67 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = SHARED'
 SMALL = {
     "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER',
+    "01_data_and_tokens": "folder, texts, vocab_size, sizes, record_length = FOLDER, None, 512, (512, 640), 41",
     "04_parallel": ('preset_name, steps, folder = "debug", 6, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
-    "05_released_weights": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER\nsteps = 5',
-    "06_generation": 'preset_name = "debug"\nchanges = {"train.steps": 5}\nfolder = FOLDER',
-    "07_evaluation": 'preset_name = "debug"\nchanges = {"train.steps": 5}\nfolder = FOLDER\nc3_folder, limit = None, 4',
+    "05_released_weights": f"{MODEL}\nsteps = 5",
+    "06_generation": MODEL,
+    "07_evaluation": f"{MODEL}\nc3_folder, limit = None, 4",
 }
+OF_THIS_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|var)/|[A-Z]:\\\\Users")
+
+
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory) -> Path:
+    """Where notebooks that need some model find the same one."""
+    return tmp_path_factory.mktemp("notebooks") / "work"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_runs_to_its_end(name, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_to_its_end(name, tmp_path, shared_folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     assert len(cells) == 1, "a notebook has one cell tagged 'parameters'"
-    cells[0].source = SMALL[name].replace("FOLDER", repr(str(tmp_path / "work")))
+    places = {"FOLDER": tmp_path / "work", "SHARED": shared_folder}
+    cells[0].source = re.sub("FOLDER|SHARED", lambda word: repr(str(places[word.group()])), SMALL[name])
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
               if output.output_type == "error" or output.get("name") == "stderr" and "ERROR" in output.text]
     assert not errors
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
-def test_a_notebook_is_kept_with_the_outputs_of_a_whole_run(name):
+def outputs_of(name: str) -> list[str]:
+    """Every text that the kept outputs of a notebook hold."""
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    shown = [text for output in outputs for kind, text in output.get("data", {}).items() if kind.startswith("text/")]
+    return shown + [output.text for output in outputs if output.output_type == "stream"]
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_is_kept_with_the_outputs_of_a_whole_run(name):
+    path = ROOT / "notebooks" / f"{name}.ipynb"
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert not any(output.output_type == "error" for cell in code for output in cell.outputs)
+    assert path.stat().st_size < 500_000
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_outputs_say_nothing_of_the_machine_they_were_made_on(name):
+    for text in outputs_of(name):
+        found = OF_THIS_MACHINE.search(text)
+        assert not found, text[max(0, found.start() - 60):found.end() + 60]
+        assert str(ROOT) not in text and (getpass.getuser() == "root" or getpass.getuser() not in text)
+
+
+def test_the_check_of_outputs_sees_paths():
+    for text in ("at /home/me/x", "'/tmp/a/b'", "C:\\\\Users\\\\me", "/root/.cache"):
+        assert OF_THIS_MACHINE.search(text)
+    assert not OF_THIS_MACHINE.search("../runs/work/run and runs/tmp/x")

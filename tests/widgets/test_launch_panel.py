@@ -11,6 +11,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
 from widgets.config_form import ConfigForm
 from widgets.launch_panel import LaunchPanel
+from widgets import launching
 from widgets.launching import resume_run, start_run
 
 
@@ -42,9 +43,11 @@ def test_a_run_is_started_watched_and_stopped(debug_config, panel_of):
     assert os.getsid(started.pid) == started.pid, "a session of its own: it outlives the kernel"
     with pytest.raises(InputError, match="going on here"):
         panel.start()
+    assert launching.wait_for(panel.run, step=3) in ("training", "saving")
     wait_for(lambda: panel.monitor.heads[0]["step"] >= 3)
     assert panel.monitor.heads[0]["state"] in ("training", "saving")
     panel.stop()
+    assert launching.wait_for(panel.run) == "stopped"
     wait_for(lambda: panel.monitor.heads[0]["state"] == "stopped")
     assert panel.monitor.heads[0]["reason"] == "stop file"
     assert len(panel.monitor.runs[0].steps) == panel.monitor.heads[0]["step"]
@@ -53,6 +56,7 @@ def test_a_run_is_started_watched_and_stopped(debug_config, panel_of):
 def test_a_launch_that_refuses_is_shown_with_its_reason(debug_config, panel_of, debug_data):
     panel = panel_of(debug_config.replace(**{"data.path": str(debug_data / "tokenizer")}))
     panel.start()
+    assert launching.wait_for(panel.run) == "failed"
     wait_for(lambda: panel.monitor.heads[0]["state"] == "failed")
     assert str(debug_data / "tokenizer") in panel.monitor.heads[0]["reason"]
 
@@ -74,3 +78,14 @@ def test_what_cannot_start_is_refused_before_any_process(panel_of, tmp_path):
         start_run(preset("debug").replace(**{"data.path": str(tmp_path / "none")}), tmp_path / "run")
     with pytest.raises(InputError, match="no run to resume"):
         resume_run(tmp_path)
+
+
+def test_waiting_for_a_run_ends_when_nothing_more_is_heard_of_it(written_run):
+    run = written_run()
+    run.step(2)
+    run.status("training", 2)
+    seen = []
+    assert launching.wait_for(run.folder, step=2, progress=lambda *news: seen.append(news)) == "training"
+    assert seen == [(2, 2, "training")]
+    with pytest.raises(InputError, match="nothing new for 0 s; it is training"):
+        launching.wait_for(run.folder, patience=0.2)

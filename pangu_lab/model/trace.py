@@ -1,0 +1,169 @@
+"""Looking into the network while it runs: what every part of it gives out, and how its parameters are spread.
+
+``trace`` runs the very cells that training and generation are made of, one operation after the other instead of as one
+compiled graph, and keeps what each returns. It is for small models and for people who want to see; MindSpore's mode is
+one for the whole process and is set back to graphs afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
+from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
+
+OPERATIONS = ("norm1", "attention.query", "attention.key", "attention.value", "attention", "norm2",
+              "feed_forward.mapping", "feed_forward")
+PARTS = ("word embedding", "positions", "attention", "feed-forward", "experts", "layer norms", "query layer")
+COLORS = ("#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#9d755d", "#bab0ac", "#e45756")
+
+
+def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarray,
+          positions: Optional[np.ndarray] = None) -> dict[str, np.ndarray]:
+    """What every part of the network gives out for ``ids``, in the order in which it happens.
+
+    Args:
+        weights: all parameters by published name, as ``checkpoint.source.open_weights`` gives them.
+        ids: (batch, seq) token ids.
+        positions: (batch, seq); 0, 1, 2 … when not given.
+
+    Returns:
+        By name: ``embedding``, ``blocks.0.attention.query`` …, ``norm``, ``query_layer`` with its parts: rows
+        (batch·seq, …); and ``logits`` (batch, seq, vocab).
+
+    Raises:
+        InputError: another shape, too many tokens, or an id outside the vocabulary.
+    """
+    import mindspore as ms
+
+    from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.num_positions or ids.min() < 0 or ids.max() >= config.vocab_size:
+        raise InputError(f"ids must be (batch, seq) with at most {config.num_positions} tokens a row, each from 0 to "
+                         f"{config.vocab_size - 1}; given were {ids.shape}")
+    if positions is None:
+        positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    seen: dict[str, np.ndarray] = {}
+    arrays = {name: weights[name] for name in parameter_specs(config)}
+    mode = ms.get_context("mode")
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    try:
+        network = PanguLogits(config, PanguStage(config, Weights(arrays), seq_length=ids.shape[1])).set_train(False)
+        for name, cell in network.cells_and_names():
+            if _kept(name):
+                cell.register_forward_hook(_keep(seen, name.removeprefix("stage.")))
+        logits = network(*(ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)))
+        seen["logits"] = logits.asnumpy()
+    finally:
+        ms.set_context(mode=mode)
+    return seen
+
+
+def _kept(name: str) -> bool:
+    name = name.removeprefix("stage.")
+    parts = name.split(".")
+    if name in ("embedding", "norm", "query_layer") or (parts[0] == "blocks" and len(parts) == 2):
+        return True
+    return parts[0] in ("blocks", "query_layer") and name.endswith(OPERATIONS) and not name.endswith("norm.norm")
+
+
+def _keep(seen: dict[str, np.ndarray], name: str):
+    def hook(cell, inputs, output) -> None:
+        seen[name] = (output[0] if isinstance(output, tuple) else output).asnumpy()
+
+    return hook
+
+
+def parameters_by_part(config: ModelConfig) -> dict[str, int]:
+    """How many parameters each part of the network has; they add up to ``config.num_parameters``."""
+    counts = dict.fromkeys(PARTS, 0)
+    for name, spec in parameter_specs(config).items():
+        counts[_part(name)] += spec.size
+    return {part: count for part, count in counts.items() if count}
+
+
+def _part(name: str) -> str:
+    if name == WORD:
+        return "word embedding"
+    if name == POSITION:
+        return "positions"
+    if name == QUERY or name.startswith(QUERY_LAYER):
+        return "query layer"
+    if "layernorm" in name:
+        return "layer norms"
+    if ".attention." in name:
+        return "attention"
+    return "experts" if ".experts." in name or ".router." in name else "feed-forward"
+
+
+def _figure(width: float, height: float):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plot_parameters(configs: Mapping[str, ModelConfig], png: Path | str) -> Path:
+    """Where the parameters of one or more models are, in percent, a bar a model, to a PNG file."""
+    figure = _figure(8, 1.1 + 0.42 * len(configs))
+    axes = figure.subplots()
+    for row, config in enumerate(configs.values()):
+        left = 0.0
+        for part, count in parameters_by_part(config).items():
+            share = 100 * count / config.num_parameters
+            axes.barh(row, share, left=left, color=COLORS[PARTS.index(part)], height=0.7)
+            if share > 4:
+                axes.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", fontsize=8, color="white")
+            left += share
+    names = [f"{name}: {_short(config.num_parameters)}" for name, config in configs.items()]
+    axes.set_yticks(range(len(configs)), names)
+    axes.set(xlim=(0, 100), xlabel="% of the parameters")
+    axes.invert_yaxis()
+    used = [part for part in PARTS if any(part in parameters_by_part(config) for config in configs.values())]
+    handles = [figure.axes[0].barh(0, 0, color=COLORS[PARTS.index(part)]) for part in used]
+    figure.legend(handles, used, loc="outside upper center", ncols=len(used), fontsize=8, frameon=False)
+    figure.savefig(png, dpi=100)
+    return Path(png)
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+def query_distance(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How far apart the queries of two traced texts of equal length are, layer by layer and place by place.
+
+    Returns:
+        By layer (``blocks.0`` …, ``query_layer``): (rows,) |q₁ − q₂| ÷ the mean of |q₁| and |q₂|; 0 where equal.
+    """
+    found = {}
+    for name in (name for name in first if name.endswith("attention.query")):
+        one, two = first[name], second[name]
+        scale = (np.linalg.norm(one, axis=1) + np.linalg.norm(two, axis=1)) / 2
+        found[name.removesuffix(".attention.query")] = np.linalg.norm(one - two, axis=1) / scale
+    return found
+
+
+def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Path:
+    """``query_distance`` as a picture, a row a layer, the query layer on top, to a PNG file."""
+    figure = _figure(6.5, 0.9 + 0.4 * len(found))
+    axes = figure.subplots()
+    values = np.stack(list(found.values()))
+    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=max(1e-9, values.max()), origin="lower")
+    for (row, place), value in np.ndenumerate(values):
+        axes.text(place, row, f"{value:.1f}" if value else "0", ha="center", va="center", fontsize=8,
+                  color="white" if value > 0.6 * values.max() else "black")
+    axes.set_yticks(range(len(found)), list(found))
+    axes.set_xticks(range(values.shape[1]))
+    axes.set(xlabel="position")
+    figure.colorbar(image, label="difference of the queries")
+    figure.savefig(png, dpi=100)
+    return Path(png)

@@ -1,0 +1,64 @@
+"""Looking into the network: what is seen is what the compiled network computes, and parts add up."""
+
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+
+from pangu_lab.errors import InputError
+from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+from pangu_lab.model.parameters import QUERY, initial_weights
+from pangu_lab.model.trace import (parameters_by_part, plot_parameters, plot_query_distance, query_distance, trace)
+from pangu_lab.presets import PRESETS, preset
+
+ms.set_context(mode=ms.GRAPH_MODE)
+CONFIG = preset("debug").model
+WEIGHTS = initial_weights(CONFIG, 5)
+
+
+@pytest.fixture(scope="module")
+def traced():
+    ids = np.random.default_rng(0).integers(10, 500, (2, 7))
+    return ids, [trace(WEIGHTS, CONFIG, ids[row:row + 1]) for row in (0, 1)]
+
+
+def test_the_logits_seen_are_those_of_the_compiled_network_and_graphs_go_on(traced):
+    ids, seen = traced
+    assert ms.get_context("mode") == ms.GRAPH_MODE
+    network = PanguLogits(CONFIG, PanguStage(CONFIG, Weights(WEIGHTS), seq_length=7))
+    positions = np.broadcast_to(np.arange(7), (2, 7)).astype(np.int32)
+    compiled = network(ms.Tensor(ids.astype(np.int32)), ms.Tensor(positions)).asnumpy()
+    assert np.abs(compiled - np.concatenate([one["logits"] for one in seen])).max() < 1e-5
+
+
+def test_every_layer_is_seen_with_its_shapes_in_the_order_of_the_data(traced):
+    seen = traced[1][0]
+    names = list(seen)
+    assert names[0] == "embedding" and names[-1] == "logits" and names.index("norm") < names.index("query_layer.norm1")
+    assert seen["blocks.2.feed_forward.mapping"].shape == (7, 128) and seen["query_layer"].shape == (7, 32)
+    assert seen["logits"].shape == (1, 7, 512) and "blocks.3" not in seen
+
+
+def test_the_query_layer_asks_the_same_whatever_the_text(traced):
+    distance = query_distance(*traced[1])
+    assert list(distance) == ["blocks.0", "blocks.1", "blocks.2", "query_layer"]
+    assert all(distance[f"blocks.{block}"].min() > 0.1 for block in range(3)) and not distance["query_layer"].any()
+    prefix = "backbone.top_query_layer.attention.dense1"
+    by_hand = WEIGHTS[QUERY][:7] @ WEIGHTS[f"{prefix}.weight"].T + WEIGHTS[f"{prefix}.bias"]
+    assert np.abs(by_hand - traced[1][0]["query_layer.attention.query"]).max() < 1e-6
+
+
+@pytest.mark.parametrize("name", ["debug", "tiny_moe", "2.6B", "13B"])
+def test_parts_add_up_to_all_parameters(name):
+    assert sum(parameters_by_part(PRESETS[name]().model).values()) == preset(name).model.num_parameters
+
+
+def test_pictures_are_drawn_and_wrong_ids_are_refused(traced, tmp_path):
+    for png in (plot_parameters({"debug": CONFIG, "tiny_moe": preset("tiny_moe").model}, tmp_path / "a.png"),
+                plot_query_distance(query_distance(*traced[1]), tmp_path / "b.png")):
+        assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5_000
+    with pytest.raises(InputError, match="at most 64 tokens"):
+        trace(WEIGHTS, CONFIG, np.zeros((1, 65), int))
+    with pytest.raises(InputError, match="from 0 to 511"):
+        trace(WEIGHTS, CONFIG, np.array([[512]]))
