@@ -76,11 +76,12 @@ def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Pr
     """
     from pangu_lab.launch import launch
 
-    folder = Path(folder).resolve()  # the run's settings name the data: they must hold from everywhere
-    if not list_checkpoints(folder / "run" / "checkpoints"):
-        config = _prepare(config or preset("tiny"), _fresh(folder), progress, lambda text: None)
-        launch(config, folder / "run", 1, progress=progress)
-    return folder / "run"
+    run = Path(folder) / "run"
+    if not list_checkpoints(run / "checkpoints"):
+        whole = Path(folder).resolve()  # the run's settings name the data: they must hold from everywhere
+        config = _prepare(config or preset("tiny"), _fresh(whole), progress, lambda text: None)
+        launch(config, run, 1, progress=progress)
+    return run
 
 
 def sample_data(folder: Path | str, config: RunConfig | None = None, progress: Progress = silent) -> RunConfig:

@@ -7,6 +7,7 @@ one for the whole process and is set back to graphs afterwards.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
@@ -54,6 +55,7 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     mode = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
+        config = dataclasses.replace(config, dropout_rate=0.0)  # which is part of the network that trains
         network = PanguLogits(config, PanguStage(config, Weights(arrays), seq_length=ids.shape[1])).set_train(False)
         for name, cell in network.cells_and_names():
             if _kept(name):

@@ -12,7 +12,7 @@ from pangu_lab.presets import preset
 
 
 def saved(folder, weights, config=preset("debug")):
-    save_checkpoint(folder / "checkpoints", weights, {"step": 1}, config)
+    save_checkpoint(folder, weights, {"step": 1}, config)
     return folder
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import mindspore as ms
 import numpy as np
 import pytest
@@ -30,6 +32,12 @@ def test_the_logits_seen_are_those_of_the_compiled_network_and_graphs_go_on(trac
     positions = np.broadcast_to(np.arange(7), (2, 7)).astype(np.int32)
     compiled = network(ms.Tensor(ids.astype(np.int32)), ms.Tensor(positions)).asnumpy()
     assert np.abs(compiled - np.concatenate([one["logits"] for one in seen])).max() < 1e-5
+
+
+def test_dropout_belongs_to_training_and_is_not_seen(traced):
+    ids, seen = traced
+    training = dataclasses.replace(CONFIG, dropout_rate=0.5)
+    assert np.array_equal(trace(WEIGHTS, training, ids[:1])["logits"], seen[0]["logits"])
 
 
 def test_every_layer_is_seen_with_its_shapes_in_the_order_of_the_data(traced):
