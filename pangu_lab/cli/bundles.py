@@ -15,7 +15,8 @@ from pangu_lab.cli.common import add_verb, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
-PASSWORD, TOKEN = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN"  # no options: everybody on the machine can read those
+PASSWORD, TOKEN, KEY = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY"  # no options: everybody on the machine can read those
+MASTER_PORT = 8119
 
 
 def register(verbs: Any) -> None:
@@ -52,6 +53,17 @@ def register(verbs: Any) -> None:
                        help="change a bound; can be given many times (an unknown name lists them all)")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
                        help="another host name by which the server may be called")
+    several = serve.add_argument_group("a model over several processes", (
+        "The bundle is one of `pangu-lab export --tensor-parallel N`. The environment variable "
+        f"{KEY} holds a secret that this server and its agents have in common."))
+    several.add_argument("--nproc", type=int, metavar="N", help="processes on this host (default: all; an agent: 1)")
+    several.add_argument("--agent", action="store_true", help="serve nobody: keep processes for the server of another "
+                                                              "host, until ended")
+    several.add_argument("--master-addr", default="127.0.0.1", metavar="ADDRESS",
+                         help="where agents reach the server (default %(default)s)")
+    several.add_argument("--master-port", type=int, default=MASTER_PORT, metavar="N", help="default %(default)s")
+    serve.add_argument("--root-path", default="", metavar="PATH",
+                       help="where a proxy shows the page, such as /proxy/7860 of jupyter-server-proxy")
     serve.add_argument("--pid-file", metavar="FILE", help="keep the process number here while it runs")
     serve.add_argument("--stop", action="store_true", help="end the server of --pid-file and wait for its end")
 
@@ -85,11 +97,15 @@ def run_serve(args: argparse.Namespace) -> int:
     limits = parse_limits(args.limit)
     if not args.bundle:
         raise InputError("give --bundle DIR, or --stop with --pid-file")
+    if args.agent:
+        return _be_agent(args)
     with _signals() as signals, pid_file(args.pid_file):
         say(f"loading {args.bundle}")
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
-                   names=args.allow_host, quick=args.quick) as server:
+                   names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), root_path=args.root_path) as server:
+            signals.ready()
             say(f"ready: {server.url} (API: {server.url}v1; Ctrl-C ends it)")
             code = finish(args, {"url": server.url, "pid": os.getpid()})
             while not signals:  # a signal may wake another thread, and would then not end a long wait
@@ -97,6 +113,33 @@ def run_serve(args: argparse.Namespace) -> int:
             _drain(server, signals)
     say("ended")
     return code
+
+
+def _be_agent(args: argparse.Namespace) -> int:
+    """Keep rank processes for the server of another host; they find it, and find it again, by themselves."""
+    from pangu_lab.export.loading import rank_folders, read_bundle
+    from pangu_lab.serve.rank import Keeper
+    from pangu_lab.serve.server import pid_file
+
+    key, nproc = os.environ.get(KEY), 1 if args.nproc is None else args.nproc
+    if not key:
+        raise InputError(f"an agent shows that it belongs to the server by a key: put the server's into {KEY}")
+    read_bundle(args.bundle)
+    ranks = sorted(rank_folders(args.bundle))
+    if not 1 <= nproc <= len(ranks):
+        raise InputError(f"{args.bundle}: holds bundles of {len(ranks)} ranks, which do not feed --nproc {nproc}")
+    with _signals() as signals, pid_file(args.pid_file):
+        signals.ready()
+        keeper = Keeper(args.bundle, nproc, (args.master_addr, args.master_port), key.encode(), local=False)
+        try:
+            say(f"{nproc} process(es) for the server at {args.master_addr}:{args.master_port} (Ctrl-C ends them)")
+            code = finish(args, {"pid": os.getpid(), "ranks": ranks})
+            while not signals and not keeper.refused.is_set():
+                time.sleep(0.2)
+        finally:
+            keeper.close()
+    say("ended")
+    return 2 if keeper.refused.is_set() else code
 
 
 def _drain(server: Any, signals: list[int]) -> None:
@@ -112,12 +155,29 @@ def _drain(server: Any, signals: list[int]) -> None:
             server.scheduler.close(drain=False)
 
 
+class _Came(list):
+    """The end signals that came. Before ``ready`` one interrupts the start, which may wait for other processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starting = True
+
+    def ready(self) -> None:
+        """From now on signals are only noted."""
+        self._starting = False
+
+    def note(self, number: int, frame: Any) -> None:
+        self.append(number)
+        if self._starting:
+            raise KeyboardInterrupt
+
+
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """The end signals that came, while the block runs."""
-    came: list[int] = []
+def _signals() -> Iterator[_Came]:
+    """The end signals that come while the block runs."""
+    came = _Came()
     numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: came.append(1)) for number in numbers}
+    before = {number: signal.signal(number, came.note) for number in numbers}
     try:
         yield came
     finally:

@@ -25,6 +25,12 @@ DEFAULT_PLACES = 1024
 PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
+
+
+class NetworkLost(Exception):
+    """Processes that compute have gone; ``Runner.recover`` waits for others in their place."""
+
+
 _ONE_AT_A_TIME = threading.RLock()
 
 
@@ -113,7 +119,17 @@ class Runner:
             return self._steady(ids, positions, write, read)
         if n > 1 and self.at_once is not None and ids.size > self.at_once:
             return self._in_parts(ids, positions, write, read, rows)
-        return self._call(ids, positions, write, read, rows)
+        return self.call(ids, positions, write, read, rows)
+
+    def check(self) -> None:
+        """Look whether calls can be made.
+
+        Raises:
+            NetworkLost: processes that compute have gone.
+        """
+
+    def recover(self, go_on: Callable[[], bool]) -> None:
+        """After ``NetworkLost``: wait until calls can be made again, with an empty cache, as long as ``go_on()``."""
 
     def _in_parts(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
                   rows: np.ndarray) -> np.ndarray:
@@ -126,7 +142,7 @@ class Runner:
             columns, span = part.stop - start, int(positions[:, part].max()) + 1
             wanted = np.flatnonzero((rows % n >= start) & (rows % n < part.stop))
             local = rows[wanted] // n * columns + rows[wanted] % n - start
-            made = self._call(ids[:, part], positions[:, part], write[:, part], read[:, :span],
+            made = self.call(ids[:, part], positions[:, part], write[:, part], read[:, :span],
                               local if len(local) else np.zeros(1, np.int64))
             if len(local):
                 logits[wanted] = made
@@ -140,11 +156,12 @@ class Runner:
             count = len(part[0])
             size = next(size for size in self.steady_sizes if size >= count)
             filled = [np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part]
-            parts.append(self._call(*filled, np.arange(size))[:count])
+            parts.append(self.call(*filled, np.arange(size))[:count])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-              rows: np.ndarray) -> np.ndarray:
+    def call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+             rows: np.ndarray) -> np.ndarray:
+        """``run``, as one call of a graph."""
         from mindspore import Tensor
 
         graph, arrays = self._choose(ids, positions, write, read, rows)

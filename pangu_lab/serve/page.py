@@ -77,8 +77,11 @@ def build_page(scheduler: Scheduler) -> Any:
     return page
 
 
-def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]]) -> Any:
-    """Put the page at the root of a FastAPI application, behind every route that it has already."""
+def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]], root_path: str = "") -> Any:
+    """Put the page at the root of a FastAPI application, behind every route that it has already.
+
+    ``root_path``: below which a proxy shows it.
+    """
     import gradio as gr
 
     style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
@@ -86,7 +89,8 @@ def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]]) -> Any:
     page.state_session_capacity = 1000
     return gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
                                mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
-                               theme=theme, head=style, i18n=page.translation, show_error=False)
+                               theme=theme, head=style, i18n=page.translation, show_error=False,
+                               root_path=root_path or None)
 
 
 # ------------------------------------------------------------------------------------------------------ the layout

@@ -25,6 +25,7 @@ from typing import Optional
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine, decode_step, prefill
+from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.generate.sampling import check_ids, seed_of
 from pangu_lab.generate.sequence import (CANCELLED, Completion, Prompt, SequenceInProgress, TokenLogprob,
                                          prompt_logprobs)
@@ -236,6 +237,7 @@ class Scheduler:
         self._woken = False
         self._closing: Optional[str] = None
         self._failure: Optional[Exception] = None
+        self._lost: Optional[str] = None
         self._encoding = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
@@ -311,7 +313,7 @@ class Scheduler:
         """``ready``, or why not: ``starting``, ``ending``, ``failed``, in words for people."""
         if self._failure:
             return "the network has failed; see the server's log"
-        return self._closing or ("ready" if self.ready.is_set() else "the server is starting")
+        return self._closing or self._lost or ("ready" if self.ready.is_set() else "the server is starting")
 
     def close(self, drain: bool = True, seconds: Optional[float] = None) -> bool:
         """Take nothing new; end what runs and waits, cut off after ``seconds`` (of the limits by default).
@@ -375,18 +377,34 @@ class Scheduler:
 
     def _run(self) -> None:
         try:
-            self._warm_up()
-            if not self._closing:
-                self.ready.set()
-            while self._closing != "the server has ended" or self._running:
-                self._wait_for_work()
-                self._step()
+            while not self._serve():
+                pass
         except Exception as error:  # the network itself failed: say so to everybody and take nothing more
             logger.exception("the network failed")
             self._failure = error
             self.ready.clear()
         finally:
             self._end_all(Unavailable(self.state))
+
+    def _serve(self) -> bool:
+        """Wait for the network and run requests until the server is closed, or the network lost; whether closed."""
+        try:
+            self.engine.runner.recover(lambda: self._closing is None)
+            if self._closing is None:
+                self._warm_up()
+            if self._closing is None:
+                self._lost = None
+                self.ready.set()
+            while self._closing != "the server has ended" or self._running:
+                self._wait_for_work()
+                self._step()
+            return True
+        except NetworkLost as error:
+            self._lost = str(error)
+            self.ready.clear()
+            logger.warning("%s", error)
+            self._end_all(Unavailable(self._lost))
+            return self._closing is not None
 
     def _warm_up(self) -> None:
         """Compile what will be called, and find the batch sizes that agree."""
@@ -405,6 +423,7 @@ class Scheduler:
             if not self._running:
                 self._changed.wait_for(lambda: self._woken or self._startable(), IDLE_SECONDS)
             self._woken = False
+        self.engine.runner.check()
 
     def _startable(self) -> Optional[Ticket]:
         """The first in turn, when slots and places are free for it."""

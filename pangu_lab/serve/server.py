@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import secrets
 import socket
 import threading
 import webbrowser
@@ -36,9 +37,10 @@ class Server:
         scheduler: what runs the requests.
     """
 
-    def __init__(self, scheduler: Scheduler, url: str, runner: Any, thread: threading.Thread, blocks: Any) -> None:
+    def __init__(self, scheduler: Scheduler, url: str, runner: Any, thread: threading.Thread, blocks: Any,
+                 cluster: Any = None) -> None:
         self.scheduler, self.url = scheduler, url
-        self._runner, self._thread, self._blocks = runner, thread, blocks
+        self._runner, self._thread, self._blocks, self._cluster = runner, thread, blocks, cluster
         self._closed = False
 
     def close(self, drain: bool = False, seconds: Optional[float] = None) -> bool:
@@ -51,6 +53,8 @@ class Server:
             return True
         self._closed = True
         whole = self.scheduler.close(drain, seconds)
+        if self._cluster is not None:
+            self._cluster.close()
         self._runner.should_exit = True
         self._thread.join(timeout=15)
         if self._blocks is not None:
@@ -66,7 +70,9 @@ class Server:
 
 def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
           password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
-          limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False) -> Server:
+          limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False,
+          nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: int = 0,
+          cluster_key: Optional[str] = None, root_path: str = "") -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -82,6 +88,10 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
             served beyond this machine.
         quick: decode in batches of any size: quicker with few requests at once, but the last bits of a text's
             numbers then depend on what runs beside it.
+        nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
+        master_addr, master_port: where agents of other hosts reach this process; a free port when 0.
+        cluster_key: a secret that the agents know as well.
+        root_path: the path below which a proxy shows the server, when it takes it off before it passes requests on.
 
     Raises:
         InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
@@ -89,28 +99,50 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     if not (is_loopback(host) or password or token or insecure):
         raise InputError(f"host={host} lets others reach this server: give a password or a token, or say insecure to "
                          "allow it")
-    listening = _listen(host, port)
+    listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
-            from pangu_lab.export import load_bundle
-
-            bundle = load_bundle(bundle)
+            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key)
         scheduler = Scheduler(bundle, limits, steady=not quick)
         scheduler.wait_ready()
-        app, blocks = _application(scheduler, limits, host, password, token, page, names)
+        app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path)
         runner, thread = _start(app, listening, limits)
     except BaseException:
         listening.close()
+        if cluster is not None:
+            if scheduler is not None:
+                scheduler.close(drain=False)
+            cluster.close()
         raise
     shown = "127.0.0.1" if host in ANYWHERE else f"[{host}]" if ":" in host else host
-    server = Server(scheduler, f"http://{shown}:{listening.getsockname()[1]}/", runner, thread, blocks)
+    server = Server(scheduler, f"http://{shown}:{listening.getsockname()[1]}/", runner, thread, blocks, cluster)
     if open_browser:
         webbrowser.open(server.url)
     return server
 
 
+def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: int,
+          key: Optional[str]) -> tuple[Engine, Any]:
+    """The engine over a bundle, and the cluster behind it where the bundle is for several processes."""
+    from pangu_lab.export.loading import load_bundle, read_bundle
+
+    world = read_bundle(bundle).get("parallel", {}).get("tensor", 1)
+    nproc = world if nproc is None else nproc
+    if world == 1:
+        if nproc != 1:
+            raise InputError(f"{bundle}: exported for one process; export it with --tensor-parallel {nproc} first")
+        return load_bundle(bundle), None
+    if not key and (nproc < world or not is_loopback(master_addr)):
+        raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one into "
+                         "the environment variable PANGU_LAB_CLUSTER_KEY on each")
+    from pangu_lab.serve.cluster import Cluster, cluster_engine
+
+    cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode())
+    return cluster_engine(cluster), cluster
+
+
 def _application(scheduler: Scheduler, limits: Limits, host: str, password: Optional[str], token: Optional[str],
-                 page: bool, names: Sequence[str]) -> tuple[Any, Any]:
+                 page: bool, names: Sequence[str], root_path: str) -> tuple[Any, Any]:
     """The guarded ASGI application, and the page's blocks."""
     from pangu_lab.serve.api import build_api
     from pangu_lab.serve.guard import Guard, loopback_names
@@ -122,7 +154,7 @@ def _application(scheduler: Scheduler, limits: Limits, host: str, password: Opti
         from pangu_lab.serve.page import build_page, mount_page
 
         blocks = build_page(scheduler)
-        app = mount_page(app, blocks, (USER, password or token) if password or token else None)
+        app = mount_page(app, blocks, (USER, password or token) if password or token else None, root_path)
     hosts = [*loopback_names(), *names] if is_loopback(host) or names else None
     return Guard(app, limits, token or password, hosts, metrics.answered), blocks
 

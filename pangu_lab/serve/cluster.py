@@ -1,0 +1,312 @@
+"""One model over several processes, on this host and others: who computes, and what happens when one is lost.
+
+The front is the process that listens to clients; it runs no network. It keeps this host's rank processes, agents
+(``pangu-lab serve --agent``) keep those of other hosts, and each offers itself here. When there is one for every rank
+the front starts MindSpore's scheduler, tells each who it is, and from then on sends every call of the network to all
+of them; rank 0, which is always on this host, answers. A rank that ends, fails or falls silent ends the gathering:
+the others would wait for it in a collective for ever, so all are let go, their keepers start new ones, and the front
+gathers again. Meanwhile requests are refused, and those that ran are told so.
+
+Why not the collectives of one long-lived group: MindSpore's cannot lose a member and take another. Why rank 0 is not
+in this process: a process that waits in a collective for a dead one can only be ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Listener
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from pangu_lab.config import RunConfig, config_from_dict
+from pangu_lab.errors import InputError
+from pangu_lab.export.loading import load_bundle_tokenizer, model_config, rank_folders, read_bundle
+from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.runner import NetworkLost, Runner
+from pangu_lab.launch.hosts import free_port
+from pangu_lab.launch.plan import LAUNCHER, clean_environment
+from pangu_lab.memory import tokens_at_once
+from pangu_lab.serve.rank import Keeper
+from pangu_lab.serve.wire import Gone, Link, authenticated
+
+LOADING_SECONDS = 1800.0  # for all ranks to join and load
+STEP_SECONDS = 600.0  # for one call of the network, its compilation included
+POLL_SECONDS = 0.1
+
+
+@dataclass
+class _Member:
+    """A rank process that has offered itself."""
+
+    link: Link
+    host: str
+    ranks: tuple[int, ...]
+    local: bool
+    rank: int = -1
+    ready: bool = False
+    lost: Optional[str] = None
+    refused: Optional[str] = None
+    answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+
+    def listen(self, changed: Callable[[], None]) -> None:
+        """Take what it sends until it ends."""
+        try:
+            while True:
+                head, arrays = self.link.receive()
+                if head["kind"] == "logits":
+                    self.answers.put(arrays[0])
+                elif head["kind"] == "ready":
+                    self.ready = True
+                elif head["kind"] == "refused":
+                    self.refused = str(head["text"])
+                changed()
+        except Gone as error:
+            self.lost = str(error)
+            self.answers.put(None)
+            changed()
+
+
+class Cluster:
+    """The ranks of a tensor-parallel bundle.
+
+    Args:
+        bundle: a folder with a ``rank_N`` folder for each rank that runs here, rank 0 among them.
+        nproc: ranks on this host; agents bring the others.
+        address, port: where agents reach this front; a free port when 0.
+        key: known to the agents.
+
+    Attributes:
+        world: how many ranks there are.
+        port: where it listens.
+        state: in words, for people.
+    """
+
+    def __init__(self, bundle: Path | str, nproc: int, address: str, port: int, key: bytes) -> None:
+        self.folder, self.description = Path(bundle), read_bundle(bundle)
+        self.world = self.description["parallel"]["tensor"]
+        check_ranks(bundle, nproc, self.world)
+        self.address, self.key, self.state = address, key, "the processes start"
+        self._members: list[_Member] = []
+        self._gathered: list[_Member] = []
+        self._changed = threading.Condition()
+        self._scheduler: Optional[subprocess.Popen] = None
+        self._closed = False
+        try:
+            self._listener = Listener((address, port), backlog=64)
+        except OSError as error:
+            raise InputError(f"cannot wait for ranks on {address}:{port} ({error}): give another --master-addr or "
+                             "--master-port") from None
+        self.port = self._listener.address[1]
+        threading.Thread(target=self._accept, name="ranks", daemon=True).start()
+        self._keeper = Keeper(bundle, nproc, (address, self.port), key, local=True)
+
+    # ------------------------------------------------------------------------------------------ who offers itself
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                continue
+            threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
+
+    def _welcome(self, connection: Any) -> None:
+        with contextlib.suppress(Gone, KeyError, TypeError):
+            link = authenticated(connection, self.key)
+            head, _ = link.receive()
+            if head["export_id"] != self.description["parallel"]["export_id"]:
+                self._say(f"a process on {head['host']} has the ranks of another export: copy the same one there")
+                return link.close()
+            member = _Member(link, str(head["host"]), tuple(head["ranks"]), bool(head["local"]))
+            with self._changed:
+                self._members.append(member)
+                self._changed.notify_all()
+            member.listen(self._notify)
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def _say(self, text: str) -> None:
+        self.state = text
+
+    # ------------------------------------------------------------------------------------------------- gathering
+
+    def gather(self, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Wait until every rank is there and has loaded its part, as long as ``go_on()``.
+
+        Raises:
+            InputError: a rank cannot use its bundle.
+        """
+        self._let_go()
+        while go_on() and not self._closed:
+            chosen = self._choose()
+            if chosen and self._begin(chosen, go_on):
+                self._gathered, self.state = chosen, "ready"
+                return
+            if chosen:
+                self._let_go()
+            with self._changed:
+                self._changed.wait(POLL_SECONDS)
+
+    def _choose(self) -> list[_Member]:
+        """A member for each rank, in order; none as long as some rank has nobody."""
+        with self._changed:
+            self._members = [member for member in self._members if member.lost is None]
+            free: dict[int, _Member] = {}
+            for member in sorted(self._members, key=lambda one: (not one.local, len(one.ranks))):
+                wanted = [rank for rank in member.ranks if rank not in free and (rank > 0 or member.local)]
+                if wanted:
+                    free[wanted[0]] = member
+        missing = [rank for rank in range(self.world) if rank not in free]
+        if missing:
+            self._say(f"waiting for the processes of rank {', '.join(map(str, missing))} of {self.world}")
+            return []
+        return [free[rank] for rank in range(self.world)]
+
+    def _begin(self, chosen: Sequence[_Member], go_on: Callable[[], bool]) -> bool:
+        """Bring them together; whether all are ready."""
+        environment = {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": self.address,
+                       "MS_SCHED_PORT": str(free_port(self.address)), "MS_RETRY_INTERVAL_LOWER": "0",
+                       "MS_RETRY_INTERVAL_UPPER": "1"}
+        self._start_scheduler(environment)
+        self._say("the processes join and load the model")
+        for rank, member in enumerate(chosen):
+            member.rank = rank
+            with contextlib.suppress(Gone):
+                member.link.send("start", rank=rank, world=self.world, environment=environment)
+        until = time.monotonic() + LOADING_SECONDS
+        while go_on() and not self._closed and time.monotonic() < until:
+            for member in chosen:
+                if member.refused:
+                    raise InputError(f"rank {member.rank} on {member.host}: {member.refused}")
+            if any(member.lost is not None for member in chosen):
+                return False
+            if all(member.ready for member in chosen):
+                return True
+            with self._changed:
+                self._changed.wait(POLL_SECONDS)
+        return False
+
+    def _start_scheduler(self, environment: dict[str, str]) -> None:
+        launcher = {LAUNCHER: f"{os.getpid()}@{socket.gethostname()}"}
+        self._scheduler = subprocess.Popen(
+            [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
+
+    def _let_go(self) -> None:
+        """End the gathering: the processes of all its ranks, which cannot compute without the lost one."""
+        with self._changed:
+            gone = [member for member in self._members if member.rank >= 0]
+            self._members = [member for member in self._members if member.rank < 0]
+        self._gathered = []
+        for member in gone:
+            member.link.close()
+        if self._scheduler is not None:
+            self._scheduler.kill()  # it waits for ranks that will not say goodbye
+            self._scheduler.wait()
+            self._scheduler = None
+
+    # ------------------------------------------------------------------------------------------------- computing
+
+    def call(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """One call of the network on every rank; the logits of rank 0.
+
+        Raises:
+            NetworkLost: a rank is gone, before or meanwhile.
+        """
+        if not self._gathered:
+            raise NetworkLost(self.state)
+        try:
+            for member in self._gathered:
+                member.link.send("call", *arrays)
+        except Gone:
+            raise self._lost() from None
+        until = time.monotonic() + STEP_SECONDS
+        while time.monotonic() < until and all(member.lost is None for member in self._gathered):
+            with contextlib.suppress(queue.Empty):
+                logits = self._gathered[0].answers.get(timeout=POLL_SECONDS)
+                if logits is not None:
+                    return logits
+        raise self._lost()
+
+    def check(self) -> None:
+        """Look whether all ranks live.
+
+        Raises:
+            NetworkLost: names one that does not.
+        """
+        if not self._gathered or any(member.lost is not None for member in self._gathered):
+            raise self._lost()
+
+    def _lost(self) -> NetworkLost:
+        gone = [member for member in self._gathered if member.lost is not None]
+        if gone:
+            self._say(f"rank {gone[0].rank} on {gone[0].host} is lost ({gone[0].lost}); waiting for another")
+        return NetworkLost(self.state)
+
+    def close(self) -> None:
+        """End this host's processes; agents keep theirs and offer them to the next front."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            self._listener.close()
+        self._let_go()
+        with self._changed:
+            for member in self._members:
+                member.link.close()
+        self._keeper.close()
+
+
+def check_ranks(bundle: Path | str, nproc: int, world: int) -> None:
+    """Refuse a number of processes that this folder cannot feed.
+
+    Raises:
+        InputError: says what fits.
+    """
+    here = rank_folders(bundle)
+    if not 1 <= nproc <= world:
+        raise InputError(f"{bundle}: exported for {world} processes, so --nproc {nproc} must be from 1 to {world}; "
+                         "agents on other hosts bring the rest")
+    if 0 not in here or len(here) < nproc:
+        raise InputError(f"{bundle}: holds the ranks {', '.join(map(str, sorted(here)))}; {nproc} on this host, rank 0 "
+                         "among them, need a folder each: copy them here")
+
+
+class ClusterRunner(Runner):
+    """A runner whose network is in the ranks of a cluster."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        model = cluster.description["model"]
+        super().__init__(None, model["vocab_size"], model["num_positions"], model["places"],
+                         at_once=tokens_at_once(model_config(cluster.description)))
+        self.cluster, self._calling = cluster, threading.Lock()
+
+    def call(self, *arrays: np.ndarray) -> np.ndarray:
+        with self._calling:
+            return self.cluster.call([np.ascontiguousarray(array, np.int32) for array in arrays])
+
+    def check(self) -> None:
+        self.cluster.check()
+
+    def recover(self, go_on: Callable[[], bool]) -> None:
+        self.cluster.gather(go_on)
+
+
+def cluster_engine(cluster: Cluster) -> Engine:
+    """An engine over a cluster."""
+    description = cluster.description
+    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
+    tokenizer = load_bundle_tokenizer(rank_folders(cluster.folder)[0], description)
+    return Engine(ClusterRunner(cluster), tokenizer, sampling, description["name"])

@@ -1,0 +1,177 @@
+"""One process of a distributed server: ``python -m pangu_lab.serve.rank``, kept by a front or by an agent.
+
+It offers itself to the front, is told which rank it is, joins the others, loads that rank's bundle, and then makes
+every call of the network that the front sends to all of them. It lives for one gathering: when any rank is lost the
+front ends the connections of all, and each ends itself by ``os._exit``, because MindSpore cannot be called back from
+a collective whose other ranks are gone. Who keeps it then starts another.
+
+``Keeper`` is that: it keeps a number of such processes running, on the front's host and on those of the agents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+from pangu_lab.errors import InputError
+from pangu_lab.launch.plan import clean_environment
+from pangu_lab.serve.wire import Gone, Link, connected
+
+KEY = "PANGU_LAB_CLUSTER_KEY"  # no option: everybody on the machine can read those
+REFUSED = 2
+logger = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Keeps ``count`` rank processes running until it is closed; one that ends is started again after a moment.
+
+    Args:
+        local: whether they run beside the front, where rank 0 belongs.
+
+    Attributes:
+        refused: set when a process has said, in a line of its own, that it will never run so.
+    """
+
+    def __init__(self, bundle: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool) -> None:
+        self._command = [sys.executable, "-m", "pangu_lab.serve.rank", "--bundle", str(Path(bundle).resolve()),
+                         "--front", f"{front[0]}:{front[1]}", *(["--local"] if local else [])]
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(count, 1))))
+        self._environment = {KEY: key.decode(), "OMP_NUM_THREADS": threads}
+        self._processes = [self._start(number) for number in range(count)]
+        self._closed, self.refused = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
+        self._thread.start()
+
+    def _start(self, number: int) -> subprocess.Popen:
+        environment = clean_environment({**self._environment, "DEVICE_ID": os.environ.get("DEVICE_ID", str(number))})
+        return subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+
+    def _keep(self) -> None:
+        while not self._closed.wait(0.5):
+            for number, process in enumerate(self._processes):
+                if process.poll() == REFUSED:
+                    self.refused.set()
+                elif process.poll() is not None and not self._closed.is_set():
+                    self._closed.wait(1.0)
+                    self._processes[number] = self._start(number)
+
+    @property
+    def pids(self) -> list[int]:
+        return [process.pid for process in self._processes]
+
+    def close(self) -> None:
+        """End the processes."""
+        self._closed.set()
+        self._thread.join()
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            try:
+                process.wait(5)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+# ------------------------------------------------------------------------------------------------- in the process
+
+
+def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) -> None:
+    """Be a rank until the front ends it.
+
+    Raises:
+        InputError: the bundle, the key or the front cannot be used.
+        Gone: the front is not there.
+    """
+    from pangu_lab.export.loading import rank_folders, read_bundle
+
+    folders = rank_folders(bundle)
+    if not folders:
+        raise InputError(f"{bundle}: holds no rank_N folders: export it with --tensor-parallel")
+    link = connected(front, key, patience=30.0)
+    link.send("offer", ranks=sorted(folders), local=local, host=socket.gethostname(), pid=os.getpid(),
+              export_id=read_bundle(bundle)["parallel"]["export_id"])
+    told = _listening(link)
+    order, _ = told.get()
+    try:
+        runner = _join_and_load(folders[order["rank"]], order)
+    except InputError as error:
+        link.send("refused", text=str(error))
+        raise
+    link.send("ready")
+    while True:
+        _, arrays = told.get()
+        logits = runner.call(*arrays)
+        if order["rank"] == 0:
+            link.send("logits", logits)
+
+
+def _listening(link: Link) -> queue.SimpleQueue:
+    """What the front sends, from a thread of its own that ends the process when the front or our keeper is gone."""
+    told: queue.SimpleQueue = queue.SimpleQueue()
+    parent = os.getppid()
+
+    def listen() -> None:
+        try:
+            while True:
+                told.put(link.receive())
+        except Gone:
+            os._exit(0)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(0)
+
+    for work in (listen, watch):
+        threading.Thread(target=work, daemon=True).start()
+    return told
+
+
+def _join_and_load(folder: Path, order: dict[str, Any]) -> Any:
+    """Meet the other ranks, and load this one's graphs."""
+    os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(order["rank"]), **order["environment"])
+    from mindspore import communication
+
+    from pangu_lab.export.loading import load_runner, read_bundle
+
+    communication.init()
+    description = read_bundle(folder)
+    communication.create_group(description["parallel"]["group"], list(range(order["world"])))
+    return load_runner(folder, description)[0]
+
+
+def main(arguments: Optional[list[str]] = None) -> int:
+    """The command line of a rank."""
+    parser = argparse.ArgumentParser(prog="python -m pangu_lab.serve.rank")
+    parser.add_argument("--bundle", required=True, metavar="DIR")
+    parser.add_argument("--front", required=True, metavar="HOST:PORT")
+    parser.add_argument("--local", action="store_true")
+    args = parser.parse_args(arguments)
+    host, _, port = args.front.rpartition(":")
+    code = 1
+    try:
+        serve_rank(Path(args.bundle), (host, int(port)), os.environ[KEY].encode(), args.local)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        code = REFUSED
+    except Gone as error:
+        sys.stderr.write(f"this rank waits for its front: {error}\n")
+    except Exception:
+        logger.exception("a rank failed")
+    sys.stderr.flush()
+    os._exit(code)  # MindSpore's own end would wait for the other ranks
+
+
+if __name__ == "__main__":
+    main()

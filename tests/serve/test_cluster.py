@@ -1,0 +1,234 @@
+"""A model over two processes: the texts of one process, and what happens when one of them is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Listener
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from pangu_lab.cli import main
+from pangu_lab.config import SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.export import export_run, load_bundle
+from pangu_lab.generate import generate
+from pangu_lab.generate.runner import NetworkLost
+from pangu_lab.launch.hosts import free_port
+from pangu_lab.serve.scheduler import Scheduler, Unavailable
+from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
+
+from tests.serve.running import ROOT, running, scripted
+
+KEY = "PANGU_LAB_CLUSTER_KEY"
+PROMPTS = ("春天来了，", "老师说：", "他打开窗户，")
+
+
+@pytest.fixture(scope="module")
+def shared(debug_run, tmp_path_factory):
+    """A bundle for each of two processes."""
+    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "shared", places=256, tensor_parallel=2,
+                      eval_loss=False)
+
+
+@contextlib.contextmanager
+def agent(bundle, port: int) -> Iterator[subprocess.Popen]:
+    """An agent as another host would run it."""
+    command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--agent", "--bundle", str(bundle), "--master-port",
+               str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), KEY: "secret"})
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def ask(http, prompt: str, **settings) -> httpx.Response:
+    return http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 16, **settings})
+
+
+def wait_for(what, seconds: float = 90.0) -> None:
+    until = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < until, "it does not come"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_writes_and_come_back_when_one_is_lost(shared, debug_bundle):
+    offline, port = load_bundle(debug_bundle), free_port()
+    expected = {(prompt, seed): generate(offline, prompt, SamplingConfig(
+        max_new_tokens=16, temperature=0.8 if seed else 0, seed=seed)).text for prompt in PROMPTS for seed in (0, 1)}
+
+    def same(http) -> bool:
+        return all(ask(http, prompt, seed=seed, temperature=0.8 if seed else 0).json()["choices"][0]["text"] == text
+                   for (prompt, seed), text in expected.items())
+
+    arguments = ("--nproc", "1", "--master-port", str(port), "--no-page")
+    with contextlib.ExitStack() as first:
+        lost = first.enter_context(agent(shared, port))
+        with running(shared, *arguments, **{KEY: "secret"}) as server, httpx.Client(
+                base_url=server.url, timeout=60, trust_env=False) as http:
+            assert http.get("/readyz").status_code == 200 and same(http)
+            _, *ranks = psutil.Process(lost.pid), *psutil.Process(lost.pid).children()
+            lost.kill()
+            with httpx.stream("POST", server.url + "/v1/completions", timeout=60, json={
+                    "prompt": PROMPTS[0], "max_tokens": 100, "stream": True}) as stream:
+                told = "".join(stream.iter_text())
+            assert stream.status_code == 503 or '"error"' in told
+            wait_for(lambda: http.get("/readyz").status_code == 503, 20)
+            assert "rank 1" in http.get("/readyz").text and ask(http, PROMPTS[0]).status_code == 503
+            assert http.get("/healthz").status_code == 200
+            psutil.wait_procs(ranks, timeout=20)
+            assert not any(rank.is_running() for rank in ranks)  # nothing of a dead agent goes on
+            with agent(shared, port):
+                wait_for(lambda: http.get("/readyz").status_code == 200)
+                assert same(http)
+            server.signal()
+            assert server.end()[0] == 0
+
+
+# ------------------------------------------------------------------------------------------- without real processes
+
+
+class Losing:
+    """A scripted network whose processes can be lost and found."""
+
+    def __init__(self) -> None:
+        self.engine = scripted(seconds=0.005)
+        runner = self.engine.runner
+        self.there, self.gathered, whole = threading.Event(), 0, runner.run
+        self.there.set()
+
+        def run(*arrays, **more):
+            self.check()
+            return whole(*arrays, **more)
+
+        runner.run, runner.check, runner.recover = run, self.check, self.recover
+
+    def check(self) -> None:
+        if not self.there.is_set():
+            raise NetworkLost("rank 1 on elsewhere is lost")
+
+    def recover(self, go_on) -> None:
+        while go_on() and not self.there.wait(0.01):
+            pass
+        self.gathered += 1
+
+
+def test_a_lost_network_ends_requests_refuses_new_ones_and_comes_back():
+    network = Losing()
+    scheduler = Scheduler(network.engine)
+    scheduler.wait_ready()
+    from pangu_lab.serve.scheduler import prompt_of_ids
+
+    prompt = prompt_of_ids(network.engine, network.engine.tokenizer.encode("ab"))
+    config = SamplingConfig(temperature=0, max_new_tokens=16)
+    [ticket] = scheduler.submit([prompt], config)
+    expected = ticket.result().text
+    [running_one], [waiting] = scheduler.submit([prompt], config), scheduler.submit([prompt], config)
+    network.there.clear()
+    for one in (running_one, waiting):
+        with pytest.raises(Unavailable, match="rank 1 on elsewhere is lost"):
+            one.result()
+    wait_for(lambda: not scheduler.ready.is_set(), 5)
+    assert scheduler.state == "rank 1 on elsewhere is lost"
+    with pytest.raises(Unavailable):
+        scheduler.submit([prompt], config)
+    assert network.engine.runner.pool.free == network.engine.runner.pool.places
+    network.there.set()
+    wait_for(scheduler.ready.is_set, 5)
+    assert scheduler.submit([prompt], config)[0].result().text == expected and scheduler.state == "ready"
+    network.there.clear()
+    wait_for(lambda: not scheduler.ready.is_set(), 5)
+    started = time.monotonic()
+    scheduler.close()
+    assert time.monotonic() - started < 5  # a server can be ended while it waits
+
+
+@pytest.fixture
+def listening():
+    """A listener that shakes hands with one caller; its link, or what went wrong, comes in the list."""
+    listener, came = Listener(("127.0.0.1", 0)), []
+
+    def welcome() -> None:
+        try:
+            came.append(authenticated(listener.accept(), b"right"))
+        except Gone as error:
+            came.append(error)
+
+    thread = threading.Thread(target=welcome)
+    thread.start()
+    yield listener.address, came, thread
+    listener.close()
+
+
+def test_messages_carry_facts_and_arrays_and_the_end_of_a_link_is_seen(listening):
+    address, came, thread = listening
+    mine = connected(address, b"right")
+    thread.join()
+    arrays = [np.arange(6, dtype=np.int32).reshape(2, 3), np.ones((1, 2), np.float32), np.zeros((0, 3), np.int32)]
+    mine.send("call", *arrays, rank=1)
+    head, got = came[0].receive()
+    assert head == {"kind": "call", "rank": 1}
+    assert all(np.array_equal(one, other) and one.dtype == other.dtype for one, other in zip(got, arrays, strict=True))
+    mine.close()
+    with pytest.raises(Gone):
+        came[0].receive()
+    with pytest.raises(Gone):
+        for _ in range(3):
+            came[0].send("late")
+
+
+def test_another_key_is_refused_on_both_sides(listening):
+    address, came, thread = listening
+    with pytest.raises(InputError, match="has another key"):
+        connected(address, b"wrong")
+    thread.join()
+    assert isinstance(came[0], Gone)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]\n", b'{"kind": "x", "arrays": [["int32", [2]]]}\nabc',
+                                     b'{"kind": "x", "arrays": [["object", [1]]]}\nabcdefgh',
+                                     b'{"kind": "x", "arrays": []}\nmore', b'{"kind": 3, "arrays": []}\n'])
+def test_messages_that_are_none_are_refused(content):
+    with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+        unpacked(content)
+
+
+def test_numbers_and_folders_that_do_not_fit_are_said_in_one_line(shared, debug_bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(KEY, raising=False)
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "rank_1").symlink_to(shared / "rank_1")
+    for arguments, message in (
+            (["--bundle", str(debug_bundle), "--nproc", "2"], "exported for one process"),
+            (["--bundle", str(shared), "--nproc", "1"], "put one into the environment variable PANGU_LAB_CLUSTER_KEY"),
+            (["--bundle", str(shared), "--nproc", "3"], "--nproc 3 must be from 1 to 2"),
+            (["--bundle", str(shared), "--agent"], "put the server's into PANGU_LAB_CLUSTER_KEY")):
+        assert main(["serve", "--port", "0", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    monkeypatch.setenv(KEY, "secret")
+    assert main(["serve", "--port", "0", "--nproc", "1", "--bundle", str(tmp_path / "second")]) == 2
+    assert "holds the ranks 1; 1 on this host, rank 0 among them, need a folder each" in capsys.readouterr().err
+    assert main(["serve", "--agent", "--nproc", "2", "--bundle", str(tmp_path / "second")]) == 2
+    with pytest.raises(InputError, match="exported for 2 processes, which share the model"):
+        load_bundle(shared)
+
+
+def test_each_rank_holds_its_part_and_its_own_checksums(shared):
+    told = [json.loads((shared / f"rank_{rank}" / "bundle.json").read_text()) for rank in (0, 1)]
+    assert [one["parallel"]["rank"] for one in told] == [0, 1]
+    assert told[0]["parallel"]["export_id"] == told[1]["parallel"]["export_id"]
+    sizes = [sum(path.stat().st_size for path in (shared / f"rank_{rank}" / "weights").iterdir()) for rank in (0, 1)]
+    assert sizes[0] == sizes[1] < 0.7 * 4 * told[0]["model"]["num_parameters"]
