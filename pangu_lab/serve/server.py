@@ -163,7 +163,7 @@ def _start(app: Any, listening: socket.socket, limits: Limits) -> tuple[Any, thr
     """Run the application in a thread; returns once it answers."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=limits.sessions,
+    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=limits.sessions + 1,  # uvicorn refuses at it
                             timeout_graceful_shutdown=5, server_header=False, ws="none", lifespan="on")
     runner = uvicorn.Server(config)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -192,9 +193,27 @@ def test_a_signal_ends_it_when_what_runs_is_done_and_prompts_are_not_logged(debu
         assert "绝密" not in out + err and "Traceback" not in err
 
 
+def test_more_connections_than_sessions_are_refused_until_one_ends():
+    with serve(scripted(seconds=0.02), port=0, page=False, quick=True, limits=Limits(sessions=2)) as server:
+        with contextlib.ExitStack() as held:
+            first, second, third = (held.enter_context(asking(server.url)) for _ in range(3))
+            assert first.get("/healthz").status_code == second.get("/healthz").status_code == 200
+            assert third.get("/healthz").status_code == 503
+            first.close()
+            end, answers = time.monotonic() + 5, []
+            while 200 not in answers and time.monotonic() < end:
+                with asking(server.url) as again:
+                    answers.append(again.get("/healthz").status_code)
+            assert answers[-1] == 200
+
+
 def test_stop_ends_the_server_of_a_pid_file(debug_bundle, tmp_path, capsys):
     file = tmp_path / "serve.pid"
-    with running(debug_bundle, "--pid-file", str(file), "--no-page") as server:
+    with running(debug_bundle, "--pid-file", str(file), "--no-page", "--quick") as server:
+        with asking(server.url) as client:
+            answer = client.post("/v1/completions", json={"prompt": "春天", "max_tokens": 20, "seed": 1}).json()
+        expected = generate(load_bundle(debug_bundle), "春天", SamplingConfig(max_new_tokens=20, seed=1)).text
+        assert answer["choices"][0]["text"] == expected  # alone, quick decoding is what offline generation does
         reader = threading.Thread(target=server.process.wait)  # somebody must take the exit code of a child
         reader.start()
         assert cli.main(["serve", "--stop", "--pid-file", str(file)]) == 0
