@@ -26,6 +26,7 @@ SMALL = {
     "05_released_weights": f"{MODEL}\nsteps = 5",
     "06_generation": MODEL,
     "07_evaluation": f"{MODEL}\nc3_folder, limit = None, 4",
+    "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
 }
 OF_THIS_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|var)/|[A-Z]:\\\\Users")
 
