@@ -233,6 +233,11 @@ class CompletionStream(Iterator[str]):
     def tokens(self) -> int:
         return len(self._item.new_ids)
 
+    @property
+    def places_needed(self) -> int:
+        """Positions of the cache that it takes when its iteration begins."""
+        return _Batch.of(self._item).places_needed
+
     def cancel(self) -> None:
         """Stop after the token that is being made; from any thread. The iteration then ends."""
         self._cancelled.set()
