@@ -16,7 +16,6 @@ from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
 PASSWORD, TOKEN, KEY = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY"  # no options: everybody on the machine can read those
-MASTER_PORT = 8119
 
 
 def register(verbs: Any) -> None:
@@ -31,7 +30,7 @@ def register(verbs: Any) -> None:
                         help="also a graph of fixed shapes for prompts of up to N tokens, for devices that compile "
                              "every shape anew")
     export.add_argument("--decode-batches", type=_numbers, metavar="N,N",
-                        help="a graph for one step of N sequences (default: 1, below 1 GiB of weights; 0 for none)")
+                        help="a graph for one step of N sequences (default: 1,4 below 1 GiB of weights; 0 for none)")
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that measures whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
                         help="a bundle for each of N processes that share the model (serve --nproc)")
@@ -61,7 +60,7 @@ def register(verbs: Any) -> None:
                                                               "host, until ended")
     several.add_argument("--master-addr", default="127.0.0.1", metavar="ADDRESS",
                          help="where agents reach the server (default %(default)s)")
-    several.add_argument("--master-port", type=int, default=MASTER_PORT, metavar="N", help="default %(default)s")
+    several.add_argument("--master-port", type=int, metavar="N", help="default 8119")
     serve.add_argument("--root-path", default="", metavar="PATH",
                        help="where a proxy shows the page, such as /proxy/7860 of jupyter-server-proxy")
     serve.add_argument("--pid-file", metavar="FILE", help="keep the process number here while it runs")
@@ -119,7 +118,7 @@ def _be_agent(args: argparse.Namespace) -> int:
     """Keep rank processes for the server of another host; they find it, and find it again, by themselves."""
     from pangu_lab.export.loading import rank_folders, read_bundle
     from pangu_lab.serve.rank import Keeper
-    from pangu_lab.serve.server import pid_file
+    from pangu_lab.serve.server import MASTER_PORT, pid_file
 
     key, nproc = os.environ.get(KEY), 1 if args.nproc is None else args.nproc
     if not key:
@@ -130,9 +129,10 @@ def _be_agent(args: argparse.Namespace) -> int:
         raise InputError(f"{args.bundle}: holds bundles of {len(ranks)} ranks, which do not feed --nproc {nproc}")
     with _signals() as signals, pid_file(args.pid_file):
         signals.ready()
-        keeper = Keeper(args.bundle, nproc, (args.master_addr, args.master_port), key.encode(), local=False)
+        port = MASTER_PORT if args.master_port is None else args.master_port
+        keeper = Keeper(args.bundle, nproc, (args.master_addr, port), key.encode(), local=False)
         try:
-            say(f"{nproc} process(es) for the server at {args.master_addr}:{args.master_port} (Ctrl-C ends them)")
+            say(f"{nproc} process(es) for the server at {args.master_addr}:{port} (Ctrl-C ends them)")
             code = finish(args, {"pid": os.getpid(), "ranks": ranks})
             while not signals and not keeper.refused.is_set():
                 time.sleep(0.2)

@@ -14,6 +14,7 @@ in this process: a process that waits in a collective for a dead one can only be
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import socket
@@ -40,6 +41,7 @@ from pangu_lab.memory import tokens_at_once
 from pangu_lab.serve.rank import Keeper
 from pangu_lab.serve.wire import Gone, Link, authenticated
 
+logger = logging.getLogger(__name__)
 LOADING_SECONDS = 1800.0  # for all ranks to join and load
 STEP_SECONDS = 600.0  # for one call of the network, its compilation included
 POLL_SECONDS = 0.1
@@ -139,6 +141,8 @@ class Cluster:
             self._changed.notify_all()
 
     def _say(self, text: str) -> None:
+        if text != self.state:
+            logger.warning("%s", text)  # whoever started this process wants to know what it waits for
         self.state = text
 
     # ------------------------------------------------------------------------------------------------- gathering
@@ -153,8 +157,8 @@ class Cluster:
         while go_on() and not self._closed:
             chosen = self._choose()
             if chosen and self._begin(chosen, go_on):
-                self._gathered, self.state = chosen, "ready"
-                return
+                self._gathered = chosen
+                return self._say("every process is ready")
             if chosen:
                 self._let_go()
             with self._changed:

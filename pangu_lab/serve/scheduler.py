@@ -402,7 +402,6 @@ class Scheduler:
         except NetworkLost as error:
             self._lost = str(error)
             self.ready.clear()
-            logger.warning("%s", error)
             self._end_all(Unavailable(self._lost))
             return self._closing is not None
 

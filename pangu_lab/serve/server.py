@@ -26,6 +26,7 @@ from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import Scheduler
 
 USER = "pangu"
+MASTER_PORT = 8119  # where a front waits for agents
 ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -71,7 +72,7 @@ class Server:
 def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
           password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
           limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False,
-          nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: int = 0,
+          nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: Optional[int] = None,
           cluster_key: Optional[str] = None, root_path: str = "") -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
@@ -89,7 +90,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         quick: decode in batches of any size: quicker with few requests at once, but the last bits of a text's
             numbers then depend on what runs beside it.
         nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
-        master_addr, master_port: where agents of other hosts reach this process; a free port when 0.
+        master_addr, master_port: where agents of other hosts reach this process; by default port 8119, or any free one
+            when there are none.
         cluster_key: a secret that the agents know as well.
         root_path: the path below which a proxy shows the server, when it takes it off before it passes requests on.
 
@@ -121,7 +123,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     return server
 
 
-def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: int,
+def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int],
           key: Optional[str]) -> tuple[Engine, Any]:
     """The engine over a bundle, and the cluster behind it where the bundle is for several processes."""
     from pangu_lab.export.loading import load_bundle, read_bundle
@@ -137,6 +139,8 @@ def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_por
                          "the environment variable PANGU_LAB_CLUSTER_KEY on each")
     from pangu_lab.serve.cluster import Cluster, cluster_engine
 
+    if master_port is None:
+        master_port = MASTER_PORT if nproc < world else 0
     cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode())
     return cluster_engine(cluster), cluster
 

@@ -197,7 +197,7 @@ def test_weights_too_large_for_one_file_are_spread_over_several(tokenizer, engin
 
 def test_the_description_tells_sizes_ids_defaults_and_checksums(folder, tokenizer, bundle):
     told = json.loads((folder / "bundle.json").read_text(encoding="utf-8"))
-    assert set(told["graphs"]) == {"prefill", "decode", "eval_loss"}
+    assert set(told["graphs"]) == {"prefill", "decode", "decode_4", "eval_loss"}
     assert told["special_ids"] == {"eod": tokenizer.eod_id, "pad": tokenizer.pad_id}
     assert told["tokenizer"]["fingerprint"] == tokenizer.fingerprint
     assert told["model"]["num_positions"] == 32 and told["model"]["places"] == 64

@@ -38,7 +38,7 @@ PROMPTS = ("春天来了，", "老师说：", "他打开窗户，")
 def shared(debug_run, tmp_path_factory):
     """A bundle for each of two processes."""
     return export_run(debug_run, tmp_path_factory.mktemp("exports") / "shared", places=256, tensor_parallel=2,
-                      eval_loss=False)
+                      decode_batches=(), eval_loss=False)
 
 
 @contextlib.contextmanager
