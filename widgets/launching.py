@@ -6,6 +6,7 @@ the two share is the run folder. What the command itself says goes to ``logs/lau
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from widgets.run_state import ENDED, heard_of, settings_of, state_of
 
 Folder = Union[Path, str]
 LOG = "launcher.log"
+LEAVE_SECONDS = 10.0
 _started: dict[Path, tuple[subprocess.Popen, float]] = {}  # by run: its newest launcher and when it was begun
 
 
@@ -73,6 +75,9 @@ def _start(words: Sequence[str], run: Path) -> StartedRun:
         process.poll()  # those that have ended leave the table of processes
     if state_of(run)[0] not in ENDED or launch_note(run)[0] == "starting":
         raise InputError(f"{run}: a run is going on here; stop it first, or choose another name")
+    if run.absolute() in _started:  # its ranks have ended; it takes its leave, and closes the log, a moment later
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            _started[run.absolute()][0].wait(LEAVE_SECONDS)
     (run / "logs").mkdir(parents=True, exist_ok=True)
     argv = [sys.executable, "-m", "pangu_lab.cli", *words[1:]]
     with open(run / "logs" / LOG, "wb") as log:

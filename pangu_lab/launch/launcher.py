@@ -272,7 +272,7 @@ class Launcher:
             if job.finished():
                 reason = job.reason()
                 return self._result(job, self.stopping if self.stopping and reason != "finished" else reason), None
-            if self._stop_asked() and not job.began:
+            if self._stop_asked(job) and not job.began:
                 return self._result(job, f"{self.stopping} before training began"), None
 
     def _result(self, job: Job, reason: str) -> LaunchResult:
@@ -301,8 +301,11 @@ class Launcher:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _stop_asked(self) -> bool:
-        """Whether the run is to stop; passed on to the ranks as the ``stop`` file, again if a rank removed it."""
+    def _stop_asked(self, job: Job) -> bool:
+        """Whether the run is to stop; passed on to the ranks as the ``stop`` file, again if a rank removed it.
+
+        Not to ranks that have ended: the file would stop whoever goes on with the run while this launcher is leaving.
+        """
         file = self.run / STOP
         if not self.stopping:
             if self.signals:
@@ -313,7 +316,8 @@ class Launcher:
                 self.stopping = "stop file"
             if self.stopping:
                 self.tell({"kind": "stopping", "why": self.stopping})
-        if self.stopping and not file.exists():
+        at_work = any(job.state(rank) not in ("finished", "stopped", "failed") for rank in job.ranks)
+        if self.stopping and at_work and not file.exists():
             file.write_text(f"{time.time()}\n", encoding="utf-8")
         return bool(self.stopping)
 

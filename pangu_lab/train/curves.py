@@ -23,6 +23,8 @@ def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
     """Loss (raw, smoothed, held-out), learning rate and gradient norm of one or more runs, to a PNG file.
 
+    Where a run has a loss scale (fp16), a further panel shows it, with a cross at each step that overflowed.
+
     Raises:
         InputError: a run has no steps yet.
     """
@@ -31,12 +33,16 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["loss", "loss"], ["lr", "norm"]], height_ratios=[2, 1])
-    for number, run in enumerate(runs):
-        _draw(axes, _curves(run), f"C{number}", Path(run).name)
-    for name, title in (("loss", "loss (nats a token)"), ("lr", "learning rate"), ("norm", "gradient norm")):
-        axes[name].set(title=title, xlabel="step")
-        axes[name].grid(alpha=0.3)
+    curves = [_curves(run) for run in runs]
+    small = ["lr", "norm"] + ["scale"] * any(e.get("loss_scale", 1.0) != 1.0 for one in curves for e in one.steps)
+    axes = figure.subplot_mosaic([["loss"] * len(small), small], height_ratios=[2, 1])
+    for number, (run, one) in enumerate(zip(runs, curves)):
+        _draw(axes, one, f"C{number}", Path(run).name)
+    for name, title in (("loss", "loss (nats a token)"), ("lr", "learning rate"), ("norm", "gradient norm"),
+                        ("scale", "loss scale (×: overflow)")):
+        if name in axes:
+            axes[name].set(title=title, xlabel="step")
+            axes[name].grid(alpha=0.3)
     axes["loss"].legend()
     axes["norm"].set_yscale("log")
     figure.savefig(png, dpi=120)
@@ -59,6 +65,12 @@ def _draw(axes, curves: Curves, color: str, name: str) -> None:
                           label=f"{name}: held out")
     axes["lr"].plot(steps, [e["lr"] for e in curves.steps], color=color)
     axes["norm"].plot(steps, [e["grad_norm"] for e in curves.steps], color=color)
+    if "scale" in axes:
+        both = sorted(curves.steps + curves.overflows, key=lambda event: event["step"])
+        axes["scale"].plot([e["step"] for e in both], [e.get("loss_scale", 1.0) for e in both], color=color)
+        axes["scale"].plot([e["step"] for e in curves.overflows], [e["loss_scale"] for e in curves.overflows], "x",
+                           color=color)
+        axes["scale"].set_yscale("log", base=2)
 
 
 def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:

@@ -38,7 +38,7 @@ def read_status(run_folder: Path | str) -> dict[str, Any]:
     status = read_json(Path(run_folder) / STATUS, "the run's status")
     if status["state"] not in ("finished", "stopped", "failed") and not _alive(status):
         status["state"] = "died"
-        status["reason"] = f"the process ended at step {status.get('step', 0)} without a word"
+        status["reason"] = f"the process ended without a word (last heard of at step {status.get('step', 0)})"
     return status
 
 

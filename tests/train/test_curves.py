@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from matplotlib.image import imread
 
 from pangu_lab.errors import InputError
 from pangu_lab.train import EventLog, list_runs, read_curves, request_stop
@@ -20,6 +21,17 @@ def test_a_picture_of_several_runs_is_written(debug_run, tmp_path):
     assert plot_curves([debug_run, debug_run], tmp_path / "c.png").stat().st_size > 20_000
     with pytest.raises(InputError, match="no steps"):
         plot_curves([tmp_path], tmp_path / "d.png")
+
+
+def test_a_loss_scale_has_a_panel_of_its_own(debug_run, tmp_path):
+    log = EventLog(tmp_path)
+    for step, scale in enumerate((8.0, 4.0, 2.0), 1):
+        log.write("overflow", step=step, loss_scale=scale, was=2 * scale)
+    log.write("step", step=4, loss=5.0, lr=1e-3, grad_norm=1.0, loss_scale=2.0)
+    log.write("step", step=5, loss=4.0, lr=1e-3, grad_norm=1.0, loss_scale=2.0)
+    shapes = [imread(plot_curves(runs, tmp_path / "c.png")) for runs in ([debug_run], [debug_run, tmp_path])]
+    third = [(picture[-220:-80, -380:, :3] < 0.5).mean() for picture in shapes]  # the place of the third panel
+    assert third[0] != third[1]
 
 
 def test_smoothing_keeps_a_constant_and_has_no_start_bias():

@@ -52,6 +52,12 @@ def test_a_run_is_started_watched_and_stopped(debug_config, panel_of):
     assert panel.monitor.heads[0]["reason"] == "stop file"
     assert len(panel.monitor.runs[0].steps) == panel.monitor.heads[0]["step"]
 
+    stopped = panel.monitor.heads[0]["step"]  # resumed at once, while the old launcher is still taking its leave
+    resume_run(panel.run)
+    assert launching.wait_for(panel.run, step=stopped + 2) in ("training", "saving")
+    panel.stop()
+    assert launching.wait_for(panel.run) == "stopped"
+
 
 def test_a_launch_that_refuses_is_shown_with_its_reason(debug_config, panel_of, debug_data):
     panel = panel_of(debug_config.replace(**{"data.path": str(debug_data / "tokenizer")}))
