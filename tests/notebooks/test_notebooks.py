@@ -16,17 +16,21 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+SLOW = {"03_train_and_watch"}  # starts six runs; what it does is tested in parts in tests/widgets and tests/train
 MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = SHARED'
 SMALL = {
     "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER',
     "01_data_and_tokens": "folder, texts, vocab_size, sizes, record_length = FOLDER, None, 512, (512, 640), 41",
     "02_the_model": MODEL,
+    "03_train_and_watch": ('preset_name, stop_at, folder = "debug", 3, FOLDER\n'
+                           'changes = {"train.steps": 150, "train.eval_every": 150, "train.checkpoint_every": 150}'),
     "04_parallel": ('preset_name, steps, folder = "debug", 6, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
     "05_released_weights": f"{MODEL}\nsteps = 5",
     "06_generation": MODEL,
     "07_evaluation": f"{MODEL}\nc3_folder, limit = None, 4",
     "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
+    "09_exercises": MODEL,
 }
 OF_THIS_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|var)/|[A-Z]:\\\\Users")
 
@@ -38,7 +42,7 @@ def shared_folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NOTEBOOKS])
 def test_a_notebook_runs_to_its_end(name, tmp_path, shared_folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
@@ -50,6 +54,16 @@ def test_a_notebook_runs_to_its_end(name, tmp_path, shared_folder, monkeypatch):
     errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
               if output.output_type == "error" or output.get("name") == "stderr" and "ERROR" in output.text]
     assert not errors
+
+
+def test_answers_are_folded_away_and_each_checks_itself():
+    notebook = nbformat.read(ROOT / "notebooks" / "09_exercises.ipynb", as_version=4)
+    tagged = [(tag, cell) for cell in notebook.cells for tag in cell.metadata.get("tags", [])]
+    answers = [cell for tag, cell in tagged if tag == "answer"]
+    assert 10 <= len(answers) <= 14 and len(answers) == sum(tag == "yours" for tag, _ in tagged)
+    for number, cell in enumerate(answers, 1):
+        assert cell.source.startswith(f"# answer {number}\n") and "assert " in cell.source
+        assert cell.metadata.jupyter == {"source_hidden": True, "outputs_hidden": True}
 
 
 def outputs_of(name: str) -> list[str]:
