@@ -379,6 +379,8 @@ class Scheduler:
         try:
             while not self._serve():
                 pass
+        except InputError as error:  # a process that computes cannot use its bundle, and says why
+            self._failure = error
         except Exception as error:  # the network itself failed: say so to everybody and take nothing more
             logger.exception("the network failed")
             self._failure = error

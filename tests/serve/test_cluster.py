@@ -129,7 +129,7 @@ class Losing:
 
 def test_a_lost_network_ends_requests_refuses_new_ones_and_comes_back():
     network = Losing()
-    scheduler = Scheduler(network.engine)
+    scheduler = Scheduler(network.engine, steady=False)
     scheduler.wait_ready()
     from pangu_lab.serve.scheduler import prompt_of_ids
 
