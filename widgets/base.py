@@ -66,6 +66,16 @@ class LabWidget(anywidget.AnyWidget):
         super().__init__(texts=chosen, **values)
         self.on_msg(self._received)
 
+    def open(self) -> None:
+        """Meet the page. What the page sends is then answered while a cell runs.
+
+        JupyterLab sends a widget's messages to a subshell of the kernel. ipykernel 7.4 sends them on to whichever shell the
+        widget spoke from last, which is the main one for a widget that a cell made: they would wait for the cell's end.
+        """
+        super().open()
+        if hasattr(self.comm, "_reply_subshell_for"):
+            self.comm._reply_subshell_for = lambda data, asked: asked
+
     def word(self, section: str, key: str) -> str:
         """A text of the catalogue in the widget's language; the key itself where it has none."""
         return catalogue(self.language)[section].get(key, key)

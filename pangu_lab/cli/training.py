@@ -27,6 +27,10 @@ def register(verbs: Any) -> None:
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="their place (default %(default)s)")
     runs.add_argument("--stop", metavar="NAME", help="ask this run to finish its step, save and end")
+    runs.add_argument("--compare", nargs="+", metavar="NAME",
+                      help="put these runs side by side: curves, losses at the same steps, settings that differ")
+    runs.add_argument("--tensorboard", metavar="OUT",
+                      help="write the scalars of every run (or of those of --compare) for TensorBoard")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -62,6 +66,8 @@ def show_runs(args: argparse.Namespace) -> int:
         request_stop(Path(args.folder) / args.stop)
         say(f"asked {args.stop} to stop after the step it is in")
         return finish(args, {"run": args.stop, "asked": "stop"})
+    if args.tensorboard or args.compare:
+        return _compare_or_export(args)
     found = list_runs(args.folder)
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` makes one")
@@ -70,3 +76,35 @@ def show_runs(args: argparse.Namespace) -> int:
               [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.tokens_per_second,
                 f"{duration(time.time() - run.heartbeat)} ago", run.reason) for run in found])
     return finish(args, found)
+
+
+def _compare_or_export(args: argparse.Namespace) -> int:
+    from pangu_lab.train import list_runs
+    from pangu_lab.train.comparison import compare_runs, export_tensorboard
+
+    folders = [Path(args.folder) / name for name in args.compare or ()] or [run.folder for run in list_runs(args.folder)]
+    result: dict[str, Any] = {}
+    if args.compare:
+        comparison = result["comparison"] = compare_runs(folders)
+        _show_comparison(comparison)
+    if args.tensorboard:
+        if not folders:
+            raise InputError(f"no runs in {args.folder}: there is nothing to write")
+        result["tensorboard"] = [export_tensorboard(folder, args.tensorboard) for folder in folders]
+        say(f"wrote {len(folders)} runs: tensorboard --logdir {args.tensorboard}")
+    return finish(args, result)
+
+
+def _show_comparison(comparison: Any) -> None:
+    runs = comparison.runs
+    names = [run.name for run in runs]
+    table(("run", "state", "step", "loss", "perplexity", "tokens/s", "loss, smoothed, from the first step to the last"),
+          [(run.name, run.state, run.step, run.loss, run.eval_perplexity, run.tokens_per_second, curve)
+           for run, curve in zip(runs, comparison.curves)])
+    table(("step", *names), [(step, *losses) for step, losses in comparison.losses.items()],
+          title="training loss, smoothed")
+    if comparison.settings:
+        table(("setting", *names), [(key, *map(str, values)) for key, values in comparison.settings.items()],
+              title="settings that differ")
+    else:
+        say("their settings are the same")

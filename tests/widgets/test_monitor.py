@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 
@@ -56,7 +54,7 @@ def test_steps_taken_back_make_the_whole_picture_new(written_run, monitor_of):
     assert monitor.sent == [] and np.frombuffer(monitor.data[0]["columns"]["step"]).tolist() == [1, 2]
 
 
-def test_the_kernel_spends_under_5_ms_on_a_step_of_a_run_of_100000(written_run, monitor_of):
+def test_a_run_of_100000_steps_is_sent_decimated_and_a_new_step_as_its_last_row_alone(written_run, monitor_of):
     run = written_run()
     run.status("training", 0)
     monitor = monitor_of(run.folder)
@@ -64,14 +62,11 @@ def test_the_kernel_spends_under_5_ms_on_a_step_of_a_run_of_100000(written_run, 
     for number in range(1, 100_001):
         steps.add({"step": number, "time": run.begun + number, "tokens": number, "loss": 3.0, "lr": 1e-3})
     monitor.refresh()
-    spent = []
-    for number in range(100_001, 100_031):
-        run.write("step", step=number, loss=3.0)
-        started = time.process_time()
-        monitor.tick()
-        spent.append(time.process_time() - started)
     assert len(np.frombuffer(monitor.data[0]["columns"]["step"])) <= 512
-    assert sorted(spent)[15] < 0.005
+    run.write("step", step=100_001, loss=3.0)
+    monitor.tick()
+    content, columns = monitor.sent[-1]
+    assert content["kind"] == "tail" and len(np.frombuffer(columns[content["names"].index("step")])) <= 2
 
 
 def test_stop_writes_the_wish_into_the_run_folder(written_run, monitor_of, tmp_path):

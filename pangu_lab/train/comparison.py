@@ -1,0 +1,129 @@
+"""Runs side by side, and runs for other tools: what differs in their settings, their losses at common steps, and an
+export for TensorBoard.
+
+The event file of a run stays the source; what is written here is made from it anew each time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from pangu_lab.config import all_keys, load_yaml
+from pangu_lab.errors import InputError
+from pangu_lab.files import whole_folder
+from pangu_lab.train.curves import smoothed
+from pangu_lab.train.events import read_curves
+from pangu_lab.train.runs import STATUS, RunSummary, summarise
+
+BARS = "▁▂▃▄▅▆▇█"
+NOT_SCALARS = {"v", "time", "kind", "step"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs beside each other; every list is in the order of ``runs``.
+
+    Attributes:
+        settings: those that are not the same in all runs: key → values.
+        losses: step → smoothed training losses, at up to ten steps; None where a run has not come so far.
+        curves: each run's smoothed loss as a line of bars over the steps of the longest run, all on one scale.
+    """
+
+    runs: list[RunSummary]
+    settings: dict[str, list[Any]]
+    losses: dict[int, list[Optional[float]]]
+    curves: list[str]
+
+
+def compare_runs(folders: Sequence[Path | str]) -> Comparison:
+    """Put runs beside each other.
+
+    Raises:
+        InputError: a folder is no run, or there is but one.
+    """
+    folders = [Path(folder) for folder in folders]
+    if len(folders) < 2:
+        raise InputError("a comparison needs two runs or more")
+    for folder in folders:
+        if not (folder / STATUS).exists():
+            raise InputError(f"{folder}: no run here")
+    configs = [load_yaml(folder / "config.yaml") for folder in folders]
+    values = {key: [_value(config, key) for config in configs] for key in all_keys(configs[0])}
+    curves = [_loss(folder) for folder in folders]
+    last = max((max(curve, default=0) for curve in curves), default=0)
+    return Comparison([summarise(folder) for folder in folders],
+                      {key: found for key, found in values.items() if any(value != found[0] for value in found)},
+                      {step: [_at(curve, step) for curve in curves] for step in _steps(last)}, _bars(curves, last))
+
+
+def _value(config: Any, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
+
+
+def _loss(folder: Path) -> dict[int, float]:
+    """Smoothed training loss by step; steps without a finite loss are left out."""
+    steps = [event for event in read_curves(folder).steps
+             if isinstance(event.get("loss"), (int, float)) and math.isfinite(event["loss"])]
+    return dict(zip((int(event["step"]) for event in steps), smoothed([float(event["loss"]) for event in steps])))
+
+
+def _steps(last: int, count: int = 10) -> list[int]:
+    return sorted({max(1, round(last * part / count)) for part in range(1, count + 1)}) if last else []
+
+
+def _at(curve: dict[int, float], step: int) -> Optional[float]:
+    """The loss at ``step``, or at the last logged step before it; None beyond the end of the run."""
+    if not curve or step > max(curve):
+        return None
+    before = [at for at in curve if at <= step]
+    return curve[max(before)] if before else None
+
+
+def _bars(curves: Sequence[dict[int, float]], last: int, width: int = 40) -> list[str]:
+    values = [value for curve in curves for value in curve.values()]
+    if not values:
+        return ["" for _ in curves]
+    low, span = min(values), (max(values) - min(values)) or 1.0
+    lines = []
+    for curve in curves:
+        found = [_at(curve, math.ceil(last * (column + 1) / width)) for column in range(width)]
+        lines.append("".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))]
+                             for value in found))
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------- TensorBoard
+
+
+def export_tensorboard(run_folder: Path | str, out: Path | str) -> Path:
+    """Write a run's scalars as TensorBoard reads them, to ``out/NAME``; an earlier export there is replaced.
+
+    Steps go to ``train/…``, evaluations to ``eval/…``, with the times at which they happened.
+
+    Raises:
+        InputError: there is no run, the extra ``tensorboard`` is not installed, or ``out/NAME`` holds something else.
+    """
+    folder = Path(run_folder)
+    if not (folder / STATUS).exists():
+        raise InputError(f"{folder}: no run here")
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise InputError("tensorboardX is not installed: pip install 'pangu-lab[tensorboard]'") from None
+    target = Path(out) / folder.resolve().name
+    if target.is_dir() and any(".tfevents." not in path.name for path in target.iterdir()):
+        raise InputError(f"{target} holds something else than an export: choose another folder")
+    Path(out).mkdir(parents=True, exist_ok=True)
+    curves = read_curves(folder)
+    with whole_folder(target, replace=True) as temporary, SummaryWriter(str(temporary)) as writer:
+        for group, events in (("train", curves.steps), ("eval", curves.evals)):
+            for event in events:
+                for name, value in event.items():
+                    if name not in NOT_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool):
+                        writer.add_scalar(f"{group}/{name}", value, int(event["step"]), float(event["time"]))
+    return target
