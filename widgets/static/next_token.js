@@ -46,7 +46,7 @@ export default {
         clearTimeout(timer);
         timer = setTimeout(() => model.send({ do: "text", text: box.value }), 400);
       } });
-      [bars, stages] = [el("div", { class: "pgl-tokens" }), el("div", { class: "pgl-stages" })];
+      [bars, stages] = [el("div", { class: "pgl-tokenlist" }), el("div", { class: "pgl-stages" })];
       note = el("div", { class: "pgl-error", hidden: true, role: "alert" });
       length = el("span", { class: "pgl-muted" });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")), length,
