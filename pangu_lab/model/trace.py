@@ -8,7 +8,7 @@ one for the whole process and is set back to graphs afterwards.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.fonts import font_families
 from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
 
 OPERATIONS = ("norm1", "attention.query", "attention.key", "attention.value", "attention", "norm2",
@@ -35,7 +36,8 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
 
     Returns:
         By name: ``embedding``, ``blocks.0.attention.query`` …, ``norm``, ``query_layer`` with its parts: rows
-        (batch·seq, …); and ``logits`` (batch, seq, vocab).
+        (batch·seq, …); ``blocks.0.attention.probabilities`` … (batch, heads, seq, seq), [query, key]; and ``logits``
+        (batch, seq, vocab).
 
     Raises:
         InputError: another shape, too many tokens, or an id outside the vocabulary.
@@ -60,8 +62,14 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
         for name, cell in network.cells_and_names():
             if _kept(name):
                 cell.register_forward_hook(_keep(seen, name.removeprefix("stage.")))
-        logits = network(*(ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)))
-        seen["logits"] = logits.asnumpy()
+        inputs = [ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)]
+        logits = network(*inputs).asnumpy()
+        bias = network.stage.bias(inputs[1])
+        for name, cell in network.cells_and_names():
+            if name.endswith(".attention"):
+                name = name.removeprefix("stage.")
+                seen[f"{name}.probabilities"] = _probabilities(seen, name, cell, bias)
+        seen["logits"] = logits
     finally:
         ms.set_context(mode=mode)
     return seen
@@ -80,6 +88,19 @@ def _keep(seen: dict[str, np.ndarray], name: str):
         seen[name] = (output[0] if isinstance(output, tuple) else output).asnumpy()
 
     return hook
+
+
+def _probabilities(seen: dict[str, np.ndarray], name: str, attention, bias) -> np.ndarray:
+    """What an attention cell mixes values with, (batch, heads, seq, seq): the cell asked once more with what it made.
+
+    MindSpore calls no hook of a cell that has a backward pass of its own.
+    """
+    import mindspore as ms
+
+    batch, _, seq, _ = bias.shape
+    q, k, v = (attention._split(ms.Tensor(seen[f"{name}.{part}"]), batch, seq) for part in ("query", "key", "value"))
+    found = attention.attend(q, k, v, bias, ms.Tensor(1.0))[1].asnumpy()
+    return found.reshape(batch, -1, seq, seq)
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:
@@ -167,5 +188,28 @@ def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Pat
     axes.set_xticks(range(values.shape[1]))
     axes.set(xlabel="position")
     figure.colorbar(image, label="difference of the queries")
+    figure.savefig(png, dpi=100)
+    return Path(png)
+
+
+def plot_attention(seen: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str], png: Path | str) -> Path:
+    """Where each head of some traced layers looks, a row a layer and a column a head, to a PNG file.
+
+    Args:
+        seen: of ``trace``; its first text is drawn.
+        layers: such as ``blocks.0`` and ``query_layer``.
+        tokens: the text's, for the axes: queries downwards, keys to the right.
+    """
+    heads = seen[f"{layers[0]}.attention.probabilities"].shape[1]
+    figure = _figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
+    axes = figure.subplots(len(layers), heads, sharex=True, sharey=True, squeeze=False)
+    for row, layer in enumerate(layers):
+        for head in range(heads):
+            axes[row, head].imshow(seen[f"{layer}.attention.probabilities"][0, head], cmap="Blues", vmin=0, vmax=1)
+            axes[row, head].set_title(f"{layer}, head {head}" if head == 0 else f"head {head}", fontsize=8)
+    for axis in [panel.xaxis for panel in axes[-1]] + [panel.yaxis for panel in axes[:, 0]]:
+        axis.set_ticks(range(len(tokens)), list(tokens), fontfamily=font_families(), fontsize=6)
+    for panel in axes[-1]:
+        panel.tick_params(axis="x", rotation=90)
     figure.savefig(png, dpi=100)
     return Path(png)

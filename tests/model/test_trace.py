@@ -11,7 +11,7 @@ import pytest
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
 from pangu_lab.model.parameters import QUERY, initial_weights
-from pangu_lab.model.trace import (parameters_by_part, plot_parameters, plot_query_distance, query_distance, trace)
+from pangu_lab.model.trace import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance, trace)
 from pangu_lab.presets import PRESETS, preset
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -48,6 +48,16 @@ def test_every_layer_is_seen_with_its_shapes_in_the_order_of_the_data(traced):
     assert seen["logits"].shape == (1, 7, 512) and "blocks.3" not in seen
 
 
+def test_attention_is_seen_whole_and_never_looks_ahead(traced):
+    ids, seen = traced
+    both = trace(WEIGHTS, CONFIG, ids)
+    for layer in ("blocks.0", "query_layer"):
+        found = both[f"{layer}.attention.probabilities"]
+        assert found.shape == (2, 4, 7, 7) and np.allclose(found.sum(-1), 1, atol=1e-5)
+        assert not np.triu(found, 1).any()
+        assert np.allclose(found[1], seen[1][f"{layer}.attention.probabilities"][0], atol=1e-5)
+
+
 def test_the_query_layer_asks_the_same_whatever_the_text(traced):
     distance = query_distance(*traced[1])
     assert list(distance) == ["blocks.0", "blocks.1", "blocks.2", "query_layer"]
@@ -64,7 +74,8 @@ def test_parts_add_up_to_all_parameters(name):
 
 def test_pictures_are_drawn_and_wrong_ids_are_refused(traced, tmp_path):
     for png in (plot_parameters({"debug": CONFIG, "tiny_moe": preset("tiny_moe").model}, tmp_path / "a.png"),
-                plot_query_distance(query_distance(*traced[1]), tmp_path / "b.png")):
+                plot_query_distance(query_distance(*traced[1]), tmp_path / "b.png"),
+                plot_attention(traced[1][0], ["blocks.0", "query_layer"], list("春天来了我们去"), tmp_path / "c.png")):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5_000
     with pytest.raises(InputError, match="at most 64 tokens"):
         trace(WEIGHTS, CONFIG, np.zeros((1, 65), int))
