@@ -5,12 +5,13 @@
 
 ``PanguLM`` is a thin front of what the library does anyway: ``generate`` and ``stream`` are those of
 ``pangu_lab.generate``, ``score`` is that of ``pangu_lab.evaluate``. All of them, and ``logits``, share one copy of
-the weights and one compiled network.
+the weights and one compiled network. ``attention`` looks inside, which a compiled network does not allow: it reads the
+weights again and runs them one operation after the other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union, overload
 
@@ -23,9 +24,10 @@ from pangu_lab.evaluate.scoring import Score
 from pangu_lab.export.loading import DESCRIPTION, Bundle, load_bundle
 from pangu_lab.generate.engine import CompletionStream, Engine, generate, generate_many, stream
 from pangu_lab.generate.loading import load_runner
-from pangu_lab.generate.runner import Runner
+from pangu_lab.generate.runner import ONE_AT_A_TIME, Runner
 from pangu_lab.generate.sampling import Stage, explain
 from pangu_lab.generate.sequence import Completion, SequenceInProgress, prepare_prompt
+from pangu_lab.model.trace import Attention, attention
 from pangu_lab.tokenizer import Tokenizer
 
 
@@ -41,8 +43,9 @@ class PanguLM:
 
     def __init__(self, runner: Runner, config: ModelConfig, tokenizer: Optional[Tokenizer],
                  sampling: SamplingConfig = SamplingConfig(), name: str = "model",
-                 engine: Optional[Engine] = None) -> None:
+                 engine: Optional[Engine] = None, weights: Optional[Mapping[str, np.ndarray]] = None) -> None:
         self.runner, self.config, self.tokenizer, self.sampling, self.name = runner, config, tokenizer, sampling, name
+        self._weights = weights
         if engine is None and tokenizer is not None:
             engine = Engine(runner, tokenizer, sampling, name)
         self._engine = engine
@@ -65,8 +68,8 @@ class PanguLM:
             if tokenizer is not None or places is not None:
                 raise InputError(f"{folder}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
             return cls._of_bundle(load_bundle(folder))
-        runner, config, found, name = load_runner(folder, tokenizer, places)
-        return cls(runner, config.model, found, config.sampling, name)
+        runner, weights, config, found, name = load_runner(folder, tokenizer, places)
+        return cls(runner, config.model, found, config.sampling, name, weights=weights)
 
     @classmethod
     def _of_bundle(cls, bundle: Bundle) -> PanguLM:
@@ -150,6 +153,29 @@ class PanguLM:
         logits = engine.prefill(read.ids)[:engine.tokenizer.vocab_size]
         engine.reset()
         return explain(logits, chosen, SequenceInProgress(read, engine.tokenizer, chosen, 0).history())
+
+    def attention(self, text: str) -> Attention:
+        """Where every head of every layer looks in ``text``, the query layer's too; for small models and short texts.
+
+        Returns:
+            Tokens, layers, and probabilities (layers, heads, seq, seq).
+
+        Raises:
+            InputError: the model is a bundle, the text is empty or longer than the model's positions, or the memory
+                does not suffice.
+        """
+        if self._weights is None:
+            raise InputError(f"{self.name}: an exported bundle cannot be looked into: load the run, checkpoint or "
+                             "release that it was made from")
+        tokenizer = self.engine.tokenizer
+        ids = tokenizer.encode(text)
+        if not ids:
+            raise InputError("the text is empty: attention needs a token at least")
+        try:
+            with ONE_AT_A_TIME:
+                return attention(self._weights, self.config, ids, [tokenizer.piece(index) for index in ids])
+        except OSError as error:
+            raise InputError(f"{self.name}: its weights cannot be read any more, load the model again ({error})") from None
 
     def score(self, context: str, continuation: str) -> Score:
         """How probable ``continuation`` is after ``context``: its log-probability in nats, tokens, and mean.

@@ -11,6 +11,8 @@ import pytest
 from pangu_lab import PanguLM
 from pangu_lab.checkpoint.convert import convert_checkpoint
 from pangu_lab.errors import InputError
+from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix
+from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table, random_weights, small_config
 
 PROMPT = "春天来了，"
 SETTINGS = {"model.num_heads": 4, "model.hidden_act": "gelu"}
@@ -100,6 +102,64 @@ def test_scores_are_those_of_the_scoring_engine(lm, debug_run):
         got = lm.score(context, continuation)
         assert got.logprob == pytest.approx(want.logprob, abs=1e-4)
         assert (got.tokens, got.greedy, got.cut) == (want.tokens, want.greedy, want.cut)
+
+
+def attention_by_hand(weights, config, ids):
+    """(layers, heads, seq, seq) of a text, in plain numpy and float64: PanGu-α as the paper says it."""
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T.astype(float) + weights[f"{name}.bias"]
+
+    def norm(x, name):
+        centred = x - x.mean(-1, keepdims=True)
+        return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5) * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
+
+    def heads(x):
+        return x.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1)
+
+    x, found = weights[WORD][ids].astype(float) + weights[POSITION][:len(ids)], []
+    for layer in range(config.num_layers):
+        prefix, last = layer_prefix(config, layer), layer == config.num_layers - 1
+        x = norm(x, FINAL_NORM) if last else x
+        inner = norm(x, f"{prefix}.layernorm1")
+        asked = weights[QUERY][:len(ids)].astype(float) if last else inner
+        q, k, v = (heads(linear(source, f"{prefix}.attention.dense{number}"))
+                   for number, source in ((1, asked), (2, inner), (3, inner)))
+        scores = np.where(np.tri(len(ids), dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
+        found.append(np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
+        mixed = (found[-1] @ v).swapaxes(0, 1).reshape(len(ids), -1)
+        out = f"{prefix}.attention.projection"
+        x = x + mixed @ weights[f"{out}.weight"] + weights[f"{out}.bias"]
+        up, down = f"{prefix}.output.mapping", f"{prefix}.output.projection"
+        inner = norm(x, f"{prefix}.layernorm2") @ weights[f"{up}.weight"] + weights[f"{up}.bias"]
+        inner = inner * 0.5 * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
+        x = x + inner @ weights[f"{down}.weight"] + weights[f"{down}.bias"]
+    return np.stack(found)
+
+
+def test_attention_is_that_of_the_network_written_in_numpy_the_query_layers_too():
+    tokenizer = CharacterTokenizer()
+    config = small_config(tokenizer.vocab_size)
+    weights = random_weights(config)
+    lm = PanguLM(TableRunner(random_table(config.vocab_size), config.vocab_size), config, tokenizer, weights=weights)
+    seen = lm.attention("春天好。ab!")
+    assert seen.tokens == ("春", "天", "好", "。", "a", "b", "!") and seen.ids == tuple(tokenizer.encode("春天好。ab!"))
+    assert seen.layers == ("blocks.0", "blocks.1", "query_layer") and seen.probabilities.shape == (3, 4, 7, 7)
+    want = attention_by_hand(weights, config, list(seen.ids))
+    assert np.abs(seen.probabilities - want).max() < 1e-5 and np.abs(want[2] - want[1]).max() > 0.1
+    with pytest.raises(InputError, match="the text is empty"):
+        lm.attention("")
+    with pytest.raises(InputError, match="at most 32 tokens"):
+        lm.attention("a" * 33)
+
+
+def test_attention_of_a_run_is_read_from_its_own_checkpoint_and_a_bundle_has_none(places, lm):
+    seen = lm.attention(PROMPT)
+    assert seen.probabilities.shape == (4, 4, len(seen.ids), len(seen.ids)) and np.allclose(seen.probabilities.sum(-1), 1)
+    same = PanguLM.load(places["release"]).attention(PROMPT)
+    assert same.ids == seen.ids and np.abs(same.probabilities - seen.probabilities).max() < 1e-5
+    with pytest.raises(InputError, match="an exported bundle cannot be looked into: load the run") as refused:
+        PanguLM.load(places["bundle"]).attention(PROMPT)
+    assert "\n" not in str(refused.value)
 
 
 def test_without_a_tokenizer_there_are_logits_and_a_clear_word(places, tmp_path):

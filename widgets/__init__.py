@@ -10,7 +10,7 @@ from widgets.progress import notebook_progress
 _PLACES = {"RunMonitor": "monitor", "monitor_all": "monitor", "start_run": "launching", "resume_run": "launching",
            "wait_for": "launching", "set_language": "base", "ConfigForm": "config_form",
            "LaunchPanel": "launch_panel", "TokenView": "token_view", "NextToken": "next_token",
-           "GenerationPad": "generation_pad", "LayoutPicker": "layout_picker"}
+           "AttentionView": "attention_view", "GenerationPad": "generation_pad", "LayoutPicker": "layout_picker"}
 
 __all__ = ["notebook_progress", *_PLACES]
 

@@ -21,9 +21,15 @@ from pangu_lab.errors import InputError, nearest
 
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ("en", "zh")
+MARKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 _language = "en"
 
-__all__ = ["LabWidget", "catalogue", "escape", "set_language"]
+__all__ = ["LabWidget", "catalogue", "escape", "piece_of", "set_language"]
+
+
+def piece_of(tokenizer: Any, index: int) -> str:
+    """What a token adds to a text, to be looked at: blanks as marks, a special piece by its name."""
+    return tokenizer.text_bytes(index).decode("utf-8", "replace").translate(MARKS) or tokenizer.piece(index)
 
 
 @functools.lru_cache(maxsize=None)

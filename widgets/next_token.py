@@ -17,12 +17,11 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, History, choose, explain
 
-from widgets.base import LabWidget, escape
+from widgets.base import LabWidget, escape, piece_of
 from widgets.still import COLORS
 
 SHOWN = 14
 SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-PIECES = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 
 
 class NextToken(LabWidget):
@@ -103,15 +102,10 @@ class NextToken(LabWidget):
                                    + [index for index, _ in first.top(SHOWN)]))[:SHOWN]
         with self.hold_sync():
             self.note = ""
-            self.tokens = [{"id": index, "piece": self._piece(index), "before": float(first.probabilities[index]),
+            self.tokens = [{"id": index, "piece": piece_of(self.engine.tokenizer, index), "before": float(first.probabilities[index]),
                             "after": float(last.probabilities[index])} for index in shown]
             self.stages = [{"name": stage.name, "changed": stage.changed, "left": int((stage.probabilities > 0).sum()),
                             "entropy": _entropy(stage.probabilities)} for stage in stages]
-
-    def _piece(self, index: int) -> str:
-        tokenizer = self.engine.tokenizer
-        text = tokenizer.text_bytes(index).decode("utf-8", "replace").translate(PIECES)
-        return text or (tokenizer.piece(index) if hasattr(tokenizer, "piece") else str(index))
 
     def _do_text(self, content: dict[str, Any]) -> None:
         self.write(str(content.get("text", "")))

@@ -5,8 +5,11 @@ A bundle runs without model code, so this module, which every engine's package i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional
+
+import numpy as np
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
@@ -16,9 +19,11 @@ from pangu_lab.memory import check, generation_need
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 
-def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
-                places: Optional[int] = None) -> tuple[Runner, RunConfig, Optional[Tokenizer], str]:
-    """(network, settings, tokenizer, name) of the newest checkpoint of a run, or of one checkpoint.
+Loaded = tuple[Runner, Mapping[str, np.ndarray], RunConfig, Optional[Tokenizer], str]
+
+
+def load_runner(folder: Path | str, tokenizer: Optional[str] = None, places: Optional[int] = None) -> Loaded:
+    """(network, its weights as stored, settings, tokenizer, name) of a run's newest checkpoint, or of one checkpoint.
 
     The tokenizer is the one kept there unless another is named, and None where there is neither.
 
@@ -32,7 +37,7 @@ def load_runner(folder: Path | str, tokenizer: Optional[str] = None,
     need = generation_need(config.model, places)
     check(f"{folder}: generating", need, generation_need)
     runner = network_runner(weights, config.model, places)
-    return runner, config, found, Path(folder).resolve().name
+    return runner, weights, config, found, Path(folder).resolve().name
 
 
 def _tokenizer(folder: Path | str, name: Optional[str], config: RunConfig) -> Optional[Tokenizer]:
@@ -67,6 +72,6 @@ def load_engine(folder: Path | str, tokenizer: Optional[str] = None, places: Opt
 
     if tokenizer is None:
         tokenizer_folder(folder)  # says what is missing before anything large is read
-    runner, config, found, name = load_runner(folder, tokenizer, places)
+    runner, _, config, found, name = load_runner(folder, tokenizer, places)
     assert found is not None
     return Engine(runner, found, config.sampling, name)

@@ -31,7 +31,7 @@ class NetworkLost(Exception):
     """Processes that compute have gone; ``Runner.recover`` waits for others in their place."""
 
 
-_ONE_AT_A_TIME = threading.RLock()
+ONE_AT_A_TIME = threading.RLock()
 
 
 class PlacePool:
@@ -165,7 +165,7 @@ class Runner:
         from mindspore import Tensor
 
         graph, arrays = self._choose(ids, positions, write, read, rows)
-        with _ONE_AT_A_TIME:
+        with ONE_AT_A_TIME:
             return graph(*(Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays)).asnumpy()
 
     def _choose(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,

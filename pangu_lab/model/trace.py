@@ -17,6 +17,7 @@ import numpy as np
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.fonts import font_families
+from pangu_lab.memory import Need, estimate, forward_bytes, weight_bytes
 from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
 
 OPERATIONS = ("norm1", "attention.query", "attention.key", "attention.value", "attention", "norm2",
@@ -73,6 +74,48 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     finally:
         ms.set_context(mode=mode)
     return seen
+
+
+def attention_layers(seen: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """The layers of a trace that attend, upwards: ``blocks.0`` …, ``query_layer``."""
+    ending = ".attention.probabilities"
+    return tuple(name.removesuffix(ending) for name in seen if name.endswith(ending))
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Where every head of every layer looks in a text.
+
+    Attributes:
+        tokens: the pieces of the text, as the vocabulary spells them; ``ids`` their numbers.
+        layers: ``blocks.0`` …, and last ``query_layer``, in which row p is not token p that looks but the query of
+            position p, "what follows here?", attending over the text up to p.
+        probabilities: (layers, heads, seq, seq) float32, [query, key]; a row sums to 1, and is 0 after the diagonal.
+    """
+
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    layers: tuple[str, ...]
+    probabilities: np.ndarray
+
+
+def attention_need(config: ModelConfig, tokens: int) -> Need:
+    """To trace ``tokens`` tokens: the weights once more, and all that is kept."""
+    return Need({"weights": weight_bytes(config), "what is kept": forward_bytes(config, tokens, tokens)})
+
+
+def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: Sequence[int],
+              tokens: Sequence[str]) -> Attention:
+    """Where the network looks in one text of (seq,) ``ids``, spelled ``tokens``.
+
+    Raises:
+        InputError: no ids, too many, or one outside the vocabulary; or what would be kept exceeds the free memory.
+    """
+    estimate(f"attention of {len(ids)} tokens", attention_need(config, len(ids)))
+    seen = trace(weights, config, np.array([ids], np.int32))
+    layers = attention_layers(seen)
+    found = np.stack([seen[f"{layer}.attention.probabilities"][0] for layer in layers]).astype(np.float32)
+    return Attention(tuple(tokens), tuple(int(index) for index in ids), layers, found)
 
 
 def _kept(name: str) -> bool:

@@ -29,6 +29,9 @@ class CharacterTokenizer:
     def id_of(self, piece: str) -> int:
         return self.pieces.index(piece.encode())
 
+    def piece(self, index: int) -> str:
+        return self.pieces[index].decode("utf-8", "replace")
+
     def encode(self, text: str) -> list[int]:
         return [self.pieces.index(letter.encode()) if letter.encode() in self.pieces else 1 for letter in text]
 
