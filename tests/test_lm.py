@@ -12,7 +12,7 @@ from pangu_lab import PanguLM
 from pangu_lab.checkpoint.convert import convert_checkpoint
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix
-from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table, random_weights, small_config
+from tests.generate.fakes import random_weights, small_lm
 
 PROMPT = "春天来了，"
 SETTINGS = {"model.num_heads": 4, "model.hidden_act": "gelu"}
@@ -137,14 +137,11 @@ def attention_by_hand(weights, config, ids):
 
 
 def test_attention_is_that_of_the_network_written_in_numpy_the_query_layers_too():
-    tokenizer = CharacterTokenizer()
-    config = small_config(tokenizer.vocab_size)
-    weights = random_weights(config)
-    lm = PanguLM(TableRunner(random_table(config.vocab_size), config.vocab_size), config, tokenizer, weights=weights)
+    lm = small_lm()
     seen = lm.attention("春天好。ab!")
-    assert seen.tokens == ("春", "天", "好", "。", "a", "b", "!") and seen.ids == tuple(tokenizer.encode("春天好。ab!"))
+    assert seen.tokens == ("春", "天", "好", "。", "a", "b", "!") and seen.ids == tuple(lm.tokenizer.encode("春天好。ab!"))
     assert seen.layers == ("blocks.0", "blocks.1", "query_layer") and seen.probabilities.shape == (3, 4, 7, 7)
-    want = attention_by_hand(weights, config, list(seen.ids))
+    want = attention_by_hand(random_weights(lm.config), lm.config, list(seen.ids))
     assert np.abs(seen.probabilities - want).max() < 1e-5 and np.abs(want[2] - want[1]).max() > 0.1
     with pytest.raises(InputError, match="the text is empty"):
         lm.attention("")

@@ -13,7 +13,7 @@ from pangu_lab.train.curves import smoothed
 from widgets.base import escape
 from widgets.run_data import RunFollower
 
-COLORS = ("#2f6fde", "#d9682b", "#1f9d76", "#a24fc4", "#d64560", "#7b8794")
+COLORS = ("#2f6fde", "#bf5519", "#177f5f", "#a24fc4", "#c93a55", "#66717e")
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 280, 52, 30, 14, 12
 
 

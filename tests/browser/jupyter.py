@@ -97,11 +97,11 @@ class Person:
         self.wait(self.idle, 90)
         self.driver.execute_script("window.jupyterapp.shell.collapseLeft(); window.jupyterapp.shell.collapseRight()")
 
-    def command(self, name: str) -> None:
+    def command(self, name: str, **values: Any) -> None:
         """One of JupyterLab's commands."""
         done = self.driver.execute_async_script(
-            "const [name, done] = arguments; window.jupyterapp.commands.execute(name).then(() => done('done'), "
-            "(error) => done(String(error)))", name)
+            "const [name, values, done] = arguments; window.jupyterapp.commands.execute(name, values)"
+            ".then(() => done('done'), (error) => done(String(error)))", name, values)
         assert done == "done", done
 
     def start(self, name: str) -> None:

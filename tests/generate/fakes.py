@@ -105,6 +105,16 @@ def small_config(vocab_size: int) -> ModelConfig:
     return ModelConfig(vocab_size=vocab_size, num_positions=32, hidden_size=32, num_layers=3, num_heads=4)
 
 
+def small_lm():
+    """A model of random weights that writes as a table says and can be looked into; nothing is compiled."""
+    from pangu_lab import PanguLM
+
+    tokenizer = CharacterTokenizer()
+    config = small_config(tokenizer.vocab_size)
+    runner = TableRunner(random_table(config.vocab_size), config.vocab_size)
+    return PanguLM(runner, config, tokenizer, name="small", weights=random_weights(config))
+
+
 def random_weights(config: ModelConfig, seed: int = 0, std: float = 0.25) -> dict[str, np.ndarray]:
     """Random weights large enough that the likeliest token depends on the text."""
     from pangu_lab.model.parameters import parameter_specs

@@ -5,18 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pangu_lab import PanguLM
 from pangu_lab.errors import InputError
-from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table, random_weights, small_config
+from tests.generate.fakes import small_lm
 from widgets.attention_view import WHOLE, AttentionView
 
 
 @pytest.fixture(scope="module")
 def lm():
-    tokenizer = CharacterTokenizer()
-    config = small_config(tokenizer.vocab_size)
-    runner = TableRunner(random_table(config.vocab_size), config.vocab_size)
-    return PanguLM(runner, config, tokenizer, weights=random_weights(config))
+    return small_lm()
 
 
 def test_the_page_gets_every_head_of_every_layer(lm):

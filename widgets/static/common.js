@@ -78,16 +78,9 @@ function clock(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
 }
 
-function isDark() {
-  const light = document.body.dataset.jpThemeLight;
-  if (light !== undefined) return light === "false";
-  if (document.body.classList.contains("vscode-dark")) return true;
-  return false;
-}
-
-const LIGHT_COLORS = ["#2f6fde", "#d9682b", "#1f9d76", "#a24fc4", "#d64560", "#7b8794"];
-const DARK_COLORS = ["#6ea8ff", "#f2935c", "#4fc9a0", "#cf8bec", "#f27d94", "#a9b4c0"];
-const colorOf = (number) => (isDark() ? DARK_COLORS : LIGHT_COLORS)[number % 6];
+// Colours of curves, slices and pieces: in elements they follow the theme by themselves, a canvas is told the value.
+const colorOf = (number) => `var(--pgl-color${number % 6})`;
+const paintOf = (node, number) => style(node, `--pgl-color${number % 6}`);
 
 function style(node, name) {
   return getComputedStyle(node).getPropertyValue(name).trim();

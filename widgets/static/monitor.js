@@ -195,7 +195,7 @@ function drawLoad(canvas, height, run, format, across, x) {
     for (let expert = 0; expert < experts; expert += 1) {
       if (!Number.isFinite(share[expert]) || !total) continue;
       const tall = (box.bottom - box.top) / experts;
-      context.fillStyle = colorOf(0);
+      context.fillStyle = paintOf(node, 0);
       context.globalAlpha = Math.min(1, 0.06 + 0.42 * (share[expert] / total) * experts);
       context.fillRect(Math.max(box.left, from), box.top + expert * tall, Math.max(1, to - Math.max(box.left, from)) + 0.5, Math.max(1, tall - (tall > 4 ? 1 : 0)));
     }
@@ -495,7 +495,7 @@ class Monitor {
     this.shown = this.runs.list.map((run, number) => {
       const [x, placeOf] = places(run, axis);
       const loss = run.columns.loss || new Float32Array(x.length).fill(NaN);
-      return { run, x, placeOf, color: colorOf(number), loss, smoothed: smooth(loss, run.columns.count || [], this.model.get("smoothing")) };
+      return { run, x, placeOf, color: paintOf(this.node, number), loss, smoothed: smooth(loss, run.columns.count || [], this.model.get("smoothing")) };
     });
     const ends = this.shown.flatMap(({ x, run, placeOf }) => [x.length ? x[x.length - 1] : 0, ...run.evals.map(placeOf)]).filter(Number.isFinite);
     const nothing = !this.shown.some(({ x, run }) => x.length || run.evals.length);
