@@ -19,6 +19,8 @@ import traitlets
 
 from pangu_lab.errors import InputError, nearest
 
+from widgets import reattach
+
 HERE = Path(__file__).resolve().parent
 LANGUAGES = ("en", "zh")
 MARKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
@@ -77,8 +79,10 @@ class LabWidget(anywidget.AnyWidget):
 
         JupyterLab sends a widget's messages to a subshell of the kernel. ipykernel 7.4 sends them on to whichever shell the
         widget spoke from last, which is the main one for a widget that a cell made: they would wait for the cell's end.
+        A page that was loaded while a cell runs sends them to the main shell too: see ``reattach``.
         """
         super().open()
+        reattach.answers(self.comm.comm_id)
         if hasattr(self.comm, "_reply_subshell_for"):
             self.comm._reply_subshell_for = lambda data, asked: asked
 
