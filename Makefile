@@ -20,9 +20,9 @@ lab: $(VENV)/.installed  ## open JupyterLab on the notebooks (127.0.0.1 only)
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) \
 		--ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
 
-test: $(VENV)/.installed-test  ## all tests but the slow ones
+test: $(VENV)/.installed-test  ## all tests but the slow ones, a file at a time in each of two workers
 	@sh scripts/system_packages.sh
-	$(PYTEST) $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile $(ARGS)
 
 test-all: $(VENV)/.installed-test  ## the slow ones too
 	@sh scripts/system_packages.sh

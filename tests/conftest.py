@@ -14,6 +14,12 @@ os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors only; read when it is 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Compiled code and graphs of these tests lie apart from the user's: each time, the tests begin with none."""
+    os.environ["PANGU_LAB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder named by PANGU_LAB_DATA; tests that need it skip where it is absent."""
@@ -39,10 +45,10 @@ def debug_data(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def debug_config(debug_data):
-    """The debug preset on that data."""
+    """The debug preset on that data, with two of its four layers: what takes the time is compiling, layer by layer."""
     from pangu_lab.presets import preset
 
-    return preset("debug").replace(**{"data.path": str(debug_data / "train"),
+    return preset("debug").replace(**{"data.path": str(debug_data / "train"), "model.num_layers": 2,
                                       "data.eval_path": str(debug_data / "heldout")})
 
 

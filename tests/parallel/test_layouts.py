@@ -50,8 +50,9 @@ def processes(layout) -> int:
 
 @pytest.fixture(scope="module")
 def config(debug_config):
-    """With dropout, whose masks must agree between layouts too."""
-    return debug_config.replace(**{"model.dropout_rate": 0.1, "train.decay_steps": 20, "data.batch_size": 8})
+    """With dropout, whose masks must agree between layouts too, and all four layers, for a pipeline of four stages."""
+    return debug_config.replace(**{"model.num_layers": 4, "model.dropout_rate": 0.1, "train.decay_steps": 20,
+                                   "data.batch_size": 8})
 
 
 @pytest.fixture(scope="module")
