@@ -20,6 +20,12 @@ from typing import Any
 from pangu_lab.errors import InputError
 
 
+def cache_folder() -> Path:
+    """Where things lie that can be made again: ``$PANGU_LAB_CACHE``, or pangu-lab in the user's cache folder."""
+    own = os.environ.get("PANGU_LAB_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu-lab"
+
+
 def sha256_file(path: Path | str) -> str:
     """Hexadecimal sha256 of a file's content."""
     digest = hashlib.sha256()

@@ -29,6 +29,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from pangu_lab.files import cache_folder
 from pangu_lab.tokenizer import lexicon
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("segment.c", "wordids.c"))
@@ -199,7 +200,7 @@ def _compiled() -> Optional[Path]:
     """The library in the user's cache folder; compiled if it is not there yet. None without a compiler."""
     content = b"\0".join([*(source.read_bytes() for source in SOURCES), " ".join(FLAGS).encode()])
     tag = hashlib.sha256(content + platform.machine().encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu-lab"
+    folder = cache_folder()
     path = folder / f"segment-{tag}.so"
     if path.exists() and path.stat().st_uid == os.getuid():  # never code that somebody else put there
         return path

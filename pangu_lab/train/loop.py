@@ -36,6 +36,7 @@ from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
+from pangu_lab.train.graph_cache import GraphCache
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
@@ -72,7 +73,8 @@ class Trainer:
     """Everything that lives while a run trains. Weights, moments, step, data position and loss scale are its state."""
 
     def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset],
-                 mesh: Mesh = Mesh()):
+                 mesh: Mesh = Mesh(), graphs: Optional[GraphCache] = None):
+        self.graphs = graphs or GraphCache(config)
         self.config, self.run, self.dataset, self.evalset, self.mesh = config, run, dataset, evalset, mesh
         self.ranks = Ranks(mesh)
         self.step = 0
@@ -182,7 +184,8 @@ class Trainer:
             return self.gradient_step(parts, scale)
         total, gradients = 0.0, None
         for inputs in parts:
-            loss, new = self.gradient_step(*inputs, scale)
+            with self.graphs.compiling("gradients"):
+                loss, new = self.gradient_step(*inputs, scale)
             total += float(loss.asnumpy())
             gradients = new if gradients is None else self.add_gradients(*gradients, *new)
         return total, gradients
@@ -195,13 +198,16 @@ class Trainer:
         gradients = self.ranks.sum_gradients(gradients)
         total = self.ranks.sum_loss(total)
         routed = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
-        squared = self.ranks.sum_over_all(float(self.squared_norm(*gradients).asnumpy()))
+        with self.graphs.compiling("norm"):
+            squared = self.squared_norm(*gradients)
+        squared = self.ranks.sum_over_all(float(squared.asnumpy()))
         norm = math.sqrt(squared) / self.scale.value
         self.records += config.data.batch_size
         if not math.isfinite(norm):
             return self._overflow()
         lr = learning_rate(config.train, self.step + 1)
-        self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
+        with self.graphs.compiling("update"):
+            self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
         self.scale.good()
         self.step += 1
         tokens = config.data.batch_size * config.data.seq_length
@@ -233,9 +239,13 @@ class Trainer:
         self.run.status(state="evaluating", step=self.step)
         config = self.config
         batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is cut
-        self.last_eval = held_out_loss(self.eval_loss, self.evalset, self._eval_batch(), batches, config.data.eod_reset)
+        self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches, config.data.eod_reset)
         self.run.event("eval", step=self.step, loss=self.last_eval.loss, perplexity=self.last_eval.perplexity,
                        tokens=self.last_eval.tokens)
+
+    def _eval_loss(self, *inputs):
+        with self.graphs.compiling("evaluation"):
+            return self.eval_loss(*inputs)
 
     def _eval_batch(self) -> int:
         return max(1, self.config.data.batch_size // self.config.train.accumulation)
@@ -305,7 +315,7 @@ class Trainer:
         kind = event.pop("kind")
         if not self.first_step_done:
             self.first_step_done = True
-            self.run.event("compile", step=self.step, seconds=event.get("seconds"))
+            self.run.event("compile", step=self.step, seconds=event.get("seconds"), graphs_taken=self.graphs.taken)
             for name in ("seconds", "tokens_per_second"):  # with the compilation in it these would mislead
                 event.pop(name, None)
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
@@ -352,8 +362,8 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     run.open(config, resume)
     if told:
         memory.log.info(told)
-    with run.running(config.train.steps) as signals:
-        trainer = Trainer(config, run, dataset, evalset, mesh)
+    with run.running(config.train.steps) as signals, GraphCache(config) as graphs:
+        trainer = Trainer(config, run, dataset, evalset, mesh, graphs)
         try:
             reason, path = _run(trainer, signals, progress, stop)
         except BaseException as error:
