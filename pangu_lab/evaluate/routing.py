@@ -104,7 +104,7 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
                  steps[-1]["step"]))
     panels[0].set_ylabel("share of the tokens, an expert a colour")
-    figure.savefig(png, dpi=120)
+    figure.savefig(png, dpi=80)
     return Path(png)
 
 

@@ -87,7 +87,7 @@ def plot_plan(plan: Plan, png: Path | str, most: int = 8) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.barh(0, 0, color=color, label=kind) for kind, color in COLORS.items()]
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(KINDS), fontsize=9, frameon=False)
-    figure.savefig(png, dpi=120)
+    figure.savefig(png, dpi=100)
     return Path(png)
 
 

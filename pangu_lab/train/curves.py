@@ -45,7 +45,7 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
             axes[name].grid(alpha=0.3)
     axes["loss"].legend()
     axes["norm"].set_yscale("log")
-    figure.savefig(png, dpi=120)
+    figure.savefig(png, dpi=100)
     return Path(png)
 
 

@@ -24,7 +24,7 @@ SMALL = {
     "02_the_model": MODEL,
     "03_train_and_watch": ('preset_name, stop_at, folder = "debug", 3, FOLDER\n'
                            'changes = {"train.steps": 150, "train.eval_every": 150, "train.checkpoint_every": 150}'),
-    "04_parallel": ('preset_name, steps, folder = "debug", 6, FOLDER\n'
+    "04_parallel": ('preset_name, steps, routing_steps, folder = "debug", 6, 3, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
     "05_released_weights": f"{MODEL}\nsteps = 5",
     "06_generation": MODEL,
