@@ -16,7 +16,8 @@ SIZES = {  # layers, hidden, heads, sequence, batch, vocabulary
 }
 
 
-def ours(size: str) -> None:
+def first_step(size: str):
+    """(trainer, batch of random tokens, seconds of the compilation and first step)."""
     import mindspore as ms
     import numpy as np
 
@@ -24,7 +25,6 @@ def ours(size: str) -> None:
     from pangu_lab.presets import preset
     from pangu_lab.train.loop import Trainer
     from pangu_lab.train.starting import starting_values
-    from tests.benchmarks.turns import serve
 
     ms.set_context(mode=ms.GRAPH_MODE)
     layers, hidden, heads, seq, batch, vocab = SIZES[size]
@@ -39,7 +39,15 @@ def ours(size: str) -> None:
     started = time.perf_counter()
     trainer.build(starting_values(config))
     trainer.train_batch(made)
-    first = time.perf_counter() - started
+    return trainer, made, time.perf_counter() - started
+
+
+def ours(size: str) -> None:
+    import mindspore as ms
+
+    from tests.benchmarks.turns import serve
+
+    trainer, made, first = first_step(size)
     trainer.train_batch(made)
     serve(lambda: trainer.train_batch(made)["seconds"], first_step_seconds=round(first, 2), mindspore=ms.__version__)
 
