@@ -61,6 +61,10 @@ def register(verbs: Any) -> None:
     several.add_argument("--master-addr", default="127.0.0.1", metavar="ADDRESS",
                          help="where agents reach the server (default %(default)s)")
     several.add_argument("--master-port", type=int, metavar="N", help="default 8119")
+    several.add_argument("--rank-table", metavar="FILE", help=(
+        "an HCCL rank table in the place of --nproc and --master-addr: the server runs on its first host, an agent on "
+        "each of the others"))
+    several.add_argument("--node-rank", type=int, metavar="N", help="which host of the rank table this is (default 0)")
     serve.add_argument("--root-path", default="", metavar="PATH",
                        help="where a proxy shows the page, such as /proxy/7860 of jupyter-server-proxy")
     serve.add_argument("--pid-file", metavar="FILE", help="keep the process number here while it runs")
@@ -96,6 +100,8 @@ def run_serve(args: argparse.Namespace) -> int:
     limits = parse_limits(args.limit)
     if not args.bundle:
         raise InputError("give --bundle DIR, or --stop with --pid-file")
+    if args.rank_table or args.node_rank is not None:
+        _from_rank_table(args)
     if args.agent:
         return _be_agent(args)
     with _signals() as signals, pid_file(args.pid_file):
@@ -112,6 +118,30 @@ def run_serve(args: argparse.Namespace) -> int:
             _drain(server, signals)
     say("ended")
     return code
+
+
+def _from_rank_table(args: argparse.Namespace) -> None:
+    """Take from the rank table how many processes this host has and where the server is."""
+    from pangu_lab.export.loading import read_bundle
+    from pangu_lab.launch.rank_table import read_rank_table
+
+    if not args.rank_table:
+        raise InputError("--node-rank needs --rank-table FILE")
+    if args.nproc is not None:
+        raise InputError("--nproc and --rank-table both say how many processes there are: give one of them")
+    servers, node = read_rank_table(args.rank_table).servers, args.node_rank or 0
+    world = sum(len(server.devices) for server in servers)
+    shared = read_bundle(args.bundle).get("parallel", {}).get("tensor", 1)
+    if world != shared:
+        raise InputError(f"{args.rank_table}: has {world} ranks, {args.bundle} was exported for {shared}: export "
+                         f"with --tensor-parallel {world}")
+    if not 0 <= node < len(servers):
+        raise InputError(f"{args.rank_table}: has {len(servers)} hosts, so --node-rank {node} must be from 0 to "
+                         f"{len(servers) - 1}")
+    if args.agent == (node == 0):
+        raise InputError("the server runs on host 0 of the rank table and an agent on each of the others: "
+                         + ("give --node-rank" if args.agent else "give --agent here"))
+    args.nproc, args.master_addr = len(servers[node].devices), servers[0].server_id
 
 
 def _be_agent(args: argparse.Namespace) -> int:

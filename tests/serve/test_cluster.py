@@ -25,6 +25,7 @@ from pangu_lab.export import export_run, load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.launch.hosts import free_port
+from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, write_rank_table
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
 from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
 
@@ -42,10 +43,10 @@ def shared(debug_run, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def agent(bundle, port: int) -> Iterator[subprocess.Popen]:
+def agent(bundle, port: int, *more: str) -> Iterator[subprocess.Popen]:
     """An agent as another host would run it."""
     command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--agent", "--bundle", str(bundle), "--master-port",
-               str(port)]
+               str(port), *more]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), KEY: "secret"})
     try:
         yield process
@@ -63,6 +64,38 @@ def wait_for(what, seconds: float = 90.0) -> None:
     while not what():
         assert time.monotonic() < until, "it does not come"
         time.sleep(0.2)
+
+
+@pytest.fixture
+def rank_table(tmp_path):
+    """Two hosts with a device each."""
+    tables = [create_rank_table(f"127.0.0.{host}", [0], [f"10.0.0.{host}"]) for host in (1, 2)]
+    write_rank_table(merge_rank_tables(tables), tmp_path / "hccl.json")
+    return tmp_path / "hccl.json"
+
+
+@pytest.mark.slow
+def test_a_rank_table_says_where_the_server_is_and_how_many_processes_each_host_has(shared, debug_bundle, rank_table):
+    port = free_port()
+    expected = generate(load_bundle(debug_bundle), PROMPTS[0], SamplingConfig(max_new_tokens=16, temperature=0)).text
+    with agent(shared, port, "--rank-table", str(rank_table), "--node-rank", "1") as there:
+        with running(shared, "--rank-table", str(rank_table), "--master-port", str(port), "--no-page",
+                     **{KEY: "secret"}) as server, httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
+            assert ask(http, PROMPTS[0], temperature=0).json()["choices"][0]["text"] == expected
+            assert len(psutil.Process(there.pid).children()) == 1
+
+
+def test_a_rank_table_that_does_not_fit_is_refused_in_one_line(shared, debug_bundle, rank_table, capsys):
+    table = ["--rank-table", str(rank_table)]
+    for line, words in ((["--bundle", str(debug_bundle), *table], "--tensor-parallel 2"),
+                        (["--bundle", str(shared), *table, "--nproc", "1"], "give one of them"),
+                        (["--bundle", str(shared), *table, "--node-rank", "2"], "from 0 to 1"),
+                        (["--bundle", str(shared), *table, "--node-rank", "1"], "give --agent here"),
+                        (["--bundle", str(shared), *table, "--agent"], "give --node-rank"),
+                        (["--bundle", str(shared), "--node-rank", "1"], "needs --rank-table")):
+        assert main(["serve", *line]) == 2
+        said = capsys.readouterr().err.strip()
+        assert words in said and len(said.splitlines()) == 1
 
 
 @pytest.mark.slow
