@@ -137,6 +137,8 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
     """
     import mindspore as ms
 
+    from pangu_lab.generate.native import native_decoder
+
     model, config = description["model"], model_config(description)
     check(f"{folder}: loading", rank_need(description))
     if verify:
@@ -148,8 +150,10 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
         if isinstance(batch, int) and isinstance(n, int):
             fixed[batch, n] = _load_graph(folder, description, name, fixed_shapes=True)
             _share(first, fixed[batch, n])
+    alone = "parallel" not in description
+    native = native_decoder(first.parameters_dict(), config, model["places"]) if alone else None
     return Runner(first, model["vocab_size"], model["num_positions"], model["places"], fixed, READ_SIZES,
-                  tokens_at_once(config)), first
+                  tokens_at_once(config), native), first
 
 
 def rank_need(description: dict[str, Any]) -> Need:

@@ -12,13 +12,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.memory import tokens_at_once
+
+if TYPE_CHECKING:  # the kernels' package brings MindSpore
+    from pangu_lab.generate.native import NativeDecoder
 
 BUCKET = 64  # the number of places that the general graph looks at is rounded up to this
 DEFAULT_PLACES = 1024
@@ -80,6 +83,7 @@ class Runner:
             sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is compiled anew
             for each number of places it looks at, with all shapes fixed, hence
         read_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
+        native: makes decode steps in the place of all these graphs, over their parameters.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
@@ -91,7 +95,7 @@ class Runner:
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
                  fixed: Mapping[tuple[int, int], Graph] = MappingProxyType({}), read_sizes: Sequence[int] = (),
-                 at_once: Optional[int] = None) -> None:
+                 at_once: Optional[int] = None, native: Optional[NativeDecoder] = None) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
         self.pool = PlacePool(places)
         self._graph, self._fixed = graph, dict(fixed)
@@ -99,6 +103,21 @@ class Runner:
         self._prompt_sizes = sorted(n for batch, n in self._fixed if batch == 1 and n > 1)
         self.at_once = at_once
         self.steady_sizes: tuple[int, ...] = ()
+        self._native = native
+
+    def use_int8(self) -> None:
+        """Keep weights as bytes with a factor for each output: decode steps read a quarter of the memory.
+
+        Prompts are read with the same rounded weights, in fp32, so both are of one model.
+
+        Raises:
+            InputError: there are no kernels for that here.
+        """
+        if self._native is None:
+            raise InputError("int8 weights need the C kernels, which are for dense models in one process on a CPU: "
+                             "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or leave int8 out")
+        with ONE_AT_A_TIME:
+            self._native.use_int8()
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
             rows: Optional[np.ndarray] = None) -> np.ndarray:
@@ -162,9 +181,20 @@ class Runner:
     def call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
              rows: np.ndarray) -> np.ndarray:
         """``run``, as one call of a graph."""
+        native = self._native
+        if native is None or ids.shape[1] > 1 or len(rows) != len(ids) or native.trusted is False:
+            return self._by_graph(*self._choose(ids, positions, write, read, rows))
+        with ONE_AT_A_TIME:
+            if native.trusted:
+                return native.step(ids, positions, write, read)
+            general = (ids, positions, write, self._rounded(read), rows)
+            return native.checked(lambda: native.step(ids, positions, write, read),
+                                  lambda: self._by_graph(self._graph, general))
+
+    @staticmethod
+    def _by_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> np.ndarray:
         from mindspore import Tensor
 
-        graph, arrays = self._choose(ids, positions, write, read, rows)
         with ONE_AT_A_TIME:
             return graph(*(Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays)).asnumpy()
 
@@ -181,8 +211,11 @@ class Runner:
                 if n <= size:  # the last token again, which writes the same to the same place
                     padded = (_padded(array, size) for array in (ids, positions, write, read))
                     return self._fixed[1, size], (*padded, rows)
-        size = max(span, min(-(-span // BUCKET) * BUCKET, self.max_length))
-        return self._graph, (ids, positions, write, _padded(read, size), rows)
+        return self._graph, (ids, positions, write, self._rounded(read), rows)
+
+    def _rounded(self, read: np.ndarray) -> np.ndarray:
+        span = read.shape[1]
+        return _padded(read, max(span, min(-(-span // BUCKET) * BUCKET, self.max_length)))
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
@@ -202,13 +235,15 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     """
     import mindspore as ms
 
+    from pangu_lab.generate.native import native_decoder
     from pangu_lab.generate.network import CachedNetwork, FixedNetwork, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
     network = CachedNetwork(weights, config, default_places(config, places))
     network.set_inputs(*dynamic_inputs())
+    native = native_decoder({value.name: value for value in network.get_parameters()}, config, network.places)
     return Runner(network, config.vocab_size, config.num_positions, network.places,
-                  {(1, 1): FixedNetwork(network)}, READ_SIZES, tokens_at_once(config))
+                  {(1, 1): FixedNetwork(network)}, READ_SIZES, tokens_at_once(config), native)
 
 
 def default_places(config: ModelConfig, places: Optional[int] = None) -> int:

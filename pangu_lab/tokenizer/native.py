@@ -2,26 +2,18 @@
 
 ``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler turns them into a small shared library,
 loaded through ctypes (which lets other threads run meanwhile). A library built with the package is taken first;
-otherwise the first use compiles it (about a second) into the user's cache folder under the sha256 of its source, so
-an old one is never loaded for a new source. Without a compiler, or with ``PANGU_LAB_NATIVE=0``, the portable code
-does the work with the same result, some six times slower.
+otherwise the first use compiles it (about a second; see ``compiling.py``). Without a compiler, or with
+``PANGU_LAB_NATIVE=0``, the portable code does the work with the same result, some six times slower.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import itertools
 import logging
 import math
-import os
-import platform
-import shutil
-import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +21,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.files import cache_folder
+from pangu_lab.compiling import compiled, wanted
 from pangu_lab.tokenizer import lexicon
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("segment.c", "wordids.c"))
@@ -173,10 +165,10 @@ def _new_segmenter(library: ctypes.CDLL) -> int:
 @functools.lru_cache(maxsize=1)
 def segmenter() -> Optional[NativeSegmenter]:
     """The C engine, or None where it cannot be had."""
-    if os.environ.get("PANGU_LAB_NATIVE", "1") == "0" or sys.byteorder != "little":
+    if not wanted() or sys.byteorder != "little":
         return None
     try:
-        path = _built_with_package() or _compiled()
+        path = _built_with_package() or compiled("segment", SOURCES, FLAGS)
         return NativeSegmenter(_open(path)) if path else None
     except (OSError, RuntimeError, AttributeError) as error:  # no home folder; another machine's library …
         log.info("the C segmenter cannot be used (%s): taking the portable one", error)
@@ -194,31 +186,3 @@ def _open(path: Path) -> ctypes.CDLL:
 
 def _built_with_package() -> Optional[Path]:
     return next(iter(sorted(SOURCES[0].parent.glob("_segment*.so"))), None)
-
-
-def _compiled() -> Optional[Path]:
-    """The library in the user's cache folder; compiled if it is not there yet. None without a compiler."""
-    content = b"\0".join([*(source.read_bytes() for source in SOURCES), " ".join(FLAGS).encode()])
-    tag = hashlib.sha256(content + platform.machine().encode()).hexdigest()[:16]
-    folder = cache_folder()
-    path = folder / f"segment-{tag}.so"
-    if path.exists() and path.stat().st_uid == os.getuid():  # never code that somebody else put there
-        return path
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        log.info("no C compiler found: words are cut by the portable code")
-        return None
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
-    os.close(descriptor)
-    try:
-        subprocess.run([compiler, *FLAGS, "-o", temporary, *map(str, SOURCES)], check=True, capture_output=True,
-                       timeout=120)
-        os.replace(temporary, path)
-        return path
-    except subprocess.SubprocessError as error:
-        log.info("the C segmenter does not compile (%s): taking the portable one", error)
-        return None
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)

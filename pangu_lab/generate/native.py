@@ -1,0 +1,131 @@
+"""Decode steps by the C kernels, over the parameters and the cache of a compiled graph.
+
+On a CPU a MindSpore parameter and the numpy array that ``asnumpy`` gives are one piece of memory, before and after
+graphs have run. So the kernels work on the graph's own weights and cache, prompts go through the graph and single tokens
+past it, and each sees what the other kept; a bundle needs nothing more than its graphs. The first step is made both
+ways and compared: if they differ, by whatever reason, the graph goes on alone.
+
+A row's numbers do not depend on how many sequences are decoded together (see ``decode.c``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Optional
+
+import numpy as np
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
+from pangu_lab.ops.native import decode
+
+log = logging.getLogger(__name__)
+CLOSE = 1e-3  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
+QUERIES = "backbone.top_query_layer.query_of_position"
+Step = Callable[[], np.ndarray]
+
+
+class NativeDecoder:
+    """One token each of a few sequences.
+
+    Args:
+        library: the compiled kernels.
+        parameters: of the graph, by name; see ``network.py`` for their shapes.
+        config: the network's sizes.
+        places: positions that the cache holds.
+
+    Attributes:
+        trusted: None until a step has been compared with the graph's.
+    """
+
+    def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, places: int) -> None:
+        self._library, self._config, self._places = library, config, places
+        self._arrays = {name.partition(":")[2] or name: value.asnumpy() for name, value in parameters.items()}
+        self._kept: list[Any] = []
+        self._room = np.empty(0, np.float32)
+        self.threads = thread_count()
+        self.trusted: Optional[bool] = None
+        self._network = self._describe(int8=False)
+
+    def use_int8(self) -> None:
+        """Round every weight of a product to bytes with one factor a row; what the graph holds is rounded the same."""
+        self._network = self._describe(int8=True)
+
+    def _describe(self, int8: bool) -> decode.Network:
+        config, prefix = self._config, "backbone"
+        names = [f"{prefix}.blocks.{i}" for i in range(config.num_layers - 1)] + [f"{prefix}.top_query_layer"]
+        layers = (decode.Layer * config.num_layers)(*(self._layer(name, int8) for name in names))
+        words = f"{prefix}.word_embedding.embedding_table"
+        head = self._matrix(words, None, int8)
+        return decode.Network(
+            config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._places,
+            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps, self._at(words),
+            self._at(f"{prefix}.position_embedding.embedding_table"), self._at(QUERIES),
+            self._at(f"{prefix}.layernorm.gamma"), self._at(f"{prefix}.layernorm.beta"), head, layers)
+
+    def _layer(self, prefix: str, int8: bool) -> decode.Layer:
+        norms = (self._at(f"{prefix}.layernorm{i}.{name}") for i in (1, 2) for name in ("gamma", "beta"))
+        parts = ("attention.qkv", "attention.projection", "output.mapping", "output.projection")
+        products = (self._matrix(f"{prefix}.{part}.weight", f"{prefix}.{part}.bias", int8) for part in parts)
+        return decode.Layer(*norms, *products, *(self._at(f"{prefix}.cache.{kind}") for kind in ("keys", "values")))
+
+    def _at(self, name: str) -> int:
+        return self._arrays[name].ctypes.data
+
+    def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
+        bias_at = bias and self._at(bias)
+        if not int8:
+            return decode.Matrix(self._at(weight), None, bias_at)
+        quantised, scale = decode.quantise(self._arrays[weight])
+        self._kept += [quantised, scale]
+        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, bias_at)
+
+    def step(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray) -> np.ndarray:
+        """Logits (batch, vocab_size); arguments as ``Runner.run`` takes them, with one token of each sequence."""
+        arrays = [np.ascontiguousarray(array, np.int32) for array in (ids, positions, write, read)]
+        self._check(*arrays)
+        batch, span = read.shape
+        need = self._library.decode_room(self._network, batch, span)
+        if len(self._room) < need:
+            self._room = np.empty(need, np.float32)
+        logits = np.empty((batch, self._config.vocab_size), np.float32)
+        self._library.decode_step(self._network, *(array.ctypes.data for array in arrays), batch, span, self.threads,
+                                  self._room.ctypes.data, logits.ctypes.data)
+        return logits
+
+    def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray) -> None:
+        """What lies outside the network's arrays would be read as memory."""
+        for name, array, end in (("token", ids, self._config.vocab_size), ("place", write, self._places),
+                                 ("position", positions, min(self._config.num_positions, read.shape[1])),
+                                 ("place", read, self._places)):
+            if array.min() < 0 or array.max() >= end:
+                raise InputError(f"a {name} of a decode step is outside 0 to {end - 1}")
+
+    def checked(self, step: Step, by_graph: Step) -> np.ndarray:
+        """The first step, made both ways."""
+        expected, found = by_graph(), step()
+        limit = CLOSE * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
+        self.trusted = bool(np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True))
+        if not self.trusted:
+            log.warning("the decode kernels and the graph disagree here: the graph does the work")
+        return found if self.trusted else expected
+
+
+def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, places: int) -> Optional[NativeDecoder]:
+    """The kernels over a graph's parameters; None where they cannot do its work."""
+    import mindspore as ms
+
+    if config.moe_layers or ms.get_context("device_target") != "CPU":
+        return None
+    library = decode.library()
+    return library and NativeDecoder(library, parameters, config, places)
+
+
+def thread_count() -> int:
+    """As many as OMP_NUM_THREADS says, which whoever starts several ranks sets; else one for each processor."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(asked)) if asked.isdecimal() else processors

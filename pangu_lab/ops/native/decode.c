@@ -1,0 +1,331 @@
+/* One decode step of the whole network: a new token of each of a few sequences in, logits out.
+
+   With one row a product reads every weight once and multiplies it once, so the step can be no quicker than memory
+   hands over the weights. What is done here to come close to that: whole rows of weights are read by one thread, in
+   order; bias, activation and residual are applied to a result while it is in a register; attention looks at the valid
+   positions alone, in the cache's own layout; nothing is copied.
+
+   Every (row of weights, sequence) pair adds its products in one order: 8 running sums over the inputs, then those 8.
+   The order does not depend on how many sequences there are, so a sequence gets the same bits alone and in company.
+
+   Vectors are GCC's and clang's vector extension. The functions marked CLONES exist for AVX-512, AVX2 and neither; the
+   loader takes what the processor can do. NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "pool.h"
+
+#define LANES 8
+#define STEP (4 * LANES) /* weights of a row taken at once */
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+#define INLINE static inline __attribute__((always_inline))
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define CLONES
+#endif
+
+#define AHEAD 1024 /* bytes that memory is asked for beforehand */
+
+enum { TANH_GELU = 0, ERF_GELU = 1, FAST_GELU = 2, NONE = 3 };
+
+/* (out, in) weights: of floats, or of bytes with a factor for each row. */
+struct matrix {
+    const void *weight;
+    const float *scale; /* (out,) for bytes, NULL for floats */
+    const float *bias;  /* (out,) or NULL */
+};
+
+struct layer {
+    const float *gamma1, *beta1, *gamma2, *beta2;
+    struct matrix qkv, out, up, down; /* qkv holds k and v alone in the query layer */
+    float *keys, *values;             /* the cache, (heads * places, head_dim) */
+};
+
+struct network {
+    int64_t layers, hidden, inner, heads, places, vocabulary, activation;
+    double epsilon;
+    const float *words, *positions, *queries, *gamma, *beta;
+    struct matrix head;
+    const struct layer *layer;
+};
+
+INLINE vec load(const float *at) {
+    vec value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+/* Vector k of the four that begin at weight i of a row. Bytes lie so that a vector of whole words holds all four: lane l
+   has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, which two shifts each take out (GCC 12 turns a direct
+   conversion of eight bytes into single steps, ten times slower). */
+INLINE vec load_weight(const void *row, int64_t i, int k, int quantised) {
+    if (!quantised)
+        return load((const float *)row + i + k * LANES);
+    ints word;
+    memcpy(&word, (const int8_t *)row + i, sizeof word);
+    return __builtin_convertvector((word << (24 - 8 * k)) >> 24, vec);
+}
+
+INLINE float total(vec v) {
+    return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
+}
+
+INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
+    return quantised ? ((const int8_t *)row)[i] : ((const float *)row)[i];
+}
+
+/* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
+INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int quantised,
+                 float sums[3][4]) {
+    vec running[3][4];
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < count; b++)
+            running[r][b] = (vec){0};
+    int64_t i = 0;
+    for (; i + STEP <= in; i += STEP) {
+        for (int r = 0; r < rows; r++)
+            __builtin_prefetch(weight + r * stride + i * (quantised ? 1 : 4) + AHEAD);
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            vec w[3];
+            for (int r = 0; r < rows; r++)
+                w[r] = load_weight(weight + r * stride, i, k, quantised);
+            for (int b = 0; b < count; b++) {
+                vec value = load(x + b * in + i + k * LANES);
+                for (int r = 0; r < rows; r++)
+                    running[r][b] += w[r] * value;
+            }
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int b = 0; b < count; b++) {
+            sums[r][b] = total(running[r][b]);
+            for (int64_t j = i; j < in; j++)
+                sums[r][b] += scalar_weight(weight + r * stride, j, quantised) * x[b * in + j];
+        }
+}
+
+static float activate(float x, int kind) {
+    if (kind == TANH_GELU)
+        return x / (1.0f + expf(-x * (1.5957691216f + 0.0713548163f * x * x)));
+    if (kind == ERF_GELU)
+        return x * 0.5f * (1.0f + erff(x * 0.70710678f));
+    return kind == FAST_GELU ? x / (1.0f + expf(-1.702f * x)) : x;
+}
+
+struct product { /* y (count, out) = activation(x (count, in) · weightᵀ + bias), or y += that */
+    const struct matrix *matrix;
+    const float *x;
+    float *y;
+    int64_t in, out, count;
+    int activation, add;
+};
+
+INLINE void finish(const struct product *p, int64_t row, int64_t b, float sum) {
+    const struct matrix *m = p->matrix;
+    if (m->scale)
+        sum *= m->scale[row];
+    if (m->bias)
+        sum += m->bias[row];
+    float *y = p->y + b * p->out + row;
+    *y = p->add ? *y + sum : activate(sum, p->activation);
+}
+
+INLINE void block(const struct product *p, int64_t row, int rows, int quantised) {
+    int64_t stride = p->in * (quantised ? 1 : 4);
+    const char *weight = (const char *)p->matrix->weight + row * stride;
+    float sums[3][4];
+    for (int64_t b = 0; b < p->count; b += 4) {
+        int count = p->count - b < 4 ? (int)(p->count - b) : 4;
+        const float *x = p->x + b * p->in;
+        switch (count) { /* numbers that the compiler can see, so that the running sums stay in registers */
+        case 1: tile(weight, stride, x, p->in, rows, 1, quantised, sums); break;
+        case 2: tile(weight, stride, x, p->in, rows, 2, quantised, sums); break;
+        case 3: tile(weight, stride, x, p->in, rows, 3, quantised, sums); break;
+        default: tile(weight, stride, x, p->in, rows, 4, quantised, sums);
+        }
+        for (int r = 0; r < rows; r++)
+            for (int c = 0; c < count; c++)
+                finish(p, row + r, b + c, sums[r][c]);
+    }
+}
+
+CLONES static void rows_of_floats(const struct product *p, int64_t first, int64_t last) {
+    int64_t row = first;
+    for (; row + 3 <= last; row += 3)
+        block(p, row, 3, 0);
+    for (; row < last; row++)
+        block(p, row, 1, 0);
+}
+
+CLONES static void rows_of_bytes(const struct product *p, int64_t first, int64_t last) {
+    int64_t row = first;
+    for (; row + 3 <= last; row += 3)
+        block(p, row, 3, 1);
+    for (; row < last; row++)
+        block(p, row, 1, 1);
+}
+
+enum { ROWS = 48 }; /* of weights that a thread takes at once */
+
+static void part_of_product(void *context, int64_t part) {
+    const struct product *p = context;
+    int64_t first = part * ROWS, last = first + ROWS < p->out ? first + ROWS : p->out;
+    (p->matrix->scale ? rows_of_bytes : rows_of_floats)(p, first, last);
+}
+
+static void multiply(struct product p) {
+    pool_run(part_of_product, &p, (p.out + ROWS - 1) / ROWS);
+}
+
+static void normalise(const float *x, const float *gamma, const float *beta, float *y, int64_t count, int64_t width,
+                      double epsilon) {
+    for (int64_t b = 0; b < count; b++, x += width, y += width) {
+        double sum = 0, squares = 0;
+        for (int64_t i = 0; i < width; i++)
+            sum += x[i];
+        double mean = sum / width;
+        for (int64_t i = 0; i < width; i++)
+            squares += (x[i] - mean) * (x[i] - mean);
+        float scale = (float)(1.0 / sqrt(squares / width + epsilon)), middle = (float)mean;
+        for (int64_t i = 0; i < width; i++)
+            y[i] = (x[i] - middle) * scale * gamma[i] + beta[i];
+    }
+}
+
+/* One head of one sequence: mixed (dim,) = softmax(query · keysᵀ) · values over the places read[0 … length). */
+CLONES static void attend(const float *query, const float *keys, const float *values, const int32_t *read,
+                          int64_t length, int64_t dim, float *scores, float *mixed) {
+    float highest = -INFINITY, sum = 0;
+    for (int64_t t = 0; t < length; t++) {
+        float one[3][4];
+        tile((const char *)(keys + read[t] * dim), 0, query, dim, 1, 1, 0, one);
+        scores[t] = one[0][0];
+        highest = scores[t] > highest || scores[t] != scores[t] ? scores[t] : highest; /* a NaN stays */
+    }
+    for (int64_t t = 0; t < length; t++)
+        sum += scores[t] = expf(scores[t] - highest);
+    memset(mixed, 0, dim * sizeof *mixed);
+    for (int64_t t = 0; t < length; t++) {
+        const float *value = values + read[t] * dim;
+        float share = scores[t] / sum;
+        for (int64_t i = 0; i < dim; i++)
+            mixed[i] += share * value[i];
+    }
+}
+
+struct call {
+    const struct network *network;
+    int64_t batch, span;
+    const int32_t *ids, *positions, *write, *read; /* read (batch, span); the others (batch,) */
+    float *x, *normed, *projected, *mixed, *inner, *scores;
+};
+
+struct attention {
+    const struct call *call;
+    const struct layer *layer;
+    const float *query, *fresh; /* each sequence's query; its new key, and behind that its new value */
+    int64_t query_stride, stride;
+};
+
+static void keep(const struct attention *a, int64_t b) {
+    const struct network *n = a->call->network;
+    int64_t dim = n->hidden / n->heads;
+    for (int64_t head = 0; head < n->heads; head++) {
+        int64_t place = (head * n->places + a->call->write[b]) * dim;
+        const float *key = a->fresh + b * a->stride + head * dim;
+        memcpy(a->layer->keys + place, key, dim * sizeof *key);
+        memcpy(a->layer->values + place, key + n->hidden, dim * sizeof *key);
+    }
+}
+
+static void part_of_attention(void *context, int64_t part) {
+    const struct attention *a = context;
+    const struct call *c = a->call;
+    const struct network *n = c->network;
+    int64_t b = part / n->heads, head = part % n->heads, dim = n->hidden / n->heads, first = head * n->places * dim;
+    attend(a->query + b * a->query_stride + head * dim, a->layer->keys + first, a->layer->values + first,
+           c->read + b * c->span, c->positions[b] + 1, dim, c->scores + part * c->span,
+           c->mixed + b * n->hidden + head * dim);
+}
+
+/* Keep the new keys and values of all, then attend: → mixed (batch, hidden). */
+static void attention(struct attention a) {
+    for (int64_t b = 0; b < a.call->batch; b++)
+        keep(&a, b);
+    pool_run(part_of_attention, &a, a.call->batch * a.call->network->heads);
+}
+
+static void run_layer(const struct call *c, const struct layer *layer, const float *queries) {
+    const struct network *n = c->network;
+    int64_t hidden = n->hidden, batch = c->batch, wide = queries ? 2 * hidden : 3 * hidden;
+    normalise(c->x, layer->gamma1, layer->beta1, c->normed, batch, hidden, n->epsilon);
+    multiply((struct product){&layer->qkv, c->normed, c->projected, hidden, wide, batch, NONE, 0});
+    if (queries)
+        attention((struct attention){c, layer, queries, c->projected, hidden, wide});
+    else
+        attention((struct attention){c, layer, c->projected, c->projected + hidden, wide, wide});
+    multiply((struct product){&layer->out, c->mixed, c->x, hidden, hidden, batch, NONE, 1});
+    normalise(c->x, layer->gamma2, layer->beta2, c->normed, batch, hidden, n->epsilon);
+    multiply((struct product){&layer->up, c->normed, c->inner, hidden, n->inner, batch, (int)n->activation, 0});
+    multiply((struct product){&layer->down, c->inner, c->x, n->inner, hidden, batch, NONE, 1});
+}
+
+/* How many floats ``decode_step`` needs as working memory. */
+int64_t decode_room(const struct network *n, int64_t batch, int64_t span) {
+    return batch * (7 * n->hidden + n->inner + n->heads * span);
+}
+
+/* logits (batch, vocabulary) of the tokens ``ids`` at ``positions``, kept at the places ``write``; ``read`` (batch,
+   span) are each sequence's places from its position 0 on. The caller has checked that all lie inside. */
+void decode_step(const struct network *n, const int32_t *ids, const int32_t *positions, const int32_t *write,
+                 const int32_t *read, int64_t batch, int64_t span, int64_t threads, float *room, float *logits) {
+    int64_t hidden = n->hidden, all = batch * hidden;
+    struct call c = {.network = n, .batch = batch, .span = span,
+                     .ids = ids, .positions = positions, .write = write, .read = read};
+    pool_grow(threads);
+    c.x = room;
+    c.normed = c.x + all;
+    c.projected = c.normed + all;
+    c.mixed = c.projected + 3 * all;
+    float *queries = c.mixed + all;
+    c.inner = queries + all;
+    c.scores = c.inner + batch * n->inner;
+    for (int64_t b = 0; b < batch; b++) {
+        const float *word = n->words + ids[b] * hidden, *place = n->positions + positions[b] * hidden;
+        for (int64_t i = 0; i < hidden; i++)
+            c.x[b * hidden + i] = word[i] + place[i];
+        memcpy(queries + b * hidden, n->queries + positions[b] * hidden, hidden * sizeof *queries);
+    }
+    for (int64_t layer = 0; layer < n->layers; layer++) {
+        int last = layer == n->layers - 1;
+        if (last) {
+            normalise(c.x, n->gamma, n->beta, c.normed, batch, hidden, n->epsilon);
+            memcpy(c.x, c.normed, all * sizeof *c.x);
+        }
+        run_layer(&c, n->layer + layer, last ? queries : NULL);
+    }
+    multiply((struct product){&n->head, c.x, logits, hidden, n->vocabulary, batch, NONE, 0});
+}
+
+/* For each row of ``weight`` (out, in): bytes in the order of ``load_weight`` and the factor that gives the row back; the
+   row itself becomes what these stand for. */
+void quantise(float *weight, int64_t out, int64_t in, int8_t *quantised, float *scale) {
+    for (int64_t row = 0; row < out; row++) {
+        float highest = 0;
+        for (int64_t i = 0; i < in; i++)
+            highest = fmaxf(highest, fabsf(weight[row * in + i]));
+        scale[row] = highest / 127.0f;
+        float inverse = highest > 0 ? 127.0f / highest : 0;
+        for (int64_t i = 0; i < in; i++) {
+            int64_t start = i / STEP * STEP, place = i - start;
+            int64_t at = start + STEP <= in ? start + place % LANES * 4 + place / LANES : i;
+            quantised[row * in + at] = (int8_t)lrintf(weight[row * in + i] * inverse);
+            weight[row * in + i] = quantised[row * in + at] * scale[row];
+        }
+    }
+}

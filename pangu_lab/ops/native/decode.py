@@ -1,0 +1,80 @@
+"""``decode.c`` from Python: its structures, and the library itself.
+
+Nothing here copies weights or cache: the structures hold the addresses of arrays that the caller keeps alive.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from pangu_lab.compiling import compiled, wanted
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "pool.h"))
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-Wno-psabi", "-ffp-contract=fast")
+ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
+log = logging.getLogger(__name__)
+_POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
+
+
+class Matrix(ctypes.Structure):
+    """``struct matrix``: weight (out, in), its factors when it holds bytes, and bias."""
+
+    _fields_ = [(name, _POINTER) for name in ("weight", "scale", "bias")]
+
+
+class Layer(ctypes.Structure):
+    """``struct layer``."""
+
+    _fields_ = [*((name, _POINTER) for name in ("gamma1", "beta1", "gamma2", "beta2")),
+                *((name, Matrix) for name in ("qkv", "out", "up", "down")),
+                *((name, _POINTER) for name in ("keys", "values"))]
+
+
+class Network(ctypes.Structure):
+    """``struct network``."""
+
+    _fields_ = [*((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "places", "vocabulary",
+                                                "activation")),
+                ("epsilon", ctypes.c_double),
+                *((name, _POINTER) for name in ("words", "positions", "queries", "gamma", "beta")),
+                ("head", Matrix), ("layer", ctypes.POINTER(Layer))]
+
+
+@functools.lru_cache(maxsize=1)
+def library() -> Optional[ctypes.CDLL]:
+    """The compiled kernels; None, said once in the log, where they cannot be had."""
+    if not wanted():
+        return None
+    try:
+        path = compiled("decode", SOURCES, FLAGS, ("-lm",))
+        return path and _opened(path)
+    except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
+        log.info("the decode kernels cannot be used (%s): MindSpore's operators do the work", error)
+        return None
+
+
+def _opened(path: Path) -> ctypes.CDLL:
+    found = ctypes.CDLL(str(path))
+    network = ctypes.POINTER(Network)
+    found.decode_room.argtypes, found.decode_room.restype = (network, _INTEGER, _INTEGER), _INTEGER
+    found.decode_step.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _POINTER)
+    found.quantise.argtypes = (_POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER)
+    found.decode_step.restype = found.quantise.restype = None
+    return found
+
+
+def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes (out, in), in the order that the kernels read them in, and factors (out,) of a weight (out, in) fp32.
+
+    Symmetric, each row with its largest value at 127. ``weight`` itself is changed to what these stand for, so that
+    who goes on computing with it gives the same numbers.
+    """
+    quantised, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
+    library().quantise(weight.ctypes.data, *weight.shape, quantised.ctypes.data, scale.ctypes.data)
+    return quantised, scale

@@ -1,0 +1,116 @@
+"""Decode steps by the C kernels: the graph's logits, the same bits in any company, and what happens without them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
+from pangu_lab.generate import network_runner
+from pangu_lab.model.parameters import initial_weights
+from pangu_lab.ops.native import decode
+
+pytestmark = pytest.mark.skipif(decode.library() is None, reason="no C compiler here")
+CONFIG = ModelConfig(101, 48, 40, 2, 4, hidden_act="gelu", dropout_rate=0.0)  # 40, 101: nothing fills whole vectors
+PROMPT = np.array([[5, 9, 2, 77, 31]])
+
+
+def runner_of(config: ModelConfig = CONFIG):
+    weights = {name: 8 * value if name.endswith("weight") else value
+               for name, value in initial_weights(config, 3).items()}
+    return network_runner(weights, config, places=96)
+
+
+@pytest.fixture(scope="module")
+def runner():
+    runner = runner_of()
+    at = np.arange(PROMPT.shape[1])[None]
+    runner.run(PROMPT, at, at, at)
+    return runner
+
+
+def token(runner, index: int, position: int = 5, batch: int = 1):
+    """The next token of ``batch`` sequences that share their prompt: (batch, vocab)."""
+    write = 5 + np.arange(batch)[:, None]
+    read = np.concatenate([np.tile(np.arange(5), (batch, 1)), write], 1)
+    return runner.run(index + np.arange(batch)[:, None], np.full((batch, 1), position), write, read)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "fast_gelu"])
+def test_a_step_gives_the_graphs_logits(runner, activation, monkeypatch):
+    made = runner if activation == CONFIG.hidden_act else runner_of(dataclasses.replace(CONFIG, hidden_act=activation))
+    at = np.arange(5)[None]
+    made.run(PROMPT, at, at, at)
+    native = token(made, 7)
+    assert made._native.trusted
+    monkeypatch.setattr(made, "_native", None)
+    np.testing.assert_allclose(native, token(made, 7), atol=1e-5 * max(1.0, np.abs(native).max()))
+
+
+def test_a_sequence_gets_the_same_bits_alone_and_in_company(runner):
+    together = {batch: token(runner, 7, batch=batch) for batch in (1, 2, 3, 5, 8, 16)}
+    for batch, logits in together.items():
+        np.testing.assert_array_equal(logits, together[16][:batch])
+
+
+def test_a_nan_in_the_cache_reaches_the_logits(runner):
+    keys = next(value for name, value in runner._native._arrays.items() if name.endswith("cache.keys"))
+    saved, keys[2] = keys[2].copy(), np.nan
+    found = token(runner, 7)
+    keys[2] = saved
+    assert np.isnan(found).all() and np.isfinite(token(runner, 7)).all()
+
+
+def test_what_lies_outside_the_arrays_is_refused(runner):
+    token(runner, 7)
+    with pytest.raises(InputError, match="a token of a decode step is outside 0 to 100"):
+        token(runner, 101)
+    with pytest.raises(InputError, match="a position of a decode step is outside 0 to 5"):
+        token(runner, 7, position=6)
+
+
+def test_a_step_that_differs_from_the_graphs_is_not_taken(runner, caplog):
+    by_graph, native = np.ones((1, 3)), runner._native
+    assert np.array_equal(native.checked(lambda: by_graph + 1, lambda: by_graph), by_graph)
+    assert native.trusted is False and "the graph does the work" in caplog.text
+    native.checked(lambda: by_graph, lambda: by_graph)
+    assert native.trusted
+
+
+def test_without_the_kernels_the_graph_writes_the_same(monkeypatch, runner):
+    found = token(runner, 7)
+    monkeypatch.setattr(decode, "library", lambda: None)
+    plain = runner_of()
+    at = np.arange(5)[None]
+    plain.run(PROMPT, at, at, at)
+    np.testing.assert_allclose(token(plain, 7), found, atol=1e-5 * np.abs(found).max())
+    with pytest.raises(InputError, match="int8 weights need the C kernels"):
+        plain.use_int8()
+
+
+def test_with_int8_the_graph_and_the_kernels_hold_one_rounded_model(monkeypatch):
+    runner = runner_of()
+    at = np.arange(5)[None]
+    before = runner.run(PROMPT, at, at, at)
+    runner.use_int8()
+    after = runner.run(PROMPT, at, at, at)
+    assert 0 < np.abs(after - before).max() < 0.1 * np.abs(before).max()
+    native = token(runner, 7)
+    monkeypatch.setattr(runner, "_native", None)
+    np.testing.assert_allclose(native, token(runner, 7), atol=1e-5 * max(1.0, np.abs(native).max()))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 130), st.integers(0, 2**32 - 1), st.floats(1e-30, 1e30))
+def test_bytes_and_factors_give_every_weight_back_to_half_a_step(out, width, seed, size):
+    weight = (np.random.default_rng(seed).standard_normal((out, width)) * size).astype(np.float32)
+    rounded = weight.copy()
+    quantised, scale = decode.quantise(rounded)
+    np.testing.assert_allclose(rounded, weight, atol=0.5001 * scale.max())
+    assert np.abs(quantised).max() <= 127
+    np.testing.assert_array_equal(np.abs(quantised).max(1), 127)
