@@ -129,6 +129,7 @@ def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tm
     out = export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", places=128,
                         prefill_lengths=(8, 16), decode_batches=(1, 4), eval_loss=False)
     bundle = load_bundle(out)
+    bundle.runner._native = None  # the graphs alone, as where there are no kernels
     assert set(bundle.description["graphs"]) == {"prefill", "prefill_8", "prefill_16", "decode", "decode_4"}
     used = []
     for shape, graph in bundle.runner._fixed.items():
