@@ -37,14 +37,14 @@ def measured(run: Path, place) -> str:
     import mindspore as ms
     import numpy as np
 
-    from pangu_lab.config import load_yaml
     from pangu_lab.data import Batch
+    from pangu_lab.launch.worker import read_config
     from pangu_lab.parallel.mesh import Mesh
     from pangu_lab.train.loop import Trainer
     from pangu_lab.train.starting import starting_values
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    config = load_yaml(run / "config.yaml")
+    config = read_config(run)
     mesh = Mesh(config.parallel, place.rank)
     data = config.parallel.data
     rows, seq, vocab = config.data.batch_size // data, config.data.seq_length, config.model.vocab_size

@@ -2,8 +2,8 @@
 
    Written for machines that others compute on too (MindSpore's own pool, other ranks, other people): who asks works
    through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has not
-   let run. OpenMP waits for all its threads at every end of a loop: with two more busy programs on two processors a
-   decode step, 60 loops of half a millisecond, took 30 times as long through it. In a forked child, where the threads
+   let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors a
+   decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the threads
    are gone, the work is simply done alone. One caller at a time. */
 
 #ifndef PANGU_LAB_POOL_H
