@@ -4,13 +4,20 @@ What an operator costs on a CPU differs by up to a factor of ten between forms t
 module here says which form was chosen and why. Everything works in graph mode, keeps activations as rows
 (batch·seq, hidden), and is differentiable; where MindSpore's own backward pass is wasteful a ``bprop`` is written
 beside the forward pass.
+
+Each is imported when it is asked for: who only wants the kernels of ``native`` gets no model code with them.
 """
 
-from pangu_lab.ops.activation import activation
-from pangu_lab.ops.attention import AttentionBias, CausalAttention
-from pangu_lab.ops.dropout import Dropout
-from pangu_lab.ops.linear import BiasLinear
-from pangu_lab.ops.loss import TiedHeadLoss
-from pangu_lab.ops.norm import LayerNorm
+from __future__ import annotations
 
+import importlib
+
+_HOME = {"activation": "activations", "AttentionBias": "attention", "CausalAttention": "attention", "Dropout": "dropout",
+         "BiasLinear": "linear", "TiedHeadLoss": "loss", "LayerNorm": "norm"}
 __all__ = ["activation", "AttentionBias", "BiasLinear", "CausalAttention", "Dropout", "LayerNorm", "TiedHeadLoss"]
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

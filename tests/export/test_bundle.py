@@ -164,7 +164,7 @@ from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 bundle = load_bundle(sys.argv[1])
 ids = generate(bundle, sys.argv[2], SamplingConfig(temperature=0, max_new_tokens=16, min_new_tokens=16)).ids
-code = [name for name in ("pangu_lab.model", "pangu_lab.generate.network", "pangu_lab.ops", "pangu_lab.train")
+code = [name for name in ("pangu_lab.model", "pangu_lab.generate.network", "pangu_lab.ops.attention", "pangu_lab.train")
         if name in sys.modules]
 print(json.dumps({"ids": ids, "code": code}))
 """
