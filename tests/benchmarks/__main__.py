@@ -15,8 +15,8 @@ import sys
 
 PARTS = {"train": "tests.benchmarks.train_speed", "decode": "tests.benchmarks.decode_speed",
          "prepare": "tests.benchmarks.prepare_speed", "c3": "tests.benchmarks.c3_speed", "moe": "tests.benchmarks.moe_speed",
-         "parallel": "tests.benchmarks.parallel_speed", "serve": "tests.benchmarks.serve_speed",
-         "wait": "tests.benchmarks.waiting_speed",
+         "parallel": "tests.benchmarks.parallel_speed", "recompute": "tests.benchmarks.recompute_memory",
+         "serve": "tests.benchmarks.serve_speed", "wait": "tests.benchmarks.waiting_speed",
          "monitor": "tests.benchmarks.monitor_speed"}
 
 

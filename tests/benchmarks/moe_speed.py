@@ -11,21 +11,17 @@ import sys
 
 def trained(name: str, *overrides: str) -> None:
     import mindspore as ms
-    import numpy as np
 
     from pangu_lab.config import parse_overrides
-    from pangu_lab.data import Batch
     from pangu_lab.presets import preset
     from pangu_lab.train.loop import Trainer
     from pangu_lab.train.starting import starting_values
+    from tests.benchmarks.parallel_speed import random_batch
     from tests.benchmarks.turns import serve
 
     ms.set_context(mode=ms.GRAPH_MODE)
     config = preset(name).replace(**parse_overrides(list(overrides)))
-    rows, seq, vocab = config.data.batch_size, config.data.seq_length, config.model.vocab_size
-    ids, labels = np.random.default_rng(0).integers(0, vocab, (2, rows, seq)).astype(np.int32)
-    made = Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (rows, 1)), np.ones((rows, seq), np.float32),
-                 np.arange(rows, dtype=np.int32), float(rows * seq))
+    made = random_batch(config)
     trainer = Trainer(config, None, [0], None)
     trainer.build(starting_values(config))
     for _ in range(3):

@@ -32,12 +32,23 @@ def configuration(layout: str):
         **LAYOUTS[layout]})
 
 
-def measured(run: Path, place) -> str:
-    """What each rank does: some steps of the trainer, each timed, and the collectives of one."""
-    import mindspore as ms
+def random_batch(config):
+    """A data rank's part of a batch of random tokens."""
     import numpy as np
 
     from pangu_lab.data import Batch
+
+    data = config.parallel.data
+    rows, seq, vocab = config.data.batch_size // data, config.data.seq_length, config.model.vocab_size
+    ids, labels = np.random.default_rng(0).integers(0, vocab, (2, rows, seq)).astype(np.int32)
+    return Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (rows, 1)), np.ones((rows, seq), np.float32),
+                 np.arange(rows, dtype=np.int32), float(rows * seq * data))
+
+
+def measured(run: Path, place) -> str:
+    """What each rank does: some steps of the trainer, each timed, and the collectives of one."""
+    import mindspore as ms
+
     from pangu_lab.launch.worker import read_config
     from pangu_lab.parallel.mesh import Mesh
     from pangu_lab.train.loop import Trainer
@@ -46,11 +57,7 @@ def measured(run: Path, place) -> str:
     ms.set_context(mode=ms.GRAPH_MODE)
     config = read_config(run)
     mesh = Mesh(config.parallel, place.rank)
-    data = config.parallel.data
-    rows, seq, vocab = config.data.batch_size // data, config.data.seq_length, config.model.vocab_size
-    ids, labels = np.random.default_rng(0).integers(0, vocab, (2, rows, seq)).astype(np.int32)
-    batch = Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (rows, 1)), np.ones((rows, seq), np.float32),
-                  np.arange(rows, dtype=np.int32), float(rows * seq * data))
+    batch = random_batch(config)
     trainer = Trainer(config, None, [0], None, mesh)
     trainer.build(starting_values(config))
     spent = timed(trainer.ranks, "sum_gradients")
@@ -62,6 +69,8 @@ def measured(run: Path, place) -> str:
     seconds = statistics.median(steps[WARM_UP:])
     inside = tensor_collectives(config, mesh) if mesh.size("tensor") > 1 else 0.0
     found = {"seconds": seconds, "collectives": statistics.median(spent[WARM_UP:]) + inside}
+    if mesh.size("data") > 1:
+        found.update(sums_alone(mesh, [tuple(parameter.shape) for parameter in trainer.parameters]))
     (run / f"measured-{place.rank}.json").write_text(json.dumps(found), encoding="utf-8")
     return "measured"
 
@@ -100,6 +109,25 @@ def tensor_collectives(config, mesh) -> float:
     return time.perf_counter() - started
 
 
+def sums_alone(mesh, shapes) -> dict[str, float]:
+    """Seconds of the gradients' sums when nobody waits for anybody: the way that is used, and MindSpore's all-reduce."""
+    import mindspore as ms
+    import numpy as np
+
+    from pangu_lab.parallel.collectives import group_of
+    from pangu_lab.parallel.gradients import SumGradients, sum_gradients_over
+
+    gradients, group, result = [ms.Tensor(np.ones(shape, np.float32)) for shape in shapes], group_of(mesh, "data"), {}
+    for name, kind in (("sum", sum_gradients_over), ("sum_by_all_reduce", SumGradients)):
+        add, times = kind(group, shapes), []
+        for _ in range(WARM_UP + STEPS):
+            started = time.perf_counter()
+            add(*gradients)[-1].asnumpy()
+            times.append(time.perf_counter() - started)
+        result[name] = statistics.median(times[WARM_UP:])
+    return result
+
+
 def one_round(layout: str, folder: Path) -> dict:
     """Seconds of a step, and of its collectives, of the slower rank."""
     from pangu_lab.launch import launch
@@ -128,7 +156,9 @@ def run(rounds: int = 3) -> dict:
             "ratio": statistics.median(b / a for a, b in zip(ours, single)), "rounds": rounds,
             "ours": {"tokens_per_second": round(tokens / statistics.median(ours)),
                      "share_in_collectives": round(statistics.median(
-                         entry["collectives"] / entry["seconds"] for entry in found[layout]), 3)},
+                         entry["collectives"] / entry["seconds"] for entry in found[layout]), 3),
+                     **{name: round(statistics.median(entry[name] for entry in found[layout]), 4)
+                        for name in ("sum", "sum_by_all_reduce") if name in found[layout][0]}},
             "peer": {"tokens_per_second": round(tokens / statistics.median(single))}}
     return result
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -88,7 +89,7 @@ def run_trainings(config, folder, trainings):
 def trainings(layouts, changes, again):
     """What is to be trained: whole runs, runs that change their layout half way, and runs that go on within it."""
     half = {"train.steps": 10}
-    result = [(name, LAYOUTS[name]) for name in dict.fromkeys([*layouts, *again])]
+    result = [(name, LAYOUTS[name]) for name in [*layouts, *again]]
     for name in changes:
         first, second = CHANGES[name]
         result += [(name, {**first, **half}), (name, second)]
@@ -105,16 +106,20 @@ def quick(config_of_two, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def every(config, tmp_path_factory):
-    """All layouts, by number of processes."""
-    runs = {}
-    for world in (2, 4):
-        wanted = [training for training in trainings(LAYOUTS, CHANGES, AGAIN) if processes(training[1]) == world]
-        folder = tmp_path_factory.mktemp("every") / f"launch-{world}"
-        for name, _ in wanted:
-            runs[name] = folder / "runs" / name
-        run_trainings(config, folder, wanted)
-    return runs
+def run_of(config, tmp_path_factory):
+    """``run_of(name)``: the run of that layout, change of layout or going on, trained when it is first asked for.
+
+    So a part of the grid, chosen with ``-k``, takes its part of the time.
+    """
+
+    @functools.cache
+    def trained(name):
+        layouts = [name] if name in LAYOUTS else []
+        changes = [name] if name in CHANGES else []
+        again = [name.removesuffix("-again")] if name.endswith("-again") else []
+        return run_trainings(config, tmp_path_factory.mktemp("grid") / "launch", trainings(layouts, changes, again))
+
+    return lambda name: trained(name) / name
 
 
 def losses(run):
@@ -166,18 +171,14 @@ def events_of(run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_loss_curve_of_the_single_process(every, straight, name, record_testsuite_property):
-    check_curve(every[name], straight, name, record_testsuite_property)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_layout_loads_the_others_checkpoints(every, straight, name, record_testsuite_property):
-    check_curve(every[name], straight, name, record_testsuite_property)
+@pytest.mark.parametrize("name", [*LAYOUTS, *CHANGES])
+def test_every_layout_and_change_gives_the_loss_curve_of_the_single_process(run_of, straight, name,
+                                                                            record_testsuite_property):
+    check_curve(run_of(name), straight, name, record_testsuite_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", AGAIN)
-def test_going_on_is_bit_equal_within_every_layout(every, name):
-    check_again(every[name], every[f"{name}-again"])
+def test_going_on_is_bit_equal_within_every_layout(run_of, name):
+    parts = run_of(f"{name}-again")
+    check_again(parts.with_name(name), parts)
