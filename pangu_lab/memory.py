@@ -5,7 +5,8 @@ graph there lets go of nothing between its operators, so a forward pass keeps, i
 rows of the hidden size and ``SCORES`` of attention scores; that is why long prompts of large models are fed in parts
 (``tokens_at_once``). Training has its own, finer figures in ``pangu_lab.planner``, and comes here only to be checked.
 
-Estimates go to the logger ``pangu_lab.memory``, which writes to standard error; raise its level to silence it.
+Estimates go to the logger ``pangu_lab.memory``, which writes to standard error; raise its level to silence it. What any
+machine has to spare is not worth a line, which a notebook would paint red: less than ``MUCH``, and a quarter of what is free.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ GIB = 1 << 30
 ROWS, SCORES = 40.0, 4.2  # float32 numbers a layer and token: times hidden_size, and times heads · positions looked at
 WORK = 2 * GIB  # what the forward pass of one call may keep
 PROGRAM = GIB // 2  # MindSpore itself, and the compiled graphs
+MUCH = GIB
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -106,8 +108,9 @@ def _largest(model: ModelConfig) -> int:
 
 
 def check(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None) -> None:
-    """Say what ``what`` needs, and refuse it when that is not there; as ``estimate``, which only gives the words."""
-    log.info(estimate(what, need, smaller))
+    """Say what ``what`` needs if it is much, and refuse it when that is not there; as ``estimate``, which gives the words."""
+    words = estimate(what, need, smaller)
+    log.log(logging.INFO if need.total > min(MUCH, available() / 4) else logging.DEBUG, words)
 
 
 def estimate(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None,

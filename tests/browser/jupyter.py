@@ -33,6 +33,9 @@ def jupyter_server(folder: Path, dark: bool = False) -> Iterator[str]:
     theme = settings / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
     theme.parent.mkdir(parents=True, exist_ok=True)
     theme.write_text(json.dumps({"theme": "JupyterLab Dark" if dark else "JupyterLab Light"}))
+    tracker = settings / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    tracker.parent.mkdir(parents=True, exist_ok=True)
+    tracker.write_text(json.dumps({"windowingMode": "none"}))  # cells far from the window are on the page too
     news = theme.with_name("notification.jupyterlab-settings")
     news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
     environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(own / "config"), "JUPYTER_DATA_DIR": str(own / "data"),
@@ -91,8 +94,8 @@ class Person:
         self.driver.set_page_load_timeout(90)
 
     def open(self, notebook: str) -> None:
-        """Open a notebook, named by its path below the server's folder, and wait for its kernel."""
-        self.driver.get(f"{self.address}/lab/tree/{notebook}")
+        """Open a notebook, named by its path below the server's folder, alone on the page, and wait for its kernel."""
+        self.driver.get(f"{self.address}/lab/tree/{notebook}?reset")
         self.wait(lambda: self.all(".jp-Notebook .jp-Cell"), 90)
         self.wait(self.idle, 90)
         self.driver.execute_script("window.jupyterapp.shell.collapseLeft(); window.jupyterapp.shell.collapseRight()")
