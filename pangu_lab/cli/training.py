@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pangu_lab.cli.common import add_init_from, add_settings, add_verb, finish, init_from, settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
+
+SECONDS = 1.0  # how often --follow looks
 
 
 def register(verbs: Any) -> None:
@@ -25,12 +29,16 @@ def register(verbs: Any) -> None:
     train.add_argument("--new", action="store_true", help="refuse to go on with a run that exists")
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
-    runs.add_argument("folder", nargs="?", default="runs", metavar="DIR", help="their place (default %(default)s)")
+    runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
+                      help="their place (default %(default)s); for a board also one run")
     runs.add_argument("--stop", metavar="NAME", help="ask this run to finish its step, save and end")
     runs.add_argument("--compare", nargs="+", metavar="NAME",
                       help="put these runs side by side: curves, losses at the same steps, settings that differ")
     runs.add_argument("--tensorboard", metavar="OUT",
                       help="write the scalars of every run (or of those of --compare) for TensorBoard")
+    runs.add_argument("--swanlab", metavar="OUT", help="the same for SwanLab, kept in OUT; `swanlab sync` sends it on")
+    runs.add_argument("--follow", action="store_true",
+                      help="go on writing what the runs do, new ones too, until Ctrl-C")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -66,8 +74,14 @@ def show_runs(args: argparse.Namespace) -> int:
         request_stop(Path(args.folder) / args.stop)
         say(f"asked {args.stop} to stop after the step it is in")
         return finish(args, {"run": args.stop, "asked": "stop"})
-    if args.tensorboard or args.compare:
-        return _compare_or_export(args)
+    if args.compare:
+        from pangu_lab.train.comparison import compare_runs
+
+        comparison = compare_runs([Path(args.folder) / name for name in args.compare])
+        _show_comparison(comparison)
+        return finish(args, {"comparison": comparison, **_boards(args)})
+    if args.tensorboard or args.swanlab or args.follow:
+        return finish(args, _boards(args))
     found = list_runs(args.folder)
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` makes one")
@@ -78,21 +92,60 @@ def show_runs(args: argparse.Namespace) -> int:
     return finish(args, found)
 
 
-def _compare_or_export(args: argparse.Namespace) -> int:
-    from pangu_lab.train import list_runs
-    from pangu_lab.train.comparison import compare_runs, export_tensorboard
+def _boards(args: argparse.Namespace) -> dict[str, Any]:
+    """Replay runs for TensorBoard or SwanLab, once or until Ctrl-C."""
+    from pangu_lab.train import boards
 
-    folders = [Path(args.folder) / name for name in args.compare or ()] or [run.folder for run in list_runs(args.folder)]
-    result: dict[str, Any] = {}
+    if args.tensorboard and args.swanlab:
+        raise InputError("give --tensorboard or --swanlab: one board at a time")
+    out = args.tensorboard or args.swanlab
+    if not out:
+        if args.follow:
+            raise InputError("--follow goes with --tensorboard OUT or --swanlab OUT")
+        return {}
+    runs = _runs_of(args)
+    if not runs and not args.follow:
+        raise InputError(f"no runs in {args.folder}: there is nothing to write")
+    if args.follow:
+        return _follow(args, out)
+    export = boards.export_tensorboard if args.tensorboard else boards.export_swanlab
+    written = [export(folder, out) for folder in runs]
+    say(f"wrote {len(runs)} runs: " + (f"tensorboard --logdir {out}" if args.tensorboard else f"swanlab sync {out}/run-…"))
+    return {"tensorboard" if args.tensorboard else "swanlab": written}
+
+
+def _runs_of(args: argparse.Namespace) -> list[Path]:
+    """Those that --compare names, the one that DIR is, or all in DIR."""
+    from pangu_lab.train import list_runs
+    from pangu_lab.train.runs import STATUS
+
+    folder = Path(args.folder)
     if args.compare:
-        comparison = result["comparison"] = compare_runs(folders)
-        _show_comparison(comparison)
-    if args.tensorboard:
-        if not folders:
-            raise InputError(f"no runs in {args.folder}: there is nothing to write")
-        result["tensorboard"] = [export_tensorboard(folder, args.tensorboard) for folder in folders]
-        say(f"wrote {len(folders)} runs: tensorboard --logdir {args.tensorboard}")
-    return finish(args, result)
+        return [folder / name for name in args.compare]
+    return [folder] if (folder / STATUS).exists() else [run.folder for run in list_runs(folder)]
+
+
+def _follow(args: argparse.Namespace, out: str) -> dict[str, Any]:
+    from pangu_lab.train import boards
+
+    if args.swanlab and len(_runs_of(args)) != 1:
+        raise InputError("SwanLab takes one run a process: name it, such as `pangu-lab runs runs/first --swanlab OUT --follow`")
+
+    def open_board(folder: Path) -> boards.Board:
+        say(f"{folder}: followed")
+        return boards.live_tensorboard(folder, out) if args.tensorboard else boards.SwanLab(folder, out)
+
+    def ticks() -> Iterator[None]:
+        while True:
+            yield
+            time.sleep(SECONDS)
+
+    only = _runs_of(args)
+    runs = (lambda: only) if args.swanlab else (lambda: _runs_of(args))
+    say("Ctrl-C ends it" + (f"; tensorboard --logdir {out}" if args.tensorboard else ""))
+    with contextlib.suppress(KeyboardInterrupt):
+        boards.follow(runs, open_board, ticks())
+    return {"followed": out}
 
 
 def _show_comparison(comparison: Any) -> None:

@@ -1,8 +1,4 @@
-"""Runs side by side, and runs for other tools: what differs in their settings, their losses at common steps, and an
-export for TensorBoard.
-
-The event file of a run stays the source; what is written here is made from it anew each time.
-"""
+"""Runs side by side: what differs in their settings, and their losses at common steps."""
 
 from __future__ import annotations
 
@@ -14,13 +10,11 @@ from typing import Any, Optional
 
 from pangu_lab.config import all_keys, load_yaml
 from pangu_lab.errors import InputError
-from pangu_lab.files import whole_folder
 from pangu_lab.train.curves import smoothed
 from pangu_lab.train.events import read_curves
 from pangu_lab.train.runs import STATUS, RunSummary, summarise
 
 BARS = "▁▂▃▄▅▆▇█"
-NOT_SCALARS = {"v", "time", "kind", "step"}
 
 
 @dataclass(frozen=True)
@@ -95,35 +89,3 @@ def _bars(curves: Sequence[dict[int, float]], last: int, width: int = 40) -> lis
         lines.append("".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))]
                              for value in found))
     return lines
-
-
-# ---------------------------------------------------------------------------------------------------- TensorBoard
-
-
-def export_tensorboard(run_folder: Path | str, out: Path | str) -> Path:
-    """Write a run's scalars as TensorBoard reads them, to ``out/NAME``; an earlier export there is replaced.
-
-    Steps go to ``train/…``, evaluations to ``eval/…``, with the times at which they happened.
-
-    Raises:
-        InputError: there is no run, the extra ``tensorboard`` is not installed, or ``out/NAME`` holds something else.
-    """
-    folder = Path(run_folder)
-    if not (folder / STATUS).exists():
-        raise InputError(f"{folder}: no run here")
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise InputError("tensorboardX is not installed: pip install 'pangu-lab[tensorboard]'") from None
-    target = Path(out) / folder.resolve().name
-    if target.is_dir() and any(".tfevents." not in path.name for path in target.iterdir()):
-        raise InputError(f"{target} holds something else than an export: choose another folder")
-    Path(out).mkdir(parents=True, exist_ok=True)
-    curves = read_curves(folder)
-    with whole_folder(target, replace=True) as temporary, SummaryWriter(str(temporary)) as writer:
-        for group, events in (("train", curves.steps), ("eval", curves.evals)):
-            for event in events:
-                for name, value in event.items():
-                    if name not in NOT_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool):
-                        writer.add_scalar(f"{group}/{name}", value, int(event["step"]), float(event["time"]))
-    return target

@@ -117,10 +117,11 @@ class Person:
         self.wait(self.finished, seconds)
 
     def finished(self) -> bool:
-        """Whether every code cell has run (a number in its prompt) and the kernel rests."""
-        prompts = self.driver.execute_script(
-            "return [...document.querySelectorAll('.jp-Notebook .jp-CodeCell .jp-InputPrompt')].map((p) => p.textContent)")
-        return bool(prompts) and all(any(digit.isdigit() for digit in prompt) for prompt in prompts) and self.idle()
+        """Whether every code cell has run, folded ones too, and the kernel rests."""
+        counts = self.driver.execute_script(
+            "return window.jupyterapp.shell.currentWidget.content.widgets.filter((cell) => cell.model.type === 'code')"
+            ".map((cell) => cell.model.executionCount)")
+        return bool(counts) and all(counts) and self.idle()
 
     def idle(self) -> bool:
         return bool(self.driver.execute_script(

@@ -10,7 +10,7 @@ import pytest
 from tests.browser.jupyter import Person, browser_is_here, jupyter_server
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT, SMALL
 
-# slow: the notebooks train, serve and evaluate; about eight minutes together
+# slow: the notebooks train, serve and evaluate; measured together: about eleven minutes beside other work
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
               pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pangu_lab.config import all_keys
 from pangu_lab.errors import InputError
 from widgets.base import HERE, catalogue, set_language
 
@@ -25,6 +26,11 @@ def test_english_and_chinese_have_the_same_keys_and_places():
     for key, text in english.items():
         places = sorted(re.findall(r"\{\w+\}", str(text)))
         assert text and chinese[key] and places == sorted(re.findall(r"\{\w+\}", str(chinese[key]))), key
+
+
+def test_every_setting_has_a_name_in_both_languages():
+    for language in ("en", "zh"):
+        assert list(catalogue(language)["form"]["labels"]) == all_keys()
 
 
 @pytest.mark.parametrize("path", sorted(path for path in (HERE / "static").glob("*.js") if path.stem != "common"),

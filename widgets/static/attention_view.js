@@ -60,9 +60,10 @@ export default {
         context.fillStyle = style(node, "--pgl-muted");
         context.save();
         context.translate(margin + (number + 0.5) * cell, margin - 6);
-        context.rotate(-Math.PI / 2);
-        context.textAlign = "left";
-        context.fillText(token, 0, 0, margin - 6);
+        const upright = context.measureText(token).width < cell;  // as most Chinese pieces
+        if (!upright) context.rotate(-Math.PI / 2);
+        context.textAlign = upright ? "center" : "left";
+        context.fillText(token, 0, upright ? -size / 2 : 0, margin - 6);
         context.restore();
       });
       squares(context, weights(model.get("head")), margin, margin, cell, tokens.length);

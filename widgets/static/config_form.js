@@ -77,9 +77,7 @@ class Form {
     }
     input.dataset.key = field.key;
     this.inputs.set(field.key, [input, field]);
-    const labels = this.t("labels");
-    const label = (typeof labels === "object" && labels[field.key]) || field.name.replaceAll("_", " ");
-    return el("label", { class: "pgl-field", "data-key": field.key, title: field.key }, el("span", {}, label), input);
+    return el("label", { class: "pgl-field", "data-key": field.key, title: field.key }, el("span", {}, this.t("labels")[field.key]), input);
   }
 
   showSection() {
