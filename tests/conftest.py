@@ -60,3 +60,14 @@ def debug_run(debug_config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "debug"
     train(debug_config, folder)
     return folder
+
+
+@pytest.fixture
+def two_hosts():
+    """Two hosts with networks of their own, joined by a cable; skips where the machine does not allow it."""
+    from tests.hosts import joined_hosts
+
+    with joined_hosts() as hosts:
+        if not hosts:
+            pytest.skip("this machine does not allow network namespaces")
+        yield hosts

@@ -287,39 +287,14 @@ def test_a_rank_that_dies_on_one_host_ends_the_other(tmp_path):
     assert second[1].startswith("rank 1 was killed by SIGKILL")
 
 
-def ip(*words: str) -> bool:
-    if shutil.which("ip") is None:
-        return False
-    return subprocess.run(["ip", *words], capture_output=True, timeout=20).returncode == 0
-
-
-@pytest.fixture
-def two_namespaces():
-    """Two network namespaces joined by a cable; nothing of them stays."""
-    names = [f"pangu-lab-{os.getpid()}-{number}" for number in (1, 2)]
-    cables = [f"pl{os.getpid() % 100000}v{number}" for number in (1, 2)]
-    try:
-        made = all(ip("netns", "add", name) for name in names) and ip(
-            "link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
-        for number, (name, cable) in enumerate(zip(names, cables), 1):
-            made = made and ip("-n", name, "addr", "add", f"10.231.77.{number}/24", "dev", cable)
-            made = made and ip("-n", name, "link", "set", cable, "up") and ip("-n", name, "link", "set", "lo", "up")
-        if not made:
-            pytest.skip("this machine does not allow network namespaces")
-        yield names
-    finally:
-        for name in names:
-            ip("netns", "del", name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["local", "msrun"])
-def test_two_hosts_with_networks_of_their_own_find_themselves_and_each_other(tmp_path, two_namespaces, backend):
+def test_two_hosts_with_networks_of_their_own_find_themselves_and_each_other(tmp_path, two_hosts, backend):
     hosts = tmp_path / "hosts"
-    hosts.write_text("10.231.77.1 slots=1\n10.231.77.2 slots=1\n")
-    nodes = [subprocess.Popen(["ip", "netns", "exec", name, sys.executable, "-c", NODE, str(tmp_path / "run"),
-                               str(hosts), "", "", PROGRAM, "", backend], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-             for name in two_namespaces]
+    hosts.write_text("".join(f"{host.address} slots=1\n" for host in two_hosts))
+    nodes = [subprocess.Popen([*host.within, sys.executable, "-c", NODE, str(tmp_path / "run"), str(hosts), "", "",
+                               PROGRAM, "", backend], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+             for host in two_hosts]
     ended = [(node.communicate(timeout=120)[0].strip(), node.returncode) for node in nodes]
     assert ended == [("finished 0", 0), ("finished 1", 0)]
     assert not processes_of(tmp_path / "run")

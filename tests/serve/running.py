@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from pangu_lab.config import SamplingConfig
@@ -23,12 +23,15 @@ ROOT = Path(__file__).resolve().parents[2]
 class Process:
     """A server in a process of its own.
 
+    Args:
+        within: words before the command, to run it on another host.
+
     Attributes:
         url: without a slash at its end.
     """
 
-    def __init__(self, bundle: Path, *arguments: str, **environment: str) -> None:
-        command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", "0", "--json",
+    def __init__(self, bundle: Path, *arguments: str, within: Sequence[str] = (), **environment: str) -> None:
+        command = [*within, sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", "0", "--json",
                    *arguments]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
@@ -51,8 +54,8 @@ class Process:
 
 
 @contextlib.contextmanager
-def running(bundle: Path, *arguments: str, **environment: str) -> Iterator[Process]:
-    server = Process(bundle, *arguments, **environment)
+def running(bundle: Path, *arguments: str, within: Sequence[str] = (), **environment: str) -> Iterator[Process]:
+    server = Process(bundle, *arguments, within=within, **environment)
     try:
         yield server
     finally:

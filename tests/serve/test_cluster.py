@@ -27,6 +27,7 @@ from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, write_rank_table
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
+from pangu_lab.serve.server import MASTER_PORT
 from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
 
 from tests.serve.running import ROOT, running, scripted
@@ -43,9 +44,9 @@ def shared(debug_run, tmp_path_factory):
 
 
 @contextlib.contextmanager
-def agent(bundle, port: int, *more: str) -> Iterator[subprocess.Popen]:
+def agent(bundle, port: int, *more: str, within=()) -> Iterator[subprocess.Popen]:
     """An agent as another host would run it."""
-    command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--agent", "--bundle", str(bundle), "--master-port",
+    command = [*within, sys.executable, "-m", "pangu_lab.cli", "serve", "--agent", "--bundle", str(bundle), "--master-port",
                str(port), *more]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), KEY: "secret"})
     try:
@@ -69,9 +70,14 @@ def wait_for(what, seconds: float = 90.0) -> None:
 @pytest.fixture
 def rank_table(tmp_path):
     """Two hosts with a device each."""
-    tables = [create_rank_table(f"127.0.0.{host}", [0], [f"10.0.0.{host}"]) for host in (1, 2)]
-    write_rank_table(merge_rank_tables(tables), tmp_path / "hccl.json")
-    return tmp_path / "hccl.json"
+    return table_of(tmp_path / "hccl.json", "127.0.0.1", "127.0.0.2")
+
+
+def table_of(path, *addresses: str):
+    """The rank table of hosts with a device each."""
+    write_rank_table(merge_rank_tables([create_rank_table(address, [0], [f"10.0.0.{number}"])
+                                        for number, address in enumerate(addresses, 1)]), path)
+    return path
 
 
 @pytest.mark.slow
@@ -83,6 +89,53 @@ def test_a_rank_table_says_where_the_server_is_and_how_many_processes_each_host_
                      **{KEY: "secret"}) as server, httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
             assert ask(http, PROMPTS[0], temperature=0).json()["choices"][0]["text"] == expected
             assert len(psutil.Process(there.pid).children()) == 1
+
+
+ASK = """
+import sys, urllib.error, urllib.request
+url, body = sys.argv[1], sys.argv[2].encode() or None
+try:
+    reply = urllib.request.urlopen(urllib.request.Request(url, body, {"Content-Type": "application/json"}), timeout=150)
+except urllib.error.HTTPError as error:
+    reply = error
+print(reply.status, reply.read().decode())
+"""
+
+
+def asked_within(host, url: str, **body) -> tuple[int, str]:
+    """Status and text of an answer to somebody on that host."""
+    said = subprocess.run([*host.within, sys.executable, "-c", ASK, url, json.dumps(body) if body else ""],
+                          capture_output=True, text=True, timeout=180, check=True).stdout
+    return int(said[:3]), said[4:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_hosts_serve_together_lose_each_other_when_the_cable_is_pulled_and_come_back(
+        shared, debug_bundle, two_hosts, tmp_path):
+    here, there = two_hosts
+    table = ("--rank-table", str(table_of(tmp_path / "hccl.json", here.address, there.address)))
+    expected = [generate(load_bundle(debug_bundle), prompt, SamplingConfig(max_new_tokens=16, temperature=0)).text
+                for prompt in PROMPTS]
+    with agent(shared, MASTER_PORT, *table, "--node-rank", "1", within=there.within), running(
+            shared, *table, "--no-page", within=here.within, **{KEY: "secret"}) as server:
+
+        def completion(prompt: str) -> tuple[int, str]:
+            return asked_within(here, f"{server.url}/v1/completions", prompt=prompt, max_tokens=16, temperature=0)
+
+        def same() -> bool:
+            return [json.loads(completion(prompt)[1])["choices"][0]["text"] for prompt in PROMPTS] == expected
+
+        def ready() -> int:
+            return asked_within(here, f"{server.url}/readyz")[0]
+
+        assert ready() == 200 and same()
+        there.cable_is("down")  # no connection ends: the silence must be noticed
+        wait_for(lambda: ready() == 503, 150)
+        assert completion(PROMPTS[0])[0] == 503
+        there.cable_is("up")
+        wait_for(lambda: ready() == 200, 150)
+        assert same()
 
 
 def test_a_rank_table_that_does_not_fit_is_refused_in_one_line(shared, debug_bundle, rank_table, capsys):
