@@ -45,6 +45,11 @@ def on_stage(spec, mesh: Mesh, num_layers: int) -> bool:
     return mesh.is_first_stage if spec.layer < 0 else spec.layer in mesh.layers(num_layers)
 
 
+def is_plain(layer: int, num_layers: int) -> bool:
+    """Whether a layer is a block and nothing more: no embedding before it, no last norm after it, no query layer."""
+    return 0 < layer < num_layers - 2
+
+
 def parameter_places(specs: Mapping, mesh: Mesh, num_layers: int) -> dict[str, Place]:
     """This rank's parameters by name, and the region of each that it holds."""
     places = {}

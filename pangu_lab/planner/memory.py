@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import is_spread, moment_place, parameter_places
+from pangu_lab.parallel.placement import is_plain, is_spread, moment_place, parameter_places
 from pangu_lab.planner.hardware import Hardware
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")
@@ -164,6 +164,9 @@ def activation_bytes(config: RunConfig, hardware: Hardware, stage: int, recomput
     each = [layer_bytes(config, layer, hardware.is_cpu) for layer in layers]
     total = sum(each)
     if hardware.is_cpu:
+        if recompute and config.model.num_experts == 1:  # layers that are alike share their graphs, see train/recompute.py
+            plain = sum(is_plain(layer, config.model.num_layers) for layer in layers)
+            total = each[0] * (len(each) - max(plain - 1, 0)) + len(each) * boundary_bytes(config)
         forward = CPU.forward * (parallel.pipeline > 1 and stage < parallel.pipeline - 1)
         total = int(total * ((CPU.again if recompute else 1.0) + forward))
     elif recompute:

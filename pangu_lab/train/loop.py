@@ -109,15 +109,14 @@ class Trainer:
         stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
+        ms.set_recursion_limit(max(1000, 10 * len(self.parameters)))  # loops over them are unrolled, call within call
         self.gradient_step = self._gradient_step(stage)
         self.squared_norm = SquaredNorm([is_owner(spec, mesh) for spec in specs.values()])
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
                                      [gradient_dimensions(spec, mesh) for spec in specs.values()])
         self._build_optimizer(specs, read, moments)
-        still = config.replace(**{"model.dropout_rate": 0.0})
-        still_stage = PanguStage(still.model, self.weights, mesh, seq_length=config.data.seq_length)
-        self.eval_loss = self._whole_loss(still_stage)
+        self.eval_loss = self._whole_loss(config.replace(**{"model.dropout_rate": 0.0}))
 
     def _gradient_step(self, stage: PanguStage):
         """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
@@ -131,9 +130,12 @@ class Trainer:
             return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)
         return GradientStep(loss, self.parameters) if pieces is None else pieces.gradients
 
-    def _whole_loss(self, stage: PanguStage):
+    def _whole_loss(self, config: RunConfig):
         """Σ loss of a batch through all stages, called with the graph's inputs."""
-        config, mesh = self.config, self.mesh
+        mesh = self.mesh
+        if by_pieces(config) and mesh.size("pipeline") == 1:
+            return Pieces(config, self.weights, mesh, dict(zip(self.specs, self.parameters))).whole_loss
+        stage = PanguStage(config.model, self.weights, mesh, seq_length=config.data.seq_length)
         loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
         return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
