@@ -17,14 +17,16 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SLOW = {"03_train_and_watch"}  # starts six runs; what it does is tested in parts in tests/widgets and tests/train
-MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = SHARED'
+# two layers of four: what takes the time is compiling, layer by layer
+MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = SHARED'
 SMALL = {
-    "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10}\nfolder = FOLDER',
+    "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = FOLDER',
     "01_data_and_tokens": "folder, texts, vocab_size, sizes, record_length = FOLDER, None, 512, (512, 640), 41",
     "02_the_model": MODEL,
     "03_train_and_watch": ('preset_name, stop_at, folder = "debug", 3, FOLDER\n'
-                           'changes = {"train.steps": 150, "train.eval_every": 150, "train.checkpoint_every": 150}'),
-    "04_parallel": ('preset_name, steps, routing_steps, folder = "debug", 6, 3, FOLDER\n'
+                           'changes = {"train.steps": 150, "train.eval_every": 150, "train.checkpoint_every": 150, '
+                           '"model.num_layers": 2}'),
+    "04_parallel": ('preset_name, steps, routing_steps, changes, folder = "debug", 3, 2, {"model.num_layers": 3}, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
     "05_released_weights": f"{MODEL}\nsteps = 5",
     "06_generation": MODEL,
