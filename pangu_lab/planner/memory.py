@@ -50,8 +50,8 @@ class Cpu:
     accumulate: float = 3.0
     sums: float = 5.1
     gather: float = 6.3
-    graph: int = 190 << 20
-    layer: int = 8 << 20
+    graph: int = 70 << 20
+    layer: int = 38 << 20
 
 
 CPU = Cpu()

@@ -23,6 +23,8 @@ CASES = {
     "another-activation": {**WIDE, "model.hidden_act": "gelu"},
     "dropout": {**WIDE, "model.dropout_rate": 0.1},
     "recompute": {**WIDE, "parallel.recompute": True},
+    "deep-recompute": {"model.hidden_size": 128, "model.num_heads": 4, "model.num_layers": 24, "data.seq_length": 512,
+                       "model.num_positions": 512, "data.batch_size": 2, "parallel.recompute": True},
     "accumulate": {**WIDE, "train.accumulation": 2},
     "tensor": {**WIDE, "parallel.tensor": 2},
     "data": {**WIDE, "parallel.data": 2},
