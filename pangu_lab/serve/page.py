@@ -32,7 +32,7 @@ CSS = """
 .status {min-height: 1.6rem; opacity: 0.8} .status p, #model p {margin: 0} #model {opacity: 0.6}
 @media (max-width: 600px) {#candidates {width: calc(100vw - 24px) !important; min-width: 0 !important}
   .gradio-container, .main.fillable {padding: 6px !important}}
-.count {min-height: 1.4rem; font-size: 0.85rem; opacity: 0.65} .count p {margin: 0}
+.count {min-height: 1.4rem; font-size: 0.85rem; opacity: 0.85} .count p {margin: 0}
 #candidates, #candidates .table-wrap {overflow-x: auto; max-width: 100%}
 footer {display: none !important}
 """
@@ -86,6 +86,7 @@ def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]], root_path: 
 
     style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
     theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
+    theme.set(block_info_text_color="*neutral_600", body_text_color_subdued="*neutral_600")  # Gradio's own is too pale
     page.state_session_capacity = 1000
     return gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
                                mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
@@ -104,12 +105,12 @@ def _buttons(gr: Any, translate: Any, *named: tuple[str, str, str]) -> dict[str,
 
 def _boxes(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     """The writing tab: prompt, its tokens, buttons, continuation, status."""
-    boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=5,
+    boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=3,
                                   max_lines=16, max_length=limits.prompt_characters, elem_id="prompt"),
              "count": gr.Markdown("", elem_id="count", elem_classes="count")}
     boxes |= _buttons(gr, translate, ("write", "write", "primary"), ("stop", "stop", "stop"),
                       ("keep", "keep", "secondary"), ("clear", "clear", "secondary"))
-    boxes["continuation"] = gr.Textbox(label=translate("continuation"), lines=7, max_lines=24, interactive=False,
+    boxes["continuation"] = gr.Textbox(label=translate("continuation"), lines=6, max_lines=24, interactive=False,
                                        elem_id="continuation", autoscroll=True)
     boxes["status"] = gr.Markdown("", elem_id="status", elem_classes="status")
     return boxes
@@ -152,13 +153,14 @@ def _looks(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
 
 def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[str, Any]:
     """The right column: the sampling settings, beginning at the bundle's defaults."""
-    settings = engine.sampling
+    settings, style = engine.sampling, None
     if settings == SamplingConfig():  # nobody chose: drawing from the whole distribution is seldom what one wants
-        temperature, top_p, _, repetition = PRESETS["balanced"]
+        style = "balanced"
+        temperature, top_p, _, repetition = PRESETS[style]
         settings = SamplingConfig(temperature=temperature, top_p=top_p, repetition_penalty=repetition)
     most = min(limits.new_tokens, engine.max_length)
     styles = [(translate(name), name) for name in PRESETS]
-    made = {"preset": gr.Radio(styles, label=translate("preset"), elem_id="preset")}
+    made = {"preset": gr.Radio(styles, value=style, label=translate("preset"), elem_id="preset")}
 
     def slider(name: str, low: float, high: float, value: float, step: float, info: bool = True) -> None:
         made[name] = gr.Slider(low, high, value=value, step=step, label=translate(name), elem_id=name,

@@ -217,10 +217,10 @@ def plain(text: str) -> str:
 
 
 def _visible(text: str, index: int, tokenizer: Any) -> str:
-    """A token as a table shows it: blanks drawn, and the end of a document named."""
+    """A token as a table shows it: blanks drawn; the end of a document, and pieces that add no text, named."""
     if index == tokenizer.eod_id:
         return "⟨eod⟩"
-    return text.translate(VISIBLE) or f"⟨{index}⟩"
+    return text.translate(VISIBLE) or tokenizer.piece(index)
 
 
 def _speed(texts: dict[str, str], ticket: Ticket) -> str:
