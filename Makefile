@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser bench bench-large notebooks clean
+.PHONY: help demo lab test test-all test-browser test-native bench bench-large notebooks clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -31,6 +31,11 @@ test-all: $(VENV)/.installed-test  ## the slow ones too
 test-browser: $(VENV)/.installed-test  ## the tests that look at pages and notebooks in a browser
 	@sh scripts/system_packages.sh
 	$(PYTEST) -m browser $(ARGS)
+
+test-native: $(VENV)/.installed-test  ## the C kernels alone, with every access to memory checked (AddressSanitizer, gcc)
+	PANGU_LAB_CACHE=$(CURDIR)/build/sanitized PANGU_LAB_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover -g -O1" \
+		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		$(PYTEST) -p no:cacheprovider tests/ops/native $(ARGS)
 
 bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (installs both)
 	$(BIN)/python -m tests.benchmarks $(ARGS)

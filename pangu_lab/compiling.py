@@ -2,7 +2,8 @@
 
 A library is kept under the sha256 of what it was made from, so an old one is never loaded for a new source, and one that
 belongs to somebody else is never loaded at all. Without a compiler there is no library, and whoever asks does the work
-in another way; ``PANGU_LAB_NATIVE=0`` asks for that.
+in another way; ``PANGU_LAB_NATIVE=0`` asks for that. ``PANGU_LAB_CFLAGS`` adds options of the compiler, as
+``make test-native`` does to have every access to memory checked.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -36,6 +38,7 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str], libraries
         name: of the file, before the tag.
         sources: what is compiled, and the headers, which are only looked at.
     """
+    flags = [*flags, *shlex.split(os.environ.get("PANGU_LAB_CFLAGS", ""))]
     content = b"\0".join([*(source.read_bytes() for source in sources), " ".join([*flags, *libraries]).encode()])
     tag = hashlib.sha256(content + platform.machine().encode()).hexdigest()[:16]
     folder = cache_folder()
@@ -61,3 +64,10 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str], libraries
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+
+
+def thread_count() -> int:
+    """As many as OMP_NUM_THREADS says, which whoever starts several ranks sets; else one for each processor."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(asked)) if asked.isdecimal() else processors

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Optional
 
 import numpy as np
 
+from pangu_lab.compiling import thread_count
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.ops.native import decode
@@ -122,10 +122,3 @@ def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, places: i
         return None
     library = decode.library()
     return library and NativeDecoder(library, parameters, config, places)
-
-
-def thread_count() -> int:
-    """As many as OMP_NUM_THREADS says, which whoever starts several ranks sets; else one for each processor."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, int(asked)) if asked.isdecimal() else processors

@@ -24,6 +24,7 @@ from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
 from pangu_lab.model.moe import Experts, ExpertsWithoutLimit
 from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
+from pangu_lab.ops.native import cells
 from pangu_lab.parallel.collectives import AllGather, group_of
 from pangu_lab.parallel.layers import (ColumnLinear, HeadLoss, OwnRows, QueryInput, RowLinear, TensorInput, TiedHead,
                                        WordEmbedding)
@@ -85,6 +86,7 @@ class Attention(nn.Cell):
         self.attend = CausalAttention(self.heads, self.head_dim, DTYPES[config.softmax_dtype],
                                       config.dropout_rate > 0)
         self.use_dropout = config.dropout_rate > 0
+        self.kernel = None if self.use_dropout else cells.attention(self.heads)  # None: MindSpore's operators
         self.dtype = dtype
         self.dropout = Dropout(config.dropout_rate, seed, f"{prefix}.probabilities", config.num_positions)
         head_keys = (np.arange(self.first_head, self.first_head + self.heads) + 1) * 0x27D4EB2F
@@ -103,12 +105,13 @@ class Attention(nn.Cell):
 
     def construct(self, memory, bias, row_keys, query=None):
         """Rows in, rows out. Without ``query`` the memory asks itself (self-attention)."""
-        batch, _, seq, _ = bias.shape
         memory = self.enter(memory)
         query = memory if query is None else self.enter_query(query)
-        q = self._split(self.query(query), batch, seq)
-        k = self._split(self.key(memory), batch, seq)
-        v = self._split(self.value(memory), batch, seq)
+        q, k, v = self.query(query), self.key(memory), self.value(memory)
+        if self.kernel is not None:
+            return self.projection(self.kernel(q, k, v, bias)[0])
+        batch, _, seq, _ = bias.shape
+        q, k, v = self._split(q, batch, seq), self._split(k, batch, seq), self._split(v, batch, seq)
         keep = self._keep(row_keys, batch, seq) if self.use_dropout else row_keys
         mixed, _ = self.attend(q, k, v, bias, keep)
         mixed = ops.transpose(ops.reshape(mixed, (batch, self.heads, seq, self.head_dim)), (0, 2, 1, 3))
@@ -155,8 +158,9 @@ class Layer(nn.Cell):
         self.add = ops.Add()
 
     def construct(self, x, bias, row_keys, query=None):
-        """x (rows, hidden) fp32, this rank's rows; ``row_keys`` of all rows. ``query`` (all rows, hidden): asked
-        instead of LN₁ x, raw, in the query layer."""
+        """x (rows, hidden) fp32, this rank's rows; ``row_keys`` of all rows; ``bias`` the mask, or the positions that it
+        follows from where a kernel attends. ``query`` (all rows, hidden): asked instead of LN₁ x, raw, in the query
+        layer."""
         mixed = self.attention(self.norm1(x), bias, row_keys, query)
         own_keys = self.own_rows(row_keys)
         x = self.add(x, self.dropout1(mixed, own_keys))
@@ -222,6 +226,7 @@ class PanguStage(nn.Cell):
             self.query_embedding, self.whole_query = self.weights(names.QUERY), self.weights.whole(names.QUERY)
             self.query_layer = Layer(config, mesh, self.weights, query_layer, seed, training)
         self.bias = AttentionBias(seq_length or config.num_positions, DTYPES[config.softmax_dtype])
+        self.by_kernel = cells.in_use() and config.dropout_rate == 0  # it knows no dropout
         self.gather = ops.Gather()
 
     def construct(self, x, positions, samples):
@@ -245,7 +250,7 @@ class PanguStage(nn.Cell):
     def _rows(self, x, positions, samples):
         """Rows, and (losses, counts) of each block with experts in training."""
         row_keys = self._row_keys(positions, samples)
-        bias = self.bias(positions)
+        bias = positions if self.by_kernel else self.bias(positions)
         if self.is_first:
             x = self.embedding(x, positions, row_keys)
         found = ()
@@ -274,13 +279,14 @@ class PanguLoss(nn.Cell):
     """Network and loss of a single stage or, in a pipeline, of the last one.
 
     ``construct`` gives Σ weight · negative log-likelihood over the batch, a scalar fp32; divide by the sum of the
-    weights of the global batch for the mean.
+    weights of the global batch for the mean. Without ``gradients`` it is for evaluation only.
     """
 
-    def __init__(self, config: ModelConfig, stage: PanguStage, mesh: Mesh = Mesh()):
+    def __init__(self, config: ModelConfig, stage: PanguStage, mesh: Mesh = Mesh(), gradients: bool = True):
         super().__init__(auto_prefix=False)
         self.stage = stage
-        self.head = HeadLoss(mesh, stage.weights, names.WORD, config.vocab_size, DTYPES[config.compute_dtype])
+        self.head = HeadLoss(mesh, stage.weights, names.WORD, config.vocab_size, DTYPES[config.compute_dtype],
+                             gradients)
 
     def construct(self, x, positions, samples, labels, weights):
         """labels (batch, seq) int32 and weights (batch, seq) fp32; the rest as in ``PanguStage``."""

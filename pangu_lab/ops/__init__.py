@@ -13,8 +13,9 @@ from __future__ import annotations
 import importlib
 
 _HOME = {"activation": "activations", "AttentionBias": "attention", "CausalAttention": "attention", "Dropout": "dropout",
-         "BiasLinear": "linear", "TiedHeadLoss": "loss", "LayerNorm": "norm"}
-__all__ = ["activation", "AttentionBias", "BiasLinear", "CausalAttention", "Dropout", "LayerNorm", "TiedHeadLoss"]
+         "BiasLinear": "linear", "TiedHeadLoss": "loss", "tied_head_loss": "loss", "LayerNorm": "norm"}
+__all__ = ["activation", "AttentionBias", "BiasLinear", "CausalAttention", "Dropout", "LayerNorm", "TiedHeadLoss",
+           "tied_head_loss"]
 
 
 def __getattr__(name: str):

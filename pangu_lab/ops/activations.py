@@ -10,6 +10,8 @@ import math
 
 from mindspore import nn, ops
 
+from pangu_lab.ops.native import cells
+
 
 class FastGelu(nn.Cell):
     """x · sigmoid(1.702 x): the reference's choice on Ascend."""
@@ -61,4 +63,4 @@ _ACTIVATIONS = {"fast_gelu": FastGelu, "gelu": TanhGelu, "gelu_erf": ErfGelu}
 
 def activation(name: str) -> nn.Cell:
     """The cell for ``model.hidden_act``: elementwise, any shape."""
-    return _ACTIVATIONS[name]()
+    return cells.activation(name) or _ACTIVATIONS[name]()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
+from pangu_lab.ops.native import cells
+
 
 class BiasLinear(nn.Cell):
     """Product with a weight stored (in, out), or (out, in) when ``transposed``, then the bias.
@@ -21,7 +23,10 @@ class BiasLinear(nn.Cell):
         self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()
         self.dtype = dtype
+        self.kernel = cells.linear(transposed)
 
     def construct(self, x, weight, bias):
+        if self.kernel is not None:
+            return self.kernel(x, weight, bias)
         product = self.matmul(self.cast(x, self.dtype), self.cast(weight, self.dtype))
         return product if bias is None else self.bias_add(product, self.cast(bias, self.dtype))

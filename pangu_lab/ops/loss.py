@@ -9,6 +9,8 @@ from __future__ import annotations
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
+from pangu_lab.ops.native import cells
+
 
 class TiedHeadLoss(nn.Cell):
     """Σ weight · −log softmax(hidden · tableᵀ)[label].
@@ -54,3 +56,9 @@ class TiedHeadLoss(nn.Cell):
         d_table = self.matmul_at(d_logits, scaled)
         return (self.cast(d_hidden, hidden.dtype), self.cast(d_table, table.dtype), ops.zeros_like(labels),
                 ops.zeros_like(weights))
+
+
+def tied_head_loss(dtype, gradients: bool = True) -> nn.Cell:
+    """The cell, or a kernel in its place (fp32 alone) that never has the logits of all rows; its first result is the
+    loss. Without ``gradients`` it is for evaluation only."""
+    return cells.head_loss(gradients) or TiedHeadLoss(dtype)

@@ -21,7 +21,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from pangu_lab.ops import BiasLinear, TiedHeadLoss
+from pangu_lab.ops import BiasLinear, tied_head_loss
 from pangu_lab.parallel.collectives import AllGather, AllReduce, ReduceGradient, ReduceScatter, group_of
 from pangu_lab.parallel.mesh import Mesh
 
@@ -149,13 +149,13 @@ def local_ids(ids, first: int, part: int):
 class HeadLoss(nn.Cell):
     """rows (rows, hidden), labels (rows,) int32, weights (rows,) fp32 → Σ weight · −log p(label), scalar fp32."""
 
-    def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype):
+    def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
         self.whole = weights.whole(name)
         self.enter = TensorInput(mesh)
         split = mesh.size("tensor") > 1
-        self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else TiedHeadLoss(dtype)
+        self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else tied_head_loss(dtype, gradients)
 
     def construct(self, hidden, labels, weights):
         return self.loss(self.enter(hidden), self.whole(self.table), labels, weights)[0]

@@ -8,7 +8,8 @@ gradients stand beside what they go into; the update. The worst counts.
 
 On a CPU the same tensors are there, and more: MindSpore's CPU executor lets go of much less between two operators, and
 nothing of it between the four moments. What a layer, a message, a graph leaves there was measured with real processes
-(``CPU``; ``tests/planner/test_memory.py`` measures it again).
+(``OPERATORS``, and ``KERNELS`` where the C kernels train: they keep a quarter of it; ``tests/planner/test_memory.py``
+measures it again).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
+from pangu_lab.ops.native.train import kernels
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.placement import is_plain, is_spread, moment_place, parameter_places
 from pangu_lab.planner.hardware import Hardware
@@ -38,6 +40,7 @@ class Cpu:
     pipeline stage's forward graph adds. Of all weights there are ``update`` more copies after an update,
     ``accumulate`` after micro-batches were added up, ``sums`` after gradients were summed over data ranks, ``gather``
     after weights were gathered. A process has compiled graphs of ``graph`` bytes, and ``layer`` more for each layer.
+    With ``head`` the logits of so many rows exist at once, beside two gradients of the word embedding; 0: of all.
     """
 
     alone: tuple[float, float] = (93.0, 8.46)
@@ -52,9 +55,18 @@ class Cpu:
     gather: float = 6.3
     graph: int = 70 << 20
     layer: int = 38 << 20
+    head: int = 0
 
 
-CPU = Cpu()
+OPERATORS = Cpu()
+KERNELS = Cpu(alone=(17.9, 0.0), split=(15.0, 41.2, 0.0), dropout=(42.9, 19.0), again=0.63, update=0.0, accumulate=3.9,
+              sums=3.4, gather=4.6, graph=42 << 20, layer=10 << 20, head=512)
+
+
+def _cpu(config: RunConfig) -> Cpu:
+    """By what a CPU of this machine would train this model: see ``train/kernels.py``."""
+    whole = config.model.compute_dtype == config.model.softmax_dtype == "float32"
+    return KERNELS if whole and kernels() is not None else OPERATORS
 
 
 # -------------------------------------------------------------------------------------------------- parameters
@@ -141,15 +153,21 @@ def layer_bytes(config: RunConfig, layer: int, cpu: bool) -> int:
 
 def _cpu_elements(config: RunConfig, times: float) -> float:
     """The same in elements, in a CPU process."""
-    model, tensor = config.model, config.parallel.tensor
+    model, tensor, cpu = config.model, config.parallel.tensor, _cpu(config)
     if tensor == 1:
-        rows, scores = CPU.alone
+        rows, scores = cpu.alone
     else:
-        rows, scores = CPU.split[0] + CPU.split[1] / tensor, CPU.split[2]
+        rows, scores = cpu.split[0] + cpu.split[1] / tensor, cpu.split[2]
     if model.dropout_rate > 0:
-        rows, scores = rows + CPU.dropout[0], scores + CPU.dropout[1]
+        rows, scores = rows + cpu.dropout[0], scores + cpu.dropout[1]
     half = (1.0 + times) / 2.0  # half of a layer's rows are its feed-forward network's
     return half * rows * model.hidden_size + scores * model.num_heads * config.data.seq_length / tensor
+
+
+def _compiled_layers(config: RunConfig, layers: range, recompute: bool) -> int:
+    """Layers with graphs of their own: by recomputation those that are alike share theirs, see ``train/recompute.py``."""
+    plain = sum(is_plain(layer, config.model.num_layers) for layer in layers)
+    return len(layers) - max(plain - 1, 0) if recompute and config.model.num_experts == 1 else len(layers)
 
 
 def boundary_bytes(config: RunConfig) -> int:
@@ -164,11 +182,10 @@ def activation_bytes(config: RunConfig, hardware: Hardware, stage: int, recomput
     each = [layer_bytes(config, layer, hardware.is_cpu) for layer in layers]
     total = sum(each)
     if hardware.is_cpu:
-        if recompute and config.model.num_experts == 1:  # layers that are alike share their graphs, see train/recompute.py
-            plain = sum(is_plain(layer, config.model.num_layers) for layer in layers)
-            total = each[0] * (len(each) - max(plain - 1, 0)) + len(each) * boundary_bytes(config)
-        forward = CPU.forward * (parallel.pipeline > 1 and stage < parallel.pipeline - 1)
-        total = int(total * ((CPU.again if recompute else 1.0) + forward))
+        if recompute and config.model.num_experts == 1:
+            total = each[0] * _compiled_layers(config, layers, recompute) + len(each) * boundary_bytes(config)
+        forward = _cpu(config).forward * (parallel.pipeline > 1 and stage < parallel.pipeline - 1)
+        total = int(total * ((_cpu(config).again if recompute else 1.0) + forward))
     elif recompute:
         total = len(each) * boundary_bytes(config) + max(each)  # the layer that is being computed again
     # a stage of a pipeline keeps the inputs of the micro-batches that are on their way through the later stages
@@ -182,8 +199,13 @@ def logits_bytes(config: RunConfig, hardware: Hardware, stage: int) -> int:
     if stage != config.parallel.pipeline - 1:
         return 0
     tokens = micro_batch_records(config) * config.data.seq_length
-    each = 12 if config.model.compute_dtype == "float32" else 14
-    return int(tokens * config.model.vocab_size // config.parallel.tensor * (4 * CPU.logits if hardware.is_cpu else each))
+    if hardware.is_cpu:
+        each, head = 4 * _cpu(config).logits, _cpu(config).head
+        if head and config.parallel.tensor == 1:
+            return 4 * config.model.vocab_size * (min(tokens, head) + 2 * config.model.hidden_size)
+    else:
+        each = 12 if config.model.compute_dtype == "float32" else 14
+    return int(tokens * config.model.vocab_size // config.parallel.tensor * each)
 
 
 def micro_batch_records(config: RunConfig) -> int:
@@ -268,8 +290,9 @@ def _update(config: RunConfig, own: Held) -> dict[str, int]:
 
 def _cpu_workspace(config: RunConfig, stage: int, own: Held) -> int:
     """What a CPU process has beside tensors: compiled graphs, and copies of all weights that steps leave behind."""
-    parallel = config.parallel
-    copies = CPU.update + CPU.accumulate * (_parts(config) > 1) + CPU.sums * (parallel.data > 1)
-    copies += CPU.gather * (own.own > 0)
-    graphs = CPU.graph + CPU.layer * len(stage_layers(config.model, parallel, stage))
+    parallel, cpu, layers = config.parallel, _cpu(config), stage_layers(config.model, config.parallel, stage)
+    copies = cpu.update + cpu.accumulate * (_parts(config) > 1) + cpu.sums * (parallel.data > 1)
+    copies += cpu.gather * (own.own > 0)
+    compiled = _compiled_layers(config, layers, parallel.recompute) if cpu is KERNELS else len(layers)
+    graphs = cpu.graph + cpu.layer * compiled
     return int(4 * copies * own.weights) + graphs

@@ -8,6 +8,7 @@ SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import time
@@ -28,6 +29,7 @@ from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
 from pangu_lab.model.parameters import WORD, parameter_specs
+from pangu_lab.ops.native import train as native
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_place,
@@ -37,6 +39,7 @@ from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
+from pangu_lab.train.kernels import KernelNorm, training_kernels
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
@@ -77,6 +80,7 @@ class Trainer:
         self.graphs = graphs or GraphCache(config)
         self.config, self.run, self.dataset, self.evalset, self.mesh = config, run, dataset, evalset, mesh
         self.ranks = Ranks(mesh)
+        self.kernels = training_kernels(config.model)
         self.step = 0
         self.records = 0  # records consumed: the place in the data
         self.tokens = 0
@@ -101,6 +105,10 @@ class Trainer:
             read: ``read(name, offset, shape)`` gives a region of a parameter (or of ``adam_m.NAME``, ``adam_v.NAME``).
             moments: read the optimizer's moments too; they start at zero otherwise.
         """
+        with native.using(self.kernels):
+            self._build(read, moments)
+
+    def _build(self, read: Callable[..., Any], moments: bool) -> None:
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
         self.weights = Weights({name: self._device_value(name, read(name, place.offset, place.shape))
@@ -111,7 +119,8 @@ class Trainer:
         self.parameters = [self.weights(name) for name in specs]
         ms.set_recursion_limit(max(1000, 10 * len(self.parameters)))  # loops over them are unrolled, call within call
         self.gradient_step = self._gradient_step(stage)
-        self.squared_norm = SquaredNorm([is_owner(spec, mesh) for spec in specs.values()])
+        counted = [is_owner(spec, mesh) for spec in specs.values()]
+        self.squared_norm = SquaredNorm(counted) if self.kernels is None else KernelNorm(self.kernels, counted)
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
                                      [gradient_dimensions(spec, mesh) for spec in specs.values()])
@@ -136,7 +145,7 @@ class Trainer:
         if by_pieces(config) and mesh.size("pipeline") == 1:
             return Pieces(config, self.weights, mesh, dict(zip(self.specs, self.parameters))).whole_loss
         stage = PanguStage(config.model, self.weights, mesh, seq_length=config.data.seq_length)
-        loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
+        loss = PanguLoss(config.model, stage, mesh, gradients=False) if mesh.is_last_stage else None
         return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
@@ -159,7 +168,7 @@ class Trainer:
             return
         values = {f"{kind}.{name}": read(f"{kind}.{name}", place.offset, place.shape)
                   for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")} if moments else None
-        self.optimizer = AdamW(weights, decay, self.config.train, values, *together)
+        self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.kernels)
 
     def _device_value(self, name: str, value):
         """What the device gets of a parameter: with offload, matrices in the compute type alone."""
@@ -200,15 +209,15 @@ class Trainer:
         gradients = self.ranks.sum_gradients(gradients)
         total = self.ranks.sum_loss(total)
         routed = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
-        with self.graphs.compiling("norm"):
-            squared = self.squared_norm(*gradients)
-        squared = self.ranks.sum_over_all(float(squared.asnumpy()))
+        with self._compiling("norm"):
+            squared = float(self.squared_norm(*gradients))
+        squared = self.ranks.sum_over_all(squared)
         norm = math.sqrt(squared) / self.scale.value
         self.records += config.data.batch_size
         if not math.isfinite(norm):
             return self._overflow()
         lr = learning_rate(config.train, self.step + 1)
-        with self.graphs.compiling("update"):
+        with self._compiling("update"):
             self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
         self.scale.good()
         self.step += 1
@@ -220,6 +229,10 @@ class Trainer:
                 "loss_scale": self.scale.value, "tokens": self.tokens, "seconds": round(seconds, 4),
                 "tokens_per_second": round(tokens / seconds, 1), "epoch": round(self.records / len(self.dataset), 3),
                 "memory_mb": psutil.Process().memory_info().rss >> 20, **routed}
+
+    def _compiling(self, name: str):
+        """Around what is a graph only without kernels."""
+        return self.graphs.compiling(name) if self.kernels is None else contextlib.nullcontext()
 
     def _overflow(self) -> dict[str, Any]:
         """A gradient was not finite: no update; the scale goes down, or training ends when it cannot."""

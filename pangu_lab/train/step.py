@@ -12,6 +12,8 @@ before it, so epsilon is handed over as eps · √(1 − β2ᵗ).
 Gradients pass between graphs as separate arguments: a tuple of tensors handed to a cell becomes a constant of the
 graph, which is then compiled anew at every call. Squares are summed row by row, by a product of each row with itself:
 ``L2Loss`` is as quick but adds one number after the other in fp32, and its error of up to 4e-4 changes with the layout.
+
+On CPUs the norm and the update are C kernels where these can be had (``kernels.py``), and no graphs.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import TrainConfig
+from pangu_lab.ops.native.train import Kernels
 from pangu_lab.parallel.collectives import AllGather, Group
+from pangu_lab.train.kernels import KernelUpdate
 
 
 class GradientStep(nn.Cell):
@@ -94,6 +98,11 @@ class UpdateStep(nn.Cell):
         self.adam = ops.Adam()
         self.mul = ops.Mul()
 
+    @staticmethod
+    def scalars(*values: float) -> list[Tensor]:
+        """Numbers as this takes them."""
+        return [Tensor(value, mstype.float32) for value in values]
+
     def construct(self, factor, lr, decay_factor, beta1_power, beta2_power, eps, *gradients):
         """Scalars, fp32: ``factor`` multiplies the gradients (unscale and clip), ``decay_factor`` is 1 − lr · decay."""
         done = ()
@@ -157,7 +166,7 @@ class AdamW:
     masters: dict[str, np.ndarray] = {}  # no weight has its fp32 value elsewhere; see ``offload.py``
 
     def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
-                 rows=None, group: Group | None = None):
+                 rows=None, group: Group | None = None, kernels: Kernels | None = None):
         self.config = config
         self.steps = steps
         self.own, self.gather = weights, None
@@ -166,6 +175,8 @@ class AdamW:
             self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
                                                 if part is not None])
         self.graph = UpdateStep(self.own, decay, config, moments, rows)
+        if kernels is not None:
+            self.graph = KernelUpdate(kernels, self.graph, config)
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
         """Apply one step. ``norm`` is the global norm of the unscaled gradients."""
@@ -175,7 +186,7 @@ class AdamW:
         power1, power2 = config.beta1**self.steps, config.beta2**self.steps
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
-        self.graph(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
+        self.graph(*self.graph.scalars(*scalars), *gradients)
         if self.gather is not None:
             self.gather()
 

@@ -1,0 +1,566 @@
+/* The operations of a training step, forward and backward, as MindSpore calls custom operators of the kind "aot":
+
+       int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *, void *)
+
+   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions and labels (int32).
+
+   Products are done by the BLAS that numpy brought along (see train.py), each thread calling it for its own rows. What
+   lies between the products is done in one pass over memory, with what it needs computed again rather than kept. Every sum
+   is added in an order that does not depend on which thread does what, so a step repeated gives the same bits.
+
+   NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
+
+#include <stdlib.h>
+
+#include "common.h"
+#include "pool.h"
+
+#define KERNEL(name) \
+    int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *stream, void *extra)
+#define UNUSED (void)count, (void)dimensions, (void)types, (void)stream, (void)extra, (void)shapes
+#define IN(i) ((const float *)arrays[i])
+#define INTEGERS(i) ((const int32_t *)arrays[i])
+#define OUT(i) ((float *)arrays[i])
+
+enum { BY_ROWS = 101, PLAIN = 111, TRANSPOSED = 112 }; /* cblas.h */
+typedef void (*sgemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
+                        float, float *, int64_t);
+typedef void (*sgemm32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+static void *blas;
+static int blas_is_64;
+
+/* ``sgemm``: cblas_sgemm, whose integers have 64 bits if ``wide``. Before the first kernel. */
+void set_up(void *sgemm, int wide, int64_t threads) {
+    blas = sgemm, blas_is_64 = wide;
+    pool_grow(threads);
+}
+
+/* c (m, n) = alpha · a · b + beta · c; a is (m, k), or (k, m) if ``ta``; b is (k, n), or (n, k) if ``tb``. */
+static void multiply(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
+                     const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
+    ta = ta ? TRANSPOSED : PLAIN, tb = tb ? TRANSPOSED : PLAIN;
+    if (blas_is_64)
+        ((sgemm64)blas)(BY_ROWS, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
+    else
+        ((sgemm32)blas)(BY_ROWS, ta, tb, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
+}
+
+/* Working memory of this thread; what it held before is lost. */
+static float *room(int64_t floats) {
+    static _Thread_local float *memory;
+    static _Thread_local int64_t size;
+    if (floats > size) {
+        free(memory);
+        memory = malloc(floats * sizeof *memory);
+        size = memory ? floats : 0;
+        if (!memory)
+            abort(); /* as everywhere else where the memory ends */
+    }
+    return memory;
+}
+
+/* ---------------------------------------------------------------------------------------------------- products */
+
+struct product {
+    int ta, tb;
+    int64_t m, n, k;
+    const float *a, *b, *bias; /* bias (n,) or NULL */
+    float beta, *c;
+    int64_t rows; /* of c that are one part */
+};
+
+static void part_of_product(void *context, int64_t part) {
+    const struct product *p = context;
+    int64_t first = part * p->rows, rows = smaller(p->rows, p->m - first);
+    float *c = p->c + first * p->n;
+    for (int64_t row = 0; p->bias && row < rows; row++)
+        memcpy(c + row * p->n, p->bias, p->n * sizeof *c);
+    multiply(p->ta, p->tb, rows, p->n, p->k, 1, p->a + first * (p->ta ? 1 : p->k), p->ta ? p->m : p->k, p->b,
+             p->tb ? p->k : p->n, p->bias ? 1 : p->beta, c, p->n);
+}
+
+/* In as many parts as there are threads, twice as many where they stay large: the BLAS packs all of b anew for each. */
+static void whole_product(struct product p) {
+    int64_t parts = pool.threads * (p.m >= 2 * pool.threads * 768 ? 2 : 1);
+    p.rows = ((p.m + parts - 1) / parts + 15) / 16 * 16;
+    pool_run(part_of_product, &p, (p.m + p.rows - 1) / p.rows);
+}
+
+struct columns {
+    const float *x;
+    float *sums;
+    int64_t rows, width;
+};
+
+enum { STRIPE = 64 };
+
+CLONES static void sum_stripe(const struct columns *c, int64_t first, int64_t count) {
+    float sums[STRIPE] = {0};
+    for (int64_t row = 0; row < c->rows; row++)
+        for (int64_t i = 0; i < count; i++)
+            sums[i] += c->x[row * c->width + first + i];
+    memcpy(c->sums + first, sums, count * sizeof *sums);
+}
+
+static void part_of_sums(void *context, int64_t part) {
+    const struct columns *c = context;
+    sum_stripe(c, part * STRIPE, smaller(STRIPE, c->width - part * STRIPE));
+}
+
+static void sum_of_rows(const float *x, float *sums, int64_t rows, int64_t width) {
+    pool_run(part_of_sums, &(struct columns){x, sums, rows, width}, (width + STRIPE - 1) / STRIPE);
+}
+
+static int linear(int transposed, int biased, void **arrays, int64_t **shapes) {
+    int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][transposed ? 0 : 1];
+    whole_product((struct product){0, transposed, rows, out, in, IN(0), IN(1), biased ? IN(2) : NULL, 0,
+                                   OUT(2 + biased), 0});
+    return 0;
+}
+
+static int linear_backward(int transposed, int biased, void **arrays, int64_t **shapes) {
+    int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[2][1];
+    const float *x = IN(0), *weight = IN(1), *dy = IN(2);
+    whole_product((struct product){0, !transposed, rows, in, out, dy, weight, NULL, 0, OUT(3), 0});
+    if (transposed)
+        whole_product((struct product){1, 0, out, in, rows, dy, x, NULL, 0, OUT(4), 0});
+    else
+        whole_product((struct product){1, 0, in, out, rows, x, dy, NULL, 0, OUT(4), 0});
+    if (biased)
+        sum_of_rows(dy, OUT(5), rows, out);
+    return 0;
+}
+
+/* x (rows, in), weight (in, out) or transposed (out, in), bias (out,) → (rows, out) */
+KERNEL(linear_plain) { UNUSED; return linear(0, count == 4, arrays, shapes); }
+KERNEL(linear_transposed) { UNUSED; return linear(1, count == 4, arrays, shapes); }
+/* x, weight, dy → dx, dweight, and dbias if there is room for it */
+KERNEL(linear_plain_backward) { UNUSED; return linear_backward(0, count == 6, arrays, shapes); }
+KERNEL(linear_transposed_backward) { UNUSED; return linear_backward(1, count == 6, arrays, shapes); }
+
+/* --------------------------------------------------------------------------------------------------- activations */
+
+struct elements {
+    const float *x, *dy;
+    float *y;
+    int64_t count;
+    int kind;
+};
+
+enum { PIECE = 16384 };
+
+/* x · sigmoid(u(x)), u = x (linear + cubic x²): the tanh form and the quick form of GELU. */
+INLINE void sigmoid_gelu(const float *x, const float *dy, float *y, int64_t count, float linear, float cubic) {
+    for (int64_t i = 0; i < count; i++) {
+        float square = x[i] * x[i], u = x[i] * (linear + cubic * square), s = 1.0f / (1.0f + quick_exp(-u));
+        y[i] = dy ? dy[i] * (s + x[i] * s * (1.0f - s) * (linear + 3.0f * cubic * square)) : x[i] * s;
+    }
+}
+
+/* x Φ(x), with the error function of Abramowitz & Stegun 7.1.26 (absolute error 1.5e-7). */
+INLINE void erf_gelu(const float *x, const float *dy, float *y, int64_t count) {
+    for (int64_t i = 0; i < count; i++) {
+        float z = fabsf(x[i]) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z), bell = quick_exp(-z * z);
+        float tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+        float upper = 1.0f - 0.5f * tail * bell, phi = x[i] < 0 ? 1.0f - upper : upper;
+        y[i] = dy ? dy[i] * (phi + x[i] * 0.39894228f * bell) : x[i] * phi;
+    }
+}
+
+CLONES static void activate(const float *x, const float *dy, float *y, int64_t count, int kind) {
+    if (kind == ERF_GELU)
+        dy ? erf_gelu(x, dy, y, count) : erf_gelu(x, NULL, y, count);
+    else if (kind == FAST_GELU)
+        dy ? sigmoid_gelu(x, dy, y, count, 1.702f, 0) : sigmoid_gelu(x, NULL, y, count, 1.702f, 0);
+    else
+        dy ? sigmoid_gelu(x, dy, y, count, 1.5957691216f, 0.0713548163f)
+           : sigmoid_gelu(x, NULL, y, count, 1.5957691216f, 0.0713548163f);
+}
+
+static void part_of_elements(void *context, int64_t part) {
+    const struct elements *e = context;
+    int64_t first = part * PIECE;
+    activate(e->x + first, e->dy ? e->dy + first : NULL, e->y + first, smaller(PIECE, e->count - first), e->kind);
+}
+
+static int activation(int kind, int backward, void **arrays, int *dimensions, int64_t **shapes) {
+    int64_t all = 1;
+    for (int i = 0; i < dimensions[0]; i++)
+        all *= shapes[0][i];
+    struct elements e = {IN(0), backward ? IN(1) : NULL, OUT(1 + backward), all, kind};
+    pool_run(part_of_elements, &e, (all + PIECE - 1) / PIECE);
+    return 0;
+}
+
+/* x → y, and x, dy → dx, of any shape */
+KERNEL(gelu) { UNUSED; return activation(TANH_GELU, 0, arrays, dimensions, shapes); }
+KERNEL(gelu_backward) { UNUSED; return activation(TANH_GELU, 1, arrays, dimensions, shapes); }
+KERNEL(gelu_erf) { UNUSED; return activation(ERF_GELU, 0, arrays, dimensions, shapes); }
+KERNEL(gelu_erf_backward) { UNUSED; return activation(ERF_GELU, 1, arrays, dimensions, shapes); }
+KERNEL(fast_gelu) { UNUSED; return activation(FAST_GELU, 0, arrays, dimensions, shapes); }
+KERNEL(fast_gelu_backward) { UNUSED; return activation(FAST_GELU, 1, arrays, dimensions, shapes); }
+
+/* ----------------------------------------------------------------------------------------------------- LayerNorm */
+
+struct norm {
+    const float *x, *gamma, *beta, *dy;
+    float *y, *partial; /* partial (parts, 2, width): what each part adds to dgamma and dbeta */
+    float epsilon;
+    int64_t rows, width, parts;
+};
+
+INLINE void moments(const float *x, int64_t width, float epsilon, float *mean, float *scale) {
+    float sum = 0, squares = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < width; i++)
+        sum += x[i];
+    float middle = sum / width;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < width; i++)
+        squares += (x[i] - middle) * (x[i] - middle);
+    *mean = middle, *scale = 1.0f / sqrtf(squares / width + epsilon);
+}
+
+CLONES static void norm_row(const struct norm *n, int64_t row) {
+    const float *x = n->x + row * n->width;
+    float *y = n->y + row * n->width, mean, scale;
+    moments(x, n->width, n->epsilon, &mean, &scale);
+    for (int64_t i = 0; i < n->width; i++)
+        y[i] = (x[i] - mean) * scale * n->gamma[i] + n->beta[i];
+}
+
+CLONES static void norm_row_backward(const struct norm *n, int64_t row, float *dgamma, float *dbeta) {
+    const float *x = n->x + row * n->width, *dy = n->dy + row * n->width;
+    float *dx = n->y + row * n->width, mean, scale, sum = 0, along = 0;
+    moments(x, n->width, n->epsilon, &mean, &scale);
+#pragma omp simd reduction(+ : sum, along)
+    for (int64_t i = 0; i < n->width; i++) {
+        float normed = (x[i] - mean) * scale, slope = dy[i] * n->gamma[i];
+        sum += slope, along += slope * normed;
+    }
+    sum /= n->width, along /= n->width;
+    for (int64_t i = 0; i < n->width; i++) {
+        float normed = (x[i] - mean) * scale;
+        dgamma[i] += dy[i] * normed;
+        dbeta[i] += dy[i];
+        dx[i] = scale * (dy[i] * n->gamma[i] - sum - along * normed);
+    }
+}
+
+static void part_of_norm(void *context, int64_t part) {
+    const struct norm *n = context;
+    int64_t last = (part + 1) * n->rows / n->parts;
+    float *dgamma = n->partial ? n->partial + part * 2 * n->width : NULL;
+    if (dgamma)
+        memset(dgamma, 0, 2 * n->width * sizeof *dgamma);
+    for (int64_t row = part * n->rows / n->parts; row < last; row++)
+        dgamma ? norm_row_backward(n, row, dgamma, dgamma + n->width) : norm_row(n, row);
+}
+
+enum { NORM_PARTS = 16 };
+
+/* x (rows, width), gamma, beta (width,), epsilon (1,) → (rows, width) */
+KERNEL(layer_norm) {
+    UNUSED;
+    struct norm n = {IN(0), IN(1), IN(2), NULL, OUT(4), NULL, *IN(3), shapes[0][0], shapes[0][1], NORM_PARTS};
+    pool_run(part_of_norm, &n, n.parts);
+    return 0;
+}
+
+/* x, gamma, dy, epsilon → dx, dgamma, dbeta */
+KERNEL(layer_norm_backward) {
+    UNUSED;
+    int64_t width = shapes[0][1];
+    struct norm n = {IN(0), IN(1), NULL, IN(2), OUT(4), malloc(NORM_PARTS * 2 * width * sizeof(float)),
+                     *IN(3), shapes[0][0], width, NORM_PARTS};
+    if (!n.partial)
+        return 1;
+    pool_run(part_of_norm, &n, n.parts);
+    for (int which = 0; which < 2; which++) {
+        float *sums = OUT(5 + which);
+        memcpy(sums, n.partial + which * width, width * sizeof *sums);
+        for (int64_t part = 1; part < n.parts; part++)
+            for (int64_t i = 0; i < width; i++)
+                sums[i] += n.partial[(2 * part + which) * width + i];
+    }
+    free(n.partial);
+    return 0;
+}
+
+/* ----------------------------------------------------------------------------------------------------- attention */
+
+struct attention {
+    const float *q, *k, *v, *out, *dout; /* (batch · seq, heads · dim) */
+    const int32_t *positions;            /* (batch, seq) */
+    float *y, *logsum, *dq, *dk, *dv;    /* logsum (batch · heads, seq): log Σ exp of each query's scores */
+    int64_t seq, heads, dim, hidden;
+    float scale;
+};
+
+enum { QUERIES = 64 }; /* taken at once: their scores stay in the cache */
+
+struct window { /* some queries, and the keys that any of them may see */
+    int64_t query, queries, key, keys;
+};
+
+/* The first key that query i may see: from 0 to i, whatever the position says. */
+INLINE int64_t document_start(const int32_t *positions, int64_t i) {
+    int64_t start = i - positions[i];
+    return start < 0 ? 0 : smaller(start, i);
+}
+
+INLINE struct window window_from(const int32_t *positions, int64_t query, int64_t seq) {
+    struct window w = {query, smaller(QUERIES, seq - query), query, 0};
+    for (int64_t i = query; i < query + w.queries; i++)
+        w.key = smaller(w.key, document_start(positions, i));
+    w.keys = query + w.queries - w.key;
+    return w;
+}
+
+INLINE void bounds(const struct window *w, const int32_t *positions, int64_t i, int64_t *first, int64_t *last) {
+    *first = document_start(positions, w->query + i) - w->key, *last = w->query + i - w->key + 1;
+}
+
+/* scores → probabilities, in place; logsum of each row */
+CLONES static void softmax(const struct window *w, const int32_t *positions, float *scores, float *logsum) {
+    for (int64_t i = 0; i < w->queries; i++) {
+        float *row = scores + i * w->keys, highest = -INFINITY, sum = 0;
+        int64_t first, last;
+        bounds(w, positions, i, &first, &last);
+#pragma omp simd reduction(max : highest)
+        for (int64_t j = first; j < last; j++)
+            highest = row[j] > highest ? row[j] : highest;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = first; j < last; j++) {
+            row[j] = quick_exp(row[j] - highest);
+            sum += row[j];
+        }
+        float share = 1.0f / sum;
+        for (int64_t j = first; j < last; j++)
+            row[j] *= share;
+        memset(row, 0, first * sizeof *row);
+        memset(row + last, 0, (w->keys - last) * sizeof *row);
+        logsum[w->query + i] = highest + logf(sum);
+    }
+}
+
+/* scores → probabilities p, and dp → p · (dp − Σ dout · out), both in place */
+CLONES static void softmax_backward(const struct attention *a, const struct window *w, const int32_t *positions,
+                                    const float *out, const float *dout, const float *logsum, float *scores, float *dp) {
+    for (int64_t i = 0; i < w->queries; i++) {
+        float *row = scores + i * w->keys, *slope = dp + i * w->keys, along = 0, whole = logsum[w->query + i];
+        const float *o = out + (w->query + i) * a->hidden, *d = dout + (w->query + i) * a->hidden;
+        int64_t first, last;
+        bounds(w, positions, i, &first, &last);
+#pragma omp simd reduction(+ : along)
+        for (int64_t j = 0; j < a->dim; j++)
+            along += o[j] * d[j];
+        memset(row, 0, first * sizeof *row);
+        memset(slope, 0, first * sizeof *row);
+        for (int64_t j = first; j < last; j++) {
+            row[j] = quick_exp(row[j] - whole);
+            slope[j] = row[j] * (slope[j] - along);
+        }
+        memset(row + last, 0, (w->keys - last) * sizeof *row);
+        memset(slope + last, 0, (w->keys - last) * sizeof *row);
+    }
+}
+
+static void part_of_attention(void *context, int64_t part) {
+    const struct attention *a = context;
+    int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
+    int64_t start = record * a->seq * h + head * a->dim;
+    const int32_t *positions = a->positions + record * a->seq;
+    float *scores = room(QUERIES * a->seq);
+    for (int64_t query = 0; query < a->seq; query += QUERIES) {
+        struct window w = window_from(positions, query, a->seq);
+        const float *q = a->q + start + query * h, *k = a->k + start + w.key * h, *v = a->v + start + w.key * h;
+        multiply(0, 1, w.queries, w.keys, a->dim, a->scale, q, h, k, h, 0, scores, w.keys);
+        softmax(&w, positions, scores, a->logsum + part * a->seq);
+        multiply(0, 0, w.queries, a->dim, w.keys, 1, scores, w.keys, v, h, 0, a->y + start + query * h, h);
+    }
+}
+
+static void part_of_attention_backward(void *context, int64_t part) {
+    const struct attention *a = context;
+    int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
+    int64_t start = record * a->seq * h + head * a->dim;
+    const int32_t *positions = a->positions + record * a->seq;
+    float *scores = room(2 * QUERIES * a->seq), *dp = scores + QUERIES * a->seq;
+    for (int64_t i = 0; i < a->seq; i++) {
+        memset(a->dk + start + i * h, 0, a->dim * sizeof(float));
+        memset(a->dv + start + i * h, 0, a->dim * sizeof(float));
+    }
+    for (int64_t query = 0; query < a->seq; query += QUERIES) {
+        struct window w = window_from(positions, query, a->seq);
+        int64_t rows = start + query * h, seen = start + w.key * h, m = w.queries, n = w.keys, d = a->dim;
+        multiply(0, 1, m, n, d, a->scale, a->q + rows, h, a->k + seen, h, 0, scores, n);
+        multiply(0, 1, m, n, d, 1, a->dout + rows, h, a->v + seen, h, 0, dp, n);
+        softmax_backward(a, &w, positions, a->out + start, a->dout + start, a->logsum + part * a->seq, scores, dp);
+        multiply(1, 0, n, d, m, 1, scores, n, a->dout + rows, h, 1, a->dv + seen, h);
+        multiply(0, 0, m, d, n, a->scale, dp, n, a->k + seen, h, 0, a->dq + rows, h);
+        multiply(1, 0, n, d, m, a->scale, dp, n, a->q + rows, h, 1, a->dk + seen, h);
+    }
+}
+
+static struct attention shaped(int64_t hidden, const int64_t *positions, const int64_t *logsum) {
+    int64_t heads = logsum[0] / positions[0], dim = hidden / heads;
+    return (struct attention){.seq = positions[1], .heads = heads, .dim = dim, .hidden = hidden,
+                              .scale = 1.0f / sqrtf((float)dim)};
+}
+
+/* q, k, v (batch · seq, heads · dim), positions (batch, seq) → mixed values alike, logsum (batch · heads, seq) */
+KERNEL(attention) {
+    UNUSED;
+    struct attention a = shaped(shapes[0][1], shapes[3], shapes[5]);
+    a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.y = OUT(4), a.logsum = OUT(5);
+    pool_run(part_of_attention, &a, shapes[5][0]);
+    return 0;
+}
+
+/* q, k, v, positions, mixed, logsum, dmixed → dq, dk, dv */
+KERNEL(attention_backward) {
+    UNUSED;
+    struct attention a = shaped(shapes[0][1], shapes[3], shapes[5]);
+    a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.out = IN(4), a.logsum = OUT(5), a.dout = IN(6);
+    a.dq = OUT(7), a.dk = OUT(8), a.dv = OUT(9);
+    pool_run(part_of_attention_backward, &a, shapes[5][0]);
+    return 0;
+}
+
+/* ------------------------------------------------------------------------------------------------- head and loss */
+
+struct loss {
+    float *logits; /* (rows, vocabulary): become the gradient of the logits */
+    const int32_t *labels;
+    const float *weights;
+    float *losses; /* weight · −log p(label) of each row */
+    int64_t vocabulary;
+};
+
+CLONES static void cross_entropy(const struct loss *l, int64_t row) {
+    float *logits = l->logits + row * l->vocabulary, highest = -INFINITY, sum = 0;
+    int64_t label = l->labels[row];
+    int known = label >= 0 && label < l->vocabulary;
+#pragma omp simd reduction(max : highest)
+    for (int64_t i = 0; i < l->vocabulary; i++)
+        highest = logits[i] > highest ? logits[i] : highest;
+    float chosen = known ? logits[label] - highest : NAN;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < l->vocabulary; i++) {
+        logits[i] = quick_exp(logits[i] - highest);
+        sum += logits[i];
+    }
+    float share = l->weights[row] / sum;
+    for (int64_t i = 0; i < l->vocabulary; i++)
+        logits[i] *= share;
+    if (known)
+        logits[label] -= l->weights[row];
+    l->losses[row] = l->weights[row] * (logf(sum) - chosen);
+}
+
+static void part_of_loss(void *context, int64_t part) { cross_entropy(context, part); }
+
+enum { LOSS_ROWS = 512 }; /* whose logits exist at once */
+
+static int head_loss(void **arrays, int64_t **shapes, int gradients) {
+    int64_t rows = shapes[0][0], hidden = shapes[0][1], vocabulary = shapes[1][0];
+    float *logits = malloc(smaller(LOSS_ROWS, rows) * (vocabulary + 1) * sizeof *logits);
+    float *losses = logits + smaller(LOSS_ROWS, rows) * vocabulary;
+    double total = 0;
+    if (!logits)
+        return 1;
+    for (int64_t first = 0; first < rows; first += LOSS_ROWS) {
+        int64_t count = smaller(LOSS_ROWS, rows - first);
+        const float *x = IN(0) + first * hidden, *table = IN(1);
+        whole_product((struct product){0, 1, count, vocabulary, hidden, x, table, NULL, 0, logits, 0});
+        struct loss l = {logits, INTEGERS(2) + first, IN(3) + first, losses, vocabulary};
+        pool_run(part_of_loss, &l, count);
+        for (int64_t row = 0; row < count; row++)
+            total += losses[row];
+        if (!gradients)
+            continue;
+        whole_product((struct product){0, 0, count, hidden, vocabulary, logits, table, NULL, 0,
+                                       OUT(5) + first * hidden, 0});
+        whole_product((struct product){1, 0, vocabulary, hidden, count, logits, x, NULL, first ? 1 : 0, OUT(6), 0});
+    }
+    *OUT(4) = (float)total;
+    free(logits);
+    return 0;
+}
+
+/* hidden (rows, hidden), table (vocabulary, hidden), labels, weights (rows,) → Σ weight · −log p(label), (1,); and with
+   gradients: those of hidden and table. A label outside the vocabulary makes the loss NaN. */
+KERNEL(head_loss_value) { UNUSED; return head_loss(arrays, shapes, 0); }
+KERNEL(head_loss_gradients) { UNUSED; return head_loss(arrays, shapes, 1); }
+
+/* -------------------------------------------------------------------------------------------------------- update */
+
+struct tensor { /* one parameter */
+    float *weight, *first, *second; /* and its moments */
+    const float *gradient;
+    int64_t size, decays;
+};
+
+struct update {
+    const struct tensor *tensor;
+    float factor, rate, keep, beta1, beta2, epsilon;
+    double *squares; /* of each part */
+};
+
+CLONES static double sum_of_squares(const float *x, int64_t count) {
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++)
+        sum += (double)x[i] * x[i];
+    return sum;
+}
+
+static void part_of_squares(void *context, int64_t part) {
+    const struct update *u = context;
+    int64_t first = part * PIECE;
+    u->squares[part] = sum_of_squares(u->tensor->gradient + first, smaller(PIECE, u->tensor->size - first));
+}
+
+/* Σ x², or NaN without memory */
+double squared_norm(const float *x, int64_t size) {
+    int64_t parts = (size + PIECE - 1) / PIECE;
+    struct tensor t = {.gradient = x, .size = size};
+    struct update u = {.tensor = &t, .squares = malloc(parts * sizeof(double))};
+    double total = 0;
+    if (!u.squares)
+        return NAN;
+    pool_run(part_of_squares, &u, parts);
+    for (int64_t part = 0; part < parts; part++)
+        total += u.squares[part];
+    free(u.squares);
+    return total;
+}
+
+CLONES static void adamw(const struct update *u, int64_t start, int64_t count) {
+    const struct tensor *t = u->tensor;
+    float *restrict weight = t->weight + start, *restrict first = t->first + start;
+    float *restrict second = t->second + start;
+    const float *restrict gradient = t->gradient + start;
+    float keep = t->decays ? u->keep : 1.0f;
+    for (int64_t i = 0; i < count; i++) {
+        float g = gradient[i] * u->factor;
+        first[i] += (g - first[i]) * (1.0f - u->beta1);
+        second[i] += (g * g - second[i]) * (1.0f - u->beta2);
+        weight[i] = weight[i] * keep - u->rate * first[i] / (sqrtf(second[i]) + u->epsilon);
+    }
+}
+
+static void part_of_update(void *context, int64_t part) {
+    const struct update *u = context;
+    adamw(u, part * PIECE, smaller(PIECE, u->tensor->size - part * PIECE));
+}
+
+/* AdamW in place, bias correction already in ``rate`` and ``epsilon``. */
+void update(const struct tensor *tensors, int64_t count, float factor, float rate, float keep, float beta1, float beta2,
+            float epsilon) {
+    for (int64_t i = 0; i < count; i++) {
+        struct update u = {tensors + i, factor, rate, keep, beta1, beta2, epsilon, NULL};
+        pool_run(part_of_update, &u, (tensors[i].size + PIECE - 1) / PIECE);
+    }
+}

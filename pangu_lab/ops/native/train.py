@@ -1,0 +1,123 @@
+"""``train.c`` from Python: the library, the BLAS it multiplies with, and AdamW over arrays.
+
+Products of matrices are numpy's own: its wheels bring an OpenBLAS with a kernel for every processor, and
+``cblas_sgemm`` is found through numpy's library whatever BLAS that was built with. On a Zen 3 with two processors
+MindSpore 2.10's ``MatMul`` reached 80 to 150 GFLOP/s, and 80 on one thread alone where the first matrix is transposed (every
+gradient of a weight); OpenBLAS 140 to 175 in every form.
+
+The kernels call it from threads of their own, each for some rows, so the BLAS itself is told to use one thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from pangu_lab.compiling import compiled, thread_count, wanted
+
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "common.h", "pool.h"))
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
+         "-fno-trapping-math")
+GEMM = (("cblas_sgemm64_", True), ("scipy_cblas_sgemm64_", True), ("cblas_sgemm", False))  # integers of 64 bits?
+SET_THREADS = ("openblas_set_num_threads64_", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads",
+               "MKL_Set_Num_Threads")
+log = logging.getLogger(__name__)
+_POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+_in_use: contextvars.ContextVar[Optional["Kernels"]] = contextvars.ContextVar("training kernels", default=None)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled operations: where the library lies, and the library."""
+
+    path: str
+    library: ctypes.CDLL
+
+
+class _Tensor(ctypes.Structure):
+    """``struct tensor``."""
+
+    _fields_ = [*((name, _POINTER) for name in ("weight", "first", "second", "gradient")),
+                ("size", _INTEGER), ("decays", _INTEGER)]
+
+
+@functools.lru_cache(maxsize=1)
+def kernels() -> Optional[Kernels]:
+    """Compiled at the first use; None, said once in the log, where they cannot be had."""
+    if not wanted():
+        return None
+    try:
+        path = compiled("train", SOURCES, FLAGS, ("-lm",))
+        found = path and _opened(path)
+    except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
+        log.info("the training kernels cannot be used: %s", error)
+        found = None
+    if found is None:
+        log.warning("training goes on with MindSpore's own operators, at about half the speed: there is no C compiler, or no "
+                    "BLAS in numpy, that the quicker ones could be made with (PANGU_LAB_NATIVE=0 says you know)")
+    return found
+
+
+def _opened(path: Path) -> Optional[Kernels]:
+    blas = ctypes.CDLL(np.core._multiarray_umath.__file__)  # symbols of what it was linked with are found too
+    found = next(((name, wide) for name, wide in GEMM if hasattr(blas, name)), None)
+    if found is None:
+        log.info("numpy has no BLAS that can be called")
+        return None
+    for name in SET_THREADS:
+        if hasattr(blas, name):
+            getattr(blas, name)(1)
+            break
+    library = ctypes.CDLL(str(path))
+    library.set_up.argtypes, library.set_up.restype = (_POINTER, ctypes.c_int, _INTEGER), None
+    library.squared_norm.argtypes, library.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double
+    library.update.argtypes, library.update.restype = (_POINTER, _INTEGER, *[_FLOAT] * 6), None
+    library.set_up(ctypes.cast(getattr(blas, found[0]), _POINTER), found[1], thread_count())
+    return Kernels(str(path), library)
+
+
+@contextlib.contextmanager
+def using(chosen: Optional[Kernels]) -> Iterator[None]:
+    """Cells made inside take these kernels; None: MindSpore's operators."""
+    token = _in_use.set(chosen)
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def in_use() -> Optional[Kernels]:
+    """What ``using`` says."""
+    return _in_use.get()
+
+
+def squared_norm(chosen: Kernels, arrays: Sequence[np.ndarray]) -> float:
+    """Σ x² over contiguous fp32 arrays, summed in double precision."""
+    return sum(chosen.library.squared_norm(array.ctypes.data, array.size) for array in arrays)
+
+
+def update(chosen: Kernels, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]], factor: float,
+           rate: float, keep: float, beta1: float, beta2: float, epsilon: float) -> None:
+    """AdamW in place over (weight, first moment, second moment, gradient, decays) arrays, contiguous fp32.
+
+    Args:
+        factor: multiplies the gradients (clip and loss scale).
+        rate: learning rate · √(1 − β2ᵗ) / (1 − β1ᵗ).
+        keep: multiplies the weights that decay, 1 − lr · decay.
+        epsilon: ε · √(1 − β2ᵗ).
+    """
+    for *arrays, _ in tensors:
+        if any(a.dtype != np.float32 or not a.flags.c_contiguous or a.size != arrays[0].size for a in arrays):
+            raise ValueError("AdamW takes contiguous fp32 arrays of one size")
+    rows = (_Tensor * len(tensors))(*(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays)
+                                      for *arrays, decays in tensors))
+    chosen.library.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)
