@@ -13,6 +13,8 @@ import os
 import platform
 import sys
 
+from tests.benchmarks.table import keep
+
 PARTS = {"train": "tests.benchmarks.train_speed", "decode": "tests.benchmarks.decode_speed",
          "prepare": "tests.benchmarks.prepare_speed", "c3": "tests.benchmarks.c3_speed", "moe": "tests.benchmarks.moe_speed",
          "parallel": "tests.benchmarks.parallel_speed", "recompute": "tests.benchmarks.recompute_memory",
@@ -24,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[[], *PARTS], help="which parts; all when none is named")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--keep", action="store_true", help="into results.json, and into the tables of both readmes")
     args = parser.parse_args()
     if importlib.util.find_spec("torch") is None:
         print("The peers are not installed: make bench installs them, or pip install -e '.[bench]'", file=sys.stderr)
@@ -37,6 +40,8 @@ def main() -> int:
             results[name] = found
             print(f"{name:<28} ours {found['ours_seconds']:8.3f} s   peer {found['peer_seconds']:8.3f} s   "
                   f"ratio {found['ratio']:.2f}", flush=True)
+    if args.keep:
+        keep(results)
     print(json.dumps(results))
     return 0
 

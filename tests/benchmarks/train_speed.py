@@ -1,11 +1,13 @@
-"""Training steps a second beside PyTorch eager, at sizes from nanoGPT's CPU recipe to a 12-layer model.
+"""Training steps a second beside PyTorch eager and torch.compile, at sizes from nanoGPT's CPU recipe to a 12-layer model.
 
-Both do the same work: forward, backward, clip by the global norm, AdamW; fp32; random tokens. Compilation and the first
+All do the same work: forward, backward, clip by the global norm, AdamW; fp32; random tokens. Compilation and the first
 step are told apart and not counted.
 """
 
 from __future__ import annotations
 
+import functools
+import resource
 import sys
 import time
 
@@ -49,10 +51,16 @@ def ours(size: str) -> None:
 
     trainer, made, first = first_step(size)
     trainer.train_batch(made)
-    serve(lambda: trainer.train_batch(made)["seconds"], first_step_seconds=round(first, 2), mindspore=ms.__version__)
+    serve(lambda: trainer.train_batch(made)["seconds"], first_step_seconds=round(first, 2), peak_mb=peak_mb(),
+          kernels=trainer.kernels is not None, mindspore=ms.__version__)
 
 
-def peer(size: str) -> None:
+def peak_mb() -> int:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def peer(size: str, compiled: bool = False) -> None:
     import torch
     from torch import nn
     from torch.nn import functional
@@ -92,11 +100,12 @@ def peer(size: str) -> None:
             return self.norm(x) @ self.words.weight.T
 
     model = Model()
+    forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1)
     ids, labels = torch.randint(0, vocab, (2, batch, seq))
 
     def step() -> None:
-        loss = functional.cross_entropy(model(ids).view(-1, vocab), labels.view(-1))
+        loss = functional.cross_entropy(forward(ids).view(-1, vocab), labels.view(-1))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -107,21 +116,22 @@ def peer(size: str) -> None:
     step()
     first = time.perf_counter() - started
     step()
-    serve(step, first_step_seconds=round(first, 2), torch=torch.__version__)
+    serve(step, first_step_seconds=round(first, 2), peak_mb=peak_mb(), torch=torch.__version__)
 
 
-def run(rounds: int = 7, sizes: tuple[str, ...] = ("yardstick",)) -> dict:
-    """Tokens a second of both and their ratio, by size."""
+def run(rounds: int = 7, sizes: tuple[str, ...] = tuple(SIZES)) -> dict:
+    """Tokens a second of ours and each peer and their ratio, by size."""
     from tests.benchmarks.turns import Program, compare
 
     result = {}
     for size in sizes:
-        found = compare(Program("ours", __name__, "ours", size), Program("PyTorch eager", __name__, "peer", size), rounds)
         tokens = SIZES[size][3] * SIZES[size][4]
-        result[f"train {size}"] = {**found, "ours_tokens_per_second": round(tokens / found["ours_seconds"]),
-                                   "peer_tokens_per_second": round(tokens / found["peer_seconds"])}
+        for kind, name in (("peer", "eager"), ("compiled", "torch.compile")):
+            found = compare(Program("ours", __name__, "ours", size), Program(name, __name__, kind, size), rounds)
+            result[f"train {size}, {name}"] = {**found, "ours_tokens_per_second": round(tokens / found["ours_seconds"]),
+                                               "peer_tokens_per_second": round(tokens / found["peer_seconds"])}
     return result
 
 
 if __name__ == "__main__":
-    {"ours": ours, "peer": peer}[sys.argv[1]](sys.argv[2])
+    {"ours": ours, "peer": peer, "compiled": functools.partial(peer, compiled=True)}[sys.argv[1]](sys.argv[2])
