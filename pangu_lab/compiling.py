@@ -67,7 +67,11 @@ def compiled(name: str, sources: Sequence[Path], flags: Sequence[str], libraries
 
 
 def thread_count() -> int:
-    """As many as OMP_NUM_THREADS says, which whoever starts several ranks sets; else one for each processor."""
+    """As many as OMP_NUM_THREADS says, which whoever starts several ranks sets; else one for each processor.
+
+    MindSpore's data library sets that variable to 1 where Python does not see it: a process that is started without an
+    environment said outright inherits it (``env=dict(os.environ)`` does not).
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, int(asked)) if asked.isdecimal() else processors

@@ -95,7 +95,9 @@ def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Op
     command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", str(port), "--json",
                *(["--root-path", prefix] if prefix else []), *arguments]
     log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL)
+    # an environment said outright: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C hands on
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL,
+                               env=dict(os.environ))
     for line in process.stdout:
         if line.startswith("{"):
             return BackgroundServer(process, log, json.loads(line), prefix)

@@ -30,7 +30,9 @@ def start(config, folder, *arguments):
     path.write_text(config.to_yaml(), encoding="utf-8")
     script = ("import sys; from pangu_lab.config import load_yaml; from pangu_lab.train import train; "
               "r = train(load_yaml(sys.argv[1]), sys.argv[2]); print(r.reason)")
-    return subprocess.Popen([sys.executable, "-c", script, str(path), str(folder)], stdout=subprocess.PIPE, text=True)
+    # an environment of its own: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C hands on
+    return subprocess.Popen([sys.executable, "-c", script, str(path), str(folder)], stdout=subprocess.PIPE, text=True,
+                            env=dict(os.environ))
 
 
 def wait_for_step(folder, step, process):

@@ -45,13 +45,19 @@ static void multiply(int ta, int tb, int64_t m, int64_t n, int64_t k, float alph
         ((sgemm32)blas)(BY_ROWS, ta, tb, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
 }
 
+/* From an address that vectors like: a compiler may take the numbers before the first such address one by one, and then a sum's
+   order, and its last bit, would depend on where the system put the memory. Freed by ``free``. */
+static float *aligned(int64_t floats) {
+    return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+}
+
 /* Working memory of this thread; what it held before is lost. */
 static float *room(int64_t floats) {
     static _Thread_local float *memory;
     static _Thread_local int64_t size;
     if (floats > size) {
         free(memory);
-        memory = malloc(floats * sizeof *memory);
+        memory = aligned(floats);
         size = memory ? floats : 0;
         if (!memory)
             abort(); /* as everywhere else where the memory ends */
@@ -271,7 +277,7 @@ KERNEL(layer_norm) {
 KERNEL(layer_norm_backward) {
     UNUSED;
     int64_t width = shapes[0][1];
-    struct norm n = {IN(0), IN(1), NULL, IN(2), OUT(4), malloc(NORM_PARTS * 2 * width * sizeof(float)),
+    struct norm n = {IN(0), IN(1), NULL, IN(2), OUT(4), aligned(NORM_PARTS * 2 * width),
                      *IN(3), shapes[0][0], width, NORM_PARTS};
     if (!n.partial)
         return 1;
@@ -465,7 +471,7 @@ enum { LOSS_ROWS = 512 }; /* whose logits exist at once */
 
 static int head_loss(void **arrays, int64_t **shapes, int gradients) {
     int64_t rows = shapes[0][0], hidden = shapes[0][1], vocabulary = shapes[1][0];
-    float *logits = malloc(smaller(LOSS_ROWS, rows) * (vocabulary + 1) * sizeof *logits);
+    float *logits = aligned(smaller(LOSS_ROWS, rows) * (vocabulary + 1));
     float *losses = logits + smaller(LOSS_ROWS, rows) * vocabulary;
     double total = 0;
     if (!logits)
