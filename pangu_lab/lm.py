@@ -52,7 +52,7 @@ class PanguLM:
 
     @classmethod
     def load(cls, folder: Union[str, Path], tokenizer: Optional[str] = None,
-             places: Optional[int] = None) -> PanguLM:
+             places: Optional[int] = None, int8: bool = False) -> PanguLM:
         """The model in ``folder``.
 
         Args:
@@ -60,10 +60,19 @@ class PanguLM:
                 a bundle.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
             places: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
+            int8: round every weight of a product to a byte with one factor for each output: decode steps read a
+                quarter of the memory. Needs the C kernels.
 
         Raises:
-            InputError: no model there, a damaged one, or a tokenizer that does not belong to it.
+            InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for int8.
         """
+        found = cls._load(folder, tokenizer, places)
+        if int8:
+            found.runner.use_int8()
+        return found
+
+    @classmethod
+    def _load(cls, folder: Union[str, Path], tokenizer: Optional[str], places: Optional[int]) -> PanguLM:
         if (Path(folder) / DESCRIPTION).is_file():
             if tokenizer is not None or places is not None:
                 raise InputError(f"{folder}: a bundle has its own tokenizer and cache: leave out tokenizer and places")

@@ -12,6 +12,7 @@ from pangu_lab import PanguLM
 from pangu_lab.checkpoint.convert import convert_checkpoint
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix
+from pangu_lab.ops.native import decode
 from tests.generate.fakes import random_weights, small_lm
 
 PROMPT = "春天来了，"
@@ -91,6 +92,16 @@ def test_it_is_the_same_model_wherever_it_lies(places, lm, what):
     ids = np.arange(20).reshape(2, 10)
     assert np.abs(other.logits(ids) - lm.logits(ids)).max() < 1e-4
     assert other.config.num_parameters == lm.config.num_parameters
+
+
+@pytest.mark.skipif(decode.library() is None, reason="no C compiler here")
+@pytest.mark.parametrize("what", ["run", "bundle"])
+def test_int8_is_nearly_the_same_model_and_writes(places, lm, what):
+    rounded = PanguLM.load(places[what], int8=True)
+    ids = np.arange(20, 40)[None]
+    exact, found = lm.logits(ids), rounded.logits(ids)
+    assert 0 < np.abs(found - exact).max() < 0.03 * np.abs(exact).max()
+    assert rounded.generate(PROMPT, max_new_tokens=4, temperature=0).ids
 
 
 def test_scores_are_those_of_the_scoring_engine(lm, debug_run):

@@ -22,6 +22,8 @@ def register(verbs: Any) -> None:
                         help="instead of the one kept there: 'pangu', or a folder")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help="what to continue; can be given many times (default: standard input)")
+    parser.add_argument("--int8", action="store_true",
+                        help="round the weights to bytes: each token reads a quarter of the memory (needs a C compiler)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
@@ -57,7 +59,7 @@ def run_generate(args: argparse.Namespace) -> int:
     texts = prompts(args)
     from pangu_lab.lm import PanguLM
 
-    engine = PanguLM.load(args.source, args.tokenizer).engine
+    engine = PanguLM.load(args.source, args.tokenizer, int8=args.int8).engine
     chosen = sampling(args, engine.sampling)
     one_text = chosen.num_beams == 1 and chosen.num_return_sequences == 1
     results = [(_stream if one_text else _several)(engine, text, chosen) for text in texts]

@@ -1,7 +1,7 @@
 """Writing 64 tokens after a prompt of 64, beside transformers: 12 layers × 768, vocabulary 40000, fp32.
 
 Ours is the whole way of ``generate`` (tokens, cache, greedy choice, text), over weights compiled here and over an
-exported bundle; the peer is ``GPT2LMHeadModel.generate``, greedy, of the same size. Weights are random,
+exported bundle, and with weights rounded to int8; the peer is ``GPT2LMHeadModel.generate``, greedy, of the same size. Weights are random,
 compilation is told apart. ``first token`` is the time to read a prompt of 512 tokens and give one.
 """
 
@@ -46,8 +46,10 @@ def _engine(kind: str):
 
     config = ModelConfig(VOCABULARY, POSITIONS, HIDDEN, LAYERS, HEADS, dropout_rate=0.0)
     tokenizer = load_tokenizer("pangu")
-    if kind == "engine":
+    if kind != "bundle":
         engine = engine_from_weights(initial_weights(config, 1), config, tokenizer)
+        if kind == "int8":
+            engine.runner.use_int8()
     else:
         with tempfile.TemporaryDirectory() as folder:
             out = export_bundle(initial_weights(config, 1), config, tokenizer, Path(folder) / "bundle")
@@ -85,7 +87,7 @@ def run(rounds: int = 7) -> dict:
     from tests.benchmarks.turns import Program, compare
 
     result = {}
-    for kind, work in (("engine", "decode"), ("bundle", "decode"), ("engine", "first token")):
+    for kind, work in (("engine", "decode"), ("bundle", "decode"), ("int8", "decode"), ("engine", "first token")):
         found = compare(Program(f"ours, {kind}", __name__, "ours", kind, work),
                         Program("transformers", __name__, "peer", work), rounds)
         if work == "decode":

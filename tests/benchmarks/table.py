@@ -14,13 +14,13 @@ READMES = {
     "README.md": {
         "head": "| | ours | the other | ours is |", "train": "training, layers × hidden, sequence, batch × vocabulary: ",
         "decode, engine": "decode, one sequence, 12 × 768 × 40000, beside transformers",
-        "decode, bundle": "the same, from an exported bundle", "beside": " beside PyTorch ",
+        "decode, bundle": "the same, from an exported bundle", "decode, int8": "the same, ours with weights in int8", "beside": " beside PyTorch ",
         "first token, engine": "first token of a prompt of 512, beside transformers", "peak": " MB at most", "s": " s",
         "speed": " tokens/s", "as quick": " × as quick"},
     "README.zh-CN.md": {
         "head": "| | 本项目 | 对方 | 本项目的速度是对方的 |", "train": "训练，层数 × 宽度，序列长度，批大小 × 词表：",
         "decode, engine": "逐词生成，单条序列，12 × 768 × 40000，与 transformers 相比",
-        "decode, bundle": "同上，用导出包", "beside": " 与 PyTorch 相比，",
+        "decode, bundle": "同上，用导出包", "decode, int8": "同上，本项目用 int8 权重", "beside": " 与 PyTorch 相比，",
         "first token, engine": "512 个词元的提示到首个词元，与 transformers 相比", "peak": " MB（峰值）", "s": " 秒",
         "speed": " 词元/秒", "as quick": " 倍"},
 }
