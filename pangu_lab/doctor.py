@@ -178,8 +178,8 @@ def _disk(folder: Path) -> Check:
 
 
 def _compiler() -> Check:
-    return _program("compiler", ("g++", "c++", "clang++"),
-                    "with one, preparing text is several times faster: apt-get install g++")
+    return _program("compiler", ("cc", "gcc", "clang"),
+                    "with one, training, generation and preparing text are quicker, by 1.3 to 4 times: apt-get install gcc")
 
 
 def _program(name: str, commands: tuple[str, ...], fix: str) -> Check:

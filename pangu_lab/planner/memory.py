@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
-from pangu_lab.ops.native.train import kernels
+from pangu_lab.ops.native.train import kernels_for
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.placement import is_plain, is_spread, moment_place, parameter_places
 from pangu_lab.planner.hardware import Hardware
@@ -64,9 +64,8 @@ KERNELS = Cpu(alone=(17.9, 0.0), split=(15.0, 41.2, 0.0), dropout=(42.9, 19.0), 
 
 
 def _cpu(config: RunConfig) -> Cpu:
-    """By what a CPU of this machine would train this model: see ``train/kernels.py``."""
-    whole = config.model.compute_dtype == config.model.softmax_dtype == "float32"
-    return KERNELS if whole and kernels() is not None else OPERATORS
+    """By what a CPU of this machine would train this model."""
+    return OPERATORS if kernels_for(config.model) is None else KERNELS
 
 
 # -------------------------------------------------------------------------------------------------- parameters

@@ -17,9 +17,8 @@ from pangu_lab.ops.native import train as native
 
 
 def training_kernels(config: ModelConfig) -> Optional[native.Kernels]:
-    """The kernels, where they can train this model: on a CPU, in fp32 throughout."""
-    whole = config.compute_dtype == config.softmax_dtype == "float32"
-    return native.kernels() if whole and ms.get_context("device_target") == "CPU" else None
+    """The kernels, where they can train this model and this process trains on a CPU."""
+    return native.kernels_for(config) if ms.get_context("device_target") == "CPU" else None
 
 
 class KernelNorm:
@@ -34,7 +33,7 @@ class KernelNorm:
 
 
 class KernelUpdate:
-    """``UpdateStep``, called alike but with floats, in one pass over memory.
+    """``UpdateStep``, called alike, in one pass over memory.
 
     Args:
         graph: whose weights, moments and settings these are; it is not compiled.
@@ -45,15 +44,11 @@ class KernelUpdate:
         self.weights, self.first, self.second = graph.weights, graph.first, graph.second
         self.decay, self.rows = graph.decay, graph.rows
 
-    @staticmethod
-    def scalars(*values: float) -> tuple[float, ...]:
-        """Numbers as this takes them."""
-        return values
-
-    def __call__(self, factor, lr, decay_factor, beta1_power, beta2_power, eps, *gradients) -> None:
+    def __call__(self, *given) -> None:
+        factor, lr, decay_factor, beta1_power, beta2_power, eps = map(float, given[:6])
         rate = lr * (1.0 - beta2_power) ** 0.5 / (1.0 - beta1_power)
         tensors = []
-        for i, gradient in enumerate(gradients):
+        for i, gradient in enumerate(given[6:]):
             gradient = gradient.asnumpy()
             if self.rows[i] is not None:
                 gradient = gradient[self.rows[i][0]:self.rows[i][1]]

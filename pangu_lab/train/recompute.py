@@ -142,6 +142,7 @@ class Pieces:
         if mesh.is_last_stage:
             self.pieces.pop()
             self.loss = PanguLoss(model, stages[-1], mesh)
+            self.loss_value = PanguLoss(model, stages[-1], mesh, gradients=False)
             own = list(self.loss.get_parameters())
             self.loss_names, self.loss_backward = [parameter.name for parameter in own], LastBackward(self.loss, own)
 
@@ -151,7 +152,7 @@ class Pieces:
 
     def whole_loss(self, x, positions, samples, labels, weights):
         """As ``PanguLoss``, of all layers."""
-        return self.loss(self.forward(x, positions, samples), positions, samples, labels, weights)
+        return self.loss_value(self.forward(x, positions, samples), positions, samples, labels, weights)
 
     def _inputs(self, x, positions, samples, pieces: Sequence) -> list[Tensor]:
         """The input of each piece, and last the output of all."""

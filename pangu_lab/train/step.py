@@ -98,11 +98,6 @@ class UpdateStep(nn.Cell):
         self.adam = ops.Adam()
         self.mul = ops.Mul()
 
-    @staticmethod
-    def scalars(*values: float) -> list[Tensor]:
-        """Numbers as this takes them."""
-        return [Tensor(value, mstype.float32) for value in values]
-
     def construct(self, factor, lr, decay_factor, beta1_power, beta2_power, eps, *gradients):
         """Scalars, fp32: ``factor`` multiplies the gradients (unscale and clip), ``decay_factor`` is 1 − lr · decay."""
         done = ()
@@ -186,7 +181,7 @@ class AdamW:
         power1, power2 = config.beta1**self.steps, config.beta2**self.steps
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
-        self.graph(*self.graph.scalars(*scalars), *gradients)
+        self.graph(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
         if self.gather is not None:
             self.gather()
 

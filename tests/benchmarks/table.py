@@ -9,19 +9,22 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- made by `make bench ARGS=--keep`, not by hand -->\n", "<!-- end of what was made -->\n"
-SIZES = {"yardstick": "6 × 384, 256, 12 × 8000", "nanogpt-cpu": "4 × 128, 64, 12 × 8000", "12x768": "12 × 768, 512, 2 × 40000"}
+SIZES = {"yardstick": (6, 384, 256, 12, 8000), "nanogpt-cpu": (4, 128, 64, 12, 8000), "12x768": (12, 768, 512, 2, 40000)}
+PEERS = {"eager": "PyTorch", "torch.compile": "torch.compile"}
 READMES = {
     "README.md": {
-        "head": "| | ours | the other | ours is |", "train": "training, layers × hidden, sequence, batch × vocabulary: ",
-        "decode, engine": "decode, one sequence, 12 × 768 × 40000, beside transformers",
-        "decode, bundle": "the same, from an exported bundle", "decode, int8": "the same, ours with weights in int8", "beside": " beside PyTorch ",
-        "first token, engine": "first token of a prompt of 512, beside transformers", "peak": " MB at most", "s": " s",
+        "head": "| what; beside what | ours | the other | ours is |", "train": "training, {} layers × {}, sequence {}, batch {}, vocabulary {}; {}",
+        "decode, engine": "decode, one sequence, 12 layers × 768, vocabulary 40000; transformers",
+        "decode, bundle": "decode from an exported bundle, the same size; transformers",
+        "decode, int8": "decode with weights in int8, one sequence, 12 layers × 768, vocabulary 40000; transformers in fp32",
+        "first token, engine": "first token of a prompt of 512, the same size; transformers", "peak": " MB at most", "s": " s",
         "speed": " tokens/s", "as quick": " × as quick"},
     "README.zh-CN.md": {
-        "head": "| | 本项目 | 对方 | 本项目的速度是对方的 |", "train": "训练，层数 × 宽度，序列长度，批大小 × 词表：",
-        "decode, engine": "逐词生成，单条序列，12 × 768 × 40000，与 transformers 相比",
-        "decode, bundle": "同上，用导出包", "decode, int8": "同上，本项目用 int8 权重", "beside": " 与 PyTorch 相比，",
-        "first token, engine": "512 个词元的提示到首个词元，与 transformers 相比", "peak": " MB（峰值）", "s": " 秒",
+        "head": "| 做什么；与谁相比 | 本项目 | 对方 | 本项目的速度是对方的 |", "train": "训练，{} 层 × {}，序列 {}，批大小 {}，词表 {}；{}",
+        "decode, engine": "逐词生成，单条序列，12 层 × 768，词表 40000；transformers",
+        "decode, bundle": "用导出包逐词生成，同样大小；transformers",
+        "decode, int8": "用 int8 权重逐词生成，单条序列，12 层 × 768，词表 40000；fp32 的 transformers",
+        "first token, engine": "512 个词元的提示到首个词元，同样大小；transformers", "peak": " MB（峰值）", "s": " 秒",
         "speed": " 词元/秒", "as quick": " 倍"},
 }
 
@@ -43,15 +46,14 @@ def with_table(name: str) -> str:
 
 
 def table(words: dict[str, str]) -> str:
-    """Markdown; rows of which nothing is known are left out."""
+    """Markdown, in the order of the words; rows of which nothing is known are left out."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     rows = [words["head"], "|---|---|---|---|"]
-    for name, found in results.items():
-        caption = words.get(name)
-        if name.startswith("train "):
-            size, peer = name.removeprefix("train ").split(", ")
-            caption = f"{words['train']}{SIZES[size]},{words['beside']}{peer}"
-        if caption:
+    captions = {f"train {size}, {peer}": words["train"].format(*numbers, PEERS[peer])
+                for size, numbers in SIZES.items() for peer in PEERS}
+    for name, caption in {**captions, **words}.items():
+        found = results.get(name)
+        if found:
             rows.append(f"| {caption} | {_side(found, 'ours', words)} | {_side(found, 'peer', words)} | "
                         f"{found['ratio']:.2f}{words['as quick']} |")
     return "\n".join(rows) + "\n"

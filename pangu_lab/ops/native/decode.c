@@ -11,26 +11,15 @@
    Vectors are GCC's and clang's vector extension. The functions marked CLONES exist for AVX-512, AVX2 and neither; the
    loader takes what the processor can do. NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
+#include "common.h"
 #include "pool.h"
 
 #define LANES 8
 #define STEP (4 * LANES) /* weights of a row taken at once */
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
-#define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define CLONES
-#endif
 
 #define AHEAD 1024 /* bytes that memory is asked for beforehand */
-
-enum { TANH_GELU = 0, ERF_GELU = 1, FAST_GELU = 2, NONE = 3 };
 
 /* (out, in) weights: of floats, or of bytes with a factor for each row. */
 struct matrix {

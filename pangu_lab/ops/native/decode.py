@@ -15,7 +15,7 @@ import numpy as np
 
 from pangu_lab.compiling import compiled, wanted
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "pool.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "common.h", "pool.h"))
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-Wno-psabi", "-ffp-contract=fast")
 ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
 log = logging.getLogger(__name__)

@@ -23,6 +23,7 @@ from typing import Optional
 import numpy as np
 
 from pangu_lab.compiling import compiled, thread_count, wanted
+from pangu_lab.config import ModelConfig
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "common.h", "pool.h"))
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
@@ -62,9 +63,14 @@ def kernels() -> Optional[Kernels]:
         log.info("the training kernels cannot be used: %s", error)
         found = None
     if found is None:
-        log.warning("training goes on with MindSpore's own operators, at about half the speed: there is no C compiler, or no "
-                    "BLAS in numpy, that the quicker ones could be made with (PANGU_LAB_NATIVE=0 says you know)")
+        log.warning("training goes on with MindSpore's own operators, slower and in four times the memory: the C kernels need a "
+                    "compiler (apt-get install gcc) and a numpy with a BLAS; PANGU_LAB_NATIVE=0 says that you know")
     return found
+
+
+def kernels_for(config: ModelConfig) -> Optional[Kernels]:
+    """The kernels, where they can train this model on a CPU: in fp32 throughout."""
+    return kernels() if config.compute_dtype == config.softmax_dtype == "float32" else None
 
 
 def _opened(path: Path) -> Optional[Kernels]:
