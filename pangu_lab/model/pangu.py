@@ -86,7 +86,7 @@ class Attention(nn.Cell):
         self.attend = CausalAttention(self.heads, self.head_dim, DTYPES[config.softmax_dtype],
                                       config.dropout_rate > 0)
         self.use_dropout = config.dropout_rate > 0
-        self.kernel = None if self.use_dropout else cells.attention(self.heads)  # None: MindSpore's operators
+        self.kernel = cells.attention(self.heads, self.use_dropout)  # None: MindSpore's operators
         self.dtype = dtype
         self.dropout = Dropout(config.dropout_rate, seed, f"{prefix}.probabilities", config.num_positions)
         head_keys = (np.arange(self.first_head, self.first_head + self.heads) + 1) * 0x27D4EB2F
@@ -103,13 +103,19 @@ class Attention(nn.Cell):
         mask = self.dropout.mask(ops.reshape(keys, (batch * self.heads * seq, 1)), seq)
         return ops.cast(ops.reshape(mask, (batch * self.heads, seq, seq)), self.dtype)
 
+    def _by_kernel(self, q, k, v, positions, row_keys):
+        if not self.use_dropout:
+            return self.kernel(q, k, v, positions)[0]
+        drop = self.dropout
+        return self.kernel(q, k, v, positions, row_keys, drop.columns, self.head_keys, drop.numbers[0], drop.numbers[1])[0]
+
     def construct(self, memory, bias, row_keys, query=None):
         """Rows in, rows out. Without ``query`` the memory asks itself (self-attention)."""
         memory = self.enter(memory)
         query = memory if query is None else self.enter_query(query)
         q, k, v = self.query(query), self.key(memory), self.value(memory)
         if self.kernel is not None:
-            return self.projection(self.kernel(q, k, v, bias)[0])
+            return self.projection(self._by_kernel(q, k, v, bias, row_keys))
         batch, _, seq, _ = bias.shape
         q, k, v = self._split(q, batch, seq), self._split(k, batch, seq), self._split(v, batch, seq)
         keep = self._keep(row_keys, batch, seq) if self.use_dropout else row_keys
@@ -226,7 +232,7 @@ class PanguStage(nn.Cell):
             self.query_embedding, self.whole_query = self.weights(names.QUERY), self.weights.whole(names.QUERY)
             self.query_layer = Layer(config, mesh, self.weights, query_layer, seed, training)
         self.bias = AttentionBias(seq_length or config.num_positions, DTYPES[config.softmax_dtype])
-        self.by_kernel = cells.in_use() and config.dropout_rate == 0  # it knows no dropout
+        self.by_kernel = cells.in_use()
         self.gather = ops.Gather()
 
     def construct(self, x, positions, samples):

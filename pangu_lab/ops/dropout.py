@@ -14,6 +14,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from pangu_lab.ops.native import cells
+
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 _GOLDEN = 0x9E3779B1
 
@@ -45,6 +47,8 @@ class Dropout(nn.Cell):
         columns = np.arange(first_column, first_column + width, dtype=np.uint64) * _GOLDEN
         key = zlib.crc32(f"{seed}/{place}".encode())
         self.columns = Tensor((columns + key).astype(np.uint32).view(np.int32)[None, :])
+        self.kernel = cells.dropout() if self.active else None
+        self.numbers = Tensor([self.threshold], mstype.int32), Tensor([self.keep_scale], mstype.float32)
         self.first = _int32(_MULTIPLIERS[0])
         self.second = _int32(_MULTIPLIERS[1])
         self.xor = ops.BitwiseXor()
@@ -68,4 +72,6 @@ class Dropout(nn.Cell):
     def construct(self, x, row_keys):
         if not self.active:
             return x
+        if self.kernel is not None:
+            return self.kernel(x, row_keys, self.columns, self.numbers[0], self.numbers[1])
         return self.mul(x, self.cast(self.mask(row_keys, x.shape[1]), x.dtype))

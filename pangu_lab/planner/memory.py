@@ -59,7 +59,7 @@ class Cpu:
 
 
 OPERATORS = Cpu()
-KERNELS = Cpu(alone=(17.9, 0.0), split=(15.0, 41.2, 0.0), dropout=(42.9, 19.0), again=0.63, update=0.0, accumulate=3.9,
+KERNELS = Cpu(alone=(17.9, 0.0), split=(15.0, 41.2, 0.0), dropout=(0.5, 0.0), again=0.63, update=0.0, accumulate=3.9,
               sums=3.4, gather=4.6, graph=42 << 20, layer=10 << 20, head=512)
 
 

@@ -115,16 +115,46 @@ class Norm(nn.Cell):
         return self.backward(x, gamma, dout, self.eps)
 
 
-def attention(heads: int) -> Optional["Attention"]:
-    """q, k, v (batch·seq, heads·dim), positions (batch, seq) int32 → (batch·seq, heads·dim); see ``CausalAttention``."""
-    return Attention(heads) if in_use() else None
+def dropout() -> Optional["Dropped"]:
+    """x (rows, width), then keys, threshold and scale of ``ops.Dropout`` → (rows, width)."""
+    return Dropped() if in_use() else None
+
+
+class Dropped(nn.Cell):
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.drop = _operator("dropout", lambda x, *_: x)
+
+    def construct(self, x, rows, columns, threshold, scale):
+        return self.drop(x, rows, columns, threshold, scale)
+
+    def bprop(self, x, rows, columns, threshold, scale, out, dout):
+        return (self.drop(dout, rows, columns, threshold, scale), ops.zeros_like(rows), ops.zeros_like(columns),
+                ops.zeros_like(threshold), ops.zeros_like(scale))
+
+
+def attention(heads: int, use_dropout: bool) -> Optional[nn.Cell]:
+    """q, k, v (batch·seq, heads·dim), positions (batch, seq) int32 → (batch·seq, heads·dim) first; see ``CausalAttention``.
+
+    With dropout five inputs more: int32 keys of the rows (batch·seq, 1), of the columns (1, seq or more) and heads
+    (heads), and threshold and scale of ``ops.Dropout``.
+    """
+    if not in_use():
+        return None
+    return AttentionWithDropout(heads) if use_dropout else Attention(heads)
+
+
+def _attention_operators(heads: int):
+    def forward_shape(q, k, v, positions, *_):
+        return q, [positions[0] * heads, positions[1]]
+
+    return _operator("attention", forward_shape, 2), _operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3)
 
 
 class Attention(nn.Cell):
     def __init__(self, heads: int):
         super().__init__(auto_prefix=False)
-        self.forward = _operator("attention", lambda q, k, v, positions: (q, [positions[0] * heads, positions[1]]), 2)
-        self.backward = _operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3)
+        self.forward, self.backward = _attention_operators(heads)
 
     def construct(self, q, k, v, positions):
         return self.forward(q, k, v, positions)
@@ -132,6 +162,20 @@ class Attention(nn.Cell):
     def bprop(self, q, k, v, positions, out, dout):
         dq, dk, dv = self.backward(q, k, v, positions, out[0], out[1], dout[0])
         return dq, dk, dv, ops.zeros_like(positions)
+
+
+class AttentionWithDropout(nn.Cell):
+    def __init__(self, heads: int):
+        super().__init__(auto_prefix=False)
+        self.forward, self.backward = _attention_operators(heads)
+
+    def construct(self, q, k, v, positions, rows, columns, head_keys, threshold, scale):
+        return self.forward(q, k, v, positions, rows, columns, head_keys, threshold, scale)
+
+    def bprop(self, q, k, v, positions, rows, columns, head_keys, threshold, scale, out, dout):
+        dq, dk, dv = self.backward(q, k, v, positions, out[0], out[1], dout[0], rows, columns, head_keys, threshold, scale)
+        return (dq, dk, dv, ops.zeros_like(positions), ops.zeros_like(rows), ops.zeros_like(columns),
+                ops.zeros_like(head_keys), ops.zeros_like(threshold), ops.zeros_like(scale))
 
 
 def head_loss(gradients: bool) -> Optional[nn.Cell]:

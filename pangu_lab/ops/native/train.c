@@ -2,7 +2,7 @@
 
        int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *, void *)
 
-   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions and labels (int32).
+   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions, labels and keys (int32).
 
    Products are done by the BLAS that numpy brought along (see train.py), each thread calling it for its own rows. What
    lies between the products is done in one pass over memory, with what it needs computed again rather than kept. Every sum
@@ -293,11 +293,62 @@ KERNEL(layer_norm_backward) {
     return 0;
 }
 
+/* ------------------------------------------------------------------------------------------------------- dropout */
+
+struct dropout { /* ops/dropout.py says what the numbers are */
+    const int32_t *rows, *columns; /* keys; no rows: nothing is dropped */
+    int32_t threshold;
+    float scale; /* of what is kept */
+};
+
+/* What element (row, column) is multiplied with: 0 or the scale. */
+INLINE float keeping(uint32_t row, uint32_t column, int32_t threshold, float scale) {
+    uint32_t value = (row ^ column) * 0x7FEB352Du;
+    value = (value ^ value >> 16) * 0x846CA68Bu;
+    return (int32_t)(value ^ value >> 16) >= threshold ? scale : 0.0f;
+}
+
+struct dropped {
+    const float *x;
+    float *y;
+    struct dropout dropout;
+    int64_t rows, width;
+};
+
+enum { DROPPED_ROWS = 32 };
+
+CLONES static void drop_rows(const struct dropped *d, int64_t first, int64_t last) {
+    const struct dropout *o = &d->dropout;
+    for (int64_t row = first; row < last; row++) {
+        const float *x = d->x + row * d->width;
+        float *y = d->y + row * d->width;
+        uint32_t key = o->rows[row];
+        for (int64_t i = 0; i < d->width; i++)
+            y[i] = x[i] * keeping(key, o->columns[i], o->threshold, o->scale);
+    }
+}
+
+static void part_of_dropped(void *context, int64_t part) {
+    const struct dropped *d = context;
+    drop_rows(d, part * DROPPED_ROWS, smaller((part + 1) * DROPPED_ROWS, d->rows));
+}
+
+/* x (rows, width), keys of the rows (rows, 1), of the columns (1, width), threshold, scale (1,) → (rows, width). It is its own
+   backward pass. */
+KERNEL(dropout) {
+    UNUSED;
+    struct dropped d = {IN(0), OUT(5), {INTEGERS(1), INTEGERS(2), *INTEGERS(3), *IN(4)}, shapes[0][0], shapes[0][1]};
+    pool_run(part_of_dropped, &d, (d.rows + DROPPED_ROWS - 1) / DROPPED_ROWS);
+    return 0;
+}
+
 /* ----------------------------------------------------------------------------------------------------- attention */
 
 struct attention {
     const float *q, *k, *v, *out, *dout; /* (batch · seq, heads · dim) */
     const int32_t *positions;            /* (batch, seq) */
+    struct dropout dropout;              /* of the probabilities; the columns are the keys' places in the record */
+    const int32_t *head_keys;            /* (heads,), added to the rows' keys */
     float *y, *logsum, *dq, *dk, *dv;    /* logsum (batch · heads, seq): log Σ exp of each query's scores */
     int64_t seq, heads, dim, hidden;
     float scale;
@@ -327,8 +378,24 @@ INLINE void bounds(const struct window *w, const int32_t *positions, int64_t i, 
     *first = document_start(positions, w->query + i) - w->key, *last = w->query + i - w->key + 1;
 }
 
-/* scores → probabilities, in place; logsum of each row */
-CLONES static void softmax(const struct window *w, const int32_t *positions, float *scores, float *logsum) {
+struct keys { /* of a record and head, for dropout; no rows: none */
+    const int32_t *rows, *columns;
+    int32_t head, threshold;
+    float scale;
+};
+
+INLINE struct keys keys_of(const struct attention *a, const struct window *w, int64_t record, int64_t head) {
+    const struct dropout *d = &a->dropout;
+    if (!d->rows)
+        return (struct keys){0};
+    return (struct keys){d->rows + record * a->seq + w->query, d->columns + w->key, a->head_keys[head], d->threshold, d->scale};
+}
+
+INLINE uint32_t row_key(const struct keys *k, int64_t i) { return (uint32_t)k->rows[i] + (uint32_t)k->head; }
+
+/* scores → probabilities, in place, those that dropout keeps; logsum of each row */
+CLONES static void softmax(const struct window *w, const int32_t *positions, const struct keys *keys, float *scores,
+                           float *logsum) {
     for (int64_t i = 0; i < w->queries; i++) {
         float *row = scores + i * w->keys, highest = -INFINITY, sum = 0;
         int64_t first, last;
@@ -344,15 +411,17 @@ CLONES static void softmax(const struct window *w, const int32_t *positions, flo
         float share = 1.0f / sum;
         for (int64_t j = first; j < last; j++)
             row[j] *= share;
+        for (int64_t j = first; keys->rows && j < last; j++)
+            row[j] *= keeping(row_key(keys, i), keys->columns[j], keys->threshold, keys->scale);
         memset(row, 0, first * sizeof *row);
         memset(row + last, 0, (w->keys - last) * sizeof *row);
         logsum[w->query + i] = highest + logf(sum);
     }
 }
 
-/* scores → probabilities p, and dp → p · (dp − Σ dout · out), both in place */
+/* scores → probabilities p, and dp → p · (dp − Σ dout · out), both in place; with dropout p · keep and p · (dp · keep − Σ …) */
 CLONES static void softmax_backward(const struct attention *a, const struct window *w, const int32_t *positions,
-                                    const float *out, const float *dout, const float *logsum, float *scores, float *dp) {
+                                    const struct keys *keys, const float *out, const float *dout, const float *logsum, float *scores, float *dp) {
     for (int64_t i = 0; i < w->queries; i++) {
         float *row = scores + i * w->keys, *slope = dp + i * w->keys, along = 0, whole = logsum[w->query + i];
         const float *o = out + (w->query + i) * a->hidden, *d = dout + (w->query + i) * a->hidden;
@@ -363,10 +432,18 @@ CLONES static void softmax_backward(const struct attention *a, const struct wind
             along += o[j] * d[j];
         memset(row, 0, first * sizeof *row);
         memset(slope, 0, first * sizeof *row);
-        for (int64_t j = first; j < last; j++) {
-            row[j] = quick_exp(row[j] - whole);
-            slope[j] = row[j] * (slope[j] - along);
-        }
+        if (keys->rows)
+            for (int64_t j = first; j < last; j++) {
+                float kept = keeping(row_key(keys, i), keys->columns[j], keys->threshold, keys->scale);
+                float probability = quick_exp(row[j] - whole);
+                row[j] = probability * kept;
+                slope[j] = probability * (slope[j] * kept - along);
+            }
+        else
+            for (int64_t j = first; j < last; j++) {
+                row[j] = quick_exp(row[j] - whole);
+                slope[j] = row[j] * (slope[j] - along);
+            }
         memset(row + last, 0, (w->keys - last) * sizeof *row);
         memset(slope + last, 0, (w->keys - last) * sizeof *row);
     }
@@ -382,7 +459,8 @@ static void part_of_attention(void *context, int64_t part) {
         struct window w = window_from(positions, query, a->seq);
         const float *q = a->q + start + query * h, *k = a->k + start + w.key * h, *v = a->v + start + w.key * h;
         multiply(0, 1, w.queries, w.keys, a->dim, a->scale, q, h, k, h, 0, scores, w.keys);
-        softmax(&w, positions, scores, a->logsum + part * a->seq);
+        struct keys keys = keys_of(a, &w, record, head);
+        softmax(&w, positions, &keys, scores, a->logsum + part * a->seq);
         multiply(0, 0, w.queries, a->dim, w.keys, 1, scores, w.keys, v, h, 0, a->y + start + query * h, h);
     }
 }
@@ -402,7 +480,8 @@ static void part_of_attention_backward(void *context, int64_t part) {
         int64_t rows = start + query * h, seen = start + w.key * h, m = w.queries, n = w.keys, d = a->dim;
         multiply(0, 1, m, n, d, a->scale, a->q + rows, h, a->k + seen, h, 0, scores, n);
         multiply(0, 1, m, n, d, 1, a->dout + rows, h, a->v + seen, h, 0, dp, n);
-        softmax_backward(a, &w, positions, a->out + start, a->dout + start, a->logsum + part * a->seq, scores, dp);
+        struct keys keys = keys_of(a, &w, record, head);
+        softmax_backward(a, &w, positions, &keys, a->out + start, a->dout + start, a->logsum + part * a->seq, scores, dp);
         multiply(1, 0, n, d, m, 1, scores, n, a->dout + rows, h, 1, a->dv + seen, h);
         multiply(0, 0, m, d, n, a->scale, dp, n, a->k + seen, h, 0, a->dq + rows, h);
         multiply(1, 0, n, d, m, a->scale, dp, n, a->q + rows, h, 1, a->dk + seen, h);
@@ -415,21 +494,33 @@ static struct attention shaped(int64_t hidden, const int64_t *positions, const i
                               .scale = 1.0f / sqrtf((float)dim)};
 }
 
+/* With five inputs more there is dropout: the keys of the rows, columns and heads, threshold, scale. */
+static void with_dropout(struct attention *a, void **arrays, int first) {
+    a->dropout = (struct dropout){INTEGERS(first), INTEGERS(first + 1), *INTEGERS(first + 3), *IN(first + 4)};
+    a->head_keys = INTEGERS(first + 2);
+}
+
 /* q, k, v (batch · seq, heads · dim), positions (batch, seq) → mixed values alike, logsum (batch · heads, seq) */
 KERNEL(attention) {
     UNUSED;
-    struct attention a = shaped(shapes[0][1], shapes[3], shapes[5]);
-    a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.y = OUT(4), a.logsum = OUT(5);
-    pool_run(part_of_attention, &a, shapes[5][0]);
+    int inputs = count - 2;
+    struct attention a = shaped(shapes[0][1], shapes[3], shapes[inputs + 1]);
+    a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.y = OUT(inputs), a.logsum = OUT(inputs + 1);
+    if (inputs > 4)
+        with_dropout(&a, arrays, 4);
+    pool_run(part_of_attention, &a, shapes[inputs + 1][0]);
     return 0;
 }
 
 /* q, k, v, positions, mixed, logsum, dmixed → dq, dk, dv */
 KERNEL(attention_backward) {
     UNUSED;
+    int inputs = count - 3;
     struct attention a = shaped(shapes[0][1], shapes[3], shapes[5]);
     a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.out = IN(4), a.logsum = OUT(5), a.dout = IN(6);
-    a.dq = OUT(7), a.dk = OUT(8), a.dv = OUT(9);
+    a.dq = OUT(inputs), a.dk = OUT(inputs + 1), a.dv = OUT(inputs + 2);
+    if (inputs > 7)
+        with_dropout(&a, arrays, 7);
     pool_run(part_of_attention_backward, &a, shapes[5][0]);
     return 0;
 }

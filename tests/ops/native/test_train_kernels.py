@@ -109,9 +109,33 @@ def documents(seed: int, batch: int, seq: int):
     return positions
 
 
+def keeping(rate: float, rows, columns):
+    """Factors of a dropout, (rows, columns), written from ``ops/dropout.py``; and the operators' two numbers."""
+    value = (rows.astype(np.uint32)[:, None] ^ columns.astype(np.uint32)[None]).astype(np.uint64)
+    value = value * 0x7FEB352D & 0xFFFFFFFF
+    value = (value ^ value >> 16) * 0x846CA68B & 0xFFFFFFFF
+    value = (value ^ value >> 16).astype(np.uint32).view(np.int32)
+    threshold, scale = np.array([int(rate * 2**32) - 2**31], np.int32), np.array([1 / (1 - rate)], np.float32)
+    return (value >= threshold[0]) * scale[0], (threshold, scale)
+
+
+def words(seed: int, count: int):
+    return np.random.default_rng(seed).integers(-2**31, 2**31, count).astype(np.int32)
+
+
 @many
-@given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 3), st.integers(1, 20), seeds)
-def test_attention_within_documents_and_its_gradients(batch, seq, heads, dim, seed):
+@given(sizes, st.integers(1, 150), st.sampled_from([0.1, 0.5, 0.9]), seeds)
+def test_dropout_keeps_what_the_hash_says(rows, width, rate, seed):
+    x, = normal(seed, (rows, width))
+    keys, columns = words(seed, rows), words(seed + 1, width)
+    factors, numbers = keeping(rate, keys, columns)
+    np.testing.assert_array_equal(call("dropout", [x, keys[:, None], columns[None], *numbers], [x.shape]),
+                                  x * factors.astype(np.float32))
+
+
+@many
+@given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 3), st.integers(1, 20), st.sampled_from([0.0, 0.3]), seeds)
+def test_attention_within_documents_and_its_gradients(batch, seq, heads, dim, rate, seed):
     rows, width = batch * seq, heads * dim
     positions = documents(seed, batch, seq)
     q, k, v, dy = normal(seed, *[(rows, width)] * 4)
@@ -123,16 +147,24 @@ def test_attention_within_documents_and_its_gradients(batch, seq, heads, dim, se
     total = weights.sum(-1, keepdims=True)
     weights /= total
 
+    keep, more = 1.0, []
+    if rate:
+        keys, columns, head_keys = words(seed, rows), words(seed + 1, seq + 3), words(seed + 2, heads)
+        both = (keys.reshape(batch, 1, seq) + head_keys[:, None]).reshape(-1)
+        keep, numbers = keeping(rate, both, columns[:seq])
+        keep = keep.reshape(batch, heads, seq, seq)
+        more = [keys[:, None], columns[None], head_keys, *numbers]
+
     def joined(x):
         return x.transpose(0, 2, 1, 3).reshape(rows, width)
 
-    mixed, logsum = call("attention", [q, k, v, positions], [q.shape, (batch * heads, seq)])
-    close(mixed, joined(weights @ split[2]))
+    mixed, logsum = call("attention", [q, k, v, positions, *more], [q.shape, (batch * heads, seq)])
+    close(mixed, joined((weights * keep) @ split[2]))
     close(logsum, (np.log(total) + scores.max(-1, keepdims=True)).reshape(batch * heads, seq))
-    slope = split[3] @ split[2].swapaxes(2, 3)
+    slope = split[3] @ split[2].swapaxes(2, 3) * keep
     slope = weights * (slope - (slope * weights).sum(-1, keepdims=True)) / math.sqrt(dim)
-    found = call("attention_backward", [q, k, v, positions, mixed, logsum, dy], [q.shape] * 3)
-    for one, want in zip(found, (slope @ split[1], slope.swapaxes(2, 3) @ split[0], weights.swapaxes(2, 3) @ split[3])):
+    found = call("attention_backward", [q, k, v, positions, mixed, logsum, dy, *more], [q.shape] * 3)
+    for one, want in zip(found, (slope @ split[1], slope.swapaxes(2, 3) @ split[0], (weights * keep).swapaxes(2, 3) @ split[3])):
         close(one, joined(want))
 
 
