@@ -4,16 +4,12 @@
 
    ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions, labels and keys (int32).
 
-   Products are done by the BLAS that numpy brought along (see train.py), each thread calling it for its own rows. What
-   lies between the products is done in one pass over memory, with what it needs computed again rather than kept. Every sum
-   is added in an order that does not depend on which thread does what, so a step repeated gives the same bits.
+   Products are those of multiply.h. What lies between them is done in one pass over memory, with what it needs computed
+   again rather than kept. Every sum is added in an order that does not depend on which thread does what, so a step repeated gives the same bits.
 
    NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
 
-#include <stdlib.h>
-
-#include "common.h"
-#include "pool.h"
+#include "multiply.h"
 
 #define KERNEL(name) \
     int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *stream, void *extra)
@@ -22,75 +18,13 @@
 #define INTEGERS(i) ((const int32_t *)arrays[i])
 #define OUT(i) ((float *)arrays[i])
 
-enum { BY_ROWS = 101, PLAIN = 111, TRANSPOSED = 112 }; /* cblas.h */
-typedef void (*sgemm64)(int, int, int, int64_t, int64_t, int64_t, float, const float *, int64_t, const float *, int64_t,
-                        float, float *, int64_t);
-typedef void (*sgemm32)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
-static void *blas;
-static int blas_is_64;
-
-/* ``sgemm``: cblas_sgemm, whose integers have 64 bits if ``wide``. Before the first kernel. */
-void set_up(void *sgemm, int wide, int64_t threads) {
-    blas = sgemm, blas_is_64 = wide;
+/* Before the first kernel; gives the bits of the vectors that products are made with, at most those that are asked for. */
+int set_up(int64_t threads, int bits) {
     pool_grow(threads);
-}
-
-/* c (m, n) = alpha · a · b + beta · c; a is (m, k), or (k, m) if ``ta``; b is (k, n), or (n, k) if ``tb``. */
-static void multiply(int ta, int tb, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t lda,
-                     const float *b, int64_t ldb, float beta, float *c, int64_t ldc) {
-    ta = ta ? TRANSPOSED : PLAIN, tb = tb ? TRANSPOSED : PLAIN;
-    if (blas_is_64)
-        ((sgemm64)blas)(BY_ROWS, ta, tb, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
-    else
-        ((sgemm32)blas)(BY_ROWS, ta, tb, (int)m, (int)n, (int)k, alpha, a, (int)lda, b, (int)ldb, beta, c, (int)ldc);
-}
-
-/* From an address that vectors like: a compiler may take the numbers before the first such address one by one, and then a sum's
-   order, and its last bit, would depend on where the system put the memory. Freed by ``free``. */
-static float *aligned(int64_t floats) {
-    return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
-}
-
-/* Working memory of this thread; what it held before is lost. */
-static float *room(int64_t floats) {
-    static _Thread_local float *memory;
-    static _Thread_local int64_t size;
-    if (floats > size) {
-        free(memory);
-        memory = aligned(floats);
-        size = memory ? floats : 0;
-        if (!memory)
-            abort(); /* as everywhere else where the memory ends */
-    }
-    return memory;
+    return choose_vectors(bits);
 }
 
 /* ---------------------------------------------------------------------------------------------------- products */
-
-struct product {
-    int ta, tb;
-    int64_t m, n, k;
-    const float *a, *b, *bias; /* bias (n,) or NULL */
-    float beta, *c;
-    int64_t rows; /* of c that are one part */
-};
-
-static void part_of_product(void *context, int64_t part) {
-    const struct product *p = context;
-    int64_t first = part * p->rows, rows = smaller(p->rows, p->m - first);
-    float *c = p->c + first * p->n;
-    for (int64_t row = 0; p->bias && row < rows; row++)
-        memcpy(c + row * p->n, p->bias, p->n * sizeof *c);
-    multiply(p->ta, p->tb, rows, p->n, p->k, 1, p->a + first * (p->ta ? 1 : p->k), p->ta ? p->m : p->k, p->b,
-             p->tb ? p->k : p->n, p->bias ? 1 : p->beta, c, p->n);
-}
-
-/* In as many parts as there are threads, twice as many where they stay large: the BLAS packs all of b anew for each. */
-static void whole_product(struct product p) {
-    int64_t parts = pool.threads * (p.m >= 2 * pool.threads * 768 ? 2 : 1);
-    p.rows = ((p.m + parts - 1) / parts + 15) / 16 * 16;
-    pool_run(part_of_product, &p, (p.m + p.rows - 1) / p.rows);
-}
 
 struct columns {
     const float *x;
@@ -119,19 +53,20 @@ static void sum_of_rows(const float *x, float *sums, int64_t rows, int64_t width
 
 static int linear(int transposed, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][transposed ? 0 : 1];
-    whole_product((struct product){0, transposed, rows, out, in, IN(0), IN(1), biased ? IN(2) : NULL, 0,
-                                   OUT(2 + biased), 0});
+    struct product p = product(0, transposed, rows, out, in, IN(0), in, IN(1), transposed ? in : out, OUT(2 + biased), out);
+    p.bias = biased ? IN(2) : NULL;
+    whole_product(p);
     return 0;
 }
 
 static int linear_backward(int transposed, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[2][1];
     const float *x = IN(0), *weight = IN(1), *dy = IN(2);
-    whole_product((struct product){0, !transposed, rows, in, out, dy, weight, NULL, 0, OUT(3), 0});
+    whole_product(product(0, !transposed, rows, in, out, dy, out, weight, transposed ? in : out, OUT(3), in));
     if (transposed)
-        whole_product((struct product){1, 0, out, in, rows, dy, x, NULL, 0, OUT(4), 0});
+        whole_product(product(1, 0, out, in, rows, dy, out, x, in, OUT(4), in));
     else
-        whole_product((struct product){1, 0, in, out, rows, x, dy, NULL, 0, OUT(4), 0});
+        whole_product(product(1, 0, in, out, rows, x, in, dy, out, OUT(4), out));
     if (biased)
         sum_of_rows(dy, OUT(5), rows, out);
     return 0;
@@ -354,7 +289,7 @@ struct attention {
     float scale;
 };
 
-enum { QUERIES = 64 }; /* taken at once: their scores stay in the cache */
+enum { QUERIES = 96 }; /* taken at once: their scores stay in the cache */
 
 struct window { /* some queries, and the keys that any of them may see */
     int64_t query, queries, key, keys;
@@ -393,9 +328,9 @@ INLINE struct keys keys_of(const struct attention *a, const struct window *w, in
 
 INLINE uint32_t row_key(const struct keys *k, int64_t i) { return (uint32_t)k->rows[i] + (uint32_t)k->head; }
 
-/* scores → probabilities, in place, those that dropout keeps; logsum of each row */
-CLONES static void softmax(const struct window *w, const int32_t *positions, const struct keys *keys, float *scores,
-                           float *logsum) {
+/* products of queries and keys → probabilities, in place, those that dropout keeps; logsum of each row */
+CLONES static void softmax(const struct window *w, const int32_t *positions, const struct keys *keys, float scale,
+                           float *scores, float *logsum) {
     for (int64_t i = 0; i < w->queries; i++) {
         float *row = scores + i * w->keys, highest = -INFINITY, sum = 0;
         int64_t first, last;
@@ -405,7 +340,7 @@ CLONES static void softmax(const struct window *w, const int32_t *positions, con
             highest = row[j] > highest ? row[j] : highest;
 #pragma omp simd reduction(+ : sum)
         for (int64_t j = first; j < last; j++) {
-            row[j] = quick_exp(row[j] - highest);
+            row[j] = quick_exp((row[j] - highest) * scale);
             sum += row[j];
         }
         float share = 1.0f / sum;
@@ -415,11 +350,12 @@ CLONES static void softmax(const struct window *w, const int32_t *positions, con
             row[j] *= keeping(row_key(keys, i), keys->columns[j], keys->threshold, keys->scale);
         memset(row, 0, first * sizeof *row);
         memset(row + last, 0, (w->keys - last) * sizeof *row);
-        logsum[w->query + i] = highest + logf(sum);
+        logsum[w->query + i] = highest * scale + logf(sum);
     }
 }
 
-/* scores → probabilities p, and dp → p · (dp − Σ dout · out), both in place; with dropout p · keep and p · (dp · keep − Σ …) */
+/* products of queries and keys → probabilities p, and dp → scale · p · (dp − Σ dout · out), both in place; with dropout p · keep
+   and scale · p · (dp · keep − Σ …) */
 CLONES static void softmax_backward(const struct attention *a, const struct window *w, const int32_t *positions,
                                     const struct keys *keys, const float *out, const float *dout, const float *logsum, float *scores, float *dp) {
     for (int64_t i = 0; i < w->queries; i++) {
@@ -435,18 +371,23 @@ CLONES static void softmax_backward(const struct attention *a, const struct wind
         if (keys->rows)
             for (int64_t j = first; j < last; j++) {
                 float kept = keeping(row_key(keys, i), keys->columns[j], keys->threshold, keys->scale);
-                float probability = quick_exp(row[j] - whole);
+                float probability = quick_exp(row[j] * a->scale - whole);
                 row[j] = probability * kept;
-                slope[j] = probability * (slope[j] * kept - along);
+                slope[j] = a->scale * probability * (slope[j] * kept - along);
             }
         else
             for (int64_t j = first; j < last; j++) {
-                row[j] = quick_exp(row[j] - whole);
-                slope[j] = row[j] * (slope[j] - along);
+                row[j] = quick_exp(row[j] * a->scale - whole);
+                slope[j] = a->scale * row[j] * (slope[j] - along);
             }
         memset(row + last, 0, (w->keys - last) * sizeof *row);
         memset(slope + last, 0, (w->keys - last) * sizeof *row);
     }
+}
+
+static void add_product(struct product p) {
+    p.add = 1;
+    multiply(p);
 }
 
 static void part_of_attention(void *context, int64_t part) {
@@ -454,14 +395,14 @@ static void part_of_attention(void *context, int64_t part) {
     int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
     int64_t start = record * a->seq * h + head * a->dim;
     const int32_t *positions = a->positions + record * a->seq;
-    float *scores = room(QUERIES * a->seq);
+    float *scores = room(2, QUERIES * a->seq);
     for (int64_t query = 0; query < a->seq; query += QUERIES) {
         struct window w = window_from(positions, query, a->seq);
         const float *q = a->q + start + query * h, *k = a->k + start + w.key * h, *v = a->v + start + w.key * h;
-        multiply(0, 1, w.queries, w.keys, a->dim, a->scale, q, h, k, h, 0, scores, w.keys);
+        multiply(product(0, 1, w.queries, w.keys, a->dim, q, h, k, h, scores, w.keys));
         struct keys keys = keys_of(a, &w, record, head);
-        softmax(&w, positions, &keys, scores, a->logsum + part * a->seq);
-        multiply(0, 0, w.queries, a->dim, w.keys, 1, scores, w.keys, v, h, 0, a->y + start + query * h, h);
+        softmax(&w, positions, &keys, a->scale, scores, a->logsum + part * a->seq);
+        multiply(product(0, 0, w.queries, a->dim, w.keys, scores, w.keys, v, h, a->y + start + query * h, h));
     }
 }
 
@@ -470,7 +411,7 @@ static void part_of_attention_backward(void *context, int64_t part) {
     int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
     int64_t start = record * a->seq * h + head * a->dim;
     const int32_t *positions = a->positions + record * a->seq;
-    float *scores = room(2 * QUERIES * a->seq), *dp = scores + QUERIES * a->seq;
+    float *scores = room(2, 2 * QUERIES * a->seq), *dp = scores + QUERIES * a->seq;
     for (int64_t i = 0; i < a->seq; i++) {
         memset(a->dk + start + i * h, 0, a->dim * sizeof(float));
         memset(a->dv + start + i * h, 0, a->dim * sizeof(float));
@@ -478,13 +419,13 @@ static void part_of_attention_backward(void *context, int64_t part) {
     for (int64_t query = 0; query < a->seq; query += QUERIES) {
         struct window w = window_from(positions, query, a->seq);
         int64_t rows = start + query * h, seen = start + w.key * h, m = w.queries, n = w.keys, d = a->dim;
-        multiply(0, 1, m, n, d, a->scale, a->q + rows, h, a->k + seen, h, 0, scores, n);
-        multiply(0, 1, m, n, d, 1, a->dout + rows, h, a->v + seen, h, 0, dp, n);
+        multiply(product(0, 1, m, n, d, a->q + rows, h, a->k + seen, h, scores, n));
+        multiply(product(0, 1, m, n, d, a->dout + rows, h, a->v + seen, h, dp, n));
         struct keys keys = keys_of(a, &w, record, head);
         softmax_backward(a, &w, positions, &keys, a->out + start, a->dout + start, a->logsum + part * a->seq, scores, dp);
-        multiply(1, 0, n, d, m, 1, scores, n, a->dout + rows, h, 1, a->dv + seen, h);
-        multiply(0, 0, m, d, n, a->scale, dp, n, a->k + seen, h, 0, a->dq + rows, h);
-        multiply(1, 0, n, d, m, a->scale, dp, n, a->q + rows, h, 1, a->dk + seen, h);
+        add_product(product(1, 0, n, d, m, scores, n, a->dout + rows, h, a->dv + seen, h));
+        multiply(product(0, 0, m, d, n, dp, n, a->k + seen, h, a->dq + rows, h));
+        add_product(product(1, 0, n, d, m, dp, n, a->q + rows, h, a->dk + seen, h));
     }
 }
 
@@ -558,7 +499,7 @@ CLONES static void cross_entropy(const struct loss *l, int64_t row) {
 
 static void part_of_loss(void *context, int64_t part) { cross_entropy(context, part); }
 
-enum { LOSS_ROWS = 512 }; /* whose logits exist at once */
+enum { LOSS_ROWS = 576 }; /* whose logits exist at once */
 
 static int head_loss(void **arrays, int64_t **shapes, int gradients) {
     int64_t rows = shapes[0][0], hidden = shapes[0][1], vocabulary = shapes[1][0];
@@ -570,16 +511,18 @@ static int head_loss(void **arrays, int64_t **shapes, int gradients) {
     for (int64_t first = 0; first < rows; first += LOSS_ROWS) {
         int64_t count = smaller(LOSS_ROWS, rows - first);
         const float *x = IN(0) + first * hidden, *table = IN(1);
-        whole_product((struct product){0, 1, count, vocabulary, hidden, x, table, NULL, 0, logits, 0});
+        whole_product(product(0, 1, count, vocabulary, hidden, x, hidden, table, hidden, logits, vocabulary));
         struct loss l = {logits, INTEGERS(2) + first, IN(3) + first, losses, vocabulary};
         pool_run(part_of_loss, &l, count);
         for (int64_t row = 0; row < count; row++)
             total += losses[row];
         if (!gradients)
             continue;
-        whole_product((struct product){0, 0, count, hidden, vocabulary, logits, table, NULL, 0,
-                                       OUT(5) + first * hidden, 0});
-        whole_product((struct product){1, 0, vocabulary, hidden, count, logits, x, NULL, first ? 1 : 0, OUT(6), 0});
+        whole_product(product(0, 0, count, hidden, vocabulary, logits, vocabulary, table, hidden, OUT(5) + first * hidden,
+                              hidden));
+        struct product of_table = product(1, 0, vocabulary, hidden, count, logits, vocabulary, x, hidden, OUT(6), hidden);
+        of_table.add = first > 0;
+        whole_product(of_table);
     }
     *OUT(4) = (float)total;
     free(logits);

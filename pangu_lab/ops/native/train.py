@@ -1,12 +1,4 @@
-"""``train.c`` from Python: the library, the BLAS it multiplies with, and AdamW over arrays.
-
-Products of matrices are numpy's own: its wheels bring an OpenBLAS with a kernel for every processor, and
-``cblas_sgemm`` is found through numpy's library whatever BLAS that was built with. On a Zen 3 with two processors
-MindSpore 2.10's ``MatMul`` reached 80 to 150 GFLOP/s, and 80 on one thread alone where the first matrix is transposed (every
-gradient of a weight); OpenBLAS 140 to 175 in every form.
-
-The kernels call it from threads of their own, each for some rows, so the BLAS itself is told to use one thread.
-"""
+"""``train.c`` from Python: the library, and AdamW over arrays."""
 
 from __future__ import annotations
 
@@ -25,12 +17,9 @@ import numpy as np
 from pangu_lab.compiling import compiled, thread_count, wanted
 from pangu_lab.config import ModelConfig
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "common.h", "pool.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "multiply.h", "tile.h", "common.h", "pool.h"))
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
-         "-fno-trapping-math")
-GEMM = (("cblas_sgemm64_", True), ("scipy_cblas_sgemm64_", True), ("cblas_sgemm", False))  # integers of 64 bits?
-SET_THREADS = ("openblas_set_num_threads64_", "scipy_openblas_set_num_threads64_", "openblas_set_num_threads",
-               "MKL_Set_Num_Threads")
+         "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _in_use: contextvars.ContextVar[Optional["Kernels"]] = contextvars.ContextVar("training kernels", default=None)
@@ -64,7 +53,7 @@ def kernels() -> Optional[Kernels]:
         found = None
     if found is None:
         log.warning("training goes on with MindSpore's own operators, slower and in four times the memory: the C kernels need a "
-                    "compiler (apt-get install gcc) and a numpy with a BLAS; PANGU_LAB_NATIVE=0 says that you know")
+                    "compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know")
     return found
 
 
@@ -74,20 +63,11 @@ def kernels_for(config: ModelConfig) -> Optional[Kernels]:
 
 
 def _opened(path: Path) -> Optional[Kernels]:
-    blas = ctypes.CDLL(np.core._multiarray_umath.__file__)  # symbols of what it was linked with are found too
-    found = next(((name, wide) for name, wide in GEMM if hasattr(blas, name)), None)
-    if found is None:
-        log.info("numpy has no BLAS that can be called")
-        return None
-    for name in SET_THREADS:
-        if hasattr(blas, name):
-            getattr(blas, name)(1)
-            break
     library = ctypes.CDLL(str(path))
-    library.set_up.argtypes, library.set_up.restype = (_POINTER, ctypes.c_int, _INTEGER), None
+    library.set_up.argtypes, library.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
     library.squared_norm.argtypes, library.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double
     library.update.argtypes, library.update.restype = (_POINTER, _INTEGER, *[_FLOAT] * 6), None
-    library.set_up(ctypes.cast(getattr(blas, found[0]), _POINTER), found[1], thread_count())
+    library.set_up(thread_count(), 512)
     return Kernels(str(path), library)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pangu_lab.ops.native import train
 
-pytestmark = pytest.mark.skipif(train.kernels() is None, reason="no C compiler, or a numpy without BLAS")
+pytestmark = pytest.mark.skipif(train.kernels() is None, reason="no C compiler")
 many = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sizes, seeds = st.integers(1, 70), st.integers(0, 2**31)
 
@@ -60,6 +60,20 @@ def test_linear_and_its_gradients(rows, inner, outer, transposed, seed):
     close(dx, D @ straight.T)
     close(dw, D.T @ X if transposed else X.T @ D)
     close(db, D.sum(0))
+
+
+@pytest.mark.parametrize("bits", [128, 256, 512])
+def test_products_of_every_kind_of_processor(bits):
+    library = train.kernels().library
+    try:
+        if library.set_up(1, bits) != bits:
+            pytest.skip(f"this processor has no vectors of {bits} bits")
+        for rows, inner, outer in ((1, 1, 1), (13, 400, 33), (96, 384, 192), (205, 777, 203), (5000, 3, 4)):
+            for transposed in (False, True):
+                test_linear_and_its_gradients.hypothesis.inner_test(rows, inner, outer, transposed, 8)
+        test_linear_and_its_gradients.hypothesis.inner_test(3, 5, 5000, False, 9)
+    finally:
+        library.set_up(1, 512)
 
 
 def gelu(x, name):
