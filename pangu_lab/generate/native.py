@@ -1,9 +1,9 @@
-"""Decode steps by the C kernels, over the parameters and the cache of a compiled graph.
+"""Prompts and decode steps by the C kernels, over the parameters and the cache of a compiled graph.
 
 On a CPU a MindSpore parameter and the numpy array that ``asnumpy`` gives are one piece of memory, before and after
-graphs have run. So the kernels work on the graph's own weights and cache, prompts go through the graph and single tokens
-past it, and each sees what the other kept; a bundle needs nothing more than its graphs. The first step is made both
-ways and compared: if they differ, by whatever reason, the graph goes on alone.
+graphs have run. So the kernels work on the graph's own weights and cache, and each sees what the other kept; a bundle
+needs nothing more than its graphs. The first prompt and the first step are made both ways and compared: if they differ, by
+whatever reason, the graph goes on alone.
 
 A row's numbers do not depend on how many sequences are decoded together (see ``decode.c``).
 """
@@ -17,7 +17,6 @@ from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.compiling import thread_count
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.ops.native import decode
@@ -28,8 +27,24 @@ QUERIES = "backbone.top_query_layer.query_of_position"
 Step = Callable[[], np.ndarray]
 
 
+class Trust:
+    """Whether a way of the kernels is taken: None until it has been compared with the graph."""
+
+    def __init__(self) -> None:
+        self.value: Optional[bool] = None
+
+    def check(self, by_kernels: Step, by_graph: Step) -> np.ndarray:
+        """The first call, made both ways."""
+        expected, found = by_graph(), by_kernels()
+        limit = CLOSE * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
+        self.value = bool(np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True))
+        if not self.value:
+            log.warning("the decode kernels and the graph disagree here: the graph does the work")
+        return found if self.value else expected
+
+
 class NativeDecoder:
-    """One token each of a few sequences.
+    """New tokens of one or several sequences.
 
     Args:
         library: the compiled kernels.
@@ -38,7 +53,7 @@ class NativeDecoder:
         places: positions that the cache holds.
 
     Attributes:
-        trusted: None until a step has been compared with the graph's.
+        steps, prompts: whether one token each of the sequences, and whether several, are taken by the kernels.
     """
 
     def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, places: int) -> None:
@@ -46,8 +61,7 @@ class NativeDecoder:
         self._arrays = {name.partition(":")[2] or name: value.asnumpy() for name, value in parameters.items()}
         self._kept: list[Any] = []
         self._room = np.empty(0, np.float32)
-        self.threads = thread_count()
-        self.trusted: Optional[bool] = None
+        self.steps, self.prompts = Trust(), Trust()
         self._network = self._describe(int8=False)
 
     def use_int8(self) -> None:
@@ -78,40 +92,46 @@ class NativeDecoder:
     def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
         bias_at = bias and self._at(bias)
         if not int8:
-            return decode.Matrix(self._at(weight), None, bias_at)
+            return decode.Matrix(self._at(weight), None, bias_at, self._at(weight))
         quantised, scale = decode.quantise(self._arrays[weight])
         self._kept += [quantised, scale]
-        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, bias_at)
+        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, bias_at, self._at(weight))
 
-    def step(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray) -> np.ndarray:
-        """Logits (batch, vocab_size); arguments as ``Runner.run`` takes them, with one token of each sequence."""
-        arrays = [np.ascontiguousarray(array, np.int32) for array in (ids, positions, write, read)]
+    def trust(self, ids: np.ndarray, rows: np.ndarray) -> Trust:
+        """The one of ``steps`` and ``prompts`` that such a call belongs to."""
+        return self.steps if ids.shape[1] == 1 and len(rows) == len(ids) else self.prompts
+
+    def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+            rows: np.ndarray) -> np.ndarray:
+        """Logits (m, vocab_size); arguments as of ``Runner.run``."""
+        arrays = [np.ascontiguousarray(array, np.int32) for array in (ids, positions, write, read, rows)]
         self._check(*arrays)
-        batch, span = read.shape
-        need = self._library.decode_room(self._network, batch, span)
-        if len(self._room) < need:
-            self._room = np.empty(need, np.float32)
-        logits = np.empty((batch, self._config.vocab_size), np.float32)
-        self._library.decode_step(self._network, *(array.ctypes.data for array in arrays), batch, span, self.threads,
-                                  self._room.ctypes.data, logits.ctypes.data)
+        ids, positions, write, read, rows = arrays
+        (batch, n), span = ids.shape, read.shape[1]
+        logits = np.empty((len(rows), self._config.vocab_size), np.float32)
+        given = [array.ctypes.data for array in arrays]
+        if self.trust(ids, rows) is self.steps:
+            room = self._room_for(self._library.decode_room(self._network, batch, span))
+            self._library.decode_step(self._network, *given[:4], batch, span, room, logits.ctypes.data)
+        else:
+            room = self._room_for(self._library.prompt_room(self._network, ids.size, len(rows)))
+            self._library.decode_prompt(self._network, *given[:4], batch, n, span, given[4], len(rows), room,
+                                        logits.ctypes.data)
         return logits
 
-    def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray) -> None:
+    def _room_for(self, floats: int) -> int:
+        """The address of working memory."""
+        if len(self._room) < floats:
+            self._room = np.empty(floats, np.float32)
+        return self._room.ctypes.data
+
+    def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray) -> None:
         """What lies outside the network's arrays would be read as memory."""
         for name, array, end in (("token", ids, self._config.vocab_size), ("place", write, self._places),
                                  ("position", positions, min(self._config.num_positions, read.shape[1])),
-                                 ("place", read, self._places)):
+                                 ("place", read, self._places), ("row", rows, ids.size)):
             if array.min() < 0 or array.max() >= end:
                 raise InputError(f"a {name} of a decode step is outside 0 to {end - 1}")
-
-    def checked(self, step: Step, by_graph: Step) -> np.ndarray:
-        """The first step, made both ways."""
-        expected, found = by_graph(), step()
-        limit = CLOSE * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
-        self.trusted = bool(np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True))
-        if not self.trusted:
-            log.warning("the decode kernels and the graph disagree here: the graph does the work")
-        return found if self.trusted else expected
 
 
 def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, places: int) -> Optional[NativeDecoder]:

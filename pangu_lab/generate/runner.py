@@ -83,7 +83,7 @@ class Runner:
             sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is compiled anew
             for each number of places it looks at, with all shapes fixed, hence
         read_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
-        native: makes decode steps in the place of all these graphs, over their parameters.
+        native: does the work of all these graphs, over their parameters.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
@@ -182,14 +182,15 @@ class Runner:
              rows: np.ndarray) -> np.ndarray:
         """``run``, as one call of a graph."""
         native = self._native
-        if native is None or ids.shape[1] > 1 or len(rows) != len(ids) or native.trusted is False:
+        trust = native and native.trust(ids, rows)
+        if not native or trust.value is False:
             return self._by_graph(*self._choose(ids, positions, write, read, rows))
         with ONE_AT_A_TIME:
-            if native.trusted:
-                return native.step(ids, positions, write, read)
+            if trust.value:
+                return native.run(ids, positions, write, read, rows)
             general = (ids, positions, write, self._rounded(read), rows)
-            return native.checked(lambda: native.step(ids, positions, write, read),
-                                  lambda: self._by_graph(self._graph, general))
+            return trust.check(lambda: native.run(ids, positions, write, read, rows),
+                               lambda: self._by_graph(self._graph, general))
 
     @staticmethod
     def _by_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> np.ndarray:

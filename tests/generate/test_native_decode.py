@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import network_runner
+from pangu_lab.generate.native import Trust
 from pangu_lab.model.parameters import initial_weights
 from pangu_lab.ops.native import decode
 
@@ -47,7 +48,7 @@ def test_a_step_gives_the_graphs_logits(runner, activation, monkeypatch):
     at = np.arange(5)[None]
     made.run(PROMPT, at, at, at)
     native = token(made, 7)
-    assert made._native.trusted
+    assert made._native.steps.value
     monkeypatch.setattr(made, "_native", None)
     np.testing.assert_allclose(native, token(made, 7), atol=1e-5 * max(1.0, np.abs(native).max()))
 
@@ -56,6 +57,47 @@ def test_a_sequence_gets_the_same_bits_alone_and_in_company(runner):
     together = {batch: token(runner, 7, batch=batch) for batch in (1, 2, 3, 5, 8, 16)}
     for batch, logits in together.items():
         np.testing.assert_array_equal(logits, together[16][:batch])
+
+
+def feed(runner, ids, start=0, rows=None):
+    """Tokens of some sequences from position ``start`` on, each sequence with 20 places of its own."""
+    batch, n = ids.shape
+    at = start + np.tile(np.arange(n), (batch, 1))
+    places = 20 * np.arange(batch)[:, None] + (np.arange(start + n) * 7) % 20  # in no order
+    return runner.run(ids, at, places[:, start:], places, rows)
+
+
+def cache_of(runner):
+    return {name: value.copy() for name, value in runner._native._arrays.items() if ".cache." in name}
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "fast_gelu"])
+def test_prompts_give_the_graphs_logits_and_cache(activation, monkeypatch):
+    made = runner_of(dataclasses.replace(CONFIG, hidden_act=activation))
+    ids = np.random.default_rng(1).integers(0, 101, (3, 17))
+    for rows in (None, np.arange(51), np.array([50, 3, 20]), np.arange(9, 40)):
+        found = feed(made, ids, rows=rows)
+        assert made._native.prompts.value
+        kept = cache_of(made)
+        with monkeypatch.context() as patch:
+            patch.setattr(made._native.prompts, "value", False)
+            expected = feed(made, ids, rows=rows)
+        np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+        for name, value in cache_of(made).items():
+            np.testing.assert_allclose(kept[name], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=name)
+
+
+def test_a_prompt_fed_in_parts_leaves_the_bits_of_one_fed_whole():
+    runner = runner_of()
+    ids = np.random.default_rng(2).integers(0, 101, (2, 18))
+    runner._native.prompts.value = True
+    whole = feed(runner, ids)
+    kept = cache_of(runner)
+    feed(runner, ids[:, :7])
+    parts = feed(runner, ids[:, 7:], start=7)
+    np.testing.assert_array_equal(parts, whole)
+    for name, value in cache_of(runner).items():
+        np.testing.assert_array_equal(kept[name], value, err_msg=name)
 
 
 def test_a_nan_in_the_cache_reaches_the_logits(runner):
@@ -72,14 +114,17 @@ def test_what_lies_outside_the_arrays_is_refused(runner):
         token(runner, 101)
     with pytest.raises(InputError, match="a position of a decode step is outside 0 to 5"):
         token(runner, 7, position=6)
+    runner._native.prompts.value = True
+    with pytest.raises(InputError, match="a row of a decode step is outside 0 to 33"):
+        feed(runner, np.ones((2, 17), int), rows=np.array([34]))
 
 
 def test_a_step_that_differs_from_the_graphs_is_not_taken(runner, caplog):
-    by_graph, native = np.ones((1, 3)), runner._native
-    assert np.array_equal(native.checked(lambda: by_graph + 1, lambda: by_graph), by_graph)
-    assert native.trusted is False and "the graph does the work" in caplog.text
-    native.checked(lambda: by_graph, lambda: by_graph)
-    assert native.trusted
+    by_graph, trust = np.ones((1, 3)), Trust()
+    assert np.array_equal(trust.check(lambda: by_graph + 1, lambda: by_graph), by_graph)
+    assert trust.value is False and "the graph does the work" in caplog.text
+    trust.check(lambda: by_graph, lambda: by_graph)
+    assert trust.value
 
 
 def test_without_the_kernels_the_graph_writes_the_same(monkeypatch, runner):

@@ -1,4 +1,5 @@
-/* One decode step of the whole network: a new token of each of a few sequences in, logits out.
+/* The network, over the cache of keys and values: new tokens in, logits out. Here one token each of a few sequences; prompt.h
+   reads many at once.
 
    With one row a product reads every weight once and multiplies it once, so the step can be no quicker than memory
    hands over the weights. What is done here to come close to that: whole rows of weights are read by one thread, in
@@ -11,8 +12,8 @@
    Vectors are GCC's and clang's vector extension. The functions marked CLONES exist for AVX-512, AVX2 and neither; the
    loader takes what the processor can do. NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
 
-#include "common.h"
-#include "pool.h"
+#include "multiply.h"
+#include "rows.h"
 
 #define LANES 8
 #define STEP (4 * LANES) /* weights of a row taken at once */
@@ -24,9 +25,16 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 /* (out, in) weights: of floats, or of bytes with a factor for each row. */
 struct matrix {
     const void *weight;
-    const float *scale; /* (out,) for bytes, NULL for floats */
-    const float *bias;  /* (out,) or NULL */
+    const float *scale;  /* (out,) for bytes, NULL for floats */
+    const float *bias;   /* (out,) or NULL */
+    const float *floats; /* the weights, or what the bytes stand for */
 };
+
+/* Before the first call; gives the bits of the vectors that prompts are multiplied with, at most those that are asked for. */
+int set_up(int64_t threads, int bits) {
+    pool_grow(threads);
+    return choose_vectors(bits);
+}
 
 struct layer {
     const float *gamma1, *beta1, *gamma2, *beta2;
@@ -98,7 +106,7 @@ INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in,
         }
 }
 
-static float activate(float x, int kind) {
+static float activated(float x, int kind) {
     if (kind == TANH_GELU)
         return x / (1.0f + expf(-x * (1.5957691216f + 0.0713548163f * x * x)));
     if (kind == ERF_GELU)
@@ -106,7 +114,7 @@ static float activate(float x, int kind) {
     return kind == FAST_GELU ? x / (1.0f + expf(-1.702f * x)) : x;
 }
 
-struct product { /* y (count, out) = activation(x (count, in) · weightᵀ + bias), or y += that */
+struct few { /* y (count, out) = activation(x (count, in) · weightᵀ + bias), or y += that */
     const struct matrix *matrix;
     const float *x;
     float *y;
@@ -114,17 +122,17 @@ struct product { /* y (count, out) = activation(x (count, in) · weightᵀ + bia
     int activation, add;
 };
 
-INLINE void finish(const struct product *p, int64_t row, int64_t b, float sum) {
+INLINE void finish(const struct few *p, int64_t row, int64_t b, float sum) {
     const struct matrix *m = p->matrix;
     if (m->scale)
         sum *= m->scale[row];
     if (m->bias)
         sum += m->bias[row];
     float *y = p->y + b * p->out + row;
-    *y = p->add ? *y + sum : activate(sum, p->activation);
+    *y = p->add ? *y + sum : activated(sum, p->activation);
 }
 
-INLINE void block(const struct product *p, int64_t row, int rows, int quantised) {
+INLINE void block(const struct few *p, int64_t row, int rows, int quantised) {
     int64_t stride = p->in * (quantised ? 1 : 4);
     const char *weight = (const char *)p->matrix->weight + row * stride;
     float sums[3][4];
@@ -143,7 +151,7 @@ INLINE void block(const struct product *p, int64_t row, int rows, int quantised)
     }
 }
 
-CLONES static void rows_of_floats(const struct product *p, int64_t first, int64_t last) {
+CLONES static void rows_of_floats(const struct few *p, int64_t first, int64_t last) {
     int64_t row = first;
     for (; row + 3 <= last; row += 3)
         block(p, row, 3, 0);
@@ -151,7 +159,7 @@ CLONES static void rows_of_floats(const struct product *p, int64_t first, int64_
         block(p, row, 1, 0);
 }
 
-CLONES static void rows_of_bytes(const struct product *p, int64_t first, int64_t last) {
+CLONES static void rows_of_bytes(const struct few *p, int64_t first, int64_t last) {
     int64_t row = first;
     for (; row + 3 <= last; row += 3)
         block(p, row, 3, 1);
@@ -159,16 +167,16 @@ CLONES static void rows_of_bytes(const struct product *p, int64_t first, int64_t
         block(p, row, 1, 1);
 }
 
-enum { ROWS = 48 }; /* of weights that a thread takes at once */
+enum { TOGETHER = 48 }; /* of weights that a thread takes at once */
 
-static void part_of_product(void *context, int64_t part) {
-    const struct product *p = context;
-    int64_t first = part * ROWS, last = first + ROWS < p->out ? first + ROWS : p->out;
+static void part_of_few(void *context, int64_t part) {
+    const struct few *p = context;
+    int64_t first = part * TOGETHER, last = smaller(first + TOGETHER, p->out);
     (p->matrix->scale ? rows_of_bytes : rows_of_floats)(p, first, last);
 }
 
-static void multiply(struct product p) {
-    pool_run(part_of_product, &p, (p.out + ROWS - 1) / ROWS);
+static void multiply_few(struct few p) {
+    pool_run(part_of_few, &p, (p.out + TOGETHER - 1) / TOGETHER);
 }
 
 static void normalise(const float *x, const float *gamma, const float *beta, float *y, int64_t count, int64_t width,
@@ -253,15 +261,15 @@ static void run_layer(const struct call *c, const struct layer *layer, const flo
     const struct network *n = c->network;
     int64_t hidden = n->hidden, batch = c->batch, wide = queries ? 2 * hidden : 3 * hidden;
     normalise(c->x, layer->gamma1, layer->beta1, c->normed, batch, hidden, n->epsilon);
-    multiply((struct product){&layer->qkv, c->normed, c->projected, hidden, wide, batch, NONE, 0});
+    multiply_few((struct few){&layer->qkv, c->normed, c->projected, hidden, wide, batch, NONE, 0});
     if (queries)
         attention((struct attention){c, layer, queries, c->projected, hidden, wide});
     else
         attention((struct attention){c, layer, c->projected, c->projected + hidden, wide, wide});
-    multiply((struct product){&layer->out, c->mixed, c->x, hidden, hidden, batch, NONE, 1});
+    multiply_few((struct few){&layer->out, c->mixed, c->x, hidden, hidden, batch, NONE, 1});
     normalise(c->x, layer->gamma2, layer->beta2, c->normed, batch, hidden, n->epsilon);
-    multiply((struct product){&layer->up, c->normed, c->inner, hidden, n->inner, batch, (int)n->activation, 0});
-    multiply((struct product){&layer->down, c->inner, c->x, n->inner, hidden, batch, NONE, 1});
+    multiply_few((struct few){&layer->up, c->normed, c->inner, hidden, n->inner, batch, (int)n->activation, 0});
+    multiply_few((struct few){&layer->down, c->inner, c->x, n->inner, hidden, batch, NONE, 1});
 }
 
 /* How many floats ``decode_step`` needs as working memory. */
@@ -272,11 +280,10 @@ int64_t decode_room(const struct network *n, int64_t batch, int64_t span) {
 /* logits (batch, vocabulary) of the tokens ``ids`` at ``positions``, kept at the places ``write``; ``read`` (batch,
    span) are each sequence's places from its position 0 on. The caller has checked that all lie inside. */
 void decode_step(const struct network *n, const int32_t *ids, const int32_t *positions, const int32_t *write,
-                 const int32_t *read, int64_t batch, int64_t span, int64_t threads, float *room, float *logits) {
+                 const int32_t *read, int64_t batch, int64_t span, float *room, float *logits) {
     int64_t hidden = n->hidden, all = batch * hidden;
     struct call c = {.network = n, .batch = batch, .span = span,
                      .ids = ids, .positions = positions, .write = write, .read = read};
-    pool_grow(threads);
     c.x = room;
     c.normed = c.x + all;
     c.projected = c.normed + all;
@@ -298,8 +305,10 @@ void decode_step(const struct network *n, const int32_t *ids, const int32_t *pos
         }
         run_layer(&c, n->layer + layer, last ? queries : NULL);
     }
-    multiply((struct product){&n->head, c.x, logits, hidden, n->vocabulary, batch, NONE, 0});
+    multiply_few((struct few){&n->head, c.x, logits, hidden, n->vocabulary, batch, NONE, 0});
 }
+
+#include "prompt.h"
 
 /* For each row of ``weight`` (out, in): bytes in the order of ``load_weight`` and the factor that gives the row back; the
    row itself becomes what these stand for. */

@@ -13,19 +13,20 @@ from typing import Optional
 
 import numpy as np
 
-from pangu_lab.compiling import compiled, wanted
+from pangu_lab.compiling import compiled, thread_count, wanted
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "common.h", "pool.h"))
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-Wno-psabi", "-ffp-contract=fast")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "prompt.h", "multiply.h", "tile.h", "rows.h", "common.h", "pool.h"))
+FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
+         "-fno-trapping-math", "-Wno-psabi")
 ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
 log = logging.getLogger(__name__)
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
-    """``struct matrix``: weight (out, in), its factors when it holds bytes, and bias."""
+    """``struct matrix``: weight (out, in), its factors when it holds bytes, bias, and the weight in floats."""
 
-    _fields_ = [(name, _POINTER) for name in ("weight", "scale", "bias")]
+    _fields_ = [(name, _POINTER) for name in ("weight", "scale", "bias", "floats")]
 
 
 class Layer(ctypes.Structure):
@@ -63,9 +64,13 @@ def _opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     network = ctypes.POINTER(Network)
     found.decode_room.argtypes, found.decode_room.restype = (network, _INTEGER, _INTEGER), _INTEGER
-    found.decode_step.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _POINTER)
+    found.decode_step.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 2, _POINTER, _POINTER)
+    found.set_up.argtypes, found.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
+    found.prompt_room.argtypes, found.prompt_room.restype = (network, _INTEGER, _INTEGER), _INTEGER
+    found.decode_prompt.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _INTEGER, _POINTER, _POINTER)
     found.quantise.argtypes = (_POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER)
-    found.decode_step.restype = found.quantise.restype = None
+    found.decode_step.restype = found.decode_prompt.restype = found.quantise.restype = None
+    found.set_up(thread_count(), 512)
     return found
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from pangu_lab.compiling import compiled, thread_count, wanted
 from pangu_lab.config import ModelConfig
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "multiply.h", "tile.h", "common.h", "pool.h"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "multiply.h", "tile.h", "rows.h", "common.h", "pool.h"))
 FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
          "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
