@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -370,52 +369,3 @@ def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch
         lines = [line for line in err.splitlines() if line.startswith("pangu-lab")]
         assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
         assert not Path("x").exists()
-
-
-# ------------------------------------------------------------------------------------------------------- README
-
-
-def readme_commands() -> list[str]:
-    found = []
-    for name in ("README.md", "README.zh-CN.md"):
-        text = (ROOT / name).read_text(encoding="utf-8")
-        for block in re.findall(r"```(?:bash|sh)?\n(.*?)```", text, re.DOTALL):
-            lines = [line.strip() for line in block.splitlines()]
-            found += [line for line in lines if line.startswith("pangu-lab ")]
-    return sorted(set(found))
-
-
-def test_every_command_of_the_readme_parses():
-    commands = readme_commands()
-    assert len(commands) >= 8
-    for command in commands:
-        words = shlex.split(command, comments=True)[1:]
-        try:
-            cli.build_parser().parse_args(words)
-        except SystemExit:
-            pytest.fail(f"README: {command}")
-
-
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readme_tells_the_true_size_of_every_preset(name):
-    rows = re.findall(r"^\| `([^`]+)` \| (\d+) × (\d+)[,，] ?(\d+) \| ([\d,]+) \|",
-                      (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-    told = {row[0]: row[1:] for row in rows}
-    assert set(told) == set(PRESETS) - {"self_define"}
-    for key, (layers, hidden, heads, parameters) in told.items():
-        model = preset(key).model
-        assert (layers, hidden, heads) == (str(model.num_layers), str(model.hidden_size), str(model.num_heads))
-        assert parameters == f"{model.num_parameters:,}"
-
-
-def test_every_verb_stands_in_both_readmes():
-    for name in ("README.md", "README.zh-CN.md"):
-        told = re.findall(r"^\| (`[a-z `、,]+`) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-        words = set(re.findall(r"`([a-z ]+)`", " ".join(told)))
-        assert {verb.split()[0] for verb in VERBS} <= {word.split()[0] for word in words}
-
-
-def test_both_readmes_show_the_same_commands():
-    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md")]
-    blocks = [re.findall(r"^(?:pangu-lab|make) [^#\n]*", text, re.MULTILINE) for text in texts]
-    assert blocks[0] and [line.strip() for line in blocks[0]] == [line.strip() for line in blocks[1]]

@@ -1,6 +1,6 @@
 """`make bench`: ours and the peer in turn; a table, and as the last line one JSON document.
 
-`make bench ARGS=train` runs only the parts whose names begin so; `--all` adds the larger sizes.
+`make bench ARGS=train` runs only the part of that name; `--rounds N` how often each, `--keep` writes the tables.
 """
 
 from __future__ import annotations
