@@ -54,6 +54,8 @@ class LaunchPanel(ipywidgets.VBox):
         self.controls.observe(lambda change: self._named(), "name")
         if isinstance(self._settings, ConfigForm):
             self._settings.observe(lambda change: self._show_command(), "command")
+            # why Start was refused is no longer true of other settings
+            self._settings.observe(lambda change: self.controls.send({"kind": "other settings"}), ["command", "error"])
         self._show_command()
         super().__init__([self.controls, self.monitor], layout=ipywidgets.Layout(width="100%"))
 

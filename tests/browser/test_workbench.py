@@ -62,8 +62,12 @@ def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_and_stopped
     assert "model.hidden_size=48" in person.text(".pgl-form .pgl-command")
     type_into(person, "model.num_heads", "5")
     person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-form .pgl-error"))
+    person.click(".pgl-start")
+    person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-launch .pgl-error"))
     type_into(person, "model.num_heads", "4")
-    person.wait(lambda: "model.hidden_size=48" in person.text(".pgl-launch .pgl-command"))
+    person.wait(lambda: not person.all(".pgl-error:not([hidden])"))  # the kernel has seen it: Start would be refused before
+    assert "model.hidden_size=48" in person.text(".pgl-launch .pgl-command")
+    person.wait(lambda: person.find(".pgl-start").is_enabled())
     person.picture("bench-form", ".pgl-form")
     person.click(".pgl-start")
     person.wait(lambda: state(person) in ("starting", "compiling", "training"), 120)

@@ -24,9 +24,8 @@ export default {
     };
     const commandChanged = () => { node.pglParts.command.textContent = model.get("command"); };
     const message = (content) => {
-      if (content.kind !== "refused") return;
-      node.pglParts.refusal.textContent = content.text;
-      node.pglParts.refusal.hidden = false;
+      node.pglParts.refusal.textContent = content.text || "";
+      node.pglParts.refusal.hidden = content.kind !== "refused";
     };
     model.on("change:command", commandChanged);
     model.on("msg:custom", message);
