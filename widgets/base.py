@@ -26,7 +26,13 @@ LANGUAGES = ("en", "zh")
 MARKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 _language = "en"
 
-__all__ = ["LabWidget", "catalogue", "escape", "piece_of", "set_language"]
+__all__ = ["LabWidget", "catalogue", "escape", "piece_of", "set_language", "still_block"]
+
+
+def still_block(text: str) -> str:
+    """Lines as they are, as HTML without scripts; viewers differ in what they make of a bare ``pre``."""
+    return ('<pre style="font-family:monospace;font-size:12px;line-height:1.45;white-space:pre-wrap;margin:4px 0">'
+            f"{escape(text)}</pre>")
 
 
 def piece_of(tokenizer: Any, index: int) -> str:
@@ -108,7 +114,7 @@ class LabWidget(anywidget.AnyWidget):
 
     def still_html(self) -> str:
         """What the widget shows, as HTML without scripts."""
-        return f"<pre>{escape(self.still_text())}</pre>"
+        return still_block(self.still_text())
 
     def __repr__(self) -> str:
         return self.still_text()

@@ -15,16 +15,18 @@ from typing import Any, Union
 import traitlets
 import yaml
 
-from pangu_lab.config import (ACTIVATIONS, DTYPES, RunConfig, all_keys, apply_overrides, config_from_dict)
+from pangu_lab.config import (ACTIVATIONS, DTYPES, OFFLOADS, RunConfig, all_keys, apply_overrides, config_from_dict)
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.planner import HARDWARE, estimate
 from pangu_lab.presets import PRESETS, preset
 
-from widgets.base import LabWidget, escape
+from widgets.base import LabWidget, escape, still_block
 from widgets.command import changed_settings, command_text, launch_words, value_text
 
-CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES}
+SLICES = ("off", "states", "parameters")  # of parallel.optimizer, whose first two are also written false and true
+CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
+           "train.offload": OFFLOADS, "parallel.optimizer": SLICES}
 
 
 def field_kind(key: str, hint: Any) -> str:
@@ -57,6 +59,8 @@ def text_of(value: Any, kind: str) -> str:
     """A value as the form shows it; nothing at all for None."""
     if value is None:
         return ""
+    if kind == "choice" and isinstance(value, bool):
+        return SLICES[value]
     if kind in ("text", "choice"):
         return str(value)
     return value_text(value)
@@ -199,7 +203,7 @@ class ConfigForm(LabWidget):
 
     def still_html(self) -> str:
         rows = "".join(f"<tr><td>{escape(key)}</td><td>{escape(text)}</td></tr>" for key, text in self.values.items())
-        return f"<pre>{escape(self.still_text())}</pre><details><summary>…</summary><table>{rows}</table></details>"
+        return f"{still_block(self.still_text())}<details><summary>…</summary><table>{rows}</table></details>"
 
 
 def figures_of(config: RunConfig, hardware: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pangu_lab.planner import HARDWARE, LayoutEstimate, plan
 from pangu_lab.planner.hardware import GIB
 from pangu_lab.presets import PRESETS, preset
 
-from widgets.base import LabWidget, escape
+from widgets.base import LabWidget, still_block
 from widgets.still import COLORS, figure
 
 MOST_ROWS = 8  # data ranks drawn; the others hold the same
@@ -130,7 +130,7 @@ class LayoutPicker(LabWidget):
         return "\n".join([f"{self.preset} on {self.devices} × {self.hardware}: pipeline × data × tensor", *rows, *self.why])
 
     def still_html(self) -> str:
-        return f"<pre>{escape(self.still_text())}</pre>{mesh_svg(self.mesh) if self.mesh else ''}"
+        return f"{still_block(self.still_text())}{mesh_svg(self.mesh) if self.mesh else ''}"
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:

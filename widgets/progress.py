@@ -1,34 +1,53 @@
 """A progress bar with the time left, for the library's ``progress`` callbacks.
 
-Shown as an ipywidgets bar; where no widget can be drawn its text representation says the same.
+Shown as an ipywidgets bar from the first time it is moved: where there is nothing to do there is no bar. Where no widget
+can be drawn its text says the same; what is kept with the notebook is the text as it was at the end.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any, Optional
 
 from pangu_lab.progress import Progress
 
 
 def notebook_progress(title: str) -> Progress:
-    """Display a bar and return the callable that moves it.
+    """A callable that displays a bar and moves it.
 
     Args:
         title: a word or two before the bar ("training").
     """
-    import ipywidgets
     from IPython.display import display
 
-    bar = ipywidgets.IntProgress(description=title, layout=ipywidgets.Layout(width="50%"))
-    news = ipywidgets.Label()
-    display(ipywidgets.HBox([bar, news]))
-    started = time.monotonic()
+    box, started = _bar(title), time.monotonic()
+    handle: Optional[Any] = None
+    ended = False
 
     def progress(done: int, total: int | None, text: str = "") -> None:
+        nonlocal handle, ended
+        bar, news = box.children
         bar.max, bar.value = total or max(done, 1), done
         news.value = " · ".join(part for part in (text, time_left(done, total, time.monotonic() - started)) if part)
+        if handle is None:
+            handle = display(box, display_id=True)
+        if total and done >= total and not ended and handle is not None:
+            ended = True
+            handle.update(box)  # what is kept with the notebook says how it ended
 
     return progress
+
+
+def _bar(title: str) -> Any:
+    """An ipywidgets bar and the news beside it, which say in characters what they show."""
+    import ipywidgets
+
+    class Bar(ipywidgets.HBox):
+        def __repr__(self) -> str:
+            bar, news = self.children
+            return f"{bar.description}: {news.value or f'{bar.value} of {bar.max}'}"
+
+    return Bar([ipywidgets.IntProgress(description=title, layout=ipywidgets.Layout(width="50%")), ipywidgets.Label()])
 
 
 def time_left(done: int, total: int | None, elapsed: float) -> str:

@@ -14,7 +14,7 @@ from widgets.base import escape
 from widgets.run_data import RunFollower
 
 COLORS = ("#2f6fde", "#bf5519", "#177f5f", "#a24fc4", "#c93a55", "#66717e")
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 280, 52, 30, 14, 12
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 290, 52, 36, 20, 12
 
 
 def figure(value: Optional[float], digits: int = 4) -> str:
@@ -24,6 +24,16 @@ def figure(value: Optional[float], digits: int = 4) -> str:
     if value and (abs(value) >= 1e6 or abs(value) < 1e-3):
         return f"{value:.2e}"
     return f"{value:,.{digits}g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def ticks(low: float, high: float, count: int, whole: bool = False) -> list[float]:
+    """At most ``count`` + 1 round numbers (1, 2 or 5 times a power of ten apart) between two others; ``whole``: no fractions."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(part for part in (1, 2, 5, 10) if part * power >= rough * (1 - 1e-9))
+    step = max(1.0, step) if whole else step
+    first = math.ceil(low / step - 1e-9)
+    return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def head_line(head: dict[str, Any]) -> str:
@@ -104,12 +114,13 @@ class _Scale:
 
     def frame(self) -> str:
         parts = []
-        for value in np.linspace(self.low, self.high, 6)[1:-1]:
+        for value in ticks(self.low, self.high, 5):
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
                          'stroke="#e3e6ea"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{self.y(value) + 4:.1f}" text-anchor="end" fill="#667">'
-                         f'{figure(value, 3)}</text>')
-        for step in np.linspace(0, self.last, 6):
-            parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 10}" text-anchor="middle" fill="#667">'
-                         f'{step:,.0f}</text>')
+                         f'{value:g}</text>')
+        for step in ticks(0, self.last, 6, whole=True):
+            parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 18}" text-anchor="middle" fill="#667">{step:,.0f}</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">step</text>')
+        parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">loss (nats a token)</text>')
         return "".join(parts)

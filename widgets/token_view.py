@@ -15,7 +15,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.tokenizer import load_tokenizer, show
 from pangu_lab.tokenizer.base import Tokenizer
 
-from widgets.base import LabWidget, escape
+from widgets.base import LabWidget, escape, still_block
 from widgets.still import COLORS
 
 MOST_CHARACTERS = 4000
@@ -56,7 +56,7 @@ class TokenView(LabWidget):
         style = "display:inline-block;margin:2px;padding:2px 6px;border-radius:4px;color:#fff;background:"
         words = "".join(f'<span style="{style}{COLORS[number % len(COLORS)]}">{escape(" ".join(row["pieces"]))}'
                         f'<br><small>{" ".join(map(str, row["ids"]))}</small></span>' for number, row in enumerate(self.rows))
-        return f"<div>{words}</div><pre>{escape(self.still_text().splitlines()[-1])}</pre>"
+        return f"<div>{words}</div>{still_block(self.still_text().splitlines()[-1])}"
 
 
 def cut(tokenizer: Tokenizer, text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -36,10 +36,12 @@ class BackgroundServer:
         self.url, self.pid = told["url"], told["pid"]
 
     def frame(self, height: int = 640) -> Any:
-        """The page, for the last line of a notebook's cell."""
-        from IPython.display import IFrame
+        """The page, for the last line of a notebook's cell. What is kept of it in the notebook is the line below."""
+        from IPython.display import HTML
 
-        return IFrame(self._prefix + "/" if self._prefix else self.url, width="100%", height=height)
+        address = self._prefix + "/" if self._prefix else self.url
+        return HTML(f'<iframe src="{address}" width="100%" height="{height}" style="border:0"></iframe>'
+                    f"<div>The page at {address}, to be seen while this server runs; docs/page.png shows one.</div>")
 
     def ask(self, prompt: str, **settings: Any) -> dict[str, Any]:
         """The whole answer of ``POST /v1/completions``, by the standard library; any client of that API does as well.

@@ -26,7 +26,8 @@ def test_typing_every_value_of_a_preset_again_gives_the_preset(name, monkeypatch
 @pytest.mark.parametrize("key, text, value", [
     ("train.start_lr", "1e-4", 1e-4), ("train.max_minutes", "", None), ("train.max_minutes", "2.5", 2.5),
     ("data.path", "a b: 'c'", "a b: 'c'"), ("tokenizer.path", "", None), ("tokenizer.eod", "9", 9),
-    ("tokenizer.eod", "<eot>", "<eot>"), ("sampling.stop", "['。', 'x']", ("。", "x")), ("data.eod_reset", "false", False)])
+    ("tokenizer.eod", "<eot>", "<eot>"), ("sampling.stop", "['。', 'x']", ("。", "x")), ("data.eod_reset", "false", False),
+    ("parallel.optimizer", "off", False), ("parallel.optimizer", "states", True), ("parallel.optimizer", "parameters", "parameters")])
 def test_what_is_typed_is_taken_for_what_it_looks_like(key, text, value):
     form = ConfigForm("debug")
     form.edit(key, text)

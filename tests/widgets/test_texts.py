@@ -28,9 +28,9 @@ def test_english_and_chinese_have_the_same_keys_and_places():
         assert text and chinese[key] and places == sorted(re.findall(r"\{\w+\}", str(chinese[key]))), key
 
 
-def test_every_setting_has_a_name_in_both_languages():
+def test_every_setting_has_a_name_and_an_explanation_in_both_languages():
     for language in ("en", "zh"):
-        assert list(catalogue(language)["form"]["labels"]) == all_keys()
+        assert list(catalogue(language)["form"]["labels"]) == list(catalogue(language)["form"]["help"]) == all_keys()
 
 
 @pytest.mark.parametrize("path", sorted(path for path in (HERE / "static").glob("*.js") if path.stem != "common"),

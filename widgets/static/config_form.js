@@ -43,6 +43,7 @@ class Form {
     this.inputs = new Map();
     this.groups = sections.map((name) => el("div", { class: "pgl-fields", "data-section": name },
       model.get("fields").filter((field) => field.section === name).map((field) => this.field(field))));
+    this.help = el("div", { class: "pgl-help" }, t("hint"));
     this.error = el("div", { class: "pgl-error", hidden: true, role: "alert" });
     this.figures = el("div", { class: "pgl-tiles", style: "margin:10px 0 6px" });
     this.memory = el("div", {});
@@ -53,7 +54,7 @@ class Form {
         el("label", { class: "pgl-label" }, t("hardware"), this.hardware),
         el("span", { class: "pgl-row pgl-push", style: "gap:6px" }, el("button", { type: "button", onclick: () => file.click() }, t("load")), file,
           el("button", { type: "button", onclick: () => model.send({ do: "save" }) }, t("save")), languageSwitch(model))),
-      el("div", { class: "pgl-choice pgl-tabs", role: "group" }, this.tabs), this.groups, this.error, this.figures, this.memory,
+      el("div", { class: "pgl-choice pgl-tabs", role: "group" }, this.tabs), this.groups, this.help, this.error, this.figures, this.memory,
       el("div", { class: "pgl-row", style: "margin-top:8px" }, el("span", { class: "pgl-charttitle" }, t("command")), el("span", { class: "pgl-push" }, copy)), this.command);
     this.showSection();
     this.showValues(true);
@@ -77,7 +78,9 @@ class Form {
     }
     input.dataset.key = field.key;
     this.inputs.set(field.key, [input, field]);
-    return el("label", { class: "pgl-field", "data-key": field.key, title: field.key }, el("span", {}, this.t("labels")[field.key]), input);
+    const explain = () => fill(this.help, el("code", {}, field.key), ` ${this.t("help")[field.key]}`);
+    return el("label", { class: "pgl-field", "data-key": field.key, onmouseenter: explain, onfocusin: explain },
+      el("span", {}, this.t("labels")[field.key]), input);
   }
 
   showSection() {

@@ -1,0 +1,29 @@
+"""Pictures without scripts."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.widgets.conftest import WrittenRun
+from widgets.run_data import RunFollower
+from widgets.still import loss_svg, ticks
+
+
+@pytest.mark.parametrize("low, high, count, whole, expected", [
+    (0, 300, 6, True, [0, 50, 100, 150, 200, 250, 300]), (0, 31, 6, True, [0, 10, 20, 30]), (0, 3, 6, True, [0, 1, 2, 3]),
+    (7.41, 7.89, 5, False, [7.5, 7.6, 7.7, 7.8]), (5.1, 8.2, 5, False, [6, 7, 8]), (-0.2, 0.2, 4, False, [-0.2, -0.1, 0, 0.1, 0.2])])
+def test_ticks_are_round_numbers(low, high, count, whole, expected):
+    assert ticks(low, high, count, whole) == pytest.approx(expected)
+
+
+def test_the_picture_of_a_run_names_its_axes_and_no_step_twice(tmp_path):
+    run = WrittenRun(tmp_path / "runs" / "short")
+    for step in range(1, 4):
+        run.step(step, loss=8 - step / 10)
+    follower = RunFollower(tmp_path / "runs" / "short")
+    follower.poll()
+    svg = loss_svg([follower])
+    steps = re.findall(r'text-anchor="middle" fill="#667">([^<]+)<', svg)
+    assert steps == ["0", "1", "2", "3"] and ">step<" in svg and "loss (nats a token)" in svg
