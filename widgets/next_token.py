@@ -1,11 +1,13 @@
 """``NextToken``: the next token under the microscope.
 
 A text, the model's own distribution over what follows, and what each penalty and sampler makes of it, in the order in
-which they are applied. Sliders move it; a click on a token writes it and shows the next distribution.
+which they are applied. Sliders move it; a click on a token writes it and shows the next distribution. A word can be
+asked for: it is as likely as its tokens one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from typing import Any
@@ -31,6 +33,10 @@ class NextToken(LabWidget):
         engine: of ``pangu_lab.generate.load_engine`` (or a bundle's).
         text: the text so far.
         sampling: the settings to begin with; the engine's own when not given.
+
+    Attributes:
+        sought: of a word that was asked for: "tokens" (of each "piece", "rank" and "probability", the model's own) and their
+            product "probability".
     """
 
     _script = "next_token"
@@ -41,6 +47,8 @@ class NextToken(LabWidget):
     tokens = traitlets.List().tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)
     length = traitlets.List().tag(sync=True)
+    wanted = traitlets.Unicode().tag(sync=True)
+    sought = traitlets.Dict().tag(sync=True)
 
     def __init__(self, engine: Engine, text: str = "春天来了，", sampling: SamplingConfig | None = None,
                  **values: Any) -> None:
@@ -84,12 +92,37 @@ class NextToken(LabWidget):
         self.add(index)
         return index
 
+    def seek(self, text: str) -> None:
+        """How likely is it that ``text`` follows? ``sought`` says it, of an empty text nothing.
+
+        Raises:
+            InputError: there is no room for so much behind the text.
+        """
+        with self.hold_sync():
+            self.wanted, self.sought = text, {}
+            self.sought = self._chain(text) if text else {}
+
+    def _chain(self, text: str) -> dict[str, Any]:
+        tokenizer, known = self.engine.tokenizer, len(self._ids)
+        whole = tokenizer.encode(self.text + text)
+        new = whole[known:] if whole[:known] == self._ids else tokenizer.encode(text)  # words may be cut anew over the seam
+        if known + len(new) > self.engine.max_length:
+            raise InputError(f"no room for {len(new)} more tokens: the model holds {self.engine.max_length}")
+        with self._lock:
+            logits = np.array(self.engine.logits([*self._ids, *new])[known - 1:-1], np.float64)
+        probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
+        tokens = [{"piece": piece_of(tokenizer, index), "rank": int((row > row[index]).sum()) + 1, "probability": float(row[index])}
+                  for row, index in zip(probabilities, new)]
+        return {"tokens": tokens, "probability": float(np.prod([token["probability"] for token in tokens]))}
+
     def _read(self, ids: list[int], text: str) -> None:
         with self._lock:
             self._logits, self._ids = np.array(self.engine.logits(ids)[-1]), list(ids)
         with self.hold_sync():
             self.text, self.length = text, [len(ids), self.engine.max_length]
             self._distribution()
+            with contextlib.suppress(InputError):
+                self.seek(self.wanted)
 
     def _distribution(self) -> None:
         try:
@@ -112,6 +145,9 @@ class NextToken(LabWidget):
 
     def _do_add(self, content: dict[str, Any]) -> None:
         self.add(int(content["id"]))
+
+    def _do_seek(self, content: dict[str, Any]) -> None:
+        self.seek(str(content.get("text", "")))
 
     def _do_draw(self, content: dict[str, Any]) -> None:
         self.draw()

@@ -70,6 +70,12 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.click(".pgl-attention .pgl-chip:nth-child(1)")
     person.wait(lambda: person.text(".pgl-attention .pgl-chip:nth-child(1) small") == "100 %")
     assert "“春” looks at" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
+    person.find(".pgl-next input[type=text]").send_keys("ba")
+    person.wait(lambda: person.text(".pgl-next .pgl-sought").count("number") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
+    person.driver.execute_script("document.querySelector('.pgl-form label[data-key=\"model.num_heads\"]')"
+                                 ".dispatchEvent(new MouseEvent('mouseenter'))")
+    person.wait(lambda: "model.num_heads Into how many parts" in person.text(".pgl-form .pgl-help"))
+    person.picture("widgets-answering", ".pgl-next")
     person.click(".pgl-pad .pgl-primary")
     person.wait(lambda: "tokens/s" in person.text(".pgl-pad .pgl-column"))
     person.click(".pgl-form .pgl-language")

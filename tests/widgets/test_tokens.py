@@ -69,3 +69,23 @@ def test_tokens_are_written_by_a_click_or_drawn_until_the_sequence_is_full(engin
         microscope.draw()
     with pytest.raises(InputError, match="the sequence is full"):
         microscope.draw()
+
+
+def test_a_word_is_as_likely_as_its_tokens_one_after_the_other(engine):
+    microscope = NextToken(engine, "ab")
+    microscope._received(microscope, {"do": "seek", "text": "ba"}, [])
+    logits = engine.logits(engine.tokenizer.encode("abba"))[1:3]
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    chain = [probabilities[0, engine.tokenizer.id_of("b")], probabilities[1, engine.tokenizer.id_of("a")]]
+    assert [token["probability"] for token in microscope.sought["tokens"]] == pytest.approx(chain, rel=1e-4)
+    assert microscope.sought["probability"] == pytest.approx(chain[0] * chain[1], rel=1e-4)
+    likeliest = microscope.tokens[0]
+    microscope.seek(engine.tokenizer.text_bytes(likeliest["id"]).decode())
+    assert microscope.sought["tokens"][0]["rank"] == 1
+    assert microscope.sought["probability"] == pytest.approx(likeliest["before"], rel=1e-4)
+    microscope.write("a")  # asked again of the other text
+    assert microscope.wanted and microscope.sought["tokens"][0]["rank"] >= 1
+    with pytest.raises(InputError, match="no room for 8 more tokens"):
+        microscope.seek("abababab")
+    microscope.seek("")
+    assert microscope.sought == {}

@@ -9,8 +9,8 @@ const SLIDERS = [
 export default {
   render({ model, el: node }) {
     root(node, "next");
-    let [t, box, bars, stages, note, length] = [];
-    let timer = 0;
+    let [t, box, bars, stages, note, length, wanted, sought] = [];
+    let [timer, wait] = [0, 0];
     const show = () => {
       const tokens = model.get("tokens");
       const most = Math.max(1e-9, ...tokens.map((token) => Math.max(token.before, token.after)));
@@ -25,6 +25,12 @@ export default {
       note.hidden = !model.get("note");
       length.textContent = t("length", { used: model.get("length")[0], whole: model.get("length")[1] });
       if (box !== document.activeElement) box.value = model.get("text");
+    };
+    const showSought = () => {
+      const { tokens = [], probability } = model.get("sought");
+      const percent = (value) => `${short(100 * value, 2)} %`;
+      fill(sought, tokens.map((token, number) => [number ? " × " : "", el("b", {}, token.piece), ` ${percent(token.probability)} (${t("ranked", { rank: token.rank.toLocaleString("en-US") })})`]).flat(),
+        tokens.length > 1 ? ` = ${percent(probability)}` : "");
     };
     const slider = ({ name, low, high, step, off }) => {
       const value = model.get("settings")[name];
@@ -46,19 +52,27 @@ export default {
         clearTimeout(timer);
         timer = setTimeout(() => model.send({ do: "text", text: box.value }), 400);
       } });
+      wanted = el("input", { type: "text", style: "width:110px", value: model.get("wanted"), oninput: () => {
+        clearTimeout(wait);
+        wait = setTimeout(() => { note.hidden = true; model.send({ do: "seek", text: wanted.value }); }, 400);
+      } });
+      sought = el("span", { class: "pgl-sought", "aria-live": "polite" });
       [bars, stages] = [el("div", { class: "pgl-tokenlist" }), el("div", { class: "pgl-stages" })];
       note = el("div", { class: "pgl-error", hidden: true, role: "alert" });
       length = el("span", { class: "pgl-muted" });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")), length,
         el("span", { class: "pgl-row pgl-push" }, el("button", { type: "button", class: "pgl-primary", onclick: () => { box.blur(); model.send({ do: "draw" }); } }, t("draw")), languageSwitch(model))),
-      box, el("div", { class: "pgl-row", style: "margin:8px 0" }, SLIDERS.map(slider)), note,
+      box, el("div", { class: "pgl-row", style: "margin:8px 0" }, SLIDERS.map(slider)),
+      el("div", { class: "pgl-row", style: "margin:8px 0" }, el("label", { class: "pgl-label" }, t("seek"), wanted), sought), note,
       el("div", { class: "pgl-charttitle" }, t("before_after")), bars, stages);
       show();
+      showSought();
     };
     const refused = (message) => { if (message.kind === "refused") { note.textContent = message.text; note.hidden = false; } };
     model.on("change:tokens change:stages change:note change:text", show);
+    model.on("change:sought", showSought);
     model.on("msg:custom", refused);
     const off = whenLanguageChanges(model, build);
-    return () => { off(); model.off("change:tokens change:stages change:note change:text", show); model.off("msg:custom", refused); };
+    return () => { off(); model.off("change:tokens change:stages change:note change:text", show); model.off("change:sought", showSought); model.off("msg:custom", refused); };
   },
 };
