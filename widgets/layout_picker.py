@@ -52,6 +52,7 @@ class LayoutPicker(LabWidget):
     batch = traitlets.Int().tag(sync=True)
     layouts = traitlets.List().tag(sync=True)
     why = traitlets.List().tag(sync=True)
+    why_zh = traitlets.List().tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)
     chosen = traitlets.Int(0).tag(sync=True)
     rank = traitlets.Int(0).tag(sync=True)
@@ -95,11 +96,12 @@ class LayoutPicker(LabWidget):
         except InputError as error:
             self._found = ()
             with self.hold_sync():
-                self.note, self.layouts, self.why, self.mesh, self.held, self.settings = str(error), [], [], {}, {}, ""
+                self.note, self.layouts, self.why, self.why_zh = str(error), [], [], []
+                self.mesh, self.held, self.settings = {}, {}, ""
             return
         self._found = found.layouts
         with self.hold_sync():
-            self.note, self.why = "", list(found.why)
+            self.note, self.why, self.why_zh = "", list(found.why), list(found.why_zh)
             self.layouts = [{**_row(item), "recommended": item == found.chosen} for item in found.layouts]
             self.chosen = 0
             self._draw()
@@ -127,7 +129,8 @@ class LayoutPicker(LabWidget):
         rows = [f"{'→' if row['recommended'] else ' '} {row['pipeline']} × {row['data']} × {row['tensor']}  "
                 f"{row['total'] / GIB:7.1f} GB of {row['capacity'] / GIB:.0f}  {figure(row['step_seconds'], 3)} s a step"
                 for row in self.layouts[:8]]
-        return "\n".join([f"{self.preset} on {self.devices} × {self.hardware}: pipeline × data × tensor", *rows, *self.why])
+        return "\n".join([f"{self.preset} on {self.devices} × {self.hardware}: pipeline × data × tensor", *rows,
+                          *(self.why_zh if self.language == "zh" else self.why)])
 
     def still_html(self) -> str:
         return f"{still_block(self.still_text())}{mesh_svg(self.mesh) if self.mesh else ''}"

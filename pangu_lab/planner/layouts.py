@@ -93,7 +93,7 @@ class Plan:
         layouts: one for every way to write the number of devices as pipeline × data × tensor, in its best settings:
             those that fit, quickest first, then those that do not, the smallest first.
         chosen: the first that fits; None where none does.
-        why: the choice in words, a sentence each.
+        why, why_zh: the choice in words, a sentence each, in English and in Chinese.
         enough: where none fits, the least power of two of devices on which one would; None where one fits here, or none
             would on a thousand times as many.
     """
@@ -109,6 +109,7 @@ class Plan:
     chosen: Optional[LayoutEstimate]
     why: tuple[str, ...]
     enough: Optional[int] = None
+    why_zh: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------- one layout
@@ -187,7 +188,7 @@ def plan(config: RunConfig, devices: int, memory: Optional[int] = None, batch: O
     model = config.model
     return Plan(config.preset, model.num_parameters, flops_per_token(model, config.data.seq_length), devices,
                 device.memory, batch, device.name, tuple(found), chosen,
-                tuple(reasons(config, found, device, enough)), enough)
+                tuple(reasons(config, found, device, enough)), enough, tuple(reasons(config, found, device, enough, "zh")))
 
 
 def _ranked(config: RunConfig, devices: int, batch: int, device: Hardware) -> list[LayoutEstimate]:
@@ -253,8 +254,10 @@ def _enough(config: RunConfig, devices: int, batch: int, device: Hardware) -> Op
 # ------------------------------------------------------------------------------------------------------- in words
 
 
-def reasons(config: RunConfig, found: list[LayoutEstimate], device: Hardware, enough: Optional[int]) -> Iterator[str]:
+def reasons(config: RunConfig, found: list[LayoutEstimate], device: Hardware, enough: Optional[int],
+            language: str = "en") -> Iterator[str]:
     """Why the first of ``found`` is the choice, or why there is none."""
     from pangu_lab.planner.words import nothing_fits, why_chosen
 
-    yield from (why_chosen(config, found, device) if found[0].fits else nothing_fits(found, device, enough))
+    yield from (why_chosen(config, found, device, language) if found[0].fits
+                else nothing_fits(found, device, enough, language))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from pangu_lab.config import ParallelConfig
@@ -12,6 +14,7 @@ from pangu_lab.parallel.placement import moment_place, parameter_places
 from pangu_lab.planner import KINDS, estimate, memory_size, plan
 from pangu_lab.planner.cost import bubble, communication, flops_per_token
 from pangu_lab.planner.memory import held
+from pangu_lab.planner.words import KINDS_ZH, SENTENCES, count
 from pangu_lab.presets import PRESETS, preset
 
 GB = 2**30
@@ -34,6 +37,7 @@ def test_13b_needs_16_devices_of_32_gb():
     short = plan(preset("13B"), 8, 32 * GB)
     assert short.chosen is None and short.enough == 16
     assert any("16 such devices" in sentence for sentence in short.why)
+    assert any("16 个这样的设备" in sentence for sentence in short.why_zh) and len(short.why_zh) == len(short.why)
     assert plan(preset("13B"), 16, 32 * GB).chosen is not None
 
 
@@ -164,3 +168,13 @@ def test_what_cannot_be_planned_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         plan(preset("debug"), **arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_every_sentence_stands_in_both_languages_with_the_same_figures():
+    english, chinese = (SENTENCES[language] for language in ("en", "zh"))
+    assert english.keys() == chinese.keys()
+    for key in english:
+        places = [set(re.findall(r"\{(\w+)\}", said[key])) - {"s"} for said in (english, chinese)]
+        assert places[0] == places[1], key
+    assert set(KINDS_ZH) == set(KINDS)
+    assert [count(number, "zh") for number in (5, 71_360, 2_625_295_360)] == ["5", "7.14 万", "26.3 亿"]

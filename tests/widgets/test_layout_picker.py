@@ -20,6 +20,7 @@ def test_layouts_and_their_order_are_the_planners():
     assert shown == [(item.parallel.pipeline, item.parallel.data, item.parallel.tensor, item.total, item.fits)
                      for item in found.layouts]
     assert [row["recommended"] for row in picker.layouts].count(True) == 1 and picker.why == list(found.why)
+    assert picker.why_zh == list(found.why_zh) and "放得下" in picker.why_zh[-1]
     assert picker.config.parallel == found.chosen.parallel
     picker.chosen = 2
     assert picker.config.parallel == found.layouts[2].parallel

@@ -23,7 +23,7 @@ export default {
             el("span", { class: row.fits ? "pgl-muted" : "pgl-bad" }, `${short(row.total / GIB, 3)} / ${short(row.capacity / GIB, 3)} GB${row.fits ? "" : ` · ${t("too_much")}`}`)),
           el("td", {}, row.fits ? `${short(row.step_seconds, 3)} s` : "–"), el("td", {}, row.fits ? short(row.tokens_per_second, 3) : "–"),
           el("td", {}, `${Math.round(100 * row.bubble)} %`), el("td", { class: "pgl-muted" }, more(row))))));
-      fill(why, model.get("why").map((sentence) => el("li", {}, sentence)));
+      fill(why, model.get(model.get("language") === "zh" ? "why_zh" : "why").map((sentence) => el("li", {}, sentence)));
     };
     const showMesh = () => {
       const mesh = model.get("mesh");
