@@ -153,15 +153,21 @@ class NextToken(LabWidget):
         self.draw()
 
     def still_text(self) -> str:
-        lines = [f"{self.text} …", *(f"{token['piece']:<8} {token['before']:7.2%} → {token['after']:7.2%}"
+        lines = [f"{self.text} …", self._told(), *(f"{token['piece']:<8} {token['before']:7.2%} → {token['after']:7.2%}"
                                     for token in self.tokens)]
         return "\n".join(lines)
+
+    def _told(self) -> str:
+        """The settings, and how many tokens they leave of how many."""
+        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items() if value is not None)
+        left = f": {self.stages[-1]['left']:,} of {self.stages[0]['left']:,} tokens left" if self.stages else ""
+        return settings + left
 
     def still_html(self) -> str:
         bars = "".join(f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["after"]:.0f}px;height:10px;'
                        f'background:{COLORS[0]}"></div></td><td>{token["before"]:.2%} → {token["after"]:.2%}</td></tr>'
                        for token in self.tokens)
-        return f"<div>{escape(self.text)} …</div><table>{bars}</table>"
+        return f"<div>{escape(self.text)} …</div><div><small>{escape(self._told())}</small></div><table>{bars}</table>"
 
 
 def _entropy(probabilities: np.ndarray) -> float:

@@ -80,4 +80,6 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.wait(lambda: "tokens/s" in person.text(".pgl-pad .pgl-column"))
     person.click(".pgl-form .pgl-language")
     person.wait(lambda: "词表大小" in person.text(".pgl-form"))
+    person.click(".pgl-layout .pgl-language")
+    person.wait(lambda: "放得下的" in person.text(".pgl-layout .pgl-why"))
     assert person.errors() == []

@@ -47,6 +47,8 @@ def test_the_bars_are_the_distributions_that_generation_draws_from(engine):
         assert token["before"] == stages[0].probabilities[token["id"]]
         assert token["after"] == stages[-1].probabilities[token["id"]]
     assert sum(token["after"] for token in microscope.tokens) == pytest.approx(1.0)
+    told = f"temperature=0.7, top_k=3, repetition_penalty=1.0: 3 of {engine.vocab_size} tokens left"
+    assert told in microscope.still_text() and told in microscope.still_html()
 
 
 def test_a_slider_moves_the_bars_and_a_setting_out_of_range_is_said(engine):
