@@ -48,7 +48,7 @@ notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipy
 		--ExecutePreprocessor.store_widget_state=False $(or $(ARGS),notebooks/*.ipynb)
 
 clean:  ## remove .venv and caches; runs, data sets and exports stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist pangu_lab/built *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml

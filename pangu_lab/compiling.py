@@ -1,9 +1,12 @@
-"""C sources as a shared library, compiled at the first use into the user's cache folder.
+"""The C libraries: what they are made of, and where each is found, built with the package or at its first use.
 
-A library is kept under the sha256 of what it was made from, so an old one is never loaded for a new source, and one that
-belongs to somebody else is never loaded at all. Without a compiler there is no library, and whoever asks does the work
-in another way; ``PANGU_LAB_NATIVE=0`` asks for that. ``PANGU_LAB_CFLAGS`` adds options of the compiler, as
-``make test-native`` does to have every access to memory checked.
+``setup.py`` compiles them all into ``built/`` where there is a compiler; what is not there is compiled at its first use
+into the user's cache folder. The name of a library holds the sha256 of what it was made from, so an old one is never
+loaded for a new source, and in the cache one that belongs to somebody else is never loaded at all. Without a compiler
+there is no library, and whoever asks does the work in another way; ``PANGU_LAB_NATIVE=0`` asks for that.
+``PANGU_LAB_CFLAGS`` adds options of the compiler, as ``make test-native`` does to have every access to memory checked.
+
+The build imports this module before anything is installed: it needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -17,13 +20,51 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from pangu_lab.files import cache_folder
 
+PACKAGE = Path(__file__).parent
+BUILT = "built"  # the package's folder of libraries that were built with it
+KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
+           "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Library:
+    """A shared library: its C files, from the package's folder on, and the compiler's options."""
+
+    name: str
+    units: tuple[str, ...]
+    flags: tuple[str, ...]
+
+    def paths(self) -> list[Path]:
+        """The C files."""
+        return [PACKAGE / unit for unit in self.units]
+
+    def options(self) -> list[str]:
+        """``flags``, and those that the user adds."""
+        return [*self.flags, *shlex.split(os.environ.get("PANGU_LAB_CFLAGS", ""))]
+
+    def file_name(self) -> str:
+        """Differs with the sources, with any header beside them, the options and the kind of processor."""
+        headers = {header for path in self.paths() for header in path.parent.glob("*.h")}
+        content = [path.read_bytes() for path in [*self.paths(), *sorted(headers)]]
+        content += [" ".join(self.options()).encode(), platform.machine().encode()]
+        tag = hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
+        return f"{self.name}-{tag}.so"
+
+
+LIBRARIES = {library.name: library for library in (
+    # No fused or reordered arithmetic: equality with jieba rests on plain IEEE sums.
+    Library("segment", ("tokenizer/segment.c", "tokenizer/wordids.c"),
+            ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")),
+    Library("train", ("ops/native/train.c",), KERNELS),
+    Library("decode", ("ops/native/decode.c",), KERNELS),
+)}
 
 
 def wanted() -> bool:
@@ -31,35 +72,45 @@ def wanted() -> bool:
     return os.environ.get("PANGU_LAB_NATIVE", "1") != "0"
 
 
-def compiled(name: str, sources: Sequence[Path], flags: Sequence[str], libraries: Sequence[str] = ()) -> Optional[Path]:
-    """The library, compiled if it is not there yet; None, with the reason logged, where it cannot be had.
+def compiled(name: str) -> Optional[Path]:
+    """The library of ``LIBRARIES``, compiled if it is not there yet; None, with the reason logged, where it cannot be had."""
+    library = LIBRARIES[name]
+    file_name = library.file_name()
+    built, cached = PACKAGE / BUILT / file_name, cache_folder() / file_name
+    if built.exists():
+        return built
+    if cached.exists() and cached.stat().st_uid == os.getuid():  # never code that somebody else put there
+        return cached
+    return build(library, cached.parent)
 
-    Args:
-        name: of the file, before the tag.
-        sources: what is compiled, and the headers, which are only looked at.
-    """
-    flags = [*flags, *shlex.split(os.environ.get("PANGU_LAB_CFLAGS", ""))]
-    content = b"\0".join([*(source.read_bytes() for source in sources), " ".join([*flags, *libraries]).encode()])
-    tag = hashlib.sha256(content + platform.machine().encode()).hexdigest()[:16]
-    folder = cache_folder()
-    path = folder / f"{name}-{tag}.so"
-    if path.exists() and path.stat().st_uid == os.getuid():  # never code that somebody else put there
-        return path
-    compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
-    if compiler is None:
-        log.info("no C compiler found: the portable code does what %s would", name)
+
+def all_built() -> bool:
+    """Whether every library was built with the package, from the sources and options of now."""
+    return all((PACKAGE / BUILT / library.file_name()).exists() for library in LIBRARIES.values())
+
+
+def compiler() -> Optional[str]:
+    """The path of a C compiler."""
+    return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
+
+
+def build(library: Library, folder: Path) -> Optional[Path]:
+    """Compile into this folder, made if need be; None, with the reason logged, where that cannot be done."""
+    program = compiler()
+    if program is None:
+        log.info("no C compiler found: the portable code does what %s would", library.name)
         return None
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = folder / library.file_name()
     descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(descriptor)
     try:
-        units = [str(source) for source in sources if source.suffix == ".c"]
-        subprocess.run([compiler, *flags, "-o", temporary, *units, *libraries], check=True, capture_output=True,
-                       timeout=120)
+        subprocess.run([program, *library.options(), "-o", temporary, *map(str, library.paths()), "-lm"], check=True,
+                       capture_output=True, timeout=120)
         os.replace(temporary, path)
         return path
-    except subprocess.SubprocessError as error:
-        log.info("%s does not compile (%s): the portable code does its work", name, error)
+    except (OSError, subprocess.SubprocessError) as error:
+        log.info("%s does not compile (%s): the portable code does its work", library.name, error)
         return None
     finally:
         with contextlib.suppress(FileNotFoundError):

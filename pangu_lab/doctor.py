@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from pangu_lab import compiling
+
 PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
             "pcl-pangu", "tokenizers", "safetensors", "matplotlib")
 PORTS = {7860: ("pangu-lab serve", "pangu-lab serve --port 0 takes a free one"),
@@ -178,6 +180,8 @@ def _disk(folder: Path) -> Check:
 
 
 def _compiler() -> Check:
+    if compiling.compiler() is None and compiling.all_built():
+        return Check("compiler", "ok", "none, nor needed: the C libraries were built with the package")
     return _program("compiler", ("cc", "gcc", "clang"),
                     "with one, training, generation and preparing text are quicker, by 1.3 to 4 times: apt-get install gcc")
 

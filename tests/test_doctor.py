@@ -160,3 +160,10 @@ def test_the_font_found_here_draws_chinese():
         pytest.skip("no Chinese font on this machine: apt-get install fonts-noto-cjk")
     path = font_manager.findfont(name, fallback_to_default=False)
     assert font_manager.get_font(path).get_char_index(ord("盘"))
+
+
+def test_without_a_compiler_libraries_that_were_built_are_enough(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for built, state in ((True, "ok"), (False, "warning")):
+        monkeypatch.setattr(doctor.compiling, "all_built", lambda built=built: built)
+        assert doctor._compiler().state == state

@@ -193,7 +193,7 @@ def tracked_files() -> list[Path]:
                             capture_output=True, text=True, check=False)
     if listed.returncode == 0 and listed.stdout:
         return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
-    skipped = {".venv", ".git", ".pytest_cache", ".hypothesis", "__pycache__", "runs", "exports", "datasets"}
+    skipped = {".venv", ".git", ".pytest_cache", ".hypothesis", "__pycache__", "runs", "exports", "datasets", "built"}
     return [path for path in ROOT.rglob("*") if path.is_file() and not skipped & set(path.relative_to(ROOT).parts)]
 
 

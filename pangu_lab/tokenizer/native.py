@@ -1,8 +1,8 @@
 """The C form of segmentation and word look-up: found, or compiled once, or done without.
 
 ``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler turns them into a small shared library,
-loaded through ctypes (which lets other threads run meanwhile). A library built with the package is taken first;
-otherwise the first use compiles it (about a second; see ``compiling.py``). Without a compiler, or with
+loaded through ctypes (which lets other threads run meanwhile), built with the package or at the first use (about a
+second; see ``compiling.py``). Without a compiler, or with
 ``PANGU_LAB_NATIVE=0``, the portable code does the work with the same result, some six times slower.
 """
 
@@ -24,9 +24,6 @@ import numpy as np
 from pangu_lab.compiling import compiled, wanted
 from pangu_lab.tokenizer import lexicon
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("segment.c", "wordids.c"))
-# No fused or reordered arithmetic: equality with jieba rests on plain IEEE sums.
-FLAGS = ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")
 NO_WORD = -1.0e300
 EMITTING = 0x10000  # characters with a row in the table of the character model
 LONGEST = 1 << 24  # characters cut in one call: bounds the working memory to some 30 bytes × this
@@ -168,7 +165,7 @@ def segmenter() -> Optional[NativeSegmenter]:
     if not wanted() or sys.byteorder != "little":
         return None
     try:
-        path = _built_with_package() or compiled("segment", SOURCES, FLAGS)
+        path = compiled("segment")
         return NativeSegmenter(_open(path)) if path else None
     except (OSError, RuntimeError, AttributeError) as error:  # no home folder; another machine's library …
         log.info("the C segmenter cannot be used (%s): taking the portable one", error)
@@ -182,7 +179,3 @@ def _open(path: Path) -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = _TYPES[returns], [_TYPES[letter] for letter in takes]
     return library
-
-
-def _built_with_package() -> Optional[Path]:
-    return next(iter(sorted(SOURCES[0].parent.glob("_segment*.so"))), None)

@@ -15,9 +15,6 @@ import numpy as np
 
 from pangu_lab.compiling import compiled, thread_count, wanted
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("decode.c", "prompt.h", "multiply.h", "tile.h", "rows.h", "common.h", "pool.h"))
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
-         "-fno-trapping-math", "-Wno-psabi")
 ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
 log = logging.getLogger(__name__)
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
@@ -53,7 +50,7 @@ def library() -> Optional[ctypes.CDLL]:
     if not wanted():
         return None
     try:
-        path = compiled("decode", SOURCES, FLAGS, ("-lm",))
+        path = compiled("decode")
         return path and _opened(path)
     except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
         log.info("the decode kernels cannot be used (%s): MindSpore's operators do the work", error)

@@ -17,9 +17,6 @@ import numpy as np
 from pangu_lab.compiling import compiled, thread_count, wanted
 from pangu_lab.config import ModelConfig
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("train.c", "multiply.h", "tile.h", "rows.h", "common.h", "pool.h"))
-FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
-         "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _in_use: contextvars.ContextVar[Optional["Kernels"]] = contextvars.ContextVar("training kernels", default=None)
@@ -46,7 +43,7 @@ def kernels() -> Optional[Kernels]:
     if not wanted():
         return None
     try:
-        path = compiled("train", SOURCES, FLAGS, ("-lm",))
+        path = compiled("train")
         found = path and _opened(path)
     except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
         log.info("the training kernels cannot be used: %s", error)
