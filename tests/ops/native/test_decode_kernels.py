@@ -1,0 +1,141 @@
+"""Decode steps and prompts by the kernels, against numpy in double precision over random shapes.
+
+Needs no graph and no MindSpore, so that `make test-native` can run it under AddressSanitizer: every array is as large as
+the kernels are told, the working memory too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pangu_lab.config import ModelConfig
+from pangu_lab.generate.native import QUERIES, NativeDecoder
+from pangu_lab.ops.native import decode
+
+pytestmark = pytest.mark.skipif(decode.library() is None, reason="no C compiler")
+some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+WORDS, POSITIONS, VOCABULARY, PLACES = "word_embedding.embedding_table", "position_embedding.embedding_table", 53, 150
+
+
+class Held:
+    """An array, given as MindSpore's parameters give theirs."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def asnumpy(self) -> np.ndarray:
+        return self.array
+
+
+def blocks(config: ModelConfig) -> list[str]:
+    return [f"backbone.blocks.{i}" for i in range(config.num_layers - 1)] + ["backbone.top_query_layer"]
+
+
+def random_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+    """Everything a graph holds, by name; the cache empty."""
+    rng, hidden, inner = np.random.default_rng(seed), config.hidden_size, 4 * config.hidden_size
+
+    def normal(*shape: int, around: float = 0.0, size: float = 1.0) -> np.ndarray:
+        return (around + size * rng.standard_normal(shape)).astype(np.float32)
+
+    found = {f"backbone.{WORDS}": normal(VOCABULARY, hidden), f"backbone.{POSITIONS}": normal(config.num_positions, hidden),
+             QUERIES: normal(config.num_positions, hidden, size=hidden ** -0.5),
+             "backbone.layernorm.gamma": normal(hidden, around=1.0), "backbone.layernorm.beta": normal(hidden)}
+    for prefix in blocks(config):
+        wide = 2 if prefix.endswith("query_layer") else 3
+        for part, out, into in (("attention.qkv", wide * hidden, hidden), ("attention.projection", hidden, hidden),
+                                ("output.mapping", inner, hidden), ("output.projection", hidden, inner)):
+            found[f"{prefix}.{part}.weight"] = normal(out, into, size=into ** -0.5)
+            found[f"{prefix}.{part}.bias"] = normal(out)
+        for i in (1, 2):
+            found[f"{prefix}.layernorm{i}.gamma"] = normal(hidden, around=1.0)
+            found[f"{prefix}.layernorm{i}.beta"] = normal(hidden)
+        for kind in ("keys", "values"):
+            found[f"{prefix}.cache.{kind}"] = np.zeros((config.num_heads * PLACES, hidden // config.num_heads), np.float32)
+    return found
+
+
+class Tight(NativeDecoder):
+    """Gets no more working memory for a call than that call asks for."""
+
+    def _room_for(self, floats: int) -> int:
+        self._room = np.empty(0, np.float32)
+        return super()._room_for(floats)
+
+
+def decoder_of(config: ModelConfig, parameters: dict[str, np.ndarray]) -> NativeDecoder:
+    return Tight(decode.library(), {name: Held(value) for name, value in parameters.items()}, config, PLACES)
+
+
+def activated(x: np.ndarray, name: str) -> np.ndarray:
+    if name == "gelu_erf":
+        return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+    u = 1.702 * x if name == "fast_gelu" else 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return x / (1 + np.exp(-u))
+
+
+def reference(parameters: dict[str, np.ndarray], config: ModelConfig, ids: np.ndarray) -> np.ndarray:
+    """Logits (batch, seq, vocabulary) of whole sequences (batch, seq), without a cache."""
+    weights = {name.removeprefix("backbone."): value.astype(np.float64) for name, value in parameters.items()}
+    (batch, seq), heads = ids.shape, config.num_heads
+
+    def norm(x, name):
+        scale = 1 / np.sqrt(x.var(-1, keepdims=True) + config.layernorm_eps)
+        return (x - x.mean(-1, keepdims=True)) * scale * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def by_head(x):
+        return x.reshape(batch, seq, heads, -1).transpose(0, 2, 1, 3)
+
+    x = weights[WORDS][ids] + weights[POSITIONS][:seq]
+    for block in (name.removeprefix("backbone.") for name in blocks(config)):
+        last = block == "top_query_layer"
+        x = norm(x, "layernorm") if last else x
+        parts = np.split(linear(norm(x, f"{block}.layernorm1"), f"{block}.attention.qkv"), 2 if last else 3, -1)
+        query = np.tile(weights[QUERIES.removeprefix("backbone.")][:seq], (batch, 1, 1)) if last else parts[0]
+        scores = by_head(query) @ by_head(parts[-2]).swapaxes(2, 3)
+        scores = np.where(np.tri(seq, dtype=bool), scores, -np.inf)
+        shares = np.exp(scores - scores.max(-1, keepdims=True))
+        mixed = shares / shares.sum(-1, keepdims=True) @ by_head(parts[-1])
+        x = x + linear(mixed.transpose(0, 2, 1, 3).reshape(batch, seq, -1), f"{block}.attention.projection")
+        inner = activated(linear(norm(x, f"{block}.layernorm2"), f"{block}.output.mapping"), config.hidden_act)
+        x = x + linear(inner, f"{block}.output.projection")
+    return x @ weights[WORDS].T
+
+
+@some
+@given(st.integers(2, 3), st.integers(1, 3), st.integers(1, 37), st.integers(1, 9), st.integers(1, 6),
+       st.sampled_from(sorted(decode.ACTIVATIONS)), st.booleans(), st.integers(0, 2**31))
+@pytest.mark.parametrize("most", [14, 120])  # 120: more queries than a thread takes at once
+def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, name, int8, seed):
+    rng = np.random.default_rng(seed)
+    batch = batch if most == 14 else 1
+    prompt = int(rng.integers(1, most - steps + 1))
+    config = ModelConfig(VOCABULARY, most, heads * dim, layers, heads, hidden_act=name, dropout_rate=0.0)
+    parameters = random_parameters(config, seed)
+    decoder = decoder_of(config, parameters)
+    if int8:
+        decoder.use_int8()  # rounds the parameters too
+    ids = rng.integers(0, VOCABULARY, (batch, prompt + steps))
+    places = rng.permutation(PLACES)[:ids.size].reshape(ids.shape)  # of the cache, in no order
+    at = np.tile(np.arange(prompt + steps), (batch, 1))
+    rows = rng.permutation(batch * prompt)[:int(rng.integers(1, batch * prompt + 1))]
+    wanted = reference(parameters, config, ids)
+    found = decoder.run(ids[:, :prompt], at[:, :prompt], places[:, :prompt], places[:, :prompt], rows)
+    close(found, wanted[:, :prompt].reshape(-1, VOCABULARY)[rows])
+    for t in range(prompt, prompt + steps):
+        now = slice(t, t + 1)
+        found = decoder.run(ids[:, now], at[:, now], places[:, now], places[:, :t + 1], np.arange(batch))
+        close(found, wanted[:, t])
+
+
+def close(found: np.ndarray, wanted: np.ndarray) -> None:
+    """To 1e-4 of the largest number: three layers in single precision."""
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(1.0, np.abs(wanted).max()))
