@@ -104,9 +104,11 @@ def build(library: Library, folder: Path) -> Optional[Path]:
     path = folder / library.file_name()
     descriptor, temporary = tempfile.mkstemp(dir=folder, suffix=".so")
     os.close(descriptor)
+    environment = dict(os.environ)
+    environment.pop("LD_PRELOAD", None)  # a sanitizer's library is for the program: it makes compiling twice as long
     try:
         subprocess.run([program, *library.options(), "-o", temporary, *map(str, library.paths()), "-lm"], check=True,
-                       capture_output=True, timeout=120)
+                       capture_output=True, timeout=300, env=environment)
         os.replace(temporary, path)
         return path
     except (OSError, subprocess.SubprocessError) as error:

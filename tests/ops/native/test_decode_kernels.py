@@ -13,11 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pangu_lab.compiling import compiler
 from pangu_lab.config import ModelConfig
 from pangu_lab.generate.native import QUERIES, NativeDecoder
 from pangu_lab.ops.native import decode
 
-pytestmark = pytest.mark.skipif(decode.library() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
 some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORDS, POSITIONS, VOCABULARY, PLACES = "word_embedding.embedding_table", "position_embedding.embedding_table", 53, 150
 
@@ -117,7 +118,8 @@ def reference(parameters: dict[str, np.ndarray], config: ModelConfig, ids: np.nd
 def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, name, int8, seed):
     rng = np.random.default_rng(seed)
     batch = batch if most == 14 else 1
-    prompt = int(rng.integers(1, most - steps + 1))
+    heads = max(heads, -(-4 // dim))  # the norm of two or three numbers that are nearly equal magnifies any rounding
+    prompt = int(rng.integers(2, most - steps + 1))  # one token each is a step, whose rows are the sequences in order
     config = ModelConfig(VOCABULARY, most, heads * dim, layers, heads, hidden_act=name, dropout_rate=0.0)
     parameters = random_parameters(config, seed)
     decoder = decoder_of(config, parameters)

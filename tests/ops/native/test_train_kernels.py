@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pangu_lab.compiling import compiler
 from pangu_lab.ops.native import train
 
-pytestmark = pytest.mark.skipif(train.kernels() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
 many = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 sizes, seeds = st.integers(1, 70), st.integers(0, 2**31)
 
