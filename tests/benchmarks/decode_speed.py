@@ -2,7 +2,11 @@
 
 Ours is the whole way of ``generate`` (tokens, cache, greedy choice, text), over weights compiled here and over an
 exported bundle, and with weights rounded to int8; the peer is ``GPT2LMHeadModel.generate``, greedy, of the same size. Weights are random,
-compilation is told apart. ``first token`` is the time to read a prompt of 512 tokens and give one.
+compilation is told apart. ``first token`` is the time to read a prompt of 512 tokens and give one. ``batch of 8`` is eight
+texts at once beside the same engine writing one after the other.
+
+Ours also tells how quickly weights are read (their bytes · tokens of one sequence a second, the prompt's time included) and how quickly this machine reads memory:
+the largest of as many floats, each thread its part. Layers that the third-level cache keeps make the first the larger one.
 """
 
 from __future__ import annotations
@@ -13,28 +17,52 @@ import time
 from pathlib import Path
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, POSITIONS = 12, 768, 12, 40_000, 1024
-WORK = {"decode": (64, 64), "first token": (512, 1)}  # prompt, new tokens
+WORK = {"decode": (64, 64), "first token": (512, 1), "batch of 8": (64, 64)}  # prompt, new tokens
+THREADS = 2
 
 
 def ours(kind: str, work: str) -> None:
     import mindspore as ms
 
     from pangu_lab.config import SamplingConfig
-    from pangu_lab.generate import generate
+    from pangu_lab.generate import generate_many
     from tests.benchmarks.turns import serve
 
     prompt, new = WORK[work]
     started = time.perf_counter()
     engine = _engine(kind)
     config = SamplingConfig(temperature=0, max_new_tokens=new, min_new_tokens=new)
+    texts = ["x" * prompt] * (8 if work == "batch of 8" else 1)
 
     def write() -> None:
-        assert len(generate(engine, "x" * prompt, config).ids) == new
+        for part in [[text] for text in texts] if kind == "in turn" else [texts]:
+            assert all(len(made.ids) == new for made in generate_many(engine, part, config))
 
     write()
     first = time.perf_counter() - started
     write()
-    serve(write, load_and_first_seconds=round(first, 2), mindspore=ms.__version__)
+    started = time.perf_counter()
+    write()
+    seconds = time.perf_counter() - started
+    weights = (1 if kind == "int8" else 4) * (12 * LAYERS * HIDDEN**2 + VOCABULARY * HIDDEN)
+    serve(write, load_and_first_seconds=round(first, 2), mindspore=ms.__version__,
+          weights_gb_a_second=round(weights * new / seconds / 1e9, 1), memory_gb_a_second=round(_memory_speed(), 1))
+
+
+def _memory_speed() -> float:
+    """GB/s of reading as much memory as the weights take."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    parts = np.array_split(np.ones(116_000_000, np.float32), THREADS)
+    best = float("inf")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in range(10):
+            started = time.perf_counter()
+            list(pool.map(np.max, parts))
+            best = min(best, time.perf_counter() - started)
+    return 0.464 / best
 
 
 def _engine(kind: str):
@@ -46,7 +74,7 @@ def _engine(kind: str):
 
     config = ModelConfig(VOCABULARY, POSITIONS, HIDDEN, LAYERS, HEADS, dropout_rate=0.0)
     tokenizer = load_tokenizer("pangu")
-    if kind != "bundle":
+    if kind != "bundle":  # "in turn" too
         engine = engine_from_weights(initial_weights(config, 1), config, tokenizer)
         if kind == "int8":
             engine.runner.use_int8()
@@ -87,6 +115,8 @@ def run(rounds: int = 7) -> dict:
     from tests.benchmarks.turns import Program, compare
 
     result = {}
+    result["batch of 8, engine"] = compare(Program("ours", __name__, "ours", "engine", "batch of 8"),
+                                           Program("one after the other", __name__, "ours", "in turn", "batch of 8"), rounds)
     for kind, work in (("engine", "decode"), ("bundle", "decode"), ("int8", "decode"), ("engine", "first token")):
         found = compare(Program(f"ours, {kind}", __name__, "ours", kind, work),
                         Program("transformers", __name__, "peer", work), rounds)
