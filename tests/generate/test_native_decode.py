@@ -21,10 +21,10 @@ CONFIG = ModelConfig(101, 48, 40, 2, 4, hidden_act="gelu", dropout_rate=0.0)  # 
 PROMPT = np.array([[5, 9, 2, 77, 31]])
 
 
-def runner_of(config: ModelConfig = CONFIG):
+def runner_of(config: ModelConfig = CONFIG, places: int = 96):
     weights = {name: 8 * value if name.endswith("weight") else value
                for name, value in initial_weights(config, 3).items()}
-    return network_runner(weights, config, places=96)
+    return network_runner(weights, config, places)
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,10 @@ def test_prompts_give_the_graphs_logits_and_cache(activation, monkeypatch):
             np.testing.assert_allclose(kept[name], value, atol=1e-5 * max(1.0, np.abs(value).max()), err_msg=name)
 
 
-def test_a_prompt_fed_in_parts_leaves_the_bits_of_one_fed_whole():
-    runner = runner_of()
-    ids = np.random.default_rng(2).integers(0, 101, (2, 18))
+@pytest.mark.parametrize("batch", [2, 8])  # 8: the whole has more rows than are multiplied turned, the parts fewer
+def test_a_prompt_fed_in_parts_leaves_the_bits_of_one_fed_whole(batch):
+    runner = runner_of(places=160)
+    ids = np.random.default_rng(2).integers(0, 101, (batch, 18))
     runner._native.prompts.value = True
     whole = feed(runner, ids)
     kept = cache_of(runner)

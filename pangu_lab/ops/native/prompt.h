@@ -8,7 +8,7 @@ struct prompt {
     int64_t batch, n, span, rows;                  /* rows of x that are at work: all tokens, or those that are asked for */
     const int32_t *ids, *positions, *write, *read; /* read (batch, span); the others (batch, n) */
     const int32_t *token;                          /* which token each row is, or NULL: row i is token i */
-    float *x, *normed, *projected, *mixed, *inner, *given;
+    float *x, *normed, *projected, *mixed, *inner, *given, *turned;
 };
 
 enum { LINES = 16, QUERIES = 96 }; /* rows between products, queries of one head, that a thread takes at once */
@@ -65,10 +65,48 @@ static void part_of_activation(void *context, int64_t part) {
         activate_line(p->network, p->inner + row * p->network->inner);
 }
 
+struct turning {
+    const struct matrix *matrix;
+    float *turned, *y; /* (out, rows), (rows, out) */
+    int64_t rows, out;
+};
+
+enum { TURNED = 64, FEW = 128 }; /* outputs that a thread takes at once; rows that are few */
+
+static void part_of_biases(void *context, int64_t part) {
+    const struct turning *t = context;
+    for (int64_t i = part * TURNED; i < smaller((part + 1) * TURNED, t->out); i++)
+        for (int64_t row = 0; row < t->rows; row++)
+            t->turned[i * t->rows + row] = t->matrix->bias[i];
+}
+
+static void part_of_turning(void *context, int64_t part) {
+    const struct turning *t = context;
+    int64_t i = part * TURNED, last = smaller(i + TURNED, t->out);
+    for (; i + 4 <= last; i += 4)
+        turn(t->y + i, t->out, t->turned + i * t->rows, t->rows, t->rows);
+    for (; i < last; i++)
+        for (int64_t row = 0; row < t->rows; row++)
+            t->y[row * t->out + i] = t->turned[i * t->rows + row];
+}
+
+/* y (rows, out) = x (rows, in) · weightᵀ + bias. Copying the weights into panels costs more than multiplying a few rows: of few
+   the turned product is made, whose first matrix the weights are, which stays where it is. Every sum has the same order
+   either way, the bias first. */
 static void project(const struct prompt *p, const struct matrix *m, const float *x, int64_t in, int64_t out, float *y) {
-    struct product q = product(0, 1, p->rows, out, in, x, in, m->floats, in, y, out);
-    q.bias = m->bias;
-    whole_product(q);
+    int64_t parts = (out + TURNED - 1) / TURNED;
+    if (p->rows > FEW) {
+        struct product straight = product(0, 1, p->rows, out, in, x, in, m->floats, in, y, out);
+        straight.bias = m->bias;
+        whole_product(straight);
+        return;
+    }
+    struct turning t = {m, p->turned, y, p->rows, out};
+    struct product turned = product(0, 1, out, p->rows, in, m->floats, in, x, in, p->turned, p->rows);
+    turned.add = 1;
+    pool_run(part_of_biases, &t, parts);
+    whole_product(turned);
+    pool_run(part_of_turning, &t, parts);
 }
 
 struct reading { /* attention of one layer */
@@ -176,7 +214,7 @@ static void read_layer(struct prompt *p, const struct layer *layer, const int32_
 
 /* How many floats ``decode_prompt`` needs as working memory. */
 int64_t prompt_room(const struct network *n, int64_t tokens, int64_t rows) {
-    return (tokens > rows ? tokens : rows) * (7 * n->hidden + n->inner);
+    return (tokens > rows ? tokens : rows) * (7 * n->hidden + n->inner + (3 * n->hidden > n->inner ? 3 * n->hidden : n->inner));
 }
 
 /* logits (rows, vocabulary) of the tokens ``token`` (rows,), numbers from 0 to batch · n, of n new tokens each of ``batch``
@@ -193,6 +231,7 @@ void decode_prompt(const struct network *n, const int32_t *ids, const int32_t *p
     p.mixed = p.projected + 3 * all;
     p.given = p.mixed + all;
     p.inner = p.given + all;
+    p.turned = p.inner + most * n->inner;
     pool_run(part_of_embedding, &p, lines(p.rows));
     for (int64_t layer = 0; layer < n->layers; layer++) {
         const struct layer *l = n->layer + layer;
