@@ -99,7 +99,7 @@ class NativeDecoder:
 
     def trust(self, ids: np.ndarray, rows: np.ndarray) -> Trust:
         """The one of ``steps`` and ``prompts`` that such a call belongs to."""
-        return self.steps if ids.shape[1] == 1 and len(rows) == len(ids) else self.prompts
+        return self.steps if ids.shape[1] == 1 and np.array_equal(rows, np.arange(len(ids))) else self.prompts
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
             rows: np.ndarray) -> np.ndarray:

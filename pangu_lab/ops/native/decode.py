@@ -51,10 +51,14 @@ def library() -> Optional[ctypes.CDLL]:
         return None
     try:
         path = compiled("decode")
-        return path and _opened(path)
+        found = path and _opened(path)
     except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
-        log.info("the decode kernels cannot be used (%s): MindSpore's operators do the work", error)
-        return None
+        log.info("the decode kernels cannot be used: %s", error)
+        found = None
+    if found is None:
+        log.warning("text is written with MindSpore's own operators, the same tokens at half the speed or less: the C kernels need a "
+                    "compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know")
+    return found
 
 
 def _opened(path: Path) -> ctypes.CDLL:
