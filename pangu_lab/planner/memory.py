@@ -59,8 +59,8 @@ class Cpu:
 
 
 OPERATORS = Cpu()
-KERNELS = Cpu(alone=(17.9, 0.0), split=(15.0, 41.2, 0.0), dropout=(0.5, 0.0), again=0.63, update=0.0, accumulate=3.9,
-              sums=3.4, gather=4.6, graph=42 << 20, layer=10 << 20, head=512)
+KERNELS = Cpu(alone=(17.9, 0.0), split=(18.0, 41.2, 0.0), dropout=(0.5, 0.0), again=0.63, update=0.0, accumulate=3.9,
+              sums=3.4, gather=4.6, graph=58 << 20, layer=10 << 20, head=512)
 
 
 def _cpu(config: RunConfig) -> Cpu:
