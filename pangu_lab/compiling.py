@@ -20,9 +20,10 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Optional, TypeVar
 
 from pangu_lab.files import cache_folder
 
@@ -31,6 +32,7 @@ BUILT = "built"  # the package's folder of libraries that were built with it
 KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
            "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
+Opened = TypeVar("Opened")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,25 @@ def compiled(name: str) -> Optional[Path]:
     if cached.exists() and cached.stat().st_uid == os.getuid():  # never code that somebody else put there
         return cached
     return build(library, cached.parent)
+
+
+def loaded(name: str, opened: Callable[[Path], Opened], without: str) -> Optional[Opened]:
+    """What ``opened`` makes of the library's path; None where the user does not want it or it cannot be had.
+
+    Args:
+        without: what goes on then and how, for the log.
+    """
+    if not wanted():
+        return None
+    try:
+        path = compiled(name)
+        found = opened(path) if path else None
+    except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
+        log.info("the C library %s cannot be used: %s", name, error)
+        found = None
+    if found is None:
+        log.warning("%s: the C kernels need a compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know", without)
+    return found
 
 
 def all_built() -> bool:

@@ -14,6 +14,7 @@ import pytest
 
 from pangu_lab import compiling
 from pangu_lab.compiling import BUILT, LIBRARIES, PACKAGE, Library
+from pangu_lab.ops.native import decode, train
 
 with_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C compiler")
 ROOT = Path(__file__).resolve().parent.parent
@@ -125,3 +126,13 @@ def test_a_wheel_brings_the_libraries_the_program_will_ask_for(tmp_path, monkeyp
 def test_without_a_compiler_there_is_a_wheel_all_the_same(tmp_path):
     name, files = built_wheel(tmp_path, PATH=str(tmp_path))
     assert name.endswith("-py3-none-any.whl") and not [file for file in files if file.endswith(".so")]
+
+
+@pytest.mark.parametrize("ask, words", [(train.kernels, "training goes on"), (decode.library, "text is written")])
+def test_what_goes_on_without_a_compiler_is_said_unless_the_user_asked_for_it(ask, words, monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "compiled", lambda *_: None)
+    assert ask.__wrapped__() is None
+    assert words in caplog.text and "apt-get install gcc" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv("PANGU_LAB_NATIVE", "0")
+    assert ask.__wrapped__() is None and not caplog.text

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
 from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
-from pangu_lab.compiling import compiled, thread_count, wanted
+from pangu_lab.compiling import loaded, thread_count
 
 ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
-log = logging.getLogger(__name__)
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
@@ -47,18 +45,7 @@ class Network(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def library() -> Optional[ctypes.CDLL]:
     """The compiled kernels; None, said once in the log, where they cannot be had."""
-    if not wanted():
-        return None
-    try:
-        path = compiled("decode")
-        found = path and _opened(path)
-    except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
-        log.info("the decode kernels cannot be used: %s", error)
-        found = None
-    if found is None:
-        log.warning("text is written with MindSpore's own operators, the same tokens at half the speed or less: the C kernels need a "
-                    "compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know")
-    return found
+    return loaded("decode", _opened, "text is written with MindSpore's own operators, the same tokens at half the speed or less")
 
 
 def _opened(path: Path) -> ctypes.CDLL:

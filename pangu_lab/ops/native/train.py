@@ -6,7 +6,6 @@ import contextlib
 import contextvars
 import ctypes
 import functools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Optional
 
 import numpy as np
 
-from pangu_lab.compiling import compiled, thread_count, wanted
+from pangu_lab.compiling import loaded, thread_count
 from pangu_lab.config import ModelConfig
 
-log = logging.getLogger(__name__)
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _in_use: contextvars.ContextVar[Optional["Kernels"]] = contextvars.ContextVar("training kernels", default=None)
 
@@ -40,18 +38,7 @@ class _Tensor(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def kernels() -> Optional[Kernels]:
     """Compiled at the first use; None, said once in the log, where they cannot be had."""
-    if not wanted():
-        return None
-    try:
-        path = compiled("train")
-        found = path and _opened(path)
-    except (OSError, RuntimeError) as error:  # no home folder; another machine's library …
-        log.info("the training kernels cannot be used: %s", error)
-        found = None
-    if found is None:
-        log.warning("training goes on with MindSpore's own operators, slower and in four times the memory: the C kernels need a "
-                    "compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know")
-    return found
+    return loaded("train", _opened, "training goes on with MindSpore's own operators, slower and in four times the memory")
 
 
 def kernels_for(config: ModelConfig) -> Optional[Kernels]:
@@ -59,7 +46,7 @@ def kernels_for(config: ModelConfig) -> Optional[Kernels]:
     return kernels() if config.compute_dtype == config.softmax_dtype == "float32" else None
 
 
-def _opened(path: Path) -> Optional[Kernels]:
+def _opened(path: Path) -> Kernels:
     library = ctypes.CDLL(str(path))
     library.set_up.argtypes, library.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
     library.squared_norm.argtypes, library.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double

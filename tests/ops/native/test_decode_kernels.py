@@ -141,12 +141,3 @@ def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, nam
 def close(found: np.ndarray, wanted: np.ndarray) -> None:
     """To 1e-4 of the largest number: three layers in single precision."""
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(1.0, np.abs(wanted).max()))
-
-
-def test_without_a_compiler_it_is_said_once_that_mindspores_operators_write(monkeypatch, caplog):
-    monkeypatch.setattr(decode, "compiled", lambda *_: None)
-    assert decode.library.__wrapped__() is None
-    assert "MindSpore's own operators" in caplog.text and "apt-get install gcc" in caplog.text
-    caplog.clear()
-    monkeypatch.setenv("PANGU_LAB_NATIVE", "0")
-    assert decode.library.__wrapped__() is None and not caplog.text

@@ -249,12 +249,3 @@ def test_the_same_call_gives_the_same_bits():
     once, again = (call("linear_plain_backward", [x, weight, dy], [x.shape, weight.shape, (96,)]) for _ in range(2))
     for a, b in zip(once, again):
         np.testing.assert_array_equal(a, b)
-
-
-def test_without_a_compiler_it_is_said_that_mindspores_operators_train(monkeypatch, caplog):
-    monkeypatch.setattr(train, "compiled", lambda *_: None)
-    assert train.kernels.__wrapped__() is None
-    assert "MindSpore's own operators" in caplog.text and "apt-get install gcc" in caplog.text
-    caplog.clear()
-    monkeypatch.setenv("PANGU_LAB_NATIVE", "0")
-    assert train.kernels.__wrapped__() is None and not caplog.text
