@@ -1,7 +1,8 @@
 """``GenerationPad``: write with a model and watch it write; two settings or two checkpoints side by side.
 
 Tokens are made by a thread of its own, a few at a time for each column in turn, so a running cell blocks neither the
-text nor Stop. What was written is kept in a history, from which prompt and settings come back.
+text nor Stop. What was written is kept in a history, from which prompt and settings come back. A switch shows where one
+token ends and the next begins.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import traitlets
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import CompletionStream, Engine, stream
+from pangu_lab.generate.text import TokenizerLike
 from pangu_lab.lm import PanguLM
 
 from widgets.base import LabWidget, escape
+from widgets.still import COLORS
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 SHOW_SECONDS = 0.08  # the page is told at most this often
@@ -37,9 +40,10 @@ class GenerationPad(LabWidget):
             side by side. The model's own when not given.
 
     Attributes:
-        outputs: what each column has written: "text", "state" ("writing", "waiting", "done", "refused"), "reason" (why
-            it ended), "tokens", "seconds", "seed", "note".
+        outputs: what each column has written: "text", its "pieces" (see ``pieces_of``), "state" ("writing", "waiting",
+            "done", "refused"), "reason" (why it ended), "tokens", "seconds", "seed", "note".
         history: what was written before, the newest first.
+        show_tokens: whether the pieces are coloured in turn.
     """
 
     _script = "generation_pad"
@@ -50,6 +54,7 @@ class GenerationPad(LabWidget):
     writing = traitlets.Bool(False).tag(sync=True)
     history = traitlets.List().tag(sync=True)
     models = traitlets.List().tag(sync=True)
+    show_tokens = traitlets.Bool(False).tag(sync=True)
 
     def __init__(self, *models: Source, prompt: str = "春天来了，",
                  sampling: Union[SamplingConfig, Sequence[SamplingConfig], None] = None, **values: Any) -> None:
@@ -127,13 +132,21 @@ class GenerationPad(LabWidget):
                     if outputs[number]["state"] != "writing":
                         del live[number]
                 if time.monotonic() - shown > SHOW_SECONDS:
+                    self._cut(columns, outputs, streams)
                     self.outputs, shown = [dict(output) for output in outputs], time.monotonic()
         finally:
             for pieces in streams.values():
                 pieces.close()
+            self._cut(columns, outputs, streams)
             with self.hold_sync():
                 self.outputs, self.writing = outputs, False
                 self.history = [{"prompt": self.prompt, "columns": columns, "outputs": outputs}, *self.history][:HISTORY]
+
+    def _cut(self, columns: list[dict[str, Any]], outputs: list[dict[str, Any]], streams: dict[int, CompletionStream]) -> None:
+        """Where the tokens of every column's text end; not for each token: it takes as long as the text is."""
+        for number, pieces in streams.items():
+            tokenizer = self._engines[columns[number]["model"]].tokenizer
+            outputs[number]["pieces"] = pieces_of(tokenizer, pieces.completion.ids, outputs[number]["text"])
 
     # ---------------------------------------------------------------- from the page
 
@@ -165,17 +178,44 @@ class GenerationPad(LabWidget):
     # ---------------------------------------------------------------- without a page
 
     def still_text(self) -> str:
-        lines = [f"{self.models[column['model']]} ({_told(column)}): {self.prompt}{output['text'] or ' …'}"
+        lines = [f"{self.models[column['model']]} ({_told(column)}): {self.prompt}{self._written(output) or ' …'}"
                  for column, output in zip(self.columns, self.outputs)]
         return "\n".join(lines)
+
+    def _written(self, output: dict[str, Any]) -> str:
+        return "|".join(text for text, _ in output["pieces"]) if self.show_tokens else output["text"]
+
+    def _written_html(self, output: dict[str, Any]) -> str:
+        if not self.show_tokens:
+            return escape(output["text"])
+        return "".join(f'<span style="border-bottom:3px solid {COLORS[number % len(COLORS)]}">{escape(text)}</span>'
+                       for number, (text, _) in enumerate(output["pieces"]))
 
     def still_html(self) -> str:
         cell = '<td style="vertical-align:top;text-align:left;white-space:pre-wrap">'
         heads = "".join(f"<th>{escape(self.models[column['model']])}<br><small>{escape(_told(column))}</small></th>"
                         for column in self.columns)
-        texts = "".join(f'{cell}<span style="opacity:.6">{escape(self.prompt)}</span>{escape(output["text"])}</td>'
+        texts = "".join(f'{cell}<span style="opacity:.6">{escape(self.prompt)}</span>{self._written_html(output)}</td>'
                         for output in self.outputs)
         return f"<table><tr>{heads}</tr><tr>{texts}</tr></table>"
+
+
+def pieces_of(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> list[tuple[str, list[int]]]:
+    """``text`` cut where one of its tokens ends and the next begins: (piece, the ids that made it), joined ``text``.
+
+    Several ids make one piece where a character is spread over tokens. What the tokens hold beyond ``text`` (a stop
+    string, or what may yet become one) is left out.
+    """
+    stream, pieces, waiting, place = tokenizer.stream(), [], [], 0
+    for index in ids:
+        made = stream.push(index)
+        waiting.append(index)
+        if made and place < len(text):
+            pieces.append((text[place:place + len(made)], waiting))
+            waiting, place = [], place + len(made)
+    if place < len(text):  # half a character, shown as what it is when nothing follows
+        pieces.append((text[place:], waiting))
+    return pieces
 
 
 def _column(model: int, sampling: SamplingConfig) -> dict[str, Any]:
@@ -183,7 +223,7 @@ def _column(model: int, sampling: SamplingConfig) -> dict[str, Any]:
 
 
 def _empty() -> dict[str, Any]:
-    return {"text": "", "state": "", "reason": "", "tokens": 0, "seconds": 0.0, "seed": None, "note": ""}
+    return {"text": "", "pieces": [], "state": "", "reason": "", "tokens": 0, "seconds": 0.0, "seed": None, "note": ""}
 
 
 def _sampling(column: dict[str, Any]) -> SamplingConfig:

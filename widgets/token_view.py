@@ -1,7 +1,7 @@
 """``TokenView``: how a text is cut, live: words, the pieces each is made of, and their ids.
 
 Below stand what a newcomer asks next: does the text come back unchanged, how many characters does a token hold, which
-pieces are unknown to the vocabulary.
+pieces are unknown to the vocabulary. Another tokenizer can stand beside the first: which of the two needs fewer tokens?
 """
 
 from __future__ import annotations
@@ -27,36 +27,88 @@ class TokenView(LabWidget):
     Args:
         text: what to begin with.
         tokenizer: a tokenizer, or what ``load_tokenizer`` takes: ``"pangu"`` or a folder.
+        other: another one to stand beside it; the page has a field for its name too.
+
+    Attributes:
+        cuts: for each tokenizer its "name", and "rows" and "facts" (see ``cut``; facts {"refused": why} of too long a text).
     """
 
     _script = "token_view"
     _sections = ("tokens",)
     text = traitlets.Unicode().tag(sync=True)
-    rows = traitlets.List().tag(sync=True)
-    facts = traitlets.Dict().tag(sync=True)
+    cuts = traitlets.List().tag(sync=True)
 
     def __init__(self, text: str = "白日依山尽，黄河入海流。", tokenizer: Union[Tokenizer, Path, str] = "pangu",
-                 **values: Any) -> None:
-        self.tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
+                 other: Union[Tokenizer, Path, str, None] = None, **values: Any) -> None:
+        self._tokenizers = [_named(tokenizer)]
         super().__init__(text=text, **values)
         self.observe(lambda change: self._cut(), "text")
+        self.compare(other)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The first."""
+        return self._tokenizers[0][1]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Of the first tokenizer, see ``cut``."""
+        return self.cuts[0]["rows"]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Of the first tokenizer, see ``cut``."""
+        return self.cuts[0]["facts"]
+
+    def compare(self, other: Union[Tokenizer, Path, str, None]) -> None:
+        """Put another tokenizer beside the first; None or an empty name takes it away.
+
+        Raises:
+            InputError: there is no such tokenizer.
+        """
+        self._tokenizers = [self._tokenizers[0], *([_named(other)] if other else [])]
         self._cut()
 
     def _cut(self) -> None:
-        try:
-            self.rows, self.facts = cut(self.tokenizer, self.text)
-        except InputError as error:
-            self.facts = {"refused": str(error)}
+        self.cuts = [{"name": name, **_cut_or_refused(tokenizer, self.text)} for name, tokenizer in self._tokenizers]
+
+    def _do_compare(self, content: dict[str, Any]) -> None:
+        self.compare(str(content.get("name", "")).strip())
 
     def still_text(self) -> str:
-        words = "  ".join(f"{row['word']} [{' '.join(map(str, row['ids']))}]" for row in self.rows)
-        return f"{words}\n{self.facts.get('characters', 0)} characters, {self.facts.get('tokens', 0)} tokens"
+        return "\n".join(f"{_words(one)}\n{self._told(one)}" for one in self.cuts)
+
+    def _told(self, one: dict[str, Any]) -> str:
+        name = f"{one['name']}: " if len(self.cuts) > 1 else ""
+        return f"{name}{one['facts'].get('characters', 0)} characters, {one['facts'].get('tokens', 0)} tokens"
 
     def still_html(self) -> str:
         style = "display:inline-block;margin:2px;padding:2px 6px;border-radius:4px;color:#fff;background:"
-        words = "".join(f'<span style="{style}{COLORS[number % len(COLORS)]}">{escape(" ".join(row["pieces"]))}'
-                        f'<br><small>{" ".join(map(str, row["ids"]))}</small></span>' for number, row in enumerate(self.rows))
-        return f"<div>{words}</div>{still_block(self.still_text().splitlines()[-1])}"
+        parts = []
+        for one in self.cuts:
+            words = "".join(f'<span style="{style}{COLORS[number % len(COLORS)]}">{escape(" ".join(row["pieces"]))}'
+                            f'<br><small>{" ".join(map(str, row["ids"]))}</small></span>' for number, row in enumerate(one["rows"]))
+            parts.append(f"<div>{words}</div>{still_block(self._told(one))}")
+        return "".join(parts)
+
+
+def _named(tokenizer: Union[Tokenizer, Path, str]) -> tuple[str, Tokenizer]:
+    """A tokenizer and what to call it: as it was asked for, or its kind."""
+    if isinstance(tokenizer, Tokenizer):
+        return tokenizer.kind, tokenizer
+    return str(tokenizer), load_tokenizer(tokenizer)
+
+
+def _words(one: dict[str, Any]) -> str:
+    return "  ".join(f"{row['word']} [{' '.join(map(str, row['ids']))}]" for row in one["rows"])
+
+
+def _cut_or_refused(tokenizer: Tokenizer, text: str) -> dict[str, Any]:
+    try:
+        rows, facts = cut(tokenizer, text)
+    except InputError as error:
+        rows, facts = [], {"refused": str(error)}
+    return {"rows": rows, "facts": facts}
 
 
 def cut(tokenizer: Tokenizer, text: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:

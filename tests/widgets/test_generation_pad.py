@@ -10,7 +10,7 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, generate
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
-from widgets.generation_pad import GenerationPad
+from widgets.generation_pad import GenerationPad, pieces_of
 
 SETTINGS = SamplingConfig(max_new_tokens=12, temperature=0.8, seed=3)
 
@@ -104,3 +104,28 @@ def test_what_cannot_work_is_said_in_its_column_and_the_other_writes():
 def test_markup_that_a_model_writes_stays_text():
     pad = GenerationPad(engine_of(), prompt="<script>")
     assert "<script" not in pad._repr_mimebundle_()[0]["text/html"]
+
+
+def test_the_text_is_cut_where_its_tokens_end_and_shown_so_when_asked():
+    tokenizer = CharacterTokenizer()
+    halves = [tokenizer.vocab_size - 2, tokenizer.vocab_size - 1]
+    ab, spring, end = tokenizer.id_of("ab"), tokenizer.id_of("春天"), tokenizer.eod_id
+    assert pieces_of(tokenizer, [ab, *halves, spring], "abé春天") == [("ab", [ab]), ("é", halves), ("春天", [spring])]
+    assert pieces_of(tokenizer, [ab, spring], "ab春") == [("ab", [ab]), ("春", [spring])]  # a stop string cut it
+    assert pieces_of(tokenizer, [ab, spring], "ab") == [("ab", [ab])]
+    assert pieces_of(tokenizer, [ab, halves[0]], "ab\N{REPLACEMENT CHARACTER}")[-1] == ("\N{REPLACEMENT CHARACTER}", halves[:1])
+    assert pieces_of(tokenizer, [], "") == [] and pieces_of(tokenizer, [end, ab], "ab") == [("ab", [end, ab])]
+
+
+def test_coloured_pieces_are_off_until_switched_on_and_markup_in_them_stays_text(monkeypatch):
+    engine = engine_of()
+    monkeypatch.setattr(engine.tokenizer, "pieces", [b"", *[b"<b>"] * (engine.vocab_size - 1)])
+    pad = GenerationPad(engine, prompt="ab", sampling=SETTINGS)
+    pad.write()
+    assert pad.wait(30)
+    (output,) = pad.outputs
+    assert [text for text, _ in output["pieces"]] == ["<b>"] * 12 and output["text"] == "<b>" * 12
+    assert "border-bottom" not in pad.still_html() and output["text"] in pad.still_text()
+    pad.show_tokens = True
+    assert pad.still_html().count("border-bottom") == 12 and "<b>" not in pad.still_html()
+    assert "<b>|<b>" in pad.still_text()

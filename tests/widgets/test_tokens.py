@@ -8,6 +8,7 @@ import pytest
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, History, explain
+from pangu_lab.tokenizer import train_vocabulary
 from tests.generate.fakes import CharacterTokenizer, TableRunner
 from widgets.next_token import NextToken
 from widgets.token_view import MOST_CHARACTERS, TokenView
@@ -28,6 +29,28 @@ def test_markup_in_a_text_stays_text_and_too_long_a_text_is_refused():
     assert "<img" not in view._repr_mimebundle_()[0]["text/html"]
     view.text = "春" * (MOST_CHARACTERS + 1)
     assert "at most 4,000" in view.facts["refused"]
+
+
+def test_another_tokenizer_stands_beside_the_first_and_goes_again(tmp_path):
+    text = "春天来了，我们去公园。" * 20
+    (tmp_path / "text.txt").write_text(text)
+    own = train_vocabulary(tmp_path / "text.txt", tmp_path / "own", 32)
+    view = TokenView("春天来了", other=own)
+    assert [one["name"] for one in view.cuts] == ["pangu", "sentencepiece"]
+    for one, tokenizer in zip(view.cuts, (view.tokenizer, own)):
+        ids = tokenizer.encode("春天来了")
+        assert [index for row in one["rows"] for index in row["ids"]] == ids and one["facts"]["tokens"] == len(ids)
+        assert one["facts"]["characters_a_token"] == 4 / len(ids)
+        assert f"{one['name']}: 4 characters, {len(ids)} tokens" in view.still_text()
+    assert view.still_html().count("4 characters") == 2
+    view._received(view, {"do": "compare", "name": " "}, [])
+    assert len(view.cuts) == 1 and "pangu:" not in view.still_text()
+    view._received(view, {"do": "compare", "name": str(tmp_path / "own")}, [])
+    view.text = "公园"
+    assert [one["facts"]["characters"] for one in view.cuts] == [2, 2] and view.cuts[1]["name"] == str(tmp_path / "own")
+    with pytest.raises(InputError, match="no such tokenizer"):
+        view.compare(tmp_path / "nothing")
+    assert len(view.cuts) == 2
 
 
 @pytest.fixture

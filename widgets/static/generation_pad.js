@@ -9,7 +9,7 @@ const PAD_SLIDERS = [
 export default {
   render({ model, el: node }) {
     root(node, "pad");
-    let [t, box, write, stop, grid, past, news, beside] = [];
+    let [t, box, write, stop, grid, past, news, beside, cuts] = [];
     let parts = [];
     const change = (number, name, value) => {
       const columns = model.get("columns").map((column, index) => (index === number ? { ...column, settings: { ...column.settings, [name]: value } } : column));
@@ -56,12 +56,14 @@ export default {
         el("details", { open: true }, el("summary", {}, t("settings")), el("div", { class: "pgl-row" }, PAD_SLIDERS.map((row) => slider(number, row)), seed(number))),
         text, note, el("div", { class: "pgl-row" }, facts, el("span", { class: "pgl-push" }, copy, further)));
     };
+    const written = ({ text, pieces }) => (model.get("show_tokens") ? pieces.map(([piece, ids], index) => el("span", { class: "pgl-made",
+      style: `--pgl-piece:${colorOf(index)}`, title: ids.join(" "), "data-line": piece.startsWith("\n") }, piece)) : [text]);
     const show = () => {
       const [outputs, writing] = [model.get("outputs"), model.get("writing")];
       outputs.forEach((output, number) => {
         const part = parts[number];
         if (!part) return;
-        fill(part.text, el("span", { class: "pgl-muted" }, model.get("prompt")), output.text, output.state === "writing" ? el("i", { class: "pgl-caret" }) : null);
+        fill(part.text, el("span", { class: "pgl-muted" }, model.get("prompt")), ...written(output), output.state === "writing" ? el("i", { class: "pgl-caret" }) : null);
         part.text.dataset.state = output.state;
         part.note.hidden = !output.note;
         part.note.textContent = output.note;
@@ -92,11 +94,12 @@ export default {
       write = el("button", { type: "button", class: "pgl-primary pgl-write", title: "Ctrl+Enter", onclick: begin }, t("write"));
       stop = el("button", { type: "button", class: "pgl-danger", hidden: true, onclick: () => model.send({ do: "stop" }) }, t("stop"));
       beside = el("button", { type: "button", onclick: () => model.send({ do: "beside" }) }, t("beside"));
+      cuts = el("input", { type: "checkbox", checked: model.get("show_tokens"), onchange: () => { model.set("show_tokens", cuts.checked); model.save_changes(); } });
       news = el("div", { class: "pgl-error", hidden: true, role: "alert" });
       grid = el("div", { class: "pgl-columns" });
       past = el("div", { class: "pgl-pasts" });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")),
-        el("span", { class: "pgl-row pgl-push" }, beside, write, stop, languageSwitch(model))), box, news, grid,
+        el("span", { class: "pgl-row pgl-push" }, el("label", { class: "pgl-label pgl-cuts" }, cuts, t("show_tokens")), beside, write, stop, languageSwitch(model))), box, news, grid,
       el("details", {}, el("summary", {}, t("history")), past));
       layout();
       showPast();
@@ -104,7 +107,8 @@ export default {
     const refused = (message) => { if (message.kind === "refused") { news.textContent = message.text; news.hidden = false; } };
     const promptChanged = () => { if (box !== document.activeElement) box.value = model.get("prompt"); show(); };
     const columnsChanged = () => { if (!grid.contains(document.activeElement) || model.get("columns").length !== parts.length) layout(); };
-    const wired = [["change:outputs change:writing", show], ["change:history", showPast], ["change:columns", columnsChanged],
+    const cutsChanged = () => { cuts.checked = model.get("show_tokens"); show(); };
+    const wired = [["change:outputs change:writing", show], ["change:show_tokens", cutsChanged], ["change:history", showPast], ["change:columns", columnsChanged],
       ["change:prompt", promptChanged], ["msg:custom", refused]];
     wired.forEach(([names, act]) => model.on(names, act));
     const off = whenLanguageChanges(model, build);
