@@ -22,6 +22,7 @@ export default {
       fill(parts, (cuts.some((one) => one.facts.refused) ? cuts.slice(0, 1) : cuts).map((one) => partOf(one, cuts.length < 2)));
       news.hidden = true;
     };
+    const compare = () => { news.hidden = true; model.send({ do: "compare", name: other.value }); };
     const build = () => {
       t = wordsOf(model, "tokens");
       box = el("textarea", { rows: 2, value: model.get("text"), "aria-label": t("text"), oninput: () => {
@@ -32,7 +33,7 @@ export default {
       news = el("div", { class: "pgl-error", hidden: true, role: "alert" });
       const cuts = model.get("cuts");
       other = el("input", { type: "text", style: "width:200px", placeholder: t("other_hint"), value: cuts.length > 1 ? cuts[1].name : "",
-        onchange: () => model.send({ do: "compare", name: other.value }) });
+        onchange: compare, onkeydown: (event) => { if (event.key === "Enter") { event.stopPropagation(); compare(); } } });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")),
         el("span", { class: "pgl-row pgl-push" }, el("label", { class: "pgl-label" }, t("other"), other), languageSwitch(model))), box, news, parts);
       show();
