@@ -18,6 +18,7 @@ import traitlets
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, History, choose, explain
+from pangu_lab.generate.text import unknown_ids
 
 from widgets.base import LabWidget, escape, piece_of
 from widgets.still import COLORS
@@ -88,7 +89,7 @@ class NextToken(LabWidget):
 
     def draw(self) -> int:
         """Draw a token as generation would, write it, and give its id."""
-        index = choose(self._logits, self.sampling, History(prompt=self._ids), float(np.random.default_rng().random()))
+        index = choose(self._logits, self.sampling, self._history(), float(np.random.default_rng().random()))
         self.add(index)
         return index
 
@@ -109,15 +110,23 @@ class NextToken(LabWidget):
         if known + len(new) > self.engine.max_length:
             raise InputError(f"no room for {len(new)} more tokens: the model holds {self.engine.max_length}")
         with self._lock:
-            logits = np.array(self.engine.logits([*self._ids, *new])[known - 1:-1], np.float64)
+            logits = np.array(self._rows([*self._ids, *new])[known - 1:-1], np.float64)
         probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
         tokens = [{"piece": piece_of(tokenizer, index), "rank": int((row > row[index]).sum()) + 1, "probability": float(row[index])}
                   for row, index in zip(probabilities, new)]
         return {"tokens": tokens, "probability": float(np.prod([token["probability"] for token in tokens]))}
 
+    def _rows(self, ids: list[int]) -> np.ndarray:
+        """Logits of what follows each token; a model may have more than its tokenizer has pieces."""
+        return self.engine.logits(ids)[:, :self.engine.tokenizer.vocab_size]
+
+    def _history(self) -> History:
+        """What generation would look at here: it never writes the unknown piece."""
+        return History(prompt=self._ids, unknown=unknown_ids(self.engine.tokenizer))
+
     def _read(self, ids: list[int], text: str) -> None:
         with self._lock:
-            self._logits, self._ids = np.array(self.engine.logits(ids)[-1]), list(ids)
+            self._logits, self._ids = np.array(self._rows(ids)[-1]), list(ids)
         with self.hold_sync():
             self.text, self.length = text, [len(ids), self.engine.max_length]
             self._distribution()
@@ -126,7 +135,7 @@ class NextToken(LabWidget):
 
     def _distribution(self) -> None:
         try:
-            stages = explain(self._logits, self.sampling, History(prompt=self._ids))
+            stages = explain(self._logits, self.sampling, self._history())
         except InputError as error:
             self.note = str(error)
             return

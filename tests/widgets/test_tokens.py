@@ -74,6 +74,16 @@ def test_the_bars_are_the_distributions_that_generation_draws_from(engine):
     assert told in microscope.still_text() and told in microscope.still_html()
 
 
+def test_what_generation_never_writes_is_never_drawn_here_either(engine, monkeypatch):
+    unknown = int(np.argmax(engine.logits(engine.tokenizer.encode("ab"))[-1]))
+    monkeypatch.setattr(engine.tokenizer, "unknown_ids", (unknown,), raising=False)
+    microscope = NextToken(engine, "ab", SamplingConfig(temperature=0))
+    assert [token["after"] for token in microscope.tokens if token["id"] == unknown] == [0.0]
+    assert microscope.draw() != unknown
+    monkeypatch.setattr(engine.tokenizer, "vocab_size", engine.vocab_size - 2)  # rows of the model without a piece
+    assert NextToken(engine, "ab").stages[0]["left"] == engine.vocab_size - 2
+
+
 def test_a_slider_moves_the_bars_and_a_setting_out_of_range_is_said(engine):
     microscope = NextToken(engine, "ab")
     before = microscope.tokens
