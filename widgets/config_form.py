@@ -131,6 +131,11 @@ class ConfigForm(LabWidget):
             self.version += 1
             self._show(config)
 
+    def name_run(self, run: Union[Path, str]) -> None:
+        """Name another run folder in the command."""
+        self.run = run
+        self.command = command_text(launch_words(self._config, run))
+
     def edit(self, key: str, text: str) -> None:
         """Type ``text`` into the field of a setting; ``error`` says what is wrong with it, if anything is."""
         self._edits[key] = text
@@ -149,7 +154,7 @@ class ConfigForm(LabWidget):
     def _show(self, config: RunConfig) -> None:
         self._config = config
         self.changed = list(changed_settings(config))
-        self.command = command_text(launch_words(config, self.run))
+        self.name_run(self.run)
         self.figures = figures_of(config, self.hardware)
 
     # ---------------------------------------------------------------- YAML

@@ -94,6 +94,8 @@ class LaunchPanel(ipywidgets.VBox):
             self.monitor.show(self.run)
 
     def _show_command(self) -> None:
+        if isinstance(self._settings, ConfigForm):
+            self._settings.name_run(self.run)  # both show one command
         self.controls.command = command_text(launch_words(self.config, self.run))
 
     def __repr__(self) -> str:

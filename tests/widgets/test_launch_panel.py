@@ -86,6 +86,15 @@ def test_what_cannot_start_is_refused_before_any_process(panel_of, tmp_path):
         resume_run(tmp_path)
 
 
+def test_form_and_panel_show_one_command(panel_of):
+    form = ConfigForm("debug", run="runs/another")
+    panel = panel_of(form)
+    assert form.command == panel.controls.command and f"--run {panel.run}" in form.command
+    panel.controls.name = "second"
+    form.edit("train.steps", "7")
+    assert form.command == panel.controls.command and "second" in form.command and "train.steps=7" in form.command
+
+
 def test_waiting_for_a_run_ends_when_nothing_more_is_heard_of_it(written_run):
     run = written_run()
     run.step(2)
