@@ -109,7 +109,8 @@ def step_seconds(config: RunConfig, hardware: Hardware, sent: dict[str, int]) ->
     """Seconds of a step by what they go into: "compute", each kind of communication, "bubble"."""
     parallel = config.parallel
     tokens = config.data.batch_size * config.data.seq_length / parallel.data
-    seconds = {"compute": tokens * stage_flops(config) / parallel.tensor / (hardware.flops * hardware.efficiency)}
+    overhead = hardware.overhead * config.train.accumulation * parallel.micro_batches
+    seconds = {"compute": overhead + tokens * stage_flops(config) / parallel.tensor / (hardware.flops * hardware.efficiency)}
     spans = {"tensor": parallel.tensor, "experts": parallel.tensor * parallel.expert,
              "gradients": parallel.tensor * parallel.data, "weights": parallel.tensor * parallel.data,
              "pipeline": parallel.world_size}

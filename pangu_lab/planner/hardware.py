@@ -28,6 +28,7 @@ class Hardware:
         far: bytes a second between servers, for each device.
         per_server: devices in a server.
         host: bytes of a server's own memory, for what is offloaded.
+        overhead: seconds of a micro-batch that its operations do not explain; what a very small model's step is made of.
         usable: share of ``memory`` that is left to the model. The reference gives MindSpore 30 of 32 GB.
     """
 
@@ -40,6 +41,7 @@ class Hardware:
     efficiency: float = 0.4
     usable: float = 30 / 32
     host: int = 2**40
+    overhead: float = 0.0
 
     @property
     def is_cpu(self) -> bool:
@@ -52,7 +54,7 @@ HARDWARE = {item.name: item for item in (
     Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9),
     Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9),
     Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9),
-    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0),
+    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0, overhead=0.01),
 )}
 
 

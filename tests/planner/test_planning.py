@@ -70,6 +70,12 @@ def test_every_preset_can_be_planned_and_kinds_add_up(name):
     assert [item.fits for item in found.layouts] == sorted((item.fits for item in found.layouts), reverse=True)
 
 
+def test_a_step_of_a_small_model_on_a_cpu_is_mostly_its_fixed_part():
+    """Measured on two cores: 12 ms a step for ``debug``, 205 for ``tiny``."""
+    small, larger = (plan(preset(name), 1, hardware="cpu").chosen.step_seconds for name in ("debug", "tiny"))
+    assert 0.009 < small < 0.015 and 0.15 < larger < 0.25
+
+
 @pytest.mark.parametrize("pipeline,data,tensor,optimizer", [(1, 1, 1, False), (2, 2, 2, True), (4, 1, 1, False),
                                                             (1, 4, 1, True), (2, 2, 2, "parameters")])
 def test_parameters_of_a_device_are_those_that_training_gives_it(pipeline, data, tensor, optimizer):
