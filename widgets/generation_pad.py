@@ -193,7 +193,7 @@ class GenerationPad(LabWidget):
 
     def still_html(self) -> str:
         cell = '<td style="vertical-align:top;text-align:left;white-space:pre-wrap">'
-        heads = "".join(f"<th>{escape(self.models[column['model']])}<br><small>{escape(_told(column))}</small></th>"
+        heads = "".join(f"<th style='text-align:left'>{escape(self.models[column['model']])}<br><small>{escape(_told(column))}</small></th>"
                         for column in self.columns)
         texts = "".join(f'{cell}<span style="opacity:.6">{escape(self.prompt)}</span>{self._written_html(output)}</td>'
                         for output in self.outputs)
