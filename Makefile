@@ -33,7 +33,7 @@ test-browser: $(VENV)/.installed-test  ## the tests that look at pages and noteb
 	$(PYTEST) -m browser $(ARGS)
 
 test-native: $(VENV)/.installed-test  ## the C kernels alone, with every access to memory checked (AddressSanitizer, gcc)
-	PANGU_LAB_CACHE=$(CURDIR)/build/sanitized PANGU_LAB_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover -g -O1" \
+	PANGU_LAB_CFLAGS="-fsanitize=address,undefined -fno-sanitize-recover -g -O1" \
 		ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 		$(PYTEST) -p no:cacheprovider tests/ops/native $(ARGS)
 

@@ -18,6 +18,7 @@ READMES = {
         "decode, bundle": "decode from an exported bundle, the same size; transformers",
         "decode, int8": "decode with weights in int8, one sequence, 12 layers × 768, vocabulary 40000; transformers in fp32",
         "batch of 8, engine": "decode, eight sequences at once, the same size; one after the other",
+        "steps of 8, engine": "the same, without the time that reading the prompts takes",
         "first token, engine": "first token of a prompt of 512, the same size; transformers", "peak": " MB at most", "s": " s",
         "speed": " tokens/s", "as quick": " × as quick"},
     "README.zh-CN.md": {
@@ -26,6 +27,7 @@ READMES = {
         "decode, bundle": "用导出包逐词生成，同样大小；transformers",
         "decode, int8": "用 int8 权重逐词生成，单条序列，12 层 × 768，词表 40000；fp32 的 transformers",
         "batch of 8, engine": "八条序列同时逐词生成，同样大小；逐条生成",
+        "steps of 8, engine": "同上，不计读取提示的时间",
         "first token, engine": "512 个词元的提示到首个词元，同样大小；transformers", "peak": " MB（峰值）", "s": " 秒",
         "speed": " 词元/秒", "as quick": " 倍"},
 }

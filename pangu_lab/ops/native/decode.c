@@ -20,7 +20,9 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 
-#define AHEAD 512 /* bytes that memory is asked for beforehand where more than that is done with each */
+/* Bytes of a stream that are fetched into the second-level cache beforehand where more is done with each than one product: the
+   processor's own fetching stops while it multiplies, and what is fetched into the first level is limited to a few lines. */
+#define AHEAD 6144
 
 /* (out, in) weights: of floats, or of bytes with a factor for each row. */
 struct matrix {
@@ -75,10 +77,12 @@ INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
     return quantised ? ((const int8_t *)row)[i] : ((const float *)row)[i];
 }
 
+enum { MOST = 8 }; /* sequences that a row of weights is multiplied with at once */
+
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
 INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int quantised,
-                 float sums[3][4]) {
-    vec running[3][4];
+                 float sums[3][MOST]) {
+    vec running[3][MOST];
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < count; b++)
             running[r][b] = (vec){0};
@@ -86,7 +90,7 @@ INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in,
     for (; i + STEP <= in; i += STEP) {
         for (int r = 0; count > 1 && r < rows; r++)
             for (int line = 0; line < STEP * (quantised ? 1 : 4); line += 64)
-                __builtin_prefetch(weight + r * stride + i * (quantised ? 1 : 4) + AHEAD + line);
+                __builtin_prefetch(weight + r * stride + i * (quantised ? 1 : 4) + AHEAD + line, 0, 2);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             vec w[3];
@@ -137,15 +141,20 @@ INLINE void finish(const struct few *p, int64_t row, int64_t b, float sum) {
 INLINE void block(const struct few *p, int64_t row, int rows, int64_t apart, int quantised) {
     int64_t line = p->in * (quantised ? 1 : 4), stride = line * apart;
     const char *weight = (const char *)p->matrix->weight + row * line;
-    float sums[3][4];
-    for (int64_t b = 0; b < p->count; b += 4) {
-        int count = p->count - b < 4 ? (int)(p->count - b) : 4;
+    float sums[3][MOST];
+    int most = processor.bits == 512 ? MOST : 4; /* as many as there are registers for running sums */
+    for (int64_t b = 0; b < p->count; b += most) {
+        int count = (int)smaller(p->count - b, most);
         const float *x = p->x + b * p->in;
         switch (count) { /* numbers that the compiler can see, so that the running sums stay in registers */
         case 1: tile(weight, stride, x, p->in, rows, 1, quantised, sums); break;
         case 2: tile(weight, stride, x, p->in, rows, 2, quantised, sums); break;
         case 3: tile(weight, stride, x, p->in, rows, 3, quantised, sums); break;
-        default: tile(weight, stride, x, p->in, rows, 4, quantised, sums);
+        case 4: tile(weight, stride, x, p->in, rows, 4, quantised, sums); break;
+        case 5: tile(weight, stride, x, p->in, rows, 5, quantised, sums); break;
+        case 6: tile(weight, stride, x, p->in, rows, 6, quantised, sums); break;
+        case 7: tile(weight, stride, x, p->in, rows, 7, quantised, sums); break;
+        default: tile(weight, stride, x, p->in, rows, 8, quantised, sums);
         }
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < count; c++)
@@ -194,15 +203,48 @@ static void normalise(const float *x, const float *gamma, const float *beta, flo
     }
 }
 
+/* mixed (vectors · LANES,) = the values' sum by their scores, as shares of ``sum``. */
+INLINE void mix(const float *scores, float sum, const float *values, const int32_t *read, int64_t length, int64_t dim,
+                int vectors, float *mixed) {
+    vec running[8] = {{0}};
+    for (int64_t t = 0; t < length; t++)
+        for (int k = 0; k < vectors; k++)
+            running[k] += scores[t] * load(values + read[t] * dim + k * LANES);
+    for (int k = 0; k < vectors; k++) {
+        running[k] /= sum;
+        memcpy(mixed + k * LANES, &running[k], sizeof running[k]);
+    }
+}
+
+enum { KEYS = 8 }; /* that a query is multiplied with at once */
+
 /* One head of one sequence: mixed (dim,) = softmax(query · keysᵀ) · values over the places read[0 … length). */
 CLONES static void attend(const float *query, const float *keys, const float *values, const int32_t *read,
                           int64_t length, int64_t dim, float *scores, float *mixed) {
     float highest = -INFINITY, sum = 0;
-    for (int64_t t = 0; t < length; t++) {
-        float one[3][4];
-        tile((const char *)(keys + read[t] * dim), 0, query, dim, 1, 1, 0, one);
-        scores[t] = one[0][0];
-        highest = scores[t] > highest || scores[t] != scores[t] ? scores[t] : highest; /* a NaN stays */
+    for (int64_t t = 0; t < length; t += KEYS) {
+        const float *key[KEYS];
+        for (int k = 0; k < KEYS; k++) /* behind the last one, that one again */
+            key[k] = keys + read[smaller(t + k, length - 1)] * dim;
+        for (int k = 0; k < KEYS; k++) /* keys that come soon; values, which are wanted as soon as the scores are there */
+            for (int64_t line = 0; line < dim; line += 16) {
+                __builtin_prefetch(keys + read[smaller(t + k + 2 * KEYS, length - 1)] * dim + line, 0, 2);
+                __builtin_prefetch(values + read[smaller(t + k, length - 1)] * dim + line, 0, 2);
+            }
+        vec running[KEYS] = {{0}};
+        int64_t i = 0;
+        for (; i + LANES <= dim; i += LANES) {
+            vec value = load(query + i);
+            for (int k = 0; k < KEYS; k++)
+                running[k] += load(key[k] + i) * value;
+        }
+        for (int k = 0; k < KEYS && t + k < length; k++) {
+            float score = total(running[k]);
+            for (int64_t j = i; j < dim; j++)
+                score += key[k][j] * query[j];
+            scores[t + k] = score;
+            highest = score > highest || score != score ? score : highest; /* a NaN stays */
+        }
     }
 #pragma omp simd reduction(+ : sum)
     for (int64_t t = 0; t < length; t++) {
@@ -211,16 +253,10 @@ CLONES static void attend(const float *query, const float *keys, const float *va
     }
     memset(mixed, 0, dim * sizeof *mixed);
     int64_t first = 0;
-    for (; first + STEP <= dim; first += STEP) {
-        vec running[4] = {{0}};
-        for (int64_t t = 0; t < length; t++)
-            for (int k = 0; k < 4; k++)
-                running[k] += scores[t] * load(values + read[t] * dim + first + k * LANES);
-        for (int k = 0; k < 4; k++) {
-            running[k] /= sum;
-            memcpy(mixed + first + k * LANES, &running[k], sizeof running[k]);
-        }
-    }
+    for (; first + 2 * STEP <= dim; first += 2 * STEP)
+        mix(scores, sum, values + first, read, length, dim, 8, mixed + first);
+    for (; first + LANES <= dim; first += LANES)
+        mix(scores, sum, values + first, read, length, dim, 1, mixed + first);
     for (int64_t t = 0; first < dim && t < length; t++)
         for (int64_t i = first; i < dim; i++)
             mixed[i] += scores[t] / sum * values[read[t] * dim + i];
