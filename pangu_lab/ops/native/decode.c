@@ -77,7 +77,7 @@ INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
     return quantised ? ((const int8_t *)row)[i] : ((const float *)row)[i];
 }
 
-enum { MOST = 8 }; /* sequences that a row of weights is multiplied with at once */
+enum { MOST = 4 }; /* sequences that a row of weights is multiplied with at once */
 
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
 INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int quantised,
@@ -142,19 +142,14 @@ INLINE void block(const struct few *p, int64_t row, int rows, int64_t apart, int
     int64_t line = p->in * (quantised ? 1 : 4), stride = line * apart;
     const char *weight = (const char *)p->matrix->weight + row * line;
     float sums[3][MOST];
-    int most = processor.bits == 512 ? MOST : 4; /* as many as there are registers for running sums */
-    for (int64_t b = 0; b < p->count; b += most) {
-        int count = (int)smaller(p->count - b, most);
+    for (int64_t b = 0; b < p->count; b += MOST) {
+        int count = (int)smaller(p->count - b, MOST);
         const float *x = p->x + b * p->in;
         switch (count) { /* numbers that the compiler can see, so that the running sums stay in registers */
         case 1: tile(weight, stride, x, p->in, rows, 1, quantised, sums); break;
         case 2: tile(weight, stride, x, p->in, rows, 2, quantised, sums); break;
         case 3: tile(weight, stride, x, p->in, rows, 3, quantised, sums); break;
-        case 4: tile(weight, stride, x, p->in, rows, 4, quantised, sums); break;
-        case 5: tile(weight, stride, x, p->in, rows, 5, quantised, sums); break;
-        case 6: tile(weight, stride, x, p->in, rows, 6, quantised, sums); break;
-        case 7: tile(weight, stride, x, p->in, rows, 7, quantised, sums); break;
-        default: tile(weight, stride, x, p->in, rows, 8, quantised, sums);
+        default: tile(weight, stride, x, p->in, rows, MOST, quantised, sums);
         }
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < count; c++)

@@ -64,7 +64,6 @@ INLINE void turn(float *to, int64_t width, const float *from, int64_t across, in
 #undef HIGH
 
 static struct {
-    int bits;           /* of a vector */
     int64_t high, wide; /* a tile's rows and columns */
     void (*pack_rows)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
     void (*pack_columns)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
@@ -77,17 +76,17 @@ static int choose_vectors(int bits) {
     __builtin_cpu_init();
     if (bits >= 512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq")) {
-        processor.bits = 512, processor.high = 12, processor.wide = 32;
+        processor.high = 12, processor.wide = 32;
         processor.pack_rows = pack_rows_512, processor.pack_columns = pack_columns_512, processor.tile = tile_512;
         return 512;
     }
     if (bits >= 256 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        processor.bits = 256, processor.high = 6, processor.wide = 16;
+        processor.high = 6, processor.wide = 16;
         processor.pack_rows = pack_rows_256, processor.pack_columns = pack_columns_256, processor.tile = tile_256;
         return 256;
     }
 #endif
-    processor.bits = 128, processor.high = 6, processor.wide = 8;
+    processor.high = 6, processor.wide = 8;
     processor.pack_rows = pack_rows_128, processor.pack_columns = pack_columns_128, processor.tile = tile_128;
     return 128;
 }
