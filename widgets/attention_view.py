@@ -94,7 +94,7 @@ class AttentionView(LabWidget):
 
     def _title(self) -> str:
         last = self.layer == len(self.seen.layers) - 1
-        layer = self.word("attention", "query_layer" if last else "block").format(number=self.layer)
+        layer = self.word("attention", "query_layer" if last else "block", number=self.layer)
         head = self.word("attention", "mean") if self.head == MEAN else f"{self.word('attention', 'head')} {self.head}"
         return f"{layer} · {head}"
 

@@ -92,9 +92,11 @@ class LabWidget(anywidget.AnyWidget):
         if hasattr(self.comm, "_reply_subshell_for"):
             self.comm._reply_subshell_for = lambda data, asked: asked
 
-    def word(self, section: str, key: str) -> str:
-        """A text of the catalogue in the widget's language; the key itself where it has none."""
-        return catalogue(self.language)[section].get(key, key)
+    def word(self, section: str, key: str, **values: Any) -> str:
+        """A text of the catalogue in the widget's language, its places filled in; the key itself where it has none."""
+        texts = catalogue(self.language)
+        text = texts[section].get(key, texts["common"].get(key, key))
+        return text.format(**values) if values else text
 
     def _received(self, widget: Any, content: Any, buffers: Any) -> None:
         """A message of the page ``{"do": NAME, …}`` goes to the method ``_do_NAME``; what is refused is shown."""

@@ -201,7 +201,7 @@ class ConfigForm(LabWidget):
     # ---------------------------------------------------------------- without a page
 
     def still_text(self) -> str:
-        lines = [f"{self._config.preset}: {self._config.model.num_parameters:,} parameters"]
+        lines = [f"{self._config.preset}: {self.word('form', 'parameters')} {self._config.model.num_parameters:,}"]
         changes = changed_settings(self._config)
         lines += [f"  {key} = {value_text(value)}" for key, value in changes.items()]
         return "\n".join([*lines, self.command])

@@ -20,7 +20,7 @@ from pangu_lab.planner import HARDWARE, LayoutEstimate, plan
 from pangu_lab.planner.hardware import GIB
 from pangu_lab.presets import PRESETS, preset
 
-from widgets.base import LabWidget, still_block
+from widgets.base import LabWidget, escape, still_block
 from widgets.still import COLORS, figure
 
 MOST_ROWS = 8  # data ranks drawn; the others hold the same
@@ -124,16 +124,39 @@ class LayoutPicker(LabWidget):
     # ---------------------------------------------------------------- without a page
 
     def still_text(self) -> str:
+        return "\n".join([*self._layout_lines(), *self._held_lines()])
+
+    def _layout_lines(self) -> list[str]:
+        """The layouts and why the first is recommended; or why there are none."""
         if self.note:
-            return self.note
+            return [self.note]
         rows = [f"{'→' if row['recommended'] else ' '} {row['pipeline']} × {row['data']} × {row['tensor']}  "
-                f"{row['total'] / GIB:7.1f} GB of {row['capacity'] / GIB:.0f}  {figure(row['step_seconds'], 3)} s a step"
+                f"{row['total'] / GIB:7.1f} / {row['capacity'] / GIB:.0f} GB  {self.word('layout', 'step_time')} {figure(row['step_seconds'], 3)} s"
                 for row in self.layouts[:8]]
-        return "\n".join([f"{self.preset} on {self.devices} × {self.hardware}: pipeline × data × tensor", *rows,
-                          *(self.why_zh if self.language == "zh" else self.why)])
+        return [f"{self.preset}, {self.devices} × {self.hardware}: {self.word('layout', 'layout')}", *rows,
+                *(self.why_zh if self.language == "zh" else self.why)]
+
+    def _held_lines(self) -> list[str]:
+        """What the chosen rank holds: which part of which tensor of which layers."""
+        if not self.held:
+            return []
+        lines = [self.word("layout", "rank_holds", **{**self.held, "parameters": f"{self.held['parameters']:,}"})]
+        for row in self.held["rows"]:
+            where = _spans(row["layers"]) if row["where"] == "block" else self.word("layout", row["where"])
+            here = self.word("layout", "all") if row["here"] is None else " × ".join(f"{a}–{b}" for a, b in row["here"])
+            lines.append(f"  {where}  {row['name']}  {' × '.join(map(str, row['whole']))}: {here}")
+        return lines
 
     def still_html(self) -> str:
-        return f"{still_block(self.still_text())}{mesh_svg(self.mesh) if self.mesh else ''}"
+        parts = [still_block("\n".join(self._layout_lines()))]
+        if self.mesh:
+            parts.append(mesh_svg(self.mesh))
+            if self.mesh["hidden"]:
+                parts.append(still_block(self.word("layout", "hidden_rows", number=self.mesh["hidden"])))
+            holds, *rows = self._held_lines()
+            held = still_block("\n".join(rows))
+            parts.append(f"<details><summary>{escape(holds)}</summary>{held}</details>")
+        return "".join(parts)
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
@@ -192,6 +215,17 @@ def _where(name: str) -> tuple[Union[int, str], str]:
     if words[0].startswith("top_query"):
         return "query_layer", ".".join(words[1:]) if words[0] == "top_query_layer" else ".".join(words)
     return "embedding", ".".join(words)
+
+
+def _spans(layers: list[int]) -> str:
+    """Layers in order, those that follow each other as first–last."""
+    parts: list[list[int]] = []
+    for layer in layers:
+        if parts and parts[-1][1] == layer - 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in parts)
 
 
 def _part(place: Place) -> Optional[list[list[int]]]:

@@ -7,6 +7,7 @@ whole picture now and then (``data``) and between them only the rows that change
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Sequence
@@ -251,10 +252,10 @@ class RunMonitor(LabWidget):
     # ---------------------------------------------------------------- without a page
 
     def still_text(self) -> str:
-        return monitor_text(self._followers, self.heads)
+        return monitor_text(self.heads, functools.partial(self.word, "monitor"))
 
     def still_html(self) -> str:
-        return monitor_html(self._followers, self.heads)
+        return monitor_html(self._followers, self.heads, functools.partial(self.word, "monitor"))
 
 
 def _packed(rows: dict[str, np.ndarray]) -> dict[str, bytes]:

@@ -36,6 +36,9 @@ class NextToken(LabWidget):
         sampling: the settings to begin with; the engine's own when not given.
 
     Attributes:
+        stages: the model's own distribution and what each step of the chain leaves of it: "name", whether it "changed"
+            anything, how many tokens are "left", "entropy" in bits.
+        tokens: the likeliest: "id", "piece" and its "shares", a probability for each stage.
         sought: of a word that was asked for: "tokens" (of each "piece", "rank" and "probability", the model's own) and their
             product "probability".
     """
@@ -144,8 +147,8 @@ class NextToken(LabWidget):
                                    + [index for index, _ in first.top(SHOWN)]))[:SHOWN]
         with self.hold_sync():
             self.note = ""
-            self.tokens = [{"id": index, "piece": piece_of(self.engine.tokenizer, index), "before": float(first.probabilities[index]),
-                            "after": float(last.probabilities[index])} for index in shown]
+            self.tokens = [{"id": index, "piece": piece_of(self.engine.tokenizer, index),
+                            "shares": [float(stage.probabilities[index]) for stage in stages]} for index in shown]
             self.stages = [{"name": stage.name, "changed": stage.changed, "left": int((stage.probabilities > 0).sum()),
                             "entropy": _entropy(stage.probabilities)} for stage in stages]
 
@@ -162,21 +165,34 @@ class NextToken(LabWidget):
         self.draw()
 
     def still_text(self) -> str:
-        lines = [f"{self.text} …", self._told(), *(f"{token['piece']:<8} {token['before']:7.2%} → {token['after']:7.2%}"
-                                    for token in self.tokens)]
-        return "\n".join(lines)
+        rows = [f"{token['piece']:<8} " + " → ".join(f"{share:7.2%}" for share in self._shares(token)) for token in self.tokens]
+        return "\n".join([f"{self.text} …", self._told(), " → ".join(self._steps()), *rows])
 
     def _told(self) -> str:
         """The settings, and how many tokens they leave of how many."""
-        settings = ", ".join(f"{name}={value}" for name, value in self.settings.items() if value is not None)
-        left = f": {self.stages[-1]['left']:,} of {self.stages[0]['left']:,} tokens left" if self.stages else ""
-        return settings + left
+        settings = ", ".join(f"{self.word('next', name)}={value}" for name, value in self.settings.items() if value is not None)
+        if not self.stages:
+            return settings
+        return f"{settings}: " + self.word("next", "left_of", left=f"{self.stages[-1]['left']:,}",
+                                               whole=f"{self.stages[0]['left']:,}")
+
+    def _changed(self) -> list[int]:
+        """The model's own distribution and the steps that do something."""
+        return [number for number, stage in enumerate(self.stages) if stage["changed"]]
+
+    def _steps(self) -> list[str]:
+        return [self.word("next", f"stage_{self.stages[number]['name']}").removeprefix("stage_") for number in self._changed()]
+
+    def _shares(self, token: dict[str, Any]) -> list[float]:
+        return [token["shares"][number] for number in self._changed()]
 
     def still_html(self) -> str:
-        bars = "".join(f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["after"]:.0f}px;height:10px;'
-                       f'background:{COLORS[0]}"></div></td><td>{token["before"]:.2%} → {token["after"]:.2%}</td></tr>'
-                       for token in self.tokens)
-        return f"<div>{escape(self.text)} …</div><div><small>{escape(self._told())}</small></div><table>{bars}</table>"
+        heads = "".join(f"<th>{escape(name)}</th>" for name in self._steps())
+        bars = "".join(f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["shares"][-1]:.0f}px;height:10px;'
+                       f'background:{COLORS[0]}"></div></td>' + "".join(f"<td>{share:.2%}</td>" for share in self._shares(token))
+                       + "</tr>" for token in self.tokens)
+        return (f"<div>{escape(self.text)} …</div><div><small>{escape(self._told())}</small></div>"
+                f"<table><tr><th></th><th></th>{heads}</tr>{bars}</table>")
 
 
 def _entropy(probabilities: np.ndarray) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import numpy as np
@@ -14,6 +14,7 @@ from widgets.base import escape
 from widgets.run_data import RunFollower
 
 COLORS = ("#2f6fde", "#bf5519", "#177f5f", "#a24fc4", "#c93a55", "#66717e")
+Word = Callable[..., str]  # a key of the monitor's words, and what its places are filled with
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 290, 52, 36, 20, 12
 
 
@@ -36,36 +37,36 @@ def ticks(low: float, high: float, count: int, whole: bool = False) -> list[floa
     return [round(number * step, 10) for number in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def head_line(head: dict[str, Any]) -> str:
-    """``first: training, step 120 of 300, loss 5.28, perplexity 265``"""
-    parts = [f"{head['name']}: {head['state']}"]
+def head_line(head: dict[str, Any], word: Word) -> str:
+    """``first: training, step 120 of 300, loss 5.28, held-out perplexity 265``"""
+    parts = [f"{head['name']}: {word('state_' + head['state'])}"]
     if head["steps"]:
-        parts.append(f"step {head['step']:,} of {head['steps']:,}")
+        parts.append(word("step_of", step=f"{head['step']:,}", steps=f"{head['steps']:,}"))
     if head["last"].get("loss") is not None:
-        parts.append(f"loss {figure(head['last']['loss'])}")
+        parts.append(f"{word('loss')} {figure(head['last']['loss'])}")
     if head.get("evaluation"):
-        parts.append(f"held-out perplexity {figure(head['evaluation'].get('perplexity'))}")
+        parts.append(f"{word('perplexity')} {figure(head['evaluation'].get('perplexity'))}")
     if head["reason"] and head["reason"] != head["state"]:
         parts.append(head["reason"])
     return ", ".join(parts)
 
 
-def monitor_text(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]]) -> str:
+def monitor_text(heads: Sequence[dict[str, Any]], word: Word) -> str:
     """A line a run, and the lines that tell why it failed."""
     lines = []
     for head in heads:
-        lines.append(head_line(head))
+        lines.append(head_line(head, word))
         lines += [f"  | {line}" for line in head["lines"][:6]]
     return "\n".join(lines)
 
 
-def monitor_html(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]]) -> str:
+def monitor_html(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]], word: Word) -> str:
     """The lines of ``monitor_text`` over the loss curves as SVG."""
-    lines = "".join(f"<div>{escape(line)}</div>" for line in monitor_text(runs, heads).splitlines())
-    return f'<div style="font-family:sans-serif;font-size:13px">{lines}{loss_svg(runs)}</div>'
+    lines = "".join(f"<div>{escape(line)}</div>" for line in monitor_text(heads, word).splitlines())
+    return f'<div style="font-family:sans-serif;font-size:13px">{lines}{loss_svg(runs, word)}</div>'
 
 
-def loss_svg(runs: Sequence[RunFollower]) -> str:
+def loss_svg(runs: Sequence[RunFollower], word: Word) -> str:
     """Training loss (pale), the same smoothed, and held-out loss (dots) over the steps; nothing without points."""
     curves = [(run, *_points(run)) for run in runs]
     values = [value for _, _, loss, evals in curves for value in (*loss, *(e for _, e in evals))]
@@ -73,7 +74,7 @@ def loss_svg(runs: Sequence[RunFollower]) -> str:
         return ""
     last = max([step for _, steps, _, evals in curves for step in (*steps, *(s for s, _ in evals))] + [1.0])
     scale = _Scale(last, min(values), max(values))
-    parts = [scale.frame()]
+    parts = [scale.frame(word)]
     for number, (run, steps, loss, evals) in enumerate(curves):
         color = COLORS[number % len(COLORS)]
         parts.append(scale.line(steps, loss, color, 0.3))
@@ -112,7 +113,7 @@ class _Scale:
         return (f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
                 f'stroke-width="{1 if opacity < 1 else 2}"/>')
 
-    def frame(self) -> str:
+    def frame(self, word: Word) -> str:
         parts = []
         for value in ticks(self.low, self.high, 5):
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
@@ -121,6 +122,6 @@ class _Scale:
                          f'{value:g}</text>')
         for step in ticks(0, self.last, 6, whole=True):
             parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 18}" text-anchor="middle" fill="#667">{step:,.0f}</text>')
-        parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">step</text>')
-        parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">loss (nats a token)</text>')
+        parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">{word("axis_step")}</text>')
+        parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">{word("loss_nats")}</text>')
         return "".join(parts)

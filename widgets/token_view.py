@@ -79,8 +79,15 @@ class TokenView(LabWidget):
         return "\n".join(f"{_words(one)}\n{self._told(one)}" for one in self.cuts)
 
     def _told(self, one: dict[str, Any]) -> str:
+        """The figures that the page shows in tiles, the ones that say most; or why there are none."""
+        facts = one["facts"]
         name = f"{one['name']}: " if len(self.cuts) > 1 else ""
-        return f"{name}{one['facts'].get('characters', 0)} characters, {one['facts'].get('tokens', 0)} tokens"
+        if "refused" in facts:
+            return name + facts["refused"]
+        told = {"characters": facts["characters"], "tokens": facts["tokens"], "unknown": facts["unknown"],
+                "round_trip": self.word("tokens", "same" if facts["same"] else "differs")}
+        line = name + ", ".join(f"{self.word('tokens', key)} {value}" for key, value in told.items())
+        return line if facts["same"] else f"{line}\n{self.word('tokens', 'comes_back', text=facts['back'])}"
 
     def still_html(self) -> str:
         style = "display:inline-block;margin:2px;padding:2px 6px;border-radius:4px;color:#fff;background:"

@@ -160,6 +160,20 @@ class Person:
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", node)
         node.click()
 
+    def point_at(self, node: Any) -> None:
+        """Put the pointer on the middle of something."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", node)
+        from selenium.webdriver import ActionChains  # there where a browser is
+
+        ActionChains(self.driver).move_to_element(node).perform()
+
+    def restart_kernel(self) -> None:
+        """As the menu's "Restart Kernel and Clear Outputs", without its question."""
+        self.command("notebook:clear-all-cell-outputs")
+        self.driver.execute_async_script(
+            "const done = arguments[0]; window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(done)")
+        self.wait(self.idle, 60)
+
     def show(self, selector: str) -> None:
         """Scroll the notebook so that something of it can be seen."""
         self.driver.execute_script("document.querySelector(arguments[0]).scrollIntoView({block: 'start'})", selector)

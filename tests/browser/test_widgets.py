@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import pytest
@@ -37,20 +38,57 @@ return pale;"""
 WIDER = "return [...document.querySelectorAll('.pgl')].filter((one) => one.scrollWidth > one.clientWidth).map((one) => one.className)"
 
 
+# What the page gives to be saved is kept on the page. Widgets are loaded by such addresses too, so these go on working.
+SAVED = """window.saved = []; const made = URL.createObjectURL;
+URL.createObjectURL = (blob) => { window.saved.push(blob); return made.call(URL, blob); };
+HTMLAnchorElement.prototype.click = function () {};"""
+
+
+def saved(person: Person) -> list[list]:
+    """[type, size, beginning] of every file that the page has given since ``SAVED``."""
+    return person.driver.execute_async_script(
+        "const done = arguments[0]; Promise.all(window.saved.map((one) => one.slice(0, 200).text()"
+        ".then((text) => [one.type, one.size, text]))).then(done)")
+
+
+def slide(person: Person, selector: str, value: float) -> None:
+    person.driver.execute_script(
+        "const node = document.querySelector(arguments[0]); node.value = arguments[1];"
+        "node.dispatchEvent(new Event('input', {bubbles: true}))", selector, value)
+
+
+def value_of(person: Person, selector: str) -> str:
+    return person.driver.execute_script("return document.querySelector(arguments[0]).value", selector)
+
+
 @pytest.fixture
-def person(tmp_path):
-    run = WrittenRun(tmp_path / "lab" / "runs" / "first")
-    for step in range(1, 21):
-        run.step(step, loss=6 - step / 20)
-    run.status("finished", 20)
-    notebook_of(tmp_path / "lab" / "all.ipynb", *CELLS)
-    with jupyter_server(tmp_path / "lab") as address:
-        person = Person(address)
-        try:
-            person.open("all.ipynb")
-            yield person
-        finally:
-            person.close()
+def at_notebook(tmp_path):
+    """Cells → somebody at JupyterLab with a notebook of them, beside two finished runs."""
+    for number, name in enumerate(("first", "second")):
+        run = WrittenRun(tmp_path / "lab" / "runs" / name)
+        (run.folder / "logs" / "rank_0.log").write_text(f"the log of {name}\n")
+        for step in range(1, 21):
+            run.step(step, loss=6 - number - step / 20, **({"expert_load": [0.5, 0.25, 0.125, 0.125]} if number == 0 else {}))
+        run.status("finished", 20)
+
+    @contextlib.contextmanager
+    def sit_down(*cells: str):
+        notebook_of(tmp_path / "lab" / "all.ipynb", *cells)
+        with jupyter_server(tmp_path / "lab") as address:
+            person = Person(address)
+            try:
+                person.open("all.ipynb")
+                yield person
+            finally:
+                person.close()
+
+    return sit_down
+
+
+@pytest.fixture
+def person(at_notebook):
+    with at_notebook(*CELLS) as person:
+        yield person
 
 
 def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
@@ -58,7 +96,7 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     for kind in KINDS:
         person.wait(lambda: person.all(f".pgl-{kind} > *"))
     person.wait(lambda: person.find(".pgl-monitor canvas[data-points='20']"))
-    for theme, width in (("Light", 1280), ("Light", 800), ("Dark", 800)):
+    for theme, width in (("Light", 1280), ("Light", 800), ("Dark", 1280), ("Dark", 800)):
         person.command("apputils:change-theme", theme=f"JupyterLab {theme}")
         person.driver.set_window_size(width, 900)
         person.wait(lambda: not person.driver.execute_script(WIDER))
@@ -72,6 +110,15 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     assert "“春” looks at" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
     person.find(".pgl-next input[type=text]").send_keys("ba")
     person.wait(lambda: person.text(".pgl-next .pgl-sought").count("number") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
+    slide(person, ".pgl-next input[data-name='top_k']", 2)
+    person.wait(lambda: len(person.all(".pgl-next .pgl-token[data-gone]")) > 0)
+    person.click(".pgl-next .pgl-stage:nth-child(2)")  # a step that changes nothing: before and after are one
+    person.wait(lambda: "before “" in person.text(".pgl-next"))
+    assert not person.all(".pgl-next .pgl-token[data-gone]") and len(person.all(".pgl-next .pgl-stage[aria-pressed='true']")) == 1
+    person.click(".pgl-next .pgl-stage[aria-pressed='true']")
+    person.wait(lambda: person.all(".pgl-next .pgl-token[data-gone]"))
+    person.click(".pgl-next .pgl-token")
+    person.wait(lambda: len(value_of(person, ".pgl-next textarea")) > 2)
     person.driver.execute_script("document.querySelector('.pgl-form label[data-key=\"model.num_heads\"]')"
                                  ".dispatchEvent(new MouseEvent('mouseenter'))")
     person.wait(lambda: "model.num_heads Into how many parts" in person.text(".pgl-form .pgl-help"))
@@ -96,3 +143,46 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.click(".pgl-layout .pgl-language")
     person.wait(lambda: "放得下的" in person.text(".pgl-layout .pgl-why"))
     assert person.errors() == []
+
+
+def test_curves_are_turned_read_compared_and_saved_and_come_back_after_the_kernel_was_restarted(at_notebook):
+    with at_notebook("from widgets import RunMonitor", "RunMonitor('runs/first')") as person:
+        person.run_all(60)
+        canvas = ".pgl-monitor canvas[data-points='20']"
+        person.wait(lambda: person.find(canvas))
+        picture = "return document.querySelector('.pgl-monitor canvas[data-points]').toDataURL()"
+        before = person.driver.execute_script(picture)
+        for turn in (lambda: person.click(".pgl-monitor input[type=checkbox]"),
+                     lambda: person.click(".pgl-monitor .pgl-choice button:nth-child(3)"),
+                     lambda: slide(person, ".pgl-monitor input[type=range]", 0)):  # log, tokens, no smoothing
+            turn()
+            person.wait(lambda: person.driver.execute_script(picture) != before)
+            before = person.driver.execute_script(picture)
+        charts = person.all(".pgl-monitor canvas")
+        person.point_at(charts[0])
+        tip = person.wait(lambda: person.text(".pgl-monitor .pgl-tip"))
+        for words in ("step", "loss", "learning rate", "gradient norm", "tokens/s", "memory", "expert load 50% 25% 13% 13%"):
+            assert words in tip, tip
+        person.picture("monitor-hover", ".pgl-monitor")
+        person.point_at(charts[-1])  # the experts' loads
+        person.wait(lambda: person.text(".pgl-monitor .pgl-tip") and person.find(".pgl-monitor .pgl-tip:not([hidden])"))
+        person.driver.execute_script(SAVED)
+        buttons = {button.text: button for button in person.all(".pgl-monitor .pgl-push button")}
+        buttons["CSV"].click()
+        person.wait(lambda: len(saved(person)) == 1)
+        buttons["PNG"].click()
+        person.wait(lambda: len(saved(person)) == 2)
+        (_, size, text), (kind, large, _) = saved(person)
+        assert "step" in text.splitlines()[0] and "loss" in text.splitlines()[0] and size > 500
+        assert kind == "image/png" and large > 5000
+        person.click(".pgl-monitor .pgl-menu button")
+        person.click(".pgl-monitor .pgl-menu label input")
+        person.wait(lambda: person.find(".pgl-monitor canvas[data-points='20,20']"))
+        person.click(".pgl-monitor details summary")
+        person.wait(lambda: "the log of first" in person.text(".pgl-monitor details pre"))
+        person.picture("monitor-compared", ".pgl-monitor")
+        person.restart_kernel()
+        person.run_all(60)
+        person.wait(lambda: person.find(canvas))
+        person.refresh()
+        assert person.errors() == []

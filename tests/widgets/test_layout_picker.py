@@ -40,6 +40,21 @@ def test_devices_and_memory_move_the_plan_and_what_cannot_be_is_said():
     assert picker.note == "" and picker.layouts and "<script" not in picker.still_html()
 
 
+def test_without_a_page_the_parts_of_a_rank_and_what_is_left_out_are_told_in_both_languages():
+    picker = LayoutPicker("2.6B", devices=16)
+    wide = max(range(len(picker.layouts)), key=lambda number: picker.layouts[number]["data"])
+    picker.chosen = wide
+    assert picker.mesh["hidden"] == 16 - MOST_ROWS and f"and {16 - MOST_ROWS} more data ranks" in picker.still_html()
+    picker.chosen = next(n for n, row in enumerate(picker.layouts) if row["tensor"] > 1 and row["pipeline"] == 1)
+    picker.rank = 1
+    row = next(row for row in picker.held["rows"] if row["here"] and row["where"] == "block")
+    part = " × ".join(f"{first}–{last}" for first, last in row["here"])
+    assert f"  0–{max(row['layers'])}  {row['name']}  {' × '.join(map(str, row['whole']))}: {part}" in picker.still_text().splitlines()
+    assert f"Rank 1 (stage 0" in picker.still_text() and "more data ranks" not in picker.still_html()
+    picker.language = "zh"
+    assert "进程 1" in picker.still_text() and "流水线 × 数据 × 张量" in picker.still_text()
+
+
 @pytest.mark.parametrize("name,sizes", [("debug", dict(pipeline=2, data=2, tensor=2, micro_batches=2)),
                                         ("debug_moe", dict(pipeline=1, data=2, tensor=2, expert=2, all_to_all=True))])
 def test_what_the_ranks_hold_covers_every_parameter_once_for_each_copy(name, sizes):

@@ -7,6 +7,8 @@ import re
 import pytest
 
 from tests.widgets.conftest import WrittenRun
+from widgets.base import catalogue
+from widgets.monitor import RunMonitor
 from widgets.run_data import RunFollower
 from widgets.still import loss_svg, ticks
 
@@ -18,12 +20,25 @@ def test_ticks_are_round_numbers(low, high, count, whole, expected):
     assert ticks(low, high, count, whole) == pytest.approx(expected)
 
 
+def test_a_run_is_told_in_the_language_of_its_monitor(tmp_path):
+    run = WrittenRun(tmp_path / "runs" / "first")
+    run.step(7, loss=5.25)
+    run.status("finished", 7)
+    monitor = RunMonitor(tmp_path / "runs" / "first")
+    try:
+        assert monitor.still_text() == "first: finished, step 7 of 20, loss 5.25"
+        monitor.language = "zh"
+        assert monitor.still_text() == "first: 已完成, 第 7 / 20 步, 损失 5.25" and "已完成" in monitor.still_html()
+    finally:
+        monitor.close()
+
+
 def test_the_picture_of_a_run_names_its_axes_and_no_step_twice(tmp_path):
     run = WrittenRun(tmp_path / "runs" / "short")
     for step in range(1, 4):
         run.step(step, loss=8 - step / 10)
     follower = RunFollower(tmp_path / "runs" / "short")
     follower.poll()
-    svg = loss_svg([follower])
+    svg = loss_svg([follower], lambda key: catalogue("en")["monitor"][key])
     steps = re.findall(r'text-anchor="middle" fill="#667">([^<]+)<', svg)
     assert steps == ["0", "1", "2", "3"] and ">step<" in svg and "loss (nats a token)" in svg

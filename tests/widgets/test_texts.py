@@ -5,11 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pangu_lab.config import all_keys
+from pangu_lab.config import SamplingConfig, all_keys
 from pangu_lab.errors import InputError
+from pangu_lab.generate import explain
+from pangu_lab.generate.sequence import CANCELLED, END_OF_DOCUMENT, FULL, LENGTH, STOP
+from pangu_lab.planner.memory import KINDS
 from widgets.base import HERE, catalogue, set_language
+from widgets.run_state import ENDED
 
 
 def flat(values, prefix=""):
@@ -41,6 +46,16 @@ def test_the_words_a_script_asks_for_are_in_the_catalogue(path: Path):
     known = {**catalogue("en")["common"], **catalogue("en")[section]}
     asked = set(re.findall(r'\bt\("(\w+)"', source))
     assert asked and not asked - known.keys()
+
+
+@pytest.mark.parametrize("section, prefix, found", [
+    ("next", "stage_", {stage.name for heat in (0, 1) for stage in explain(np.arange(5.0), SamplingConfig(temperature=heat))}),
+    ("monitor", "state_", {*ENDED, "starting", "compiling", "training", "evaluating", "saving"}),
+    ("pad", "reason_", {END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED}),
+    ("form", "section_", {key.partition(".")[0] for key in all_keys() if "." in key}), ("form", "memory_", set(KINDS))])
+def test_words_that_scripts_put_together_are_in_the_catalogue(section, prefix, found):
+    known = {**catalogue("en")["common"], **catalogue("en")[section]}
+    assert found and not {prefix + name for name in found} - known.keys()
 
 
 def test_scripts_never_make_markup_of_text_and_load_nothing_from_elsewhere():

@@ -19,8 +19,12 @@ def test_a_text_is_shown_as_the_tokenizer_cuts_it():
     ids = [index for row in view.rows for index in row["ids"]]
     assert ids == view.tokenizer.encode("春天来了，hello") and view.facts["tokens"] == len(ids)
     assert view.facts["same"] is False and view.facts["back"] == "春天来了,hello"  # this vocabulary writes ， as ,
+    assert "round trip differs\nDecoded again the text reads: 春天来了,hello" in view.still_text() and "春天来了,hello" in view.still_html()
     view.text = "春天"
-    assert view.facts["same"] is True and view.facts["characters"] == 2
+    assert view.facts["same"] is True and view.facts["characters"] == 2 and "round trip unchanged" in view.still_text()
+    view.language = "zh"
+    assert "字符数 2" in view.still_text()
+    view.language = "en"
     assert "春天" in view.still_text() and "<script" not in view.still_html()
 
 
@@ -28,7 +32,7 @@ def test_markup_in_a_text_stays_text_and_too_long_a_text_is_refused():
     view = TokenView("<img src=x>")
     assert "<img" not in view._repr_mimebundle_()[0]["text/html"]
     view.text = "春" * (MOST_CHARACTERS + 1)
-    assert "at most 4,000" in view.facts["refused"]
+    assert "at most 4,000" in view.facts["refused"] and view.facts["refused"] in view.still_text()
 
 
 def test_another_tokenizer_stands_beside_the_first_and_goes_again(tmp_path):
@@ -41,8 +45,8 @@ def test_another_tokenizer_stands_beside_the_first_and_goes_again(tmp_path):
         ids = tokenizer.encode("春天来了")
         assert [index for row in one["rows"] for index in row["ids"]] == ids and one["facts"]["tokens"] == len(ids)
         assert one["facts"]["characters_a_token"] == 4 / len(ids)
-        assert f"{one['name']}: 4 characters, {len(ids)} tokens" in view.still_text()
-    assert view.still_html().count("4 characters") == 2
+        assert f"{one['name']}: characters 4, tokens {len(ids)}, unknown pieces" in view.still_text()
+    assert view.still_html().count("characters 4") == 2
     view._received(view, {"do": "compare", "name": " "}, [])
     assert len(view.cuts) == 1 and "pangu:" not in view.still_text()
     view._received(view, {"do": "compare", "name": str(tmp_path / "own")}, [])
@@ -67,18 +71,23 @@ def test_the_bars_are_the_distributions_that_generation_draws_from(engine):
     assert [stage["name"] for stage in microscope.stages] == [stage.name for stage in stages]
     assert microscope.stages[-1]["left"] == 3 and microscope.stages[0]["left"] == engine.vocab_size
     for token in microscope.tokens:
-        assert token["before"] == stages[0].probabilities[token["id"]]
-        assert token["after"] == stages[-1].probabilities[token["id"]]
-    assert sum(token["after"] for token in microscope.tokens) == pytest.approx(1.0)
-    told = f"temperature=0.7, top_k=3, repetition_penalty=1.0: 3 of {engine.vocab_size} tokens left"
+        assert token["shares"] == [stage.probabilities[token["id"]] for stage in stages]
+    assert sum(token["shares"][-1] for token in microscope.tokens) == pytest.approx(1.0)
+    told = f"temperature=0.7, top-k=3, repetition penalty=1.0: 3 of {engine.vocab_size} tokens left"
     assert told in microscope.still_text() and told in microscope.still_html()
+    assert "model → temperature → top-k" in microscope.still_text() and "<th>top-k</th>" in microscope.still_html()
+    first = microscope.tokens[0]
+    shares = [stage.probabilities[first["id"]] for stage in stages if stage.changed]
+    assert len(shares) == 3 and " → ".join(f"{share:7.2%}" for share in shares) in microscope.still_text()
+    microscope.language = "zh"
+    assert f"{engine.vocab_size} 个词元中留下 3 个" in microscope.still_text()
 
 
 def test_what_generation_never_writes_is_never_drawn_here_either(engine, monkeypatch):
     unknown = int(np.argmax(engine.logits(engine.tokenizer.encode("ab"))[-1]))
     monkeypatch.setattr(engine.tokenizer, "unknown_ids", (unknown,), raising=False)
     microscope = NextToken(engine, "ab", SamplingConfig(temperature=0))
-    assert [token["after"] for token in microscope.tokens if token["id"] == unknown] == [0.0]
+    assert [token["shares"][-1] for token in microscope.tokens if token["id"] == unknown] == [0.0]
     assert microscope.draw() != unknown
     monkeypatch.setattr(engine.tokenizer, "vocab_size", engine.vocab_size - 2)  # rows of the model without a piece
     assert NextToken(engine, "ab").stages[0]["left"] == engine.vocab_size - 2
@@ -88,7 +97,7 @@ def test_a_slider_moves_the_bars_and_a_setting_out_of_range_is_said(engine):
     microscope = NextToken(engine, "ab")
     before = microscope.tokens
     microscope.settings = {**microscope.settings, "temperature": 0}
-    assert microscope.tokens[0]["after"] == 1.0 and microscope.tokens != before
+    assert microscope.tokens[0]["shares"][-1] == 1.0 and microscope.tokens != before
     microscope.settings = {**microscope.settings, "temperature": -1}
     assert "sampling.temperature=-1" in microscope.note
 
@@ -117,7 +126,7 @@ def test_a_word_is_as_likely_as_its_tokens_one_after_the_other(engine):
     likeliest = microscope.tokens[0]
     microscope.seek(engine.tokenizer.text_bytes(likeliest["id"]).decode())
     assert microscope.sought["tokens"][0]["rank"] == 1
-    assert microscope.sought["probability"] == pytest.approx(likeliest["before"], rel=1e-4)
+    assert microscope.sought["probability"] == pytest.approx(likeliest["shares"][0], rel=1e-4)
     microscope.write("a")  # asked again of the other text
     assert microscope.wanted and microscope.sought["tokens"][0]["rank"] >= 1
     with pytest.raises(InputError, match="no room for 8 more tokens"):

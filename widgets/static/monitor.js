@@ -178,6 +178,14 @@ function drawSeries(context, { x, y, low, high, color, thick, pale, dots }, toX,
   }
 }
 
+// Each expert's share of the tokens, in percent.
+function loadsAt(run, row) {
+  const experts = Math.round(run.columns.expert_load.length / run.columns.step.length);
+  const loads = [...run.columns.expert_load.subarray(row * experts, (row + 1) * experts)];
+  const total = loads.reduce((sum, value) => sum + value, 0);
+  return loads.map((value) => (total > 0 ? `${Math.round((100 * value) / total)}%` : "–"));
+}
+
 // Rows across, experts upwards; the even share is pale, an overloaded expert strong.
 function drawLoad(canvas, height, run, format, across, x) {
   const [context, width] = pen(canvas, height);
@@ -185,11 +193,12 @@ function drawLoad(canvas, height, run, format, across, x) {
   const loads = run.columns.expert_load;
   const experts = Math.round(loads.length / run.columns.step.length);
   const box = { left: 50, right: width - 10, top: 6, bottom: height - 24 };
+  const span = across[1] - across[0] || 1;
+  const at = (value) => box.left + ((value - across[0]) / span) * (box.right - box.left);
   context.globalAlpha = 1;
   for (let row = 0; row < x.length; row += 1) {
     const share = loads.subarray(row * experts, (row + 1) * experts);
     const total = share.reduce((sum, value) => sum + (Number.isFinite(value) ? value : 0), 0);
-    const at = (value) => box.left + ((value - across[0]) / (across[1] - across[0] || 1)) * (box.right - box.left);
     const [from, to] = [at(row ? x[row - 1] : across[0]), at(x[row])];
     if (to < box.left || from > box.right) continue;
     for (let expert = 0; expert < experts; expert += 1) {
@@ -208,8 +217,9 @@ function drawLoad(canvas, height, run, format, across, x) {
   context.fillText(String(experts - 1), box.left - 7, box.bottom);
   context.textAlign = "center";
   for (const value of ticks(across[0], across[1], Math.max(2, Math.floor(width / 95)))) {
-    context.fillText(format(value), box.left + ((value - across[0]) / (across[1] - across[0] || 1)) * (box.right - box.left), height - 7);
+    context.fillText(format(value), at(value), height - 7);
   }
+  return { box, context, toX: at, fromX: (place) => across[0] + ((place - box.left) / (box.right - box.left)) * span };
 }
 
 // ---------------------------------------------------------------------------------------------- the widget
@@ -543,7 +553,7 @@ class Monitor {
   }
 
   paintSmall(across, format) {
-    const wanted = SMALL.filter(({ name }) => this.shown.some(({ run }) => run.columns[name] && (name !== "loss_scale" || this.scaled(run))));
+    const wanted = SMALL.filter((item) => this.shown.some(({ run }) => this.told(run, item)));
     const loaded = this.shown.find(({ run }) => run.columns.expert_load);
     const names = [...wanted.map((item) => item.name), ...(loaded ? ["expert_load"] : [])];
     if (names.join() !== [...this.smallCharts.keys()].join()) {
@@ -560,8 +570,14 @@ class Monitor {
     }
     if (loaded) {
       const chart = this.smallCharts.get("expert_load");
-      drawLoad(chart.canvas, chart.height, loaded.run, format, across, loaded.x);
+      chart.scale = drawLoad(chart.canvas, chart.height, loaded.run, format, across, loaded.x);
+      this.cross(chart);
     }
+  }
+
+  // Whether the run has this quantity; a loss scale that is always 1 is none.
+  told(run, { name }) {
+    return run.columns[name] && (name !== "loss_scale" || this.scaled(run));
   }
 
   scaled(run) {
@@ -600,8 +616,8 @@ class Monitor {
       const row = nearest(x, this.pointer);
       const values = [`${this.t("axis_step")} ${run.columns.step[row].toLocaleString("en-US")}`, `${this.t("loss")} ${short(loss[row])}`];
       if (this.model.get("smoothing") > 0) values.push(`${this.t("smoothed")} ${short(smoothed[row])}`);
-      if (run.columns.lr) values.push(`${this.t("lr")} ${short(run.columns.lr[row], 3)}`);
-      if (run.columns.grad_norm) values.push(`${this.t("grad_norm")} ${short(run.columns.grad_norm[row], 3)}`);
+      for (const { name } of SMALL.filter((item) => this.told(run, item))) values.push(`${this.t(name)} ${short(run.columns[name][row], 3)}`);
+      if (run.columns.expert_load) values.push(`${this.t("expert_load")} ${loadsAt(run, row).join(" ")}`);
       const near = run.evals.filter((one) => Math.abs(one.step - run.columns.step[row]) <= (run.columns.count[row] || 1) / 2);
       if (near.length) values.push(`${this.t("perplexity")} ${short(near[near.length - 1].perplexity)}`);
       lines.push(el("div", {}, el("i", { style: `background:${color}` }), this.shown.length > 1 ? `${run.name}: ` : "", values.join("  ·  ")));

@@ -1,4 +1,5 @@
-// Two bars a token, the model's own probability and what is left of it after the samplers; a click writes the token.
+// Two bars a token, the model's own probability and what is left of it after the samplers, or before and after the one that
+// was clicked; a click on a token writes it.
 
 const SLIDERS = [
   { name: "temperature", low: 0, high: 2, step: 0.05, off: null }, { name: "top_k", low: 0, high: 50, step: 1, off: 0 },
@@ -10,16 +11,22 @@ export default {
   render({ model, el: node }) {
     root(node, "next");
     let [t, box, bars, stages, note, length, wanted, sought] = [];
-    let [timer, wait] = [0, 0];
+    let [timer, wait, picked, caption] = [0, 0, ""];
+    const stageName = (stage) => t(`stage_${stage.name}`).replace("stage_", "");
     const show = () => {
-      const tokens = model.get("tokens");
+      const all = model.get("stages");
+      const one = all.findIndex((stage) => stage.name === picked);
+      const [from, to] = one > 0 ? [one - 1, one] : [0, all.length - 1];
+      const tokens = model.get("tokens").map((token) => ({ ...token, before: token.shares[from], after: token.shares[to] }));
       const most = Math.max(1e-9, ...tokens.map((token) => Math.max(token.before, token.after)));
+      caption.textContent = one > 0 ? t("before_after_one", { stage: stageName(all[one]) }) : t("before_after");
       fill(bars, tokens.map((token) => el("button", { type: "button", class: "pgl-token", "data-gone": token.after === 0, title: t("write", { id: token.id }),
         onclick: () => model.send({ do: "add", id: token.id }) },
       el("b", {}, token.piece), el("span", { class: "pgl-bars" }, el("i", { class: "pgl-before", style: `width:${(100 * token.before) / most}%` }),
         el("i", { style: `width:${(100 * token.after) / most}%;background:${colorOf(0)}` })),
       el("span", { class: "pgl-muted" }, `${(100 * token.before).toFixed(1)} %`), el("span", {}, `${(100 * token.after).toFixed(1)} %`))));
-      fill(stages, model.get("stages").map((stage) => el("span", { class: "pgl-stage", "data-changed": stage.changed }, el("b", {}, t(`stage_${stage.name}`).replace("stage_", "")),
+      fill(stages, all.map((stage, number) => el("button", { type: "button", class: "pgl-stage", "data-changed": stage.changed, "aria-pressed": String(number === one && one > 0),
+        onclick: () => { picked = number === one ? "" : stage.name; show(); } }, el("b", {}, stageName(stage)),
         ` ${t("left", { number: stage.left.toLocaleString("en-US") })} · ${t("bits", { number: short(stage.entropy, 3) })}`)));
       note.textContent = model.get("note");
       note.hidden = !model.get("note");
@@ -58,13 +65,13 @@ export default {
       } });
       sought = el("span", { class: "pgl-sought", "aria-live": "polite" });
       [bars, stages] = [el("div", { class: "pgl-tokenlist" }), el("div", { class: "pgl-stages" })];
-      note = el("div", { class: "pgl-error", hidden: true, role: "alert" });
+      [note, caption] = [el("div", { class: "pgl-error", hidden: true, role: "alert" }), el("div", { class: "pgl-charttitle" })];
       length = el("span", { class: "pgl-muted" });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")), length,
         el("span", { class: "pgl-row pgl-push" }, el("button", { type: "button", class: "pgl-primary", onclick: () => { box.blur(); model.send({ do: "draw" }); } }, t("draw")), languageSwitch(model))),
       box, el("div", { class: "pgl-row", style: "margin:8px 0" }, SLIDERS.map(slider)),
       el("div", { class: "pgl-row", style: "margin:8px 0" }, el("label", { class: "pgl-label" }, t("seek"), wanted), sought), note,
-      el("div", { class: "pgl-charttitle" }, t("before_after")), bars, stages);
+      caption, bars, stages);
       show();
       showSought();
     };

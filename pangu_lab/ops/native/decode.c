@@ -246,15 +246,18 @@ CLONES static void attend(const float *query, const float *keys, const float *va
         scores[t] = quick_exp(scores[t] - highest);
         sum += scores[t];
     }
-    memset(mixed, 0, dim * sizeof *mixed);
     int64_t first = 0;
     for (; first + 2 * STEP <= dim; first += 2 * STEP)
         mix(scores, sum, values + first, read, length, dim, 8, mixed + first);
+    for (; first + STEP <= dim; first += STEP)
+        mix(scores, sum, values + first, read, length, dim, 4, mixed + first);
     for (; first + LANES <= dim; first += LANES)
         mix(scores, sum, values + first, read, length, dim, 1, mixed + first);
-    for (int64_t t = 0; first < dim && t < length; t++)
-        for (int64_t i = first; i < dim; i++)
-            mixed[i] += scores[t] / sum * values[read[t] * dim + i];
+    for (; first < dim; first++) {
+        mixed[first] = 0;
+        for (int64_t t = 0; t < length; t++)
+            mixed[first] += scores[t] / sum * values[read[t] * dim + first];
+    }
 }
 
 struct call {
