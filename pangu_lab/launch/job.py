@@ -23,7 +23,7 @@ import psutil
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.launch.plan import LaunchPlan
 from pangu_lab.launch.processes import Processes
-from pangu_lab.train.heartbeat import Beat, beat_file, read_beat
+from pangu_lab.train.heartbeat import BEFORE_TRAINING, Beat, beat_file, read_beat
 
 SETTLE_SECONDS = 1.0  # after the first sign of trouble, to see which rank was first
 LEAVE_SECONDS = 30.0  # for processes to end after every rank has said that it is done
@@ -117,7 +117,7 @@ class Job:
     @property
     def began(self) -> bool:
         """Whether some rank of this host has got past the meeting with the others."""
-        return any(self.state(rank) not in ("starting", "joining", "joined") for rank in self.ranks)
+        return any(self.state(rank) not in BEFORE_TRAINING for rank in self.ranks)
 
     def finished(self) -> bool:
         """Whether all ranks are done and their processes gone; those that stay are ended after a while."""

@@ -272,8 +272,10 @@ class Launcher:
             if job.finished():
                 reason = job.reason()
                 return self._result(job, self.stopping if self.stopping and reason != "finished" else reason), None
-            if self._stop_asked(job) and not job.began:
-                return self._result(job, f"{self.stopping} before training began"), None
+            if self._stop_asked(job):
+                job.look()  # what they said before they were asked: one that has begun saves and ends by itself
+                if not job.began:
+                    return self._result(job, f"{self.stopping} before training began"), None
 
     def _result(self, job: Job, reason: str) -> LaunchResult:
         return LaunchResult(self.run, self.plan.world, job.step, reason, self.attempt,

@@ -24,6 +24,7 @@ import psutil
 
 FOLDER = "heartbeat"
 SECONDS = 1.0
+BEFORE_TRAINING = ("starting", "joining", "joined")  # a rank in these has nothing to save: a stop simply ends it
 # on the disk before ``beat`` returns: the ends of a rank's story, and what MindSpore does without letting threads run
 AT_ONCE = ("joining", "joined", "done", "failed", "refused")
 
@@ -78,12 +79,13 @@ class Heartbeat:
 
     def beat(self, state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
         with self._lock:
+            begins = self.state.state in BEFORE_TRAINING and state not in (None, *BEFORE_TRAINING)
             self.state.state = self.state.state if state is None else state
             self.state.step = self.state.step if step is None else step
             self.state.note = self.state.note if note is None else note
             self.state.progress += 1
             self.state.moved = time.time()
-        if state in AT_ONCE:
+        if begins or state in AT_ONCE:  # a second late, a small run's third step would look as if it had not begun
             self._write()
 
     def _run(self) -> None:

@@ -212,6 +212,33 @@ def test_all_ranks_stop_at_the_same_step_and_save(tmp_path, backend, how):
     wait_until_gone(run, 5)
 
 
+STOPPED_AT_ONCE = """
+import sys, time
+from pathlib import Path
+from pangu_lab.launch.worker import run_rank
+from pangu_lab.train.heartbeat import beat
+
+run = Path(sys.argv[sys.argv.index("--run") + 1])
+
+def work(place):
+    time.sleep(1.2)  # between two heartbeats
+    beat("compiling", 0)
+    (run / "stop").touch()
+    time.sleep(0.5)
+    (run / "saved").touch()
+    return "stop file"
+
+run_rank(run, work)
+"""
+
+
+def test_a_run_stopped_in_the_second_in_which_it_began_still_saves(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(STOPPED_AT_ONCE)
+    result = launch(preset("debug"), tmp_path / "run", 1, program=[str(program)])
+    assert result.reason == "stop file" and (tmp_path / "run" / "saved").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["local", "msrun", "mpirun"])
 def test_ranks_whose_launcher_was_killed_save_and_go(tmp_path, backend):
