@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from pangu_lab.checkpoint.folder import Checkpoint, latest_checkpoint
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.model.parameters import parameter_specs
+from pangu_lab.model.parameters import OneByOne, parameter_specs
 
 
 def resolve_checkpoint(folder: Path | str) -> Checkpoint:
@@ -30,28 +29,17 @@ def resolve_checkpoint(folder: Path | str) -> Checkpoint:
     return checkpoint
 
 
-class StoredWeights(Mapping[str, np.ndarray]):
+class StoredWeights(OneByOne):
     """The parameters of a checkpoint by published name, each read from the disk when it is asked for.
 
-    Whoever takes them one by one never holds the model twice. ``shapes`` tells what there is without reading.
+    ``shapes`` tells what there is without reading.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: RunConfig) -> None:
-        self.checkpoint = checkpoint
         specs = parameter_specs(config.model)
         check_parameters(checkpoint, specs)
+        super().__init__(specs, checkpoint.read)
         self.shapes = {name: spec.shape for name, spec in specs.items()}
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self.shapes:
-            raise KeyError(name)
-        return self.checkpoint.read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
 
 
 def open_weights(folder: Path | str) -> tuple[StoredWeights, RunConfig]:

@@ -27,6 +27,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.evaluate.rows import LONGEST_ROW, Row, bucket, plan_rows
 from pangu_lab.evaluate.split import TokenPair, encode_pair, fit
 from pangu_lab.memory import check, scoring_need
+from pangu_lab.model.parameters import OneByOne
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 
@@ -234,22 +235,6 @@ def inference_config(config: ModelConfig) -> ModelConfig:
     return config
 
 
-class _Float32(Mapping[str, np.ndarray]):
-    """Weights in fp32, each taken from its source when it is asked for, so that memory holds them once."""
-
-    def __init__(self, weights: Mapping[str, np.ndarray]) -> None:
-        self.weights = weights
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return np.asarray(self.weights[name], np.float32)
-
-    def __iter__(self):
-        return iter(self.weights)
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-
 class _Network:
     """The graphs, their few fixed shapes, and the way from NumPy and back."""
 
@@ -260,7 +245,7 @@ class _Network:
         from pangu_lab.model.pangu import Weights
 
         ms.set_context(mode=ms.GRAPH_MODE)
-        shared = Weights(_Float32(weights))
+        shared = Weights(OneByOne(weights, lambda name: np.asarray(weights[name], np.float32)))
         self.trunk, self.head = BranchRows(config, shared), TokenScores(config, shared)
         self.batch_tokens = batch_tokens
         self.head_rows = max(64, min(2048, 1 << (HEAD_LOGITS // config.vocab_size).bit_length() - 1))

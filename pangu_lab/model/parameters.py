@@ -15,6 +15,7 @@ No names of PanGu-α weights with experts are published; here a block with exper
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Optional
 
@@ -51,6 +52,31 @@ class ParameterSpec:
     @property
     def size(self) -> int:
         return int(np.prod(self.shape))
+
+
+class OneByOne(Mapping[str, np.ndarray]):
+    """Parameters by name, each made or read when it is asked for and not kept.
+
+    Whoever takes them one by one, as the network does, never holds the model twice.
+
+    Args:
+        names: what there is.
+        read: gives the value of a name.
+    """
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
+        self.names, self.read = dict.fromkeys(names), read
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self.names:
+            raise KeyError(name)
+        return self.read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 
 def layer_prefix(config: ModelConfig, layer: int) -> str:

@@ -28,7 +28,7 @@ from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
-from pangu_lab.model.parameters import WORD, parameter_specs
+from pangu_lab.model.parameters import WORD, OneByOne, parameter_specs
 from pangu_lab.ops.native import train as native
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
@@ -111,9 +111,13 @@ class Trainer:
     def _build(self, read: Callable[..., Any], moments: bool) -> None:
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
-        self.weights = Weights({name: self._device_value(name, read(name, place.offset, place.shape))
-                                for name, place in self.places.items()},
-                               mesh, {name for name, spec in specs.items() if is_spread(spec, mesh)})
+
+        def first_value(name: str):
+            place = self.places[name]
+            return self._device_value(name, read(name, place.offset, place.shape))
+
+        self.weights = Weights(OneByOne(self.places, first_value), mesh,
+                               {name for name, spec in specs.items() if is_spread(spec, mesh)})
         stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
@@ -166,8 +170,8 @@ class Trainer:
 
             self.optimizer = HostAdamW(weights, decay, self.config.train, own, own if moments else None, *together)
             return
-        values = {f"{kind}.{name}": read(f"{kind}.{name}", place.offset, place.shape)
-                  for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")} if moments else None
+        moment_of = {f"{kind}.{name}": place for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")}
+        values = OneByOne(moment_of, lambda name: read(name, moment_of[name].offset, moment_of[name].shape)) if moments else {}
         self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.kernels)
 
     def _device_value(self, name: str, value):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 
@@ -12,7 +14,8 @@ from pangu_lab.data import open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.launch import launch
 from pangu_lab.train import read_curves, read_events, train
-from pangu_lab.train.starting import starting_point
+from pangu_lab.train.loop import Trainer
+from pangu_lab.train.starting import starting_point, starting_values
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +41,23 @@ def test_training_begins_at_the_loss_that_the_weights_had_and_at_step_one(debug_
     assert [event["lr"] for event in now.steps[:4]] == [event["lr"] for event in before.steps[:4]]  # warms up again
     start = next(event for event in read_events(run) if event["kind"] == "start")
     assert start["init_from"] == str(release)
+
+
+@pytest.mark.parametrize("moments", [False, True])
+def test_what_a_run_begins_with_is_in_memory_once(debug_config, moments):
+    values, alive, most = starting_values(debug_config), [], 0
+
+    def read(name, offset, shape):
+        nonlocal most
+        value = values(name.removeprefix("adam_m.").removeprefix("adam_v."), offset, shape).copy()
+        alive.append(weakref.ref(value))
+        most = max(most, sum(one() is not None for one in alive))
+        return value
+
+    trainer = Trainer(debug_config, None, [0], None)
+    trainer.build(read, moments)
+    assert len(alive) == len(trainer.places) * (3 if moments else 1)
+    assert most <= 2 and not any(one() is not None for one in alive), "each is read, copied and let go"
 
 
 def test_the_moments_begin_at_zero(debug_config, debug_run, tmp_path):
