@@ -187,8 +187,9 @@ class Embedding(nn.Cell):
         self.gather = ops.Gather()
         self.dropout = Dropout(config.dropout_rate, seed, "embedding", config.hidden_size)
 
-    def construct(self, ids, positions, row_keys):
-        words = self.words(ops.reshape(ids, (-1,)))
+    def construct(self, ids, positions, row_keys, words=None):
+        """``words``: the rows of the word embedding, where they have been looked up."""
+        words = self.words(ops.reshape(ids, (-1,))) if words is None else words
         places = self.gather(self.whole(self.positions), self.own_rows(ops.reshape(positions, (-1,))), 0)
         return self.dropout(ops.add(words, places), self.own_rows(row_keys))
 
@@ -235,16 +236,19 @@ class PanguStage(nn.Cell):
         self.by_kernel = cells.in_use()
         self.gather = ops.Gather()
 
-    def construct(self, x, positions, samples):
-        """x: ids (batch, seq) on the first stage, else this rank's rows of (batch·seq, hidden) → the same rows."""
-        return self._rows(x, positions, samples)[0]
+    def construct(self, x, positions, samples, words=None):
+        """x: ids (batch, seq) on the first stage, else this rank's rows of (batch·seq, hidden) → the same rows.
 
-    def routed(self, x, positions, samples, weights):
+        ``words``: what ``Embedding`` may be given.
+        """
+        return self._rows(x, positions, samples, words)[0]
+
+    def routed(self, x, positions, samples, weights, words=None):
         """Of a stage with experts, in training: rows as above; the auxiliary loss, Σ over records of their loss ·
         weights (a scalar); and (blocks with experts here, experts + 2): tokens sent to each expert, tokens dropped,
         auxiliary loss.
         """
-        x, found = self._rows(x, positions, samples)
+        x, found = self._rows(x, positions, samples, words)
         of_record = ops.ReduceSum()(weights, 1)
         total, told = ops.zeros((), mstype.float32), ()
         for losses, counts in found:
@@ -253,12 +257,12 @@ class PanguStage(nn.Cell):
             told = told + (ops.expand_dims(ops.concat((counts, ops.reshape(loss, (1,)))), 0),)
         return x, total, ops.stop_gradient(ops.concat(told))
 
-    def _rows(self, x, positions, samples):
+    def _rows(self, x, positions, samples, words=None):
         """Rows, and (losses, counts) of each block with experts in training."""
         row_keys = self._row_keys(positions, samples)
         bias = positions if self.by_kernel else self.bias(positions)
         if self.is_first:
-            x = self.embedding(x, positions, row_keys)
+            x = self.embedding(x, positions, row_keys, words)
         found = ()
         for block in self.blocks:
             if block.routed:
@@ -293,16 +297,27 @@ class PanguLoss(nn.Cell):
         self.stage = stage
         self.head = HeadLoss(mesh, stage.weights, names.WORD, config.vocab_size, DTYPES[config.compute_dtype],
                              gradients)
+        whole = mesh.size("tensor") == 1 and names.WORD not in stage.weights.spread
+        self.tied = cells.tied_embedding() if gradients and stage.is_first and whole else None
+        self.table = stage.weights(names.WORD)
 
     def construct(self, x, positions, samples, labels, weights):
         """labels (batch, seq) int32 and weights (batch, seq) fp32; the rest as in ``PanguStage``."""
-        rows = self.stage(x, positions, samples)
-        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)))
+        words, table = self._words(x)
+        rows = self.stage(x, positions, samples, words)
+        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)), table)
 
     def routed(self, x, positions, samples, labels, weights):
         """With experts, in training: the loss as above, and ``PanguStage.routed``'s auxiliary loss and counts."""
-        rows, auxiliary, counts = self.stage.routed(x, positions, samples, weights)
-        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,))), auxiliary, counts
+        words, table = self._words(x)
+        rows, auxiliary, counts = self.stage.routed(x, positions, samples, weights, words)
+        return self.head(rows, ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,)), table), auxiliary, counts
+
+    def _words(self, ids):
+        """The word embedding's rows of the ids, and its table for the head; None and None: each looks for itself."""
+        if self.tied is None:
+            return None, None
+        return self.tied(ops.reshape(ids, (-1,)), self.table)
 
 
 class PanguLogits(nn.Cell):

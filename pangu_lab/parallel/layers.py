@@ -147,7 +147,10 @@ def local_ids(ids, first: int, part: int):
 
 
 class HeadLoss(nn.Cell):
-    """rows (rows, hidden), labels (rows,) int32, weights (rows,) fp32 → Σ weight · −log p(label), scalar fp32."""
+    """rows (rows, hidden), labels (rows,) int32, weights (rows,) fp32 → Σ weight · −log p(label), scalar fp32.
+
+    ``table``: the word embedding, where the caller has it from elsewhere (``TiedEmbedding``).
+    """
 
     def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
         super().__init__(auto_prefix=False)
@@ -157,8 +160,9 @@ class HeadLoss(nn.Cell):
         split = mesh.size("tensor") > 1
         self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else tied_head_loss(dtype, gradients)
 
-    def construct(self, hidden, labels, weights):
-        return self.loss(self.enter(hidden), self.whole(self.table), labels, weights)[0]
+    def construct(self, hidden, labels, weights, table=None):
+        table = self.whole(self.table) if table is None else table
+        return self.loss(self.enter(hidden), table, labels, weights)[0]
 
 
 class VocabParallelLoss(nn.Cell):

@@ -210,3 +210,27 @@ class HeadLoss(nn.Cell):
     def bprop(self, hidden, table, labels, weights, out, dout):
         scale = dout[0]
         return out[1] * scale, out[2] * scale, ops.zeros_like(labels), ops.zeros_like(weights)
+
+
+def tied_embedding() -> Optional["TiedEmbedding"]:
+    """ids (rows,), table (vocab, hidden) → (rows, hidden), and the table for the head."""
+    return TiedEmbedding() if in_use() else None
+
+
+class TiedEmbedding(nn.Cell):
+    """The table's two uses as one operation with one gradient.
+
+    MindSpore makes a gradient of the whole table for the rows that were looked up, nearly all of it zeros, and adds the
+    head's to it: three tensors of that size, the largest of the model, at the same moment.
+    """
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.gather = ops.Gather()
+        self.backward = _operator("tied_backward", lambda ids, rows, table: table)
+
+    def construct(self, ids, table):
+        return self.gather(table, ids, 0), table
+
+    def bprop(self, ids, table, out, dout):
+        return ops.zeros_like(ids), self.backward(ids, dout[0], dout[1])

@@ -491,6 +491,41 @@ static int head_loss(void **arrays, int64_t **shapes, int gradients) {
 KERNEL(head_loss_value) { UNUSED; return head_loss(arrays, shapes, 0); }
 KERNEL(head_loss_gradients) { UNUSED; return head_loss(arrays, shapes, 1); }
 
+/* ------------------------------------------------------------------------------------------------- tied embedding */
+
+struct tied {
+    const int32_t *ids;
+    const float *rows, *of_head;
+    float *sums;
+    int64_t count, vocabulary, width;
+};
+
+enum { TABLE_ROWS = 64 }; /* of a part; they stay in the second-level cache until what was looked up is added */
+
+static void part_of_tied(void *context, int64_t part) {
+    const struct tied *t = context;
+    int64_t first = part * TABLE_ROWS, rows = smaller(TABLE_ROWS, t->vocabulary - first), width = t->width;
+    memcpy(t->sums + first * width, t->of_head + first * width, rows * width * sizeof(float));
+    for (int64_t i = 0; i < t->count; i++) {
+        int64_t row = t->ids[i] - first;
+        if (row < 0 || row >= rows)
+            continue;
+        float *restrict sum = t->sums + (first + row) * width;
+        const float *restrict x = t->rows + i * width;
+        for (int64_t column = 0; column < width; column++)
+            sum[column] += x[column];
+    }
+}
+
+/* ids (rows,), gradients of the rows that were looked up for them (rows, hidden) and of the table as the head has it
+   (vocabulary, hidden) → gradient of the table. What an id outside the vocabulary was given goes nowhere. */
+KERNEL(tied_backward) {
+    UNUSED;
+    struct tied t = {INTEGERS(0), IN(1), IN(2), OUT(3), shapes[0][0], shapes[2][0], shapes[2][1]};
+    pool_run(part_of_tied, &t, (t.vocabulary + TABLE_ROWS - 1) / TABLE_ROWS);
+    return 0;
+}
+
 /* -------------------------------------------------------------------------------------------------------- update */
 
 struct tensor { /* one parameter */

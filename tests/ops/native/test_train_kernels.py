@@ -204,6 +204,16 @@ def test_the_heads_loss_and_its_gradients(rows, width, vocabulary, seed):
     close(d_table, slope.T @ H)
 
 
+@many
+@given(st.integers(1, 300), sizes, st.integers(1, 300), seeds)
+def test_the_tied_embeddings_gradient(rows, width, vocabulary, seed):
+    d_rows, of_head = normal(seed, (rows, width), (vocabulary, width))
+    ids = np.random.default_rng(seed).integers(0, vocabulary, rows).astype(np.int32)
+    wanted = of_head.astype(np.float64)
+    np.add.at(wanted, ids, d_rows.astype(np.float64))
+    close(call("tied_backward", [ids, d_rows, of_head], [of_head.shape]), wanted)
+
+
 def test_adamw_and_the_norm_over_several_pieces():
     weight, gradient = normal(3, (40000,), (40000,))
     first, second = np.zeros_like(weight), np.zeros_like(weight)
@@ -230,8 +240,10 @@ def test_what_is_not_finite_is_not_hidden(bad):
         assert not np.isfinite(call("attention", [x, x, x, np.arange(4, dtype=np.int32)[None]], [x.shape, (1, 4)])[0]).all()
 
 
-def test_labels_and_positions_out_of_bounds_reach_no_memory():
+def test_ids_labels_and_positions_out_of_bounds_reach_no_memory():
     x, table = normal(6, (4, 8), (9, 8))
+    outside = np.array([-1, 9, 2**31 - 1, -(2**31)], np.int32)
+    assert (call("tied_backward", [outside, x, table], [table.shape]) == table).all()
     for label in (-1, 9, 2**31 - 1):
         labels = np.array([0, 1, label, 2], np.int32)
         found = call("head_loss_gradients", [x, table, labels, np.ones(4, np.float32)], [(1,), x.shape, table.shape])
