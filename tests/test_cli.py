@@ -94,6 +94,8 @@ def test_no_verb_is_a_stub():
     (["train"], "the following arguments are required: --run"),
     (["train", "--run", "x", "--presett", "tiny"], "unknown argument '--presett' (did you mean '--preset'?)"),
     (["train", "--run", "x", "--pre", "tiny"], "unknown argument '--pre'"),
+    (["plan", "2.6B"], "'2.6B' belongs to no option (did you mean '--preset 2.6B'?)"),
+    (["train", "--run", "x", "data"], "'data' belongs to no option (see `pangu-lab train --help`)"),
     (["train", "--run", "x", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
     (["train", "--run", "x"], "give --preset NAME (debug, tiny,"),
     (["train", "--run", "x", "--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),

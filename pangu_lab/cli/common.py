@@ -37,7 +37,11 @@ class Parser(argparse.ArgumentParser):
             message = f"unknown verb '{wrong}'" + nearest(wrong, self._verbs())
         elif message.startswith("unrecognized arguments: "):
             wrong = message.partition(": ")[2].split()[0]
-            message = f"unknown argument '{wrong}'" + nearest(wrong.partition("=")[0], self._option_strings())
+            if wrong.startswith("-"):
+                message = f"unknown argument '{wrong}'" + nearest(wrong.partition("=")[0], self._option_strings())
+            else:
+                guess = f" (did you mean '--preset {wrong}'?)" if wrong in PRESETS else ""
+                message = f"'{wrong}' belongs to no option{guess}"
         complain(f"{self.prog}: {message} (see `{self.prog} --help`)")
         self.exit(2)
 
