@@ -23,7 +23,7 @@ from mindspore import dtype as mstype
 from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
 from pangu_lab.model.moe import Experts, ExpertsWithoutLimit
-from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, activation
+from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm
 from pangu_lab.ops.native import cells
 from pangu_lab.parallel.collectives import AllGather, group_of
 from pangu_lab.parallel.layers import (ColumnLinear, HeadLoss, OwnRows, QueryInput, RowLinear, TensorInput, TiedHead,
@@ -132,11 +132,10 @@ class FeedForward(nn.Cell):
         dtype = DTYPES[config.compute_dtype]
         self.enter = TensorInput(mesh)
         self.mapping = ColumnLinear(weights, f"{prefix}.mapping", False, dtype)
-        self.activation = activation(config.hidden_act)
-        self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype)
+        self.projection = RowLinear(mesh, weights, f"{prefix}.projection", dtype, after=config.hidden_act)
 
     def construct(self, x):
-        return self.projection(self.activation(self.mapping(self.enter(x))))
+        return self.projection(self.mapping(self.enter(x)))
 
 
 class Layer(nn.Cell):

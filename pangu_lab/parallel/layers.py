@@ -93,16 +93,16 @@ class ColumnLinear(nn.Cell):
 class RowLinear(nn.Cell):
     """This rank's x (rows, in / tensor) → the whole (rows, out), fp32, on every rank. Weight stored (in, out).
 
-    With sequence parallelism each rank gets its share of the rows.
+    With sequence parallelism each rank gets its share of the rows. ``after``: as in ``BiasLinear``.
     """
 
-    def __init__(self, mesh: Mesh, weights, prefix: str, dtype):
+    def __init__(self, mesh: Mesh, weights, prefix: str, dtype, after: str = ""):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
         self.whole = weights.whole(f"{prefix}.weight")
         self.split = mesh.size("tensor") > 1
-        self.linear = BiasLinear(False, dtype)
+        self.linear = BiasLinear(False, dtype, after)
         self.reduce = row_sum(mesh)
         self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()

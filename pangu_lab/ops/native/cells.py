@@ -27,24 +27,27 @@ def in_use() -> bool:
     return train.in_use() is not None
 
 
-def linear(transposed: bool) -> Optional["Linear"]:
-    """x (rows, in), weight (in, out) or transposed (out, in), bias (out,) or None → (rows, out)."""
-    return Linear(transposed) if in_use() else None
+def linear(transposed: bool, after: str = "") -> Optional["Linear"]:
+    """x (rows, in), weight (in, out) or transposed (out, in), bias (out,) or None → (rows, out).
+
+    ``after``: an activation of x that comes first; the weight is not transposed then.
+    """
+    return Linear(transposed, after) if in_use() else None
 
 
 class Linear(nn.Cell):
     """Chooses between the forms with and without bias, of which each has its own backward pass."""
 
-    def __init__(self, transposed: bool):
+    def __init__(self, transposed: bool, after: str):
         super().__init__(auto_prefix=False)
-        self.biased, self.plain = BiasedProduct(transposed), Product(transposed)
+        self.biased, self.plain = BiasedProduct(transposed, after), Product(transposed, after)
 
     def construct(self, x, weight, bias):
         return self.plain(x, weight) if bias is None else self.biased(x, weight, bias)
 
 
-def _linear_operators(transposed: bool, biased: bool):
-    kind, side = ("linear_transposed", 0) if transposed else ("linear_plain", 1)
+def _linear_operators(transposed: bool, after: str, biased: bool):
+    kind, side = ("linear_transposed", 0) if transposed else (f"linear_after_{after}" if after else "linear_plain", 1)
 
     def forward_shape(x, weight, *_):
         return (x[0], weight[side])
@@ -56,9 +59,9 @@ def _linear_operators(transposed: bool, biased: bool):
 
 
 class Product(nn.Cell):
-    def __init__(self, transposed: bool):
+    def __init__(self, transposed: bool, after: str):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _linear_operators(transposed, biased=False)
+        self.forward, self.backward = _linear_operators(transposed, after, biased=False)
 
     def construct(self, x, weight):
         return self.forward(x, weight)
@@ -68,9 +71,9 @@ class Product(nn.Cell):
 
 
 class BiasedProduct(nn.Cell):
-    def __init__(self, transposed: bool):
+    def __init__(self, transposed: bool, after: str):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _linear_operators(transposed, biased=True)
+        self.forward, self.backward = _linear_operators(transposed, after, biased=True)
 
     def construct(self, x, weight, bias):
         return self.forward(x, weight, bias)

@@ -114,6 +114,49 @@ KERNEL(gelu_erf_backward) { UNUSED; return activation(ERF_GELU, 1, arrays, dimen
 KERNEL(fast_gelu) { UNUSED; return activation(FAST_GELU, 0, arrays, dimensions, shapes); }
 KERNEL(fast_gelu_backward) { UNUSED; return activation(FAST_GELU, 1, arrays, dimensions, shapes); }
 
+/* A product of activated rows. What the activation gave is not kept for the backward pass, which makes it again: of what a layer
+   keeps, a quarter less. */
+static void activated(int kind, const float *x, const float *dy, float *y, int64_t count) {
+    pool_run(part_of_elements, &(struct elements){x, dy, y, count, kind}, (count + PIECE - 1) / PIECE);
+}
+
+static int linear_after(int kind, int biased, void **arrays, int64_t **shapes) {
+    int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][1];
+    float *inner = aligned(rows * in);
+    if (!inner)
+        return 1;
+    activated(kind, IN(0), NULL, inner, rows * in);
+    struct product p = product(0, 0, rows, out, in, inner, in, IN(1), out, OUT(2 + biased), out);
+    p.bias = biased ? IN(2) : NULL;
+    whole_product(p);
+    free(inner);
+    return 0;
+}
+
+static int linear_after_backward(int kind, int biased, void **arrays, int64_t **shapes) {
+    int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[2][1];
+    const float *x = IN(0), *weight = IN(1), *dy = IN(2);
+    float *inner = aligned(rows * in);
+    if (!inner)
+        return 1;
+    activated(kind, x, NULL, inner, rows * in);
+    whole_product(product(1, 0, in, out, rows, inner, in, dy, out, OUT(4), out));
+    whole_product(product(0, 1, rows, in, out, dy, out, weight, out, inner, in));
+    activated(kind, x, inner, OUT(3), rows * in);
+    if (biased)
+        sum_of_rows(dy, OUT(5), rows, out);
+    free(inner);
+    return 0;
+}
+
+/* x (rows, in) before the activation, weight (in, out), bias (out,) → (rows, out); and x, weight, dy → as above */
+KERNEL(linear_after_gelu) { UNUSED; return linear_after(TANH_GELU, count == 4, arrays, shapes); }
+KERNEL(linear_after_gelu_backward) { UNUSED; return linear_after_backward(TANH_GELU, count == 6, arrays, shapes); }
+KERNEL(linear_after_gelu_erf) { UNUSED; return linear_after(ERF_GELU, count == 4, arrays, shapes); }
+KERNEL(linear_after_gelu_erf_backward) { UNUSED; return linear_after_backward(ERF_GELU, count == 6, arrays, shapes); }
+KERNEL(linear_after_fast_gelu) { UNUSED; return linear_after(FAST_GELU, count == 4, arrays, shapes); }
+KERNEL(linear_after_fast_gelu_backward) { UNUSED; return linear_after_backward(FAST_GELU, count == 6, arrays, shapes); }
+
 /* ----------------------------------------------------------------------------------------------------- LayerNorm */
 
 struct norm {

@@ -95,6 +95,23 @@ def test_activations_and_their_slopes(name):
 
 
 @many
+@given(st.integers(1, 300), sizes, sizes, st.sampled_from(["gelu", "gelu_erf", "fast_gelu"]), seeds)
+def test_linear_after_an_activation_and_its_gradients(rows, inner, outer, name, seed):
+    x, weight, bias, dy = normal(seed, (rows, inner), (inner, outer), (outer,), (rows, outer))
+    x = 3 * x
+    X, W, B, D = double(x, weight, bias, dy)
+    close(call(f"linear_after_{name}", [x, weight], [(rows, outer)]), gelu(X, name) @ W)
+    close(call(f"linear_after_{name}", [x, weight, bias], [(rows, outer)]), gelu(X, name) @ W + B)
+    slope = (gelu(X + 1e-5, name) - gelu(X - 1e-5, name)) / 2e-5
+    dx, dw, db = call(f"linear_after_{name}_backward", [x, weight, dy], [x.shape, weight.shape, bias.shape])
+    close(dx, (D @ W.T) * slope)
+    close(dw, gelu(X, name).T @ D)
+    close(db, D.sum(0))
+    for one, other in zip(call(f"linear_after_{name}_backward", [x, weight, dy], [x.shape, weight.shape]), (dx, dw)):
+        assert (one == other).all()
+
+
+@many
 @given(sizes, st.integers(1, 150), seeds)
 def test_layer_norm_and_its_gradients(rows, width, seed):
     x, gamma, beta, dy = normal(seed, (rows, width), (width,), (width,), (rows, width))
