@@ -8,6 +8,7 @@ token ends and the next begins.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penal
 SHOW_SECONDS = 0.08  # the page is told at most this often
 HISTORY = 20
 Source = Union[PanguLM, Engine]
+logger = logging.getLogger(__name__)
 
 
 class GenerationPad(LabWidget):
@@ -68,7 +70,7 @@ class GenerationPad(LabWidget):
         self._lock, self._thread = threading.Lock(), None
         self._streams: list[CompletionStream] = []
         super().__init__(prompt=prompt, columns=columns, outputs=[_empty() for _ in columns],
-                         models=[model.name for model in models], **values)
+                         models=_names(models), **values)
 
     # ---------------------------------------------------------------- writing
 
@@ -218,6 +220,13 @@ def pieces_of(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> list[t
     return pieces
 
 
+def _names(models: Sequence[Source]) -> list[str]:
+    """What columns are headed by: checkpoints of different runs may have one name, then the later ones are numbered."""
+    names = [model.name for model in models]
+    return [name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
+            for place, name in enumerate(names)]
+
+
 def _column(model: int, sampling: SamplingConfig) -> dict[str, Any]:
     return {"model": model, "settings": {name: getattr(sampling, name) for name in SETTINGS}}
 
@@ -246,6 +255,9 @@ def _advance(pieces: CompletionStream, output: dict[str, Any], begun: float) -> 
         text = next(pieces, None)
     except InputError as error:
         return {**output, "state": "refused", "note": str(error)}
+    except Exception as error:  # the network failed; unsaid, the text would stand still and nobody would know why
+        logger.exception("the network failed")
+        return {**output, "state": "refused", "note": f"{type(error).__name__}: {error}"}
     done = pieces.completion
     told = {"tokens": pieces.tokens, "seconds": time.monotonic() - begun, "seed": done.seed,
             "note": " ".join(done.warnings)}

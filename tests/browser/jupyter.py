@@ -20,6 +20,7 @@ import nbformat
 from tests.browser.test_page import open_browser
 
 ROOT = Path(__file__).resolve().parents[2]
+BUSY = "import pathlib, time\nwhile not pathlib.Path('release').exists():\n    time.sleep(0.1)"  # a cell that runs until then
 ERRORS = ".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], " \
          ".jp-Notebook .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
 
@@ -159,6 +160,22 @@ class Person:
         node = self.wait(lambda: self.find(selector))
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", node)
         node.click()
+
+    def press(self, selector: str, words: str) -> None:
+        """Click the button inside something that has these words on it."""
+        def found() -> list[Any]:
+            return [node for node in self.all(f"{selector} button") if node.text == words and node.is_enabled()]
+
+        node = self.wait(found)[0]
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", node)
+        node.click()
+
+    def type(self, selector: str, text: str) -> None:
+        """Type a text into a field in place of what it holds."""
+        self.click(selector)
+        field = self.find(selector)
+        field.send_keys("\ue009", "a")  # Control, which ends with this call
+        field.send_keys(text)
 
     def point_at(self, node: Any) -> None:
         """Put the pointer on the middle of something."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.browser.jupyter import Person, browser_is_here, jupyter_server, notebook_of
+from pangu_lab import PanguLM
+from pangu_lab.config import load_yaml
+from pangu_lab.presets import preset
+
+from tests.browser.jupyter import BUSY, Person, browser_is_here, jupyter_server, notebook_of
 from tests.widgets.conftest import WrittenRun
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
@@ -57,6 +62,17 @@ def slide(person: Person, selector: str, value: float) -> None:
         "node.dispatchEvent(new Event('input', {bubbles: true}))", selector, value)
 
 
+def looks_right(person: Person, name: str) -> None:
+    """In both themes, on a wide and a narrow page: nothing is cut off, nothing too pale; a picture of each is kept."""
+    for theme, width in (("Light", 1280), ("Light", 800), ("Dark", 1280), ("Dark", 800)):
+        person.command("apputils:change-theme", theme=f"JupyterLab {theme}")
+        person.driver.set_window_size(width, 900)
+        person.wait(lambda: not person.driver.execute_script(WIDER))
+        time.sleep(0.5)  # colours change gradually
+        assert person.driver.execute_script(PALE) == []
+        person.picture(f"{name}-{theme}-{width}")
+
+
 def value_of(person: Person, selector: str) -> str:
     return person.driver.execute_script("return document.querySelector(arguments[0]).value", selector)
 
@@ -96,13 +112,7 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     for kind in KINDS:
         person.wait(lambda: person.all(f".pgl-{kind} > *"))
     person.wait(lambda: person.find(".pgl-monitor canvas[data-points='20']"))
-    for theme, width in (("Light", 1280), ("Light", 800), ("Dark", 1280), ("Dark", 800)):
-        person.command("apputils:change-theme", theme=f"JupyterLab {theme}")
-        person.driver.set_window_size(width, 900)
-        person.wait(lambda: not person.driver.execute_script(WIDER))
-        time.sleep(0.5)  # colours change gradually
-        assert person.driver.execute_script(PALE) == []
-        person.picture(f"widgets-{theme}-{width}")
+    looks_right(person, "widgets")
     person.click(".pgl-attention .pgl-choice button:first-child")
     person.click(".pgl-attention .pgl-head:nth-child(2)")
     person.click(".pgl-attention .pgl-chip:nth-child(1)")
@@ -143,6 +153,130 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.click(".pgl-layout .pgl-language")
     person.wait(lambda: "放得下的" in person.text(".pgl-layout .pgl-why"))
     assert person.errors() == []
+
+
+def test_a_text_is_seen_to_grow_is_stopped_in_its_middle_while_a_cell_runs_and_comes_back_from_the_history(at_notebook, tmp_path):
+    whole = "ABCD" * 40  # eight seconds of writing
+    cells = ("from tests.browser.test_page import LONG, engine_that_writes\nfrom widgets import GenerationPad\n"
+             f"GenerationPad(engine_that_writes('{whole}', 0.05, LONG), prompt='ab')", BUSY)
+    with at_notebook(*cells) as person:
+        person.start("notebook:run-all-cells")  # the last cell runs until it is released
+        text, box = (lambda: person.text(".pgl-pad .pgl-written")), ".pgl-pad textarea"
+        state = lambda: person.find(".pgl-pad .pgl-written").get_attribute("data-state")
+        person.press(".pgl-pad", "Write")
+        seen = set()
+        person.wait(lambda: seen.add(text()) or len(seen) > 4)
+        assert state() == "writing" and all(("ab" + whole).startswith(one) for one in seen)
+        person.press(".pgl-pad", "Stop")
+        person.wait(lambda: state() == "done", 3)
+        stopped = text()
+        assert max(map(len, seen)) <= len(stopped) < 100 and ("ab" + whole).startswith(stopped)
+        assert "stopped" in person.text(".pgl-pad .pgl-column")
+        slide(person, ".pgl-pad input[data-name='max_new_tokens']", 4)
+        person.type(box, "ba")
+        person.press(".pgl-pad", "Write")
+        person.wait(lambda: state() == "done" and text() == "baABCD")
+        person.click(".pgl-pad > details summary")
+        person.type(box, "something else")
+        assert len(person.all(".pgl-past")) == 2
+        for _ in range(2):  # the second time nothing changes but the box
+            person.click(".pgl-past:nth-child(2)")
+            person.wait(lambda: text() == stopped and value_of(person, box) == "ab")
+            assert value_of(person, ".pgl-pad input[data-name='max_new_tokens']") == "200"
+            person.type(box, "something else")
+        for _ in range(2):  # pressed twice, the text is there once
+            person.press(".pgl-pad", "Go on from here")
+            assert value_of(person, box) == stopped
+        person.picture("pad-history", ".pgl-pad")
+        assert not person.finished() and person.errors() == []
+        (tmp_path / "lab" / "release").touch()
+
+
+def test_two_checkpoints_and_two_settings_write_side_by_side_each_its_own_text(at_notebook, debug_run):
+    early, late = sorted(debug_run.glob("checkpoints/step-*"))
+    settings = dict(max_new_tokens=20, temperature=0.8, seed=3)
+    wanted = ["春天" + PanguLM.load(path).generate("春天", **settings).text for path in (early, late)]
+    hotter = "春天" + PanguLM.load(early).generate("春天", **{**settings, "temperature": 2.0}).text
+    assert len({*wanted, hotter}) == 3
+    cells = ("from pangu_lab import PanguLM\nfrom pangu_lab.config import SamplingConfig\nfrom widgets import GenerationPad",
+             f"early, late = PanguLM.load({str(early)!r}), PanguLM.load({str(late)!r})",
+             f"GenerationPad(early, late, prompt='春天', sampling=SamplingConfig(**{settings}))")
+    with at_notebook(*cells) as person:
+        person.run_all(100)
+        texts = lambda: [node.get_property("textContent") for node in person.all(".pgl-pad .pgl-written[data-state='done']")]
+        person.press(".pgl-pad", "Write")
+        person.wait(lambda: texts() == wanted)
+        assert [node.text for node in person.all(".pgl-pad option:checked")] == [early.name, late.name]
+        looks_right(person, "pad-two-checkpoints")
+        second = ".pgl-pad .pgl-column:nth-child(2)"
+        person.click(f"{second} option:nth-child(1)")
+        slide(person, f"{second} input[data-name='temperature']", 2)
+        person.press(".pgl-pad", "Write")
+        person.wait(lambda: texts() == [wanted[0], hotter])
+        person.press(".pgl-pad", "Side by side")
+        person.wait(lambda: texts() == wanted[:1])
+        person.press(".pgl-pad", "Side by side")
+        person.wait(lambda: [node.text for node in person.all(".pgl-pad option:checked")] == [early.name, late.name])
+        person.press(".pgl-pad", "Write")
+        person.wait(lambda: texts() == wanted)
+        assert person.errors() == []
+
+
+def test_settings_are_saved_with_what_was_typed_last_and_loaded_and_what_is_refused_is_said(at_notebook, tmp_path):
+    def saved_to(name: str) -> Path:
+        person.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / name)})
+        person.press(".pgl-form", "Save YAML")
+        person.wait((tmp_path / name / "debug.yaml").exists)
+        return tmp_path / name / "debug.yaml"
+
+    (tmp_path / "broken.yaml").write_text("model: [1, 2")
+    with at_notebook("from widgets import ConfigForm", "ConfigForm('debug')") as person:
+        person.run_all(60)
+        person.type(".pgl-form input[data-key='model.hidden_size']", "64")
+        first = saved_to("first")
+        person.click(".pgl-form .pgl-tabs [data-section='train']")
+        person.type(".pgl-form input[data-key='train.steps']", "7")
+        wanted = preset("debug").replace(**{"model.hidden_size": 64})
+        assert load_yaml(saved_to("second")) == wanted.replace(**{"train.steps": 7}) and load_yaml(first) == wanted
+        person.driver.execute_script("document.querySelector('.pgl-form input[type=file]').addEventListener('click', (event) => {"
+                                     "window.asked = true; event.preventDefault(); })")  # headless, no dialog opens
+        person.press(".pgl-form", "Load YAML")
+        assert person.driver.execute_script("return window.asked")
+        file = person.find(".pgl-form input[type=file]")
+        file.send_keys(str(tmp_path / "broken.yaml"))
+        person.wait(lambda: "not readable as YAML" in person.text(".pgl-form .pgl-error:not([hidden])"))
+        assert value_of(person, ".pgl-form input[data-key='train.steps']") == "7"
+        file.send_keys(str(first))
+        person.wait(lambda: value_of(person, ".pgl-form input[data-key='train.steps']") == "20")
+        assert value_of(person, ".pgl-form input[data-key='model.hidden_size']") == "64"
+        person.wait(lambda: "model.hidden_size=64" in person.text(".pgl-form .pgl-command"))
+        assert "train.steps" not in person.text(".pgl-form .pgl-command") and not person.all(".pgl-form .pgl-error:not([hidden])")
+        looks_right(person, "form-loaded")
+        assert person.errors() == []
+
+
+def test_the_command_shown_is_what_copy_puts_into_the_clipboard_and_where_that_fails_it_is_said(at_notebook):
+    with at_notebook("from widgets import *", "LaunchPanel(form := ConfigForm('debug'), 'first')", "form") as person:
+        person.run_all(60)
+        person.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+        person.driver.execute_script("window.board = navigator.clipboard")
+        copied = "const done = arguments[0]; window.board.readText().then(done, (error) => done(String(error)))"
+        for panel, size in ((".pgl-form", 48), (".pgl-launch", 64)):
+            person.type(".pgl-form input[data-key='model.hidden_size']", str(size))
+            person.wait(lambda: f"model.hidden_size={size}" in person.text(f"{panel} .pgl-command"))
+            person.press(panel, "Copy")
+            person.press(panel, "Copied")  # in haste
+            assert person.driver.execute_async_script(copied) == person.text(f"{panel} .pgl-command")
+            person.press(panel, "Copy")
+        person.driver.execute_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as over plain http
+        person.type(".pgl-form input[data-key='model.hidden_size']", "96")
+        person.wait(lambda: "model.hidden_size=96" in person.text(".pgl-form .pgl-command"))
+        person.press(".pgl-form", "Copy")
+        assert person.driver.execute_async_script(copied) == person.text(".pgl-form .pgl-command")
+        person.driver.execute_script("document.execCommand = () => false")
+        person.press(".pgl-form", "Copy")
+        person.press(".pgl-form", "Not copied")
+        assert person.errors() == []
 
 
 def test_curves_are_turned_read_compared_and_saved_and_come_back_after_the_kernel_was_restarted(at_notebook):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.jupyter import Person, browser_is_here, jupyter_server, notebook_of
+from tests.browser.jupyter import BUSY, Person, browser_is_here, jupyter_server, notebook_of
 
 # slow: it compiles and trains, about three minutes on a busy machine
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600),
@@ -14,7 +14,6 @@ CELLS = ("from pangu_lab.presets import preset\n"
          "from widgets import ConfigForm, LaunchPanel\n"
          "form = ConfigForm(preset('debug').replace(**{changes}))\nform",
          "panel = LaunchPanel(form, 'seen')\npanel")
-BUSY = "import pathlib, time\nwhile not pathlib.Path('release').exists():\n    time.sleep(0.1)"
 
 
 def points(person: Person) -> int:

@@ -101,6 +101,31 @@ def test_what_cannot_work_is_said_in_its_column_and_the_other_writes():
         GenerationPad()
 
 
+def test_a_network_that_fails_is_said_in_its_column_and_the_other_writes_to_its_end():
+    engine = engine_of()
+    table = engine.runner.logits_of
+
+    def worn_out(ids):
+        if len(ids) > 5:
+            raise RuntimeError("out of memory")
+        return table(ids)
+
+    engine.runner.logits_of = worn_out
+    pad = GenerationPad(engine, engine_of(7), prompt="ab", sampling=SETTINGS)
+    pad.write()
+    assert pad.wait(30)
+    assert [output["state"] for output in pad.outputs] == ["refused", "done"]
+    assert pad.outputs[0]["note"] == "RuntimeError: out of memory" and len(pad.outputs[0]["text"]) >= 3
+    assert engine.runner.pool.free == engine.runner.pool.places
+    engine.runner.logits_of = table
+    pad.write()
+    assert pad.wait(30) and pad.outputs[0]["state"] == "done"
+
+
+def test_columns_of_checkpoints_with_one_name_can_be_told_apart():
+    assert GenerationPad(engine_of(), engine_of(7), engine_of(8, name="second")).models == ["first", "first (2)", "second"]
+
+
 def test_markup_that_a_model_writes_stays_text():
     pad = GenerationPad(engine_of(), prompt="<script>")
     assert "<script" not in pad._repr_mimebundle_()[0]["text/html"]

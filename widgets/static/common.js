@@ -121,19 +121,19 @@ function download(name, blob) {
   setTimeout(() => URL.revokeObjectURL(url), 10000);
 }
 
-async function copyText(text, button, done) {
+async function copyText(text, button, t) {
+  let copied = true;
   try {
     await navigator.clipboard.writeText(text);
-  } catch (error) {
+  } catch (error) {  // a page that came over plain http from another machine has no clipboard
     const area = el("textarea", { class: "pgl-offscreen", value: text });
     document.body.append(area);
     area.select();
-    document.execCommand("copy");
+    copied = document.execCommand("copy");
     area.remove();
   }
-  const before = button.textContent;
-  button.textContent = done;
-  setTimeout(() => { button.textContent = before; }, 1200);
+  button.textContent = t(copied ? "copied" : "not_copied");
+  setTimeout(() => { button.textContent = t("copy"); }, 1200);
 }
 
 // Round numbers between two values, about `count` of them.

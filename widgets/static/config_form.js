@@ -7,7 +7,8 @@ class Form {
     this.section = "model";
     this.timers = {};
     this.listeners = [
-      ["change:version", () => this.showValues(true)], ["change:error", () => this.showError()],
+      ["change:version", () => this.showValues(true)],
+      ["change:error change:values change:version", () => this.showError()],  // what was refused is of the settings before
       ["change:figures", () => this.showFigures()], ["change:command", () => { this.command.textContent = model.get("command"); }],
       ["change:changed", () => this.showChanged()], ["msg:custom", (message) => this.receive(message)],
     ];
@@ -48,7 +49,7 @@ class Form {
     this.figures = el("div", { class: "pgl-tiles", style: "margin:10px 0 6px" });
     this.memory = el("div", {});
     this.command = el("pre", { class: "pgl-command" }, model.get("command"));
-    const copy = el("button", { type: "button", onclick: () => copyText(model.get("command"), copy, t("copied")) }, t("copy"));
+    const copy = el("button", { type: "button", onclick: () => copyText(model.get("command"), copy, t) }, t("copy"));
     fill(this.node,
       el("div", { class: "pgl-row" }, el("label", { class: "pgl-label" }, t("preset"), this.preset),
         el("label", { class: "pgl-label" }, t("hardware"), this.hardware),
@@ -65,7 +66,8 @@ class Form {
   field(field) {
     const send = (text, wait) => {
       clearTimeout(this.timers[field.key]);
-      this.timers[field.key] = setTimeout(() => this.model.send({ do: "edit", key: field.key, text }), wait);
+      const tell = () => this.model.send({ do: "edit", key: field.key, text });
+      if (wait) this.timers[field.key] = setTimeout(tell, wait); else tell();  // at once, before the click on Save or Start that ended it
     };
     let input;
     if (field.kind === "bool") {

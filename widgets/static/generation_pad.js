@@ -45,12 +45,13 @@ export default {
       } }, names.map((name, index) => el("option", { value: index, selected: index === chosen }, name)));
       return select;
     };
+    const whole = (number) => model.get("prompt") + model.get("outputs")[number].text;  // whatever has been typed since
     const columnOf = (number) => {
       const text = el("div", { class: "pgl-written", "aria-live": "polite", tabindex: 0 });
       const facts = el("span", { class: "pgl-muted" });
       const note = el("div", { class: "pgl-notice", hidden: true });
-      const further = el("button", { type: "button", class: "pgl-quiet", onclick: () => { box.value += model.get("outputs")[number].text; box.focus(); } }, t("further"));
-      const copy = el("button", { type: "button", class: "pgl-quiet", onclick: () => copyText(box.value + model.get("outputs")[number].text, copy, t("copied")) }, t("copy"));
+      const further = el("button", { type: "button", class: "pgl-quiet", onclick: () => { box.value = whole(number); box.focus(); } }, t("further"));
+      const copy = el("button", { type: "button", class: "pgl-quiet", onclick: () => copyText(whole(number), copy, t) }, t("copy"));
       parts[number] = { text, facts, note, further, copy };
       return el("div", { class: "pgl-column" }, el("div", { class: "pgl-row" }, chooser(number)),
         el("details", { open: true }, el("summary", {}, t("settings")), el("div", { class: "pgl-row" }, PAD_SLIDERS.map((row) => slider(number, row)), seed(number))),
@@ -76,8 +77,13 @@ export default {
       write.hidden = writing;
       stop.hidden = !writing;
       beside.disabled = writing;
+      for (const one of past.children) one.disabled = writing;
     };
-    const showPast = () => fill(past, model.get("history").map((entry, number) => el("button", { type: "button", class: "pgl-past", onclick: () => model.send({ do: "recall", number }) },
+    const recall = (number) => {
+      box.value = model.get("history")[number].prompt;  // the kernel may show this prompt already: then it has no change to tell
+      model.send({ do: "recall", number });
+    };
+    const showPast = () => fill(past, model.get("history").map((entry, number) => el("button", { type: "button", class: "pgl-past", disabled: model.get("writing"), onclick: () => recall(number) },
       el("span", { class: "pgl-muted" }, entry.prompt.slice(-40)), entry.outputs.map((output) => output.text).join("  ‖  ").slice(0, 120))));
     const layout = () => {
       parts = [];

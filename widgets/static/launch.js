@@ -15,7 +15,7 @@ export default {
         model.send({ do: "start" });
       } }, t("start"));
       const command = el("pre", { class: "pgl-command" }, model.get("command"));
-      const copy = el("button", { type: "button", onclick: () => copyText(model.get("command"), copy, t("copied")) }, t("copy"));
+      const copy = el("button", { type: "button", onclick: () => copyText(model.get("command"), copy, t) }, t("copy"));
       fill(node, el("div", { class: "pgl-row" },
         el("label", { class: "pgl-label" }, `${t("name")}  ${model.get("folder")}/`, name), start,
         el("span", { class: "pgl-muted" }, t("own_process")), el("span", { class: "pgl-row pgl-push" }, copy, languageSwitch(model))),
