@@ -1,8 +1,12 @@
-"""The workbench in a real JupyterLab: forms, a run that is started, watched over a page refresh, and stopped."""
+"""The workbench in a real JupyterLab: forms, a run that is started, watched over a page refresh, stopped and resumed."""
 
 from __future__ import annotations
 
+import re
+
 import pytest
+
+from pangu_lab.train.events import read_events
 
 from tests.browser.jupyter import BUSY, Person, browser_is_here, jupyter_server, notebook_of
 
@@ -25,6 +29,12 @@ def points(person: Person) -> int:
 def state(person: Person) -> str:
     return person.driver.execute_script(
         "const b = document.querySelector('.pgl-monitor .pgl-badge'); return b ? b.dataset.state : ''")
+
+
+def step(person: Person) -> int:
+    """The step that the monitor says the run is at."""
+    found = re.search(r"step ([\d,]+) of 100,000", person.text(".pgl-monitor"))
+    return int(found[1].replace(",", "")) if found else 0
 
 
 def type_into(person: Person, key: str, text: str) -> None:
@@ -51,7 +61,7 @@ def at_the_desk(debug_data, tmp_path):
             person.close()
 
 
-def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_and_stopped(at_the_desk):
+def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_stopped_and_resumed(at_the_desk):
     person, folder = at_the_desk
     person.start("notebook:run-all-cells")  # the last cell runs until it is released
     person.wait(lambda: person.find(".pgl-form") and person.find(".pgl-monitor"), 120)
@@ -81,7 +91,15 @@ def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_and_stopped
     assert state(person) in ("training", "evaluating", "saving")
     person.click(".pgl-monitor .pgl-danger")
     person.wait(lambda: state(person) == "stopped", 90)
-    assert not (folder / "release").exists()
+    stopped = step(person)
+    person.press(".pgl-monitor", "Resume")
+    person.wait(lambda: state(person) == "training" and step(person) > stopped, 120)
+    begun = [event for event in read_events(folder / "runs" / "seen") if event["kind"] == "start"]
+    assert [event["resumed_from"] for event in begun] == [0, stopped]
+    person.picture("bench-resumed", ".pgl-monitor")
+    person.press(".pgl-monitor", "Stop")
+    person.wait(lambda: state(person) == "stopped", 90)
+    assert step(person) > stopped and not (folder / "release").exists()
     (folder / "release").touch()
     person.wait(person.idle, 60)
     assert person.errors() == []
