@@ -6,6 +6,7 @@ import threading
 
 import pytest
 
+from pangu_lab import PanguLM
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, generate
@@ -73,6 +74,21 @@ def test_two_settings_or_two_models_stand_side_by_side(places):
     assert models.outputs[0]["text"] != models.outputs[1]["text"]
     ask(settings, "beside")
     assert len(settings.columns) == len(settings.outputs) == 1
+
+
+def test_two_checkpoints_of_a_real_run_write_side_by_side_what_each_writes_alone(debug_run):
+    early, late = (PanguLM.load(path) for path in sorted(debug_run.glob("checkpoints/step-*")))
+    pad = GenerationPad(early, late, prompt="春天", sampling=SETTINGS)
+    assert pad.models == ["step-00000010", "step-00000020"]
+    pad.write()
+    assert pad.wait(60)
+    alone = [lm.generate("春天", max_new_tokens=12, temperature=0.8, seed=3).text for lm in (early, late)]
+    assert [output["text"] for output in pad.outputs] == alone and alone[0] != alone[1]
+    assert [output["state"] for output in pad.outputs] == ["done", "done"]
+    assert all(name in pad.still_html() and text in pad.still_text() for name, text in zip(pad.models, alone))
+    ask(pad, "beside")
+    ask(pad, "beside")  # the second column comes back with the other model
+    assert [column["model"] for column in pad.columns] == [0, 1]
 
 
 def test_stop_ends_it_after_the_token_that_is_being_made():
