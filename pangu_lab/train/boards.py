@@ -75,20 +75,31 @@ class TensorBoard:
 class SwanLab:
     """A run of SwanLab with the settings of ours; kept below ``folder`` and sent nowhere, unless SWANLAB_MODE says so.
 
-    Nothing of the machine that replays is noted: it need not be the one that trains.
+    Nothing of the machine that replays is noted but where that folder lies: it need not be the one that trains.
     """
 
     def __init__(self, run_folder: Path, folder: Path | str) -> None:
         try:
             import swanlab
+            from swankit.callback import SwanKitCallback
         except ImportError:
             raise InputError("SwanLab is not installed: pip install 'pangu-lab[swanlab]'") from None
         quiet = swanlab.Settings(metadata_collect=False, requirements_collect=False, hardware_monitor=False,
                                  log_proxy_type="none")
+
+        class Quiet(SwanKitCallback):
+            """Gives the settings once more: offline, ``init`` of 0.6.4 puts all but one back to their defaults."""
+
+            def __str__(self) -> str:
+                return "quiet"
+
+            def on_init(self, *arguments: Any, **more: Any) -> None:
+                swanlab.merge_settings(quiet)
+
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.run = swanlab.init(project="pangu-lab", experiment_name=run_folder.resolve().name, logdir=str(folder),
                                 mode=os.environ.get(MODE, "offline"), config=load_yaml(run_folder / "config.yaml").to_dict(),
-                                settings=quiet)
+                                settings=quiet, callbacks=[Quiet()])
 
     def add(self, event: dict[str, Any]) -> None:
         self.run.log(scalars(event), step=int(event["step"]))

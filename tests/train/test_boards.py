@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import socket
 import struct
 import sys
 import time
@@ -97,6 +100,8 @@ def swanlab(monkeypatch):
     run = SimpleNamespace(log=lambda data, step: told.logged.append((step, data)), finish=lambda: told.logged.append("end"))
     told.init = lambda **values: told.begun.append(values) or run
     monkeypatch.setitem(sys.modules, "swanlab", told)
+    monkeypatch.setitem(sys.modules, "swankit", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "swankit.callback", SimpleNamespace(SwanKitCallback=object))
     return told
 
 
@@ -109,11 +114,14 @@ def test_swanlab_gets_a_run_with_its_settings_and_every_step_and_sends_nothing(r
     assert swanlab.logged[10:] == [(10, {"eval/loss": 4.5, "eval/perplexity": 90.0}), "end"]
 
 
-def test_the_real_swanlab_keeps_the_losses_on_the_disk(runs, tmp_path):
+def test_the_real_swanlab_keeps_the_losses_on_the_disk_and_nothing_of_the_machine(runs, tmp_path):
     pytest.importorskip("swanlab", reason="SwanLab is not installed: pip install 'pangu-lab[swanlab]'")
     boards.export_swanlab(runs / "b", tmp_path / "swan")
     (kept,) = (tmp_path / "swan").glob("run-*/backup.swanlab")
     assert kept.read_bytes().count(b"train/loss") >= 10 and b"eval/perplexity" in kept.read_bytes()
+    texts = [path.read_bytes() for path in (tmp_path / "swan").rglob("*") if path.is_file()]
+    for word in (socket.gethostname(), sys.version.split()[0], os.getcwd(), "mindspore"):
+        assert not any(re.search(rf"(?<![\w.]){re.escape(word)}(?![\w.])".encode(), text) for text in texts), word
 
 
 def test_what_cannot_be_followed_is_said_in_a_line(runs, capsys, monkeypatch):
