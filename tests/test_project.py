@@ -143,7 +143,7 @@ def test_notebook_cells_call_and_do_not_implement():
             if cell["cell_type"] != "code":
                 continue
             lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
-            assert len(lines) <= 12, f"{path.name}, cell {number}: {len(lines)} lines of code"
+            assert len(lines) <= 10, f"{path.name}, cell {number}: {len(lines)} lines of code"
             defined = [word for word in ("def ", "class ") if re.search(rf"^\s*{word}", source, re.MULTILINE)]
             assert not defined or path.name.startswith("09"), f"{path.name}, cell {number} defines something"
 
