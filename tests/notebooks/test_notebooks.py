@@ -8,6 +8,7 @@ from __future__ import annotations
 import getpass
 import os
 import re
+import time
 from pathlib import Path
 
 import nbformat
@@ -34,6 +35,8 @@ SMALL = {
     "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
     "09_exercises": MODEL,
 }
+TOGETHER = 900.0  # seconds for all of them, the slow one too, on two cores beside other tests
+took: dict[str, float] = {}  # by notebook, of those that this process has run
 OF_THIS_MACHINE = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|Users|mnt|opt|var)/|[A-Z]:\\\\Users")
 
 
@@ -52,10 +55,18 @@ def test_a_notebook_runs_to_its_end(name, tmp_path, shared_folder, monkeypatch):
     assert len(cells) == 1, "a notebook has one cell tagged 'parameters'"
     places = {"FOLDER": tmp_path / "work", "SHARED": shared_folder}
     cells[0].source = re.sub("FOLDER|SHARED", lambda word: repr(str(places[word.group()])), SMALL[name])
+    begun = time.monotonic()
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    took[name] = time.monotonic() - begun
     errors = [output for cell in notebook.cells for output in cell.get("outputs", [])
               if output.output_type == "error" or output.get("name") == "stderr" and "ERROR" in output.text]
     assert not errors
+
+
+def test_all_notebooks_that_ran_took_a_quarter_of_an_hour_at_most():
+    if not took:
+        pytest.skip("no notebook ran here")
+    assert sum(took.values()) < TOGETHER, {name: round(seconds) for name, seconds in took.items()}
 
 
 def test_answers_are_folded_away_and_each_checks_itself():
