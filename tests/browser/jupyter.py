@@ -199,13 +199,18 @@ class Person:
         return [node.text[:500] for node in self.all(ERRORS)]
 
     def wait(self, condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+        """Until the condition holds; one that looked at something which the page has just replaced looks again."""
+        from selenium.common.exceptions import StaleElementReferenceException  # there where a browser is
+
         end = time.monotonic() + seconds
-        while not (value := condition()):
+        while True:
+            with contextlib.suppress(StaleElementReferenceException):
+                if value := condition():
+                    return value
             if time.monotonic() > end:
                 self.picture("failed")
                 raise AssertionError(f"not within {seconds:g} s; errors on the page: {self.errors()}")
             time.sleep(0.1)
-        return value
 
     def picture(self, name: str, selector: str | None = None) -> None:
         """Keep a screenshot where PANGU_LAB_SCREENSHOTS says, of the window or of one element."""

@@ -28,9 +28,15 @@ def person(tmp_path):
 def test_menus_are_chinese_once_the_language_was_chosen_in_the_menu_and_stay_so(person):
     def choose(selector: str, words: str) -> None:
         """Point at the entry that has these words on it and click it; one with more behind it opens."""
-        node = person.wait(lambda: [node for node in person.all(selector) if words in node.text])[0]
-        person.point_at(node)
-        node.click()
+        def chosen() -> bool:
+            for node in person.all(selector):
+                if words in node.text:
+                    person.point_at(node)
+                    node.click()
+                    return True
+            return False
+
+        person.wait(chosen)
 
     menus = lambda: [node.text for node in person.all(".lm-MenuBar-itemLabel")]
     person.open("form.ipynb")
