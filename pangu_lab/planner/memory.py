@@ -203,7 +203,7 @@ def logits_bytes(config: RunConfig, hardware: Hardware, stage: int) -> int:
     if hardware.is_cpu:
         each, head = 4 * _cpu(config).logits, _cpu(config).head
         if head and config.parallel.tensor == 1:
-            gradients = 1 if stage == 0 else 3
+            gradients = 1 if config.parallel.pipeline == 1 else 3
             return 4 * config.model.vocab_size * (min(tokens, head) + gradients * config.model.hidden_size)
     else:
         each = 12 if config.model.compute_dtype == "float32" else 14

@@ -230,3 +230,10 @@ class Person:
 
 def browser_is_here() -> bool:
     return bool(shutil.which("chromium") and shutil.which("chromedriver"))
+
+
+@contextlib.contextmanager
+def somebody_at(folder: Path) -> Iterator[Person]:
+    """A person at a JupyterLab that serves ``folder``."""
+    with jupyter_server(folder) as address, contextlib.closing(Person(address)) as person:
+        yield person

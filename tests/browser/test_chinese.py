@@ -6,7 +6,7 @@ import importlib.util
 
 import pytest
 
-from tests.browser.jupyter import Person, browser_is_here, jupyter_server, notebook_of
+from tests.browser.jupyter import browser_is_here, notebook_of, somebody_at
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
               pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
@@ -17,12 +17,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
 @pytest.fixture
 def person(tmp_path):
     notebook_of(tmp_path / "lab" / "form.ipynb", "from widgets import ConfigForm, set_language\nset_language('zh')\nConfigForm('debug')")
-    with jupyter_server(tmp_path / "lab") as address:
-        person = Person(address)
-        try:
-            yield person
-        finally:
-            person.close()
+    with somebody_at(tmp_path / "lab") as person:
+        yield person
 
 
 def test_menus_are_chinese_once_the_language_was_chosen_in_the_menu_and_stay_so(person):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.jupyter import Person, browser_is_here, jupyter_server
+from tests.browser.jupyter import browser_is_here, somebody_at
 
 # slow: it trains, exports and serves
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400),
@@ -18,12 +18,8 @@ def person(debug_run, tmp_path):
     from pangu_lab.export import export_run
 
     export_run(debug_run, tmp_path / "lab" / "exports" / "debug", decode_batches=())
-    with jupyter_server(tmp_path / "lab") as address:
-        person = Person(address)
-        try:
-            yield person
-        finally:
-            person.close()
+    with somebody_at(tmp_path / "lab") as person:
+        yield person
 
 
 def test_a_click_on_the_tile_brings_the_page_which_writes(person):

@@ -12,7 +12,7 @@ from pangu_lab import PanguLM
 from pangu_lab.config import load_yaml
 from pangu_lab.presets import preset
 
-from tests.browser.jupyter import BUSY, Person, browser_is_here, jupyter_server, notebook_of
+from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 from tests.widgets.conftest import WrittenRun
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
@@ -90,13 +90,9 @@ def at_notebook(tmp_path):
     @contextlib.contextmanager
     def sit_down(*cells: str):
         notebook_of(tmp_path / "lab" / "all.ipynb", *cells)
-        with jupyter_server(tmp_path / "lab") as address:
-            person = Person(address)
-            try:
-                person.open("all.ipynb")
-                yield person
-            finally:
-                person.close()
+        with somebody_at(tmp_path / "lab") as person:
+            person.open("all.ipynb")
+            yield person
 
     return sit_down
 

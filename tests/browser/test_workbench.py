@@ -8,7 +8,7 @@ import pytest
 
 from pangu_lab.train.events import read_events
 
-from tests.browser.jupyter import BUSY, Person, browser_is_here, jupyter_server, notebook_of
+from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 
 # slow: it compiles and trains, about three minutes on a busy machine
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600),
@@ -37,11 +37,8 @@ def step(person: Person) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-def type_into(person: Person, key: str, text: str) -> None:
-    field = person.wait(lambda: person.find(f".pgl-form input[data-key='{key}']"))
-    person.driver.execute_script(
-        "const [field, text] = arguments; field.value = text; field.dispatchEvent(new Event('input', {bubbles: true}))",
-        field, text)
+def field(key: str) -> str:
+    return f".pgl-form input[data-key='{key}']"
 
 
 @pytest.fixture
@@ -50,15 +47,13 @@ def at_the_desk(debug_data, tmp_path):
                "train.steps": 100_000, "train.eval_every": 20}
     cells = [cell.replace("{changes}", repr(changes)) for cell in CELLS]
     notebook_of(tmp_path / "lab" / "bench.ipynb", *cells, BUSY)
-    with jupyter_server(tmp_path / "lab") as address:
-        person = Person(address)
+    with somebody_at(tmp_path / "lab") as person:
         try:
             person.open("bench.ipynb")
             yield person, tmp_path / "lab"
         finally:
             (tmp_path / "lab" / "release").touch()
             (tmp_path / "lab" / "runs" / "seen").is_dir() and (tmp_path / "lab" / "runs" / "seen" / "stop").touch()
-            person.close()
 
 
 def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_stopped_and_resumed(at_the_desk):
@@ -66,14 +61,14 @@ def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_stopped_and
     person.start("notebook:run-all-cells")  # the last cell runs until it is released
     person.wait(lambda: person.find(".pgl-form") and person.find(".pgl-monitor"), 120)
     parameters = person.wait(lambda: person.text(".pgl-form .pgl-tile[data-name='parameters'] div:last-child"))
-    type_into(person, "model.hidden_size", "48")
+    person.type(field("model.hidden_size"), "48")
     person.wait(lambda: person.text(".pgl-form .pgl-tile[data-name='parameters'] div:last-child") != parameters)
     assert "model.hidden_size=48" in person.text(".pgl-form .pgl-command")
-    type_into(person, "model.num_heads", "5")
+    person.type(field("model.num_heads"), "5")
     person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-form .pgl-error"))
     person.click(".pgl-start")
     person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-launch .pgl-error"))
-    type_into(person, "model.num_heads", "4")
+    person.type(field("model.num_heads"), "4")
     person.wait(lambda: not person.all(".pgl-error:not([hidden])"))  # the kernel has seen it: Start would be refused before
     assert "model.hidden_size=48" in person.text(".pgl-launch .pgl-command")
     person.wait(lambda: person.find(".pgl-start").is_enabled())

@@ -97,12 +97,15 @@ static void part_of_elements(void *context, int64_t part) {
     activate(e->x + first, e->dy ? e->dy + first : NULL, e->y + first, smaller(PIECE, e->count - first), e->kind);
 }
 
+static void activated(int kind, const float *x, const float *dy, float *y, int64_t count) {
+    pool_run(part_of_elements, &(struct elements){x, dy, y, count, kind}, (count + PIECE - 1) / PIECE);
+}
+
 static int activation(int kind, int backward, void **arrays, int *dimensions, int64_t **shapes) {
     int64_t all = 1;
     for (int i = 0; i < dimensions[0]; i++)
         all *= shapes[0][i];
-    struct elements e = {IN(0), backward ? IN(1) : NULL, OUT(1 + backward), all, kind};
-    pool_run(part_of_elements, &e, (all + PIECE - 1) / PIECE);
+    activated(kind, IN(0), backward ? IN(1) : NULL, OUT(1 + backward), all);
     return 0;
 }
 
@@ -116,10 +119,6 @@ KERNEL(fast_gelu_backward) { UNUSED; return activation(FAST_GELU, 1, arrays, dim
 
 /* A product of activated rows. What the activation gave is not kept for the backward pass, which makes it again: of what a layer
    keeps, a quarter less. */
-static void activated(int kind, const float *x, const float *dy, float *y, int64_t count) {
-    pool_run(part_of_elements, &(struct elements){x, dy, y, count, kind}, (count + PIECE - 1) / PIECE);
-}
-
 static int linear_after(int kind, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][1];
     float *inner = aligned(rows * in);
