@@ -65,10 +65,10 @@ def test_logits_are_those_of_the_network_that_is_trained(lm, debug_run):
     from mindspore import Tensor
 
     from pangu_lab.checkpoint import load_weights
-    from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+    from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 
     weights, config = load_weights(debug_run)
-    network = PanguLogits(config.model, PanguStage(config.model, Weights(weights), seq_length=24))
+    network = PanguLogits(PanguStage(Parts(config.model, Weights(weights), seq_length=24)))
     ids = np.random.default_rng(0).integers(0, 512, (3, 24))
     positions = np.broadcast_to(np.arange(24), ids.shape)
     want = network(Tensor(ids.astype(np.int32)), Tensor(positions.astype(np.int32))).asnumpy()

@@ -61,8 +61,8 @@ def _loss_cell(config, weights, length: int):
     import mindspore as ms
 
     from pangu_lab.evaluate.scoring import inference_config
-    from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
+    from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
 
     ms.set_context(mode=ms.GRAPH_MODE)
     config = inference_config(config)
-    return PanguLoss(config, PanguStage(config, Weights(weights), seq_length=length))
+    return PanguLoss(PanguStage(Parts(config, Weights(weights), seq_length=length)))

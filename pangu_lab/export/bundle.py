@@ -205,16 +205,16 @@ class _Writing:
 
         from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs
         from pangu_lab.export.mindir import SharedWeights, export_graph
-        from pangu_lab.generate.network import CachedNetwork, FixedNetwork, dynamic_inputs, fixed_inputs
+        from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs, fixed_inputs
 
         tell(0, "building the network")
         ms.set_context(mode=ms.GRAPH_MODE)
-        network = CachedNetwork(self.weights, self.config, self.places, group)
-        made = {"prefill": (network, dynamic_inputs()),
-                **{name: (FixedNetwork(network, shape == (1, 1)), fixed_inputs(*shape))
+        parts = cached_parts(self.weights, self.config, self.places, group)
+        made = {"prefill": (CachedNetwork(parts), dynamic_inputs()),
+                **{name: (CachedNetwork(dataclasses.replace(parts, one=shape == (1, 1))), fixed_inputs(*shape))
                    for name, shape in fixed.items()}}
         if self.variants.eval_loss:
-            made["eval_loss"] = EvalLossNetwork(network), eval_loss_inputs()
+            made["eval_loss"] = EvalLossNetwork(parts), eval_loss_inputs()
         shared = SharedWeights(folder)
         try:
             for number, (name, (graph, inputs)) in enumerate(made.items()):

@@ -5,13 +5,17 @@ It shares every parameter with the generating network, so a bundle holds the wei
 
 from __future__ import annotations
 
+import dataclasses
+
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, ops
 
-from pangu_lab.generate.network import MASKED, CachedNetwork
+from pangu_lab.generate.network import InferenceParts
+from pangu_lab.model.pangu import Stack
+from pangu_lab.ops.attention import DocumentMask
 
 
-class EvalLossNetwork(nn.Cell):
+class EvalLossNetwork(Stack):
     """Summed negative log-likelihood of each sequence of a batch.
 
     ``construct(ids, positions, labels, weights)``: ids, positions, labels (batch, n) int32, weights (batch, n)
@@ -19,9 +23,10 @@ class EvalLossNetwork(nn.Cell):
     (batch,) float32: Σ weight · −log p(label), in nats, and Σ weight.
     """
 
-    def __init__(self, network: CachedNetwork):
-        super().__init__(auto_prefix=False)
-        self.network = network
+    def __init__(self, parts: InferenceParts):
+        super().__init__(dataclasses.replace(parts, slots=None))
+        self.documents = DocumentMask(parts.config.num_positions)
+        self.head = parts.head()
         self.log_softmax = ops.LogSoftmax(-1)
         self.pick = ops.GatherD()
         self.sum = ops.ReduceSum()
@@ -30,17 +35,9 @@ class EvalLossNetwork(nn.Cell):
 
     def construct(self, ids, positions, labels, weights):
         batch, n = ids.shape
-        net = self.network
-        flat = self.reshape(positions, (-1,))
-        index = net.index[:n]
-        keys, queries = self.reshape(index, (1, 1, 1, n)), self.reshape(index, (1, 1, n, 1))
-        first = queries - self.reshape(positions, (batch, 1, n, 1))
-        mask = ops.cast(ops.logical_or(keys > queries, keys < first), ms.float32) * MASKED
-        x = net.embed(self.reshape(ids, (-1,)), flat)
-        for block in net.blocks:
-            x = block.without_cache(x, x, mask, batch, n)
-        x = net.query_layer.without_cache(net.final_norm(x), net.gather(net.queries, flat, 0), mask, batch, n)
-        told = self.log_softmax(net.head(x))
+        seen = self.documents(positions), batch, n
+        x, _ = self.rows(self.embedding(ids, positions), positions, seen)
+        told = self.log_softmax(self.head(x))
         picked = self.reshape(self.pick(told, 1, self.reshape(labels, (-1, 1))), (batch, n))
         return 0.0 - self.sum(picked * weights, 1), self.sum(weights, 1)
 

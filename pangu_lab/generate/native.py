@@ -23,7 +23,7 @@ from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
 CLOSE = 1e-3  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
-QUERIES = "backbone.top_query_layer.query_of_position"
+QUERIES = "backbone.top_query_layer.query_of_position"  # as in network.py, which a bundle does without
 Step = Callable[[], np.ndarray]
 
 

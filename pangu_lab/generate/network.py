@@ -1,12 +1,14 @@
 """The network as generation uses it: new tokens in, logits out, keys and values kept in a cache inside the graph.
 
 One graph with inputs of dynamic length serves prefill, decode and batches of sequences. The cache is paged: it is
-a pool of places, each holding one position of some sequence, and every call says where to write the new positions
+a pool of slots, each holding one position of some sequence, and every call says where to write the new positions
 and where to read the old ones. Sequences may therefore share a prefix, fork (beam search) or move without a copy.
-What was learned about MindSpore on CPU:
 
-- the cache is kept head-major, rows of (head, place), because ``Gather`` then yields what ``BatchMatMul`` wants
-  without a transpose; gathering only the valid places beats attending over the whole cache (35 ms → 28 ms a step);
+Which layers follow which stands in ``model/pangu.py``; here are the parts, made for inference. What was learned about
+MindSpore on CPU:
+
+- the cache is kept head-major, rows of (head, slot), because ``Gather`` then yields what ``BatchMatMul`` wants
+  without a transpose; gathering only the valid slots beats attending over the whole cache (35 ms → 28 ms a step);
 - ``ScatterUpdate`` writes rows in place and returns the parameter, so that what reads it runs after it;
 - one-row ``MatMul`` reaches the memory's read speed, best with weights stored (out, in); fusing q, k and v pays;
 - dynamic shapes cost a few µs an operator, mostly in products: a graph compiled for one token is 10 % faster.
@@ -15,6 +17,7 @@ What was learned about MindSpore on CPU:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Optional
 
 import mindspore as ms
@@ -24,13 +27,16 @@ from mindspore import Parameter, Tensor, nn, ops
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.model.moe import Router
-from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, WORD, layer_prefix, parameter_specs
-from pangu_lab.ops import activation
+from pangu_lab.model.pangu import Stack
+from pangu_lab.model.parameters import POSITION, QUERY, WORD, layer_prefix, parameter_specs
+from pangu_lab.ops.attention import MASKED
+from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
-from pangu_lab.parallel.layers import local_ids
+from pangu_lab.parallel.layers import WordEmbedding
 from pangu_lab.parallel.placement import Place
 
-MASKED = -10000.0
+QUERIES = "backbone.top_query_layer.query_of_position"  # the query layer's query of every position, made when it is loaded
+
 Weights = Mapping[str, np.ndarray]  # read one by one
 ALONE = Group("", (0,), 0)
 
@@ -74,17 +80,119 @@ class _Part(Mapping[str, np.ndarray]):
         return len(self.weights)
 
 
-def _parameter(name: str, value: np.ndarray) -> Parameter:
-    return Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
+class Parameters:
+    """The Parameters of a network in the layout of inference, each made once, so that several graphs share them.
+
+    Args:
+        weights: whole, by released name.
+        group: the tensor-parallel ranks; each holds its slice.
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, group: Group = ALONE):
+        check_weights(weights, config)
+        check_group(config, group)
+        self.weights = _Part(weights, config, group) if group.size > 1 else weights
+        self.made: dict[str, Parameter] = {}
+
+    def __call__(self, name: str, make=None) -> Parameter:
+        """The parameter ``name``: the weight of that name, or what ``make`` gives."""
+        if name not in self.made:
+            value = self.weights[name] if make is None else make()
+            self.made[name] = Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
+        return self.made[name]
+
+    def whole(self, name: str) -> nn.Cell:
+        return nn.Identity()
+
+
+@dataclass(frozen=True)
+class InferenceParts:
+    """The parts of ``Stack`` for inference: forward only, fp32, weights as one-row products like them.
+
+    Args:
+        parameters: networks made from the same object share them, the cache too.
+        slots: positions that the cache holds; None for whole records without a cache.
+        one: there is a single token, known when the graph is compiled.
+    """
+
+    config: ModelConfig
+    parameters: Parameters
+    group: Group = ALONE
+    slots: Optional[int] = None
+    one: bool = False
+    backend: Portable = field(default_factory=Portable)
+
+    @property
+    def heads(self) -> int:
+        """This rank's."""
+        return self.config.num_heads // self.group.size
+
+    def words(self) -> nn.Cell:
+        return WordEmbedding(self.parameters, WORD, self.config.vocab_size, self.group, AllReduce(self.group))
+
+    def positions(self) -> nn.Cell:
+        return _Rows(self.parameters(POSITION))
+
+    def queries(self) -> nn.Cell:
+        """The ready query of each position: dense1 of its embedding, scaled. It needs no input at all."""
+        return _Rows(self.parameters(QUERIES, lambda: _query_table(self.parameters.weights, self.config)))
+
+    def norm(self, prefix: str) -> nn.Cell:
+        return _Norm(self.parameters, prefix, self.config.layernorm_eps)
+
+    def projections(self, layer: int) -> nn.Cell:
+        kind = _KeyValue if layer == self.config.num_layers - 1 else _QueryKeyValue
+        return kind(self, f"{layer_prefix(self.config, layer)}.attention")
+
+    def attention(self, layer: int) -> nn.Cell:
+        if self.slots is None:
+            return _RecordAttention(self.heads, self.config.head_dim)
+        return _CachedAttention(self, f"{layer_prefix(self.config, layer)}.cache")
+
+    def column(self, prefix: str) -> nn.Cell:
+        return _transposed(self.parameters, prefix)
+
+    def row(self, prefix: str, after: str = "") -> nn.Cell:
+        return _transposed(self.parameters, prefix, self.group, self.backend.activation(after) if after else None)
+
+    def expert_network(self, prefix: str) -> nn.Cell:
+        return _Experts(self, prefix)
+
+    def dropout(self, site: str) -> nn.Cell:
+        return _NoDropout()
+
+    def enter(self) -> nn.Cell:
+        return nn.Identity()
+
+    def own_rows(self) -> nn.Cell:
+        return nn.Identity()
+
+    def head(self) -> nn.Cell:
+        return _Head(self.parameters(WORD), self.group)
+
+
+class _NoDropout(nn.Cell):
+    def construct(self, x, row_keys):
+        return x
+
+
+class _Rows(nn.Cell):
+    """indices (batch, n) → rows of a table, (batch·n, hidden)."""
+
+    def __init__(self, table: Parameter):
+        super().__init__(auto_prefix=False)
+        self.table, self.gather, self.reshape = table, ops.Gather(), ops.Reshape()
+
+    def construct(self, indices):
+        return self.gather(self.table, self.reshape(indices, (-1,)), 0)
 
 
 class _Norm(nn.Cell):
     """LayerNorm over the last axis of (rows, hidden); forward only, so the one fused operator is the quickest."""
 
-    def __init__(self, weights: Weights, prefix: str, eps: float):
+    def __init__(self, parameters: Parameters, prefix: str, eps: float):
         super().__init__(auto_prefix=False)
-        self.gamma = _parameter(f"{prefix}.gamma", weights[f"{prefix}.gamma"])
-        self.beta = _parameter(f"{prefix}.beta", weights[f"{prefix}.beta"])
+        self.gamma, self.beta = parameters(f"{prefix}.gamma"), parameters(f"{prefix}.beta")
         self.norm = ops.LayerNorm(begin_norm_axis=1, begin_params_axis=1, epsilon=eps)
 
     def construct(self, x):
@@ -93,31 +201,109 @@ class _Norm(nn.Cell):
 
 
 class _Linear(nn.Cell):
-    """x (rows, in) · weightᵀ + bias, weight kept (out, in); summed over the ``group`` whose ranks split the inputs."""
+    """activation(x) (rows, in) · weightᵀ + bias, weight kept (out, in); summed over the ``group`` whose ranks split the
+    inputs."""
 
-    def __init__(self, name: str, weight: np.ndarray, bias: np.ndarray, group: Group = ALONE):
+    def __init__(self, weight: Parameter, bias: Parameter, group: Group = ALONE, activation: Optional[nn.Cell] = None):
         super().__init__(auto_prefix=False)
-        self.weight = _parameter(f"{name}.weight", weight)
-        self.bias = _parameter(f"{name}.bias", bias)
+        self.weight, self.bias = weight, bias
+        self.activation = activation or nn.Identity()
         self.product = ops.MatMul(transpose_b=True)
         self.reduce = AllReduce(group)
         self.add = ops.Add()
 
     def construct(self, x):
-        return self.add(self.reduce(self.product(x, self.weight)), self.bias)
+        return self.add(self.reduce(self.product(self.activation(x), self.weight)), self.bias)
 
 
-class _FeedForward(nn.Cell):
-    """x (rows, hidden) → 4·hidden → activation → hidden."""
+def _transposed(parameters: Parameters, name: str, group: Group = ALONE, activation: Optional[nn.Cell] = None) -> _Linear:
+    weight = parameters(f"{name}.weight", lambda: parameters.weights[f"{name}.weight"].T)
+    return _Linear(weight, parameters(f"{name}.bias"), group, activation)
 
-    def __init__(self, weights: Weights, config: ModelConfig, prefix: str, group: Group):
+
+def _fused(parts: InferenceParts, prefix: str, names: tuple[str, ...]) -> _Linear:
+    """Several products of the same input as one; 1/√head_dim folded into the query, which saves a pass a layer."""
+    weights, scale = parts.parameters.weights, parts.config.head_dim**-0.5
+
+    def stacked(kind: str):
+        made = np.concatenate([weights[f"{prefix}.{name}.{kind}"] for name in names])
+        if names[0] == "dense1":
+            made[:len(made) // len(names)] *= scale
+        return made
+
+    return _Linear(*(parts.parameters(f"{prefix}.qkv.{kind}", lambda kind=kind: stacked(kind)) for kind in ("weight", "bias")))
+
+
+class _QueryKeyValue(nn.Cell):
+    """Rows (rows, hidden) → q, scaled, k and v, by one product."""
+
+    def __init__(self, parts: InferenceParts, prefix: str):
         super().__init__(auto_prefix=False)
-        self.up = _transposed(weights, f"{prefix}.mapping")
-        self.down = _transposed(weights, f"{prefix}.projection", group)
-        self.act = activation(config.hidden_act)
+        self.qkv = _fused(parts, prefix, ("dense1", "dense2", "dense3"))
+        self.split = ops.Split(1, 3)
 
-    def construct(self, x, one):
-        return self.down(self.act(self.up(x)))
+    def construct(self, x, query=None):
+        projected = self.split(self.qkv(x))
+        return projected[0], projected[1], projected[2]
+
+
+class _KeyValue(nn.Cell):
+    """The same in the query layer, whose query comes ready."""
+
+    def __init__(self, parts: InferenceParts, prefix: str):
+        super().__init__(auto_prefix=False)
+        self.qkv = _fused(parts, prefix, ("dense2", "dense3"))
+        self.split = ops.Split(1, 2)
+
+    def construct(self, x, query=None):
+        projected = self.split(self.qkv(x))
+        return query, projected[0], projected[1]
+
+
+class _RecordAttention(nn.Cell):
+    """q, k, v (batch·n, hidden) of whole records, ``seen`` = (mask (batch, 1, n, n), batch, n) → (batch·n, hidden)."""
+
+    def __init__(self, heads: int, head_dim: int):
+        super().__init__(auto_prefix=False)
+        self.heads, self.head_dim, self.hidden = heads, head_dim, heads * head_dim
+        self.transpose, self.reshape = ops.Transpose(), ops.Reshape()
+        self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
+        self.softmax, self.add = ops.Softmax(-1), ops.Add()
+
+    def construct(self, q, k, v, seen, row_keys):
+        mask, batch, n = seen
+        return self.over(q, self.by_head(k, batch, n), self.by_head(v, batch, n), mask, batch, n)
+
+    def by_head(self, rows, batch, n):
+        """(batch·n, hidden) → (batch, heads, n, head_dim)"""
+        return self.transpose(self.reshape(rows, (batch, n, self.heads, self.head_dim)), (0, 2, 1, 3))
+
+    def over(self, q, keys, values, mask, batch, n):
+        """Attention over keys and values (batch, heads, t, head_dim)."""
+        scores = self.add(self.scores(self.by_head(q, batch, n), keys), mask)
+        mixed = self.mix(self.softmax(scores), values)
+        return self.reshape(self.transpose(mixed, (0, 2, 1, 3)), (-1, self.hidden))
+
+
+class _CachedAttention(_RecordAttention):
+    """The same over the cache, in which the new keys and values are kept first.
+
+    ``seen`` = (mask (batch, 1, n, t), write (batch·n·heads,), read (batch, heads, t), batch, n); write and read are rows
+    of the cache.
+    """
+
+    def __init__(self, parts: InferenceParts, prefix: str):
+        super().__init__(parts.heads, parts.config.head_dim)
+        shape = (parts.heads * parts.slots, parts.config.head_dim)
+        self.keys, self.values = (parts.parameters(f"{prefix}.{kind}", lambda: np.zeros(shape, np.float32))
+                                  for kind in ("keys", "values"))
+        self.scatter, self.gather = ops.ScatterUpdate(), ops.Gather()
+
+    def construct(self, q, k, v, seen, row_keys):
+        mask, write, read, batch, n = seen
+        keys = self.scatter(self.keys, write, self.reshape(k, (-1, self.head_dim)))
+        values = self.scatter(self.values, write, self.reshape(v, (-1, self.head_dim)))
+        return self.over(q, self.gather(keys, read, 0), self.gather(values, read, 0), mask, batch, n)
 
 
 class _Experts(nn.Cell):
@@ -127,36 +313,38 @@ class _Experts(nn.Cell):
     how many rows an expert gets is not known when the graph is compiled, and are weighted by their gates, mostly 0.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, prefix: str, group: Group):
+    def __init__(self, parts: InferenceParts, prefix: str):
         super().__init__(auto_prefix=False)
-        self.experts = config.num_experts
-        self.router = Router(config, lambda name: _parameter(name, weights[name]), prefix)
-        self.up, self.up_bias = self._stack(weights, f"{prefix}.experts.mapping")
-        self.down, self.down_bias = self._stack(weights, f"{prefix}.experts.projection")
-        self.act = activation(config.hidden_act)
+        config = parts.config
+        self.experts, self.one = config.num_experts, parts.one
+        self.router = Router(config, parts.parameters, prefix)
+        self.up, self.up_bias = self._stack(parts.parameters, f"{prefix}.experts.mapping")
+        self.down, self.down_bias = self._stack(parts.parameters, f"{prefix}.experts.projection")
+        self.act = parts.backend.activation(config.hidden_act)
         self.product, self.gather, self.add, self.mul = ops.MatMul(transpose_b=True), ops.Gather(), ops.Add(), ops.Mul()
         self.argmax, self.sum = ops.Argmax(-1, ms.int32), ops.ReduceSum(keep_dims=True)
         self.numbers = Tensor(np.arange(config.num_experts, dtype=np.int32))
 
     @staticmethod
-    def _stack(weights: Weights, name: str):
-        weight, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-        return _parameter(f"{name}.weight", weight.transpose(0, 2, 1)), _parameter(f"{name}.bias", bias[:, 0])
+    def _stack(parameters: Parameters, name: str):
+        weights = parameters.weights
+        return (parameters(f"{name}.weight", lambda: weights[f"{name}.weight"].transpose(0, 2, 1)),
+                parameters(f"{name}.bias", lambda: weights[f"{name}.bias"][:, 0]))
 
-    def construct(self, x, one):
+    def construct(self, x):
         _, _, chosen, gates = self.router(x)
         total = self.mul(x, 0.0)
-        if one:
+        if self.one:
             for j in range(len(chosen)):
                 number = ops.reshape(self.argmax(chosen[j]), ())
                 total = self.add(total, self.mul(self.expert(x, number), gates[:, j:j + 1]))
-            return total
+            return total, ()
         for e in range(self.experts):
             gate = self.mul(chosen[0][:, e:e + 1], gates[:, 0:1])
             for j in range(1, len(chosen)):
                 gate = self.add(gate, self.mul(chosen[j][:, e:e + 1], gates[:, j:j + 1]))
             total = self.add(total, self.mul(self.expert(x, self.numbers[e]), gate))
-        return total
+        return total, ()
 
     def expert(self, x, number):
         inner = self.product(x, self.gather(self.up, number, 0))
@@ -164,86 +352,19 @@ class _Experts(nn.Cell):
         return self.add(self.product(inner, self.gather(self.down, number, 0)), self.gather(self.down_bias, number, 0))
 
 
-def _transposed(weights: Weights, name: str, group: Group = ALONE) -> _Linear:
-    return _Linear(name, weights[f"{name}.weight"].T, weights[f"{name}.bias"], group)
+class _Head(nn.Cell):
+    """Rows (m, hidden) → logits (m, vocab_size), by the word embedding, of which each rank of the group has a part."""
 
-
-def _stacked(weights: Weights, prefix: str, names: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Several (out, in) products of the same input as one."""
-    parts = [(weights[f"{prefix}.{name}.weight"], weights[f"{prefix}.{name}.bias"]) for name in names]
-    return np.concatenate([weight for weight, _ in parts]), np.concatenate([bias for _, bias in parts])
-
-
-def _projection_in(weights: Weights, prefix: str, names: tuple[str, ...], head_dim: int):
-    """The fused q-k-v (or k-v) product with 1/√head_dim folded into the query, which saves a pass per layer."""
-    weight, bias = _stacked(weights, prefix, names)
-    if names[0] == "dense1":
-        queries = len(weight) // len(names)
-        weight[:queries] *= head_dim**-0.5
-        bias[:queries] *= head_dim**-0.5
-    return weight, bias
-
-
-class _Layer(nn.Cell):
-    """One block, or the query layer, over rows of new tokens.
-
-    Shapes: x (batch·n, hidden); write (batch·n·heads,) and read (batch, heads, t) rows of the cache; mask
-    (batch, 1, n, t); query (batch·n, hidden) the ready query of the query layer, ignored by the others. With a group
-    of several ranks, heads and the inner size of the feed-forward part are this rank's share.
-    """
-
-    def __init__(self, weights: Weights, config: ModelConfig, layer: int, places: int, group: Group):
+    def __init__(self, words: Parameter, group: Group):
         super().__init__(auto_prefix=False)
-        prefix = layer_prefix(config, layer)
-        self.is_query_layer = layer == config.num_layers - 1
-        self.heads, self.head_dim = config.num_heads // group.size, config.head_dim
-        self.hidden = self.heads * self.head_dim
-        names = ("dense2", "dense3") if self.is_query_layer else ("dense1", "dense2", "dense3")
-        self.norm1 = _Norm(weights, f"{prefix}.layernorm1", config.layernorm_eps)
-        self.norm2 = _Norm(weights, f"{prefix}.layernorm2", config.layernorm_eps)
-        self.qkv = _Linear(f"{prefix}.attention.qkv",
-                           *_projection_in(weights, f"{prefix}.attention", names, config.head_dim))
-        self.out = _transposed(weights, f"{prefix}.attention.projection", group)
-        feed_forward = _Experts if layer in config.moe_layers else _FeedForward
-        self.feed_forward = feed_forward(weights, config, f"{prefix}.output", group)
-        shape = (self.heads * places, config.head_dim)
-        self.keys = _parameter(f"{prefix}.cache.keys", np.zeros(shape, np.float32))
-        self.values = _parameter(f"{prefix}.cache.values", np.zeros(shape, np.float32))
-        self.split = ops.Split(1, len(names))
-        self.scatter, self.gather = ops.ScatterUpdate(), ops.Gather()
-        self.transpose, self.reshape = ops.Transpose(), ops.Reshape()
-        self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
-        self.softmax, self.add = ops.Softmax(-1), ops.Add()
+        self.words, self.split = words, group.size > 1
+        self.gather_parts = AllGather(group)
+        self.product, self.transpose = ops.MatMul(transpose_b=True), ops.Transpose()
 
-    def construct(self, x, query, write, read, mask, batch, n, one=False):
-        query, k, v = self.project(x, query)
-        keys = self.scatter(self.keys, write, self.reshape(k, (-1, self.head_dim)))
-        values = self.scatter(self.values, write, self.reshape(v, (-1, self.head_dim)))
-        return self.finish(x, query, self.gather(keys, read, 0), self.gather(values, read, 0), mask, batch, n,
-                           one)
-
-    def without_cache(self, x, query, mask, batch, n):
-        """The same over whole sequences: nothing is read from the cache or kept in it."""
-        query, k, v = self.project(x, query)
-        return self.finish(x, query, self.by_head(k, batch, n), self.by_head(v, batch, n), mask, batch, n)
-
-    def project(self, x, query):
-        projected = self.split(self.qkv(self.norm1(x)))
-        if self.is_query_layer:
-            return query, projected[0], projected[1]
-        return projected[0], projected[1], projected[2]
-
-    def by_head(self, rows, batch, n):
-        """(batch·n, hidden) → (batch, heads, n, head_dim)"""
-        return self.transpose(self.reshape(rows, (batch, n, self.heads, self.head_dim)), (0, 2, 1, 3))
-
-    def finish(self, x, query, keys, values, mask, batch, n, one=False):
-        """Attention over keys and values (batch, heads, t, head_dim), then the feed-forward part."""
-        scores = self.add(self.scores(self.by_head(query, batch, n), keys), mask)
-        mixed = self.mix(self.softmax(scores), values)
-        mixed = self.reshape(self.transpose(mixed, (0, 2, 1, 3)), (-1, self.hidden))
-        x = self.add(x, self.out(mixed))
-        return self.add(x, self.feed_forward(self.norm2(x), one))
+    def construct(self, x):
+        if not self.split:
+            return self.product(x, self.words)
+        return self.transpose(self.gather_parts(self.product(self.words, x)), (1, 0))
 
 
 def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
@@ -252,6 +373,18 @@ def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
     prefix = f"{layer_prefix(config, config.num_layers - 1)}.attention.dense1"
     table = weights[QUERY].astype(np.float32) @ weights[f"{prefix}.weight"].astype(np.float32).T
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
+
+
+def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = None, group: Group = ALONE) -> InferenceParts:
+    """What networks over a cache of ``slots`` positions (one sequence's by default) are made of.
+
+    Args:
+        weights: whole, by released name; of a group of several ranks each keeps its slice.
+
+    Raises:
+        InputError: the weights are not those of ``config``, or the group cannot share the network.
+    """
+    return InferenceParts(config, Parameters(weights, config, group), group, slots or config.num_positions)
 
 
 def check_group(config: ModelConfig, group: Group) -> None:
@@ -268,95 +401,52 @@ def check_group(config: ModelConfig, group: Group) -> None:
         raise InputError("a mixture of experts runs in one process here: leave tensor parallelism at 1")
 
 
-class CachedNetwork(nn.Cell):
-    """PanGu-α over a paged cache of ``places`` positions.
+class SlotMask(nn.Cell):
+    """Who sees whom over the cache: what ``_CachedAttention`` takes, from positions (batch, n), write (batch, n) and
+    read (batch, t). A token sees the positions up to its own."""
+
+    def __init__(self, config: ModelConfig, heads: int, slots: int):
+        super().__init__(auto_prefix=False)
+        self.heads = heads
+        self.head_rows = Tensor(np.arange(heads, dtype=np.int32).reshape(1, 1, -1) * slots)
+        self.index = Tensor(np.arange(config.num_positions, dtype=np.int32))
+        self.reshape, self.add = ops.Reshape(), ops.Add()
+
+    def construct(self, positions, write, read):
+        batch, n = positions.shape
+        t = read.shape[1]
+        write_rows = self.reshape(self.add(self.reshape(write, (batch, n, 1)), self.head_rows), (-1,))
+        read_rows = self.add(self.reshape(read, (batch, 1, t)), self.reshape(self.head_rows, (1, self.heads, 1)))
+        later = self.reshape(self.index[:t], (1, 1, 1, t)) > self.reshape(positions, (batch, 1, n, 1))
+        return ops.cast(later, ms.float32) * MASKED, write_rows, read_rows, batch, n
+
+
+class CachedNetwork(Stack):
+    """PanGu-α over a paged cache.
 
     ``construct(ids, positions, write, read, rows)``, all int32:
         ids (batch, n): the new tokens of each sequence;
         positions (batch, n): their positions, below ``num_positions``;
-        write (batch, n): the place where each new position is kept; all different;
-        read (batch, t): the place of position 0, 1, 2 … of each sequence, the new ones included; what lies beyond
-            a sequence's end may be any place, since a token never looks at positions after its own;
+        write (batch, n): the slot where each new position is kept; all different;
+        read (batch, t): the slot of position 0, 1, 2 … of each sequence, the new ones included; what lies beyond
+            a sequence's end may be any slot, since a token never looks at positions after its own;
         rows (m,): which of the batch·n new tokens to give logits for.
     Returns logits (m, vocab_size) float32. Short sequences of a batch are padded at the right: a padded position
     is written over before anything reads it.
 
-    Tensor parallel, each rank of ``group`` holds its share of the heads, of the feed-forward part and of the
+    Tensor parallel, each rank of the group holds its share of the heads, of the feed-forward part and of the
     vocabulary; all are called with the same inputs and all return the whole logits.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, places: Optional[int] = None, group: Group = ALONE):
-        super().__init__(auto_prefix=False)
-        check_weights(weights, config)
-        check_group(config, group)
-        self.places = places or config.num_positions
-        self.split, self.heads = group.size > 1, config.num_heads // group.size
-        self.part = config.vocab_size // group.size
-        self.first = self.part * group.index
-        self.reduce, self.gather_parts = AllReduce(group), AllGather(group)
-        weights = _Part(weights, config, group) if self.split else weights
-        self.words = _parameter(WORD, weights[WORD])
-        self.positions = _parameter(POSITION, weights[POSITION])
-        self.queries = _parameter("backbone.top_query_layer.query_of_position", _query_table(weights, config))
-        self.blocks = nn.CellList([_Layer(weights, config, layer, self.places, group)
-                                   for layer in range(config.num_layers - 1)], auto_prefix=False)
-        self.query_layer = _Layer(weights, config, config.num_layers - 1, self.places, group)
-        self.final_norm = _Norm(weights, FINAL_NORM, config.layernorm_eps)
-        self.head_rows = Tensor(np.arange(self.heads, dtype=np.int32).reshape(1, 1, -1) * self.places)
-        self.index = Tensor(np.arange(config.num_positions, dtype=np.int32))
-        self.gather, self.reshape, self.add = ops.Gather(), ops.Reshape(), ops.Add()
-        self.product, self.transpose = ops.MatMul(transpose_b=True), ops.Transpose()
+    def __init__(self, parts: InferenceParts):
+        super().__init__(parts)
+        self.slots = SlotMask(parts.config, parts.heads, parts.slots)
+        self.head, self.gather = parts.head(), ops.Gather()
         self.set_train(False)
 
     def construct(self, ids, positions, write, read, rows):
-        return self.logits(ids, positions, write, read, rows, False)
-
-    def logits(self, ids, positions, write, read, rows, one):
-        """``one``: there is a single token, known when the graph is compiled."""
-        batch, n = ids.shape
-        t = read.shape[1]
-        flat = self.reshape(positions, (-1,))
-        x = self.embed(self.reshape(ids, (-1,)), flat)
-        write_rows = self.reshape(self.add(self.reshape(write, (batch, n, 1)), self.head_rows), (-1,))
-        read_rows = self.add(self.reshape(read, (batch, 1, t)), self.reshape(self.head_rows, (1, self.heads, 1)))
-        later = self.reshape(self.index[:t], (1, 1, 1, t)) > self.reshape(positions, (batch, 1, n, 1))
-        mask = ops.cast(later, ms.float32) * MASKED
-        for block in self.blocks:
-            x = block(x, x, write_rows, read_rows, mask, batch, n, one)
-        x = self.final_norm(x)
-        x = self.query_layer(x, self.gather(self.queries, flat, 0), write_rows, read_rows, mask, batch, n)
+        x, _ = self.rows(self.embedding(ids, positions), positions, self.slots(positions, write, read))
         return self.head(self.gather(x, rows, 0))
-
-    def head(self, x):
-        """Logits of rows x (m, hidden): (m, vocab_size)."""
-        if not self.split:
-            return self.product(x, self.words)
-        return self.transpose(self.gather_parts(self.product(self.words, x)), (1, 0))
-
-    def embed(self, ids, positions):
-        return self.add(self.embed_words(ids), self.gather(self.positions, positions, 0))
-
-    def embed_words(self, ids):
-        if not self.split:
-            return self.gather(self.words, ids, 0)
-        inside, local = local_ids(ids, self.first, self.part)
-        rows = self.gather(self.words, local, 0)
-        return self.reduce(ops.mul(rows, ops.expand_dims(ops.cast(inside, ms.float32), 1)))
-
-
-class FixedNetwork(nn.Cell):
-    """The same parameters and cache, compiled for a fixed number of tokens: the products have fixed shapes.
-
-    ``one``: for a single token of a single sequence.
-    """
-
-    def __init__(self, network: CachedNetwork, one: bool = True):
-        super().__init__(auto_prefix=False)
-        self.network, self.one = network, one
-        self.set_train(False)
-
-    def construct(self, ids, positions, write, read, rows):
-        return self.network.logits(ids, positions, write, read, rows, self.one)
 
 
 def dynamic_inputs() -> tuple[Tensor, ...]:

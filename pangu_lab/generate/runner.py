@@ -9,6 +9,7 @@ the whole process: MindSpore 2.10 hangs for ever when two threads run graphs at 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
@@ -237,14 +238,16 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     import mindspore as ms
 
     from pangu_lab.generate.native import native_decoder
-    from pangu_lab.generate.network import CachedNetwork, FixedNetwork, dynamic_inputs
+    from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    network = CachedNetwork(weights, config, default_places(config, places))
+    parts = cached_parts(weights, config, default_places(config, places))
+    network = CachedNetwork(parts)
     network.set_inputs(*dynamic_inputs())
-    native = native_decoder({value.name: value for value in network.get_parameters()}, config, network.places)
-    return Runner(network, config.vocab_size, config.num_positions, network.places,
-                  {(1, 1): FixedNetwork(network)}, READ_SIZES, tokens_at_once(config), native)
+    one_token = CachedNetwork(dataclasses.replace(parts, one=True))
+    native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots)
+    return Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
+                  tokens_at_once(config), native)
 
 
 def default_places(config: ModelConfig, places: Optional[int] = None) -> int:

@@ -21,7 +21,7 @@ from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.ops import activation
+from pangu_lab.ops.backend import Backend
 from pangu_lab.parallel.collectives import AllGather, AllReduce, AllToAll, group_of
 from pangu_lab.parallel.layers import TensorInput
 from pangu_lab.parallel.mesh import Mesh
@@ -204,12 +204,12 @@ class ExpertNetworks(nn.Cell):
     """The feed-forward networks of this rank's experts, (experts, n, hidden) → the same shape; a tensor rank computes
     its share of the inner width, and the shares are summed."""
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, weights, prefix: str, dtype):
+    def __init__(self, config: ModelConfig, mesh: Mesh, weights, prefix: str, dtype, backend: Backend):
         super().__init__(auto_prefix=False)
         self.up, self.up_bias = weights(f"{prefix}.mapping.weight"), weights(f"{prefix}.mapping.bias")
         self.down, self.down_bias = weights(f"{prefix}.projection.weight"), weights(f"{prefix}.projection.bias")
         self.enter, self.reduce = TensorInput(mesh), AllReduce(group_of(mesh, "tensor"))
-        self.activation = activation(config.hidden_act)
+        self.activation = backend.activation(config.hidden_act)
         self.product, self.add_bias = ops.BatchMatMul(), AddBias()
         self.gather = ops.Gather()
         self.dtype, self.split = dtype, mesh.size("tensor") > 1
@@ -274,22 +274,24 @@ class ExpertExchange(nn.Cell):
 class Experts(nn.Cell):
     """What stands in the place of a block's feed-forward network in training.
 
-    ``construct(x, batch)``: x (rows, hidden) → (rows, hidden) fp32, each record's auxiliary loss (batch,), and counts
-    (experts + 1,): the tokens sent to each expert, and those dropped.
+    ``construct(x)``: x (rows, hidden) of whole records → (rows, hidden) fp32; and (losses, counts),: each record's
+    auxiliary loss (batch,), and (experts + 1,) the tokens sent to each expert, and those dropped.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, weights, prefix: str, dtype):
+    def __init__(self, parts, prefix: str):
         super().__init__(auto_prefix=False)
+        config, mesh, weights, dtype = parts.config, parts.mesh, parts.weights, parts.dtype
         self.experts, self.dtype = config.num_experts, dtype
+        self.seq = parts.seq_length or config.num_positions
         self.router = Router(config, weights, prefix)
         self.losses, self.places = RoutingLosses(config), Places(config)
         self.dispatch, self.combine = Dispatch(config.experts_per_token), Combine(config.experts_per_token)
         self.exchange = ExpertExchange(mesh)
-        self.networks = ExpertNetworks(config, mesh, weights, f"{prefix}.experts", dtype)
+        self.networks = ExpertNetworks(config, mesh, weights, f"{prefix}.experts", dtype, parts.backend)
         self.sum = ops.ReduceSum()
 
-    def construct(self, x, batch):
-        hidden = x.shape[1]
+    def construct(self, x):
+        batch, hidden = x.shape[0] // self.seq, x.shape[1]
         logits, probabilities, chosen, gates = self.router(x)
         place, kept, token, counts = self.places(chosen, batch)
         losses = self.losses(logits, probabilities, counts, batch)
@@ -298,11 +300,11 @@ class Experts(nn.Cell):
         given = self.exchange.back(self.networks(sent))
         y = self.combine(ops.reshape(given, (-1, hidden)), gates, token, place, kept)
         dropped = ops.reshape(self.sum(1.0 - kept), (1,))
-        return y, losses, ops.concat((self.sum(counts, 0), dropped))
+        return y, ((losses, ops.concat((self.sum(counts, 0), dropped))),)
 
 
 class ExpertsWithoutLimit(nn.Cell):
-    """The same outside training: (rows, hidden) → (rows, hidden) fp32, nothing dropped, of whatever records.
+    """The same outside training: (rows, hidden) → (rows, hidden) fp32, nothing dropped, of whatever records; and ().
 
     Choices are sorted by expert, each expert's filled up to whole blocks of one size, so that the number of blocks is
     fixed; a block is multiplied with a copy of its expert's weights. Where experts are spread over ranks, all these
@@ -310,23 +312,28 @@ class ExpertsWithoutLimit(nn.Cell):
     summed.
     """
 
-    def __init__(self, config: ModelConfig, mesh: Mesh, weights, prefix: str, dtype):
+    def __init__(self, parts, prefix: str):
         super().__init__(auto_prefix=False)
+        config, mesh, weights, dtype = parts.config, parts.mesh, parts.weights, parts.dtype
         self.choices, self.dtype = config.experts_per_token, dtype
         self.here = config.num_experts // mesh.size("expert")
         self.first = self.here * mesh.index("expert")
         self.router = Router(config, weights, prefix)
-        self.networks = ExpertNetworks(config, mesh, weights, f"{prefix}.experts", dtype)
+        self.networks = ExpertNetworks(config, mesh, weights, f"{prefix}.experts", dtype, parts.backend)
         self.combine = Combine(config.experts_per_token)
         self.sum_parts = AllReduce(group_of(mesh, "expert"))
         self.earlier, self.running = ops.CumSum(exclusive=True), ops.CumSum()
         self.sum, self.gather, self.scatter = ops.ReduceSum(), ops.Gather(), ops.ScatterNd()
 
     def construct(self, x):
+        _, _, chosen, gates = self.router(x)
+        return self.answer(x, chosen, gates), ()
+
+    def answer(self, x, chosen, gates):
+        """What the chosen experts make of x, weighted by their gates."""
         rows, hidden = x.shape
         size = block_rows(rows * self.choices, self.here)
         blocks = min(rows * self.choices, rows * self.choices // size + self.here)
-        _, _, chosen, gates = self.router(x)
         mask = ops.concat(chosen, 0) if self.choices > 1 else chosen[0]
         mask = mask[:, self.first:self.first + self.here]
         ends, place, kept = self._sort(mask, size, blocks)
@@ -348,6 +355,17 @@ class ExpertsWithoutLimit(nn.Cell):
         ends = self.running(needed, 0)
         queue = self.sum(self.earlier(mask, 0) * mask, 1)
         return ends, self.sum(mask * (ends - needed), 1) * size + queue, self.sum(mask, 1)
+
+
+class TellingExperts(ExpertsWithoutLimit):
+    """The same, which also tells how much each expert's answer counts: ((rows, experts) fp32,), 0 for those not chosen."""
+
+    def construct(self, x):
+        _, _, chosen, gates = self.router(x)
+        total = chosen[0] * gates[:, 0:1]
+        for j in range(1, self.choices):
+            total = total + chosen[j] * gates[:, j:j + 1]
+        return self.answer(x, chosen, gates), (total,)
 
 
 def block_rows(choices: int, experts: int) -> int:

@@ -20,8 +20,8 @@ from pangu_lab.fonts import font_families
 from pangu_lab.memory import Need, estimate, forward_bytes, weight_bytes
 from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
 
-OPERATIONS = ("norm1", "attention.query", "attention.key", "attention.value", "attention", "norm2",
-              "feed_forward.mapping", "feed_forward")
+OPERATIONS = ("norm1", "attention.projections.query", "attention.projections.key", "attention.projections.value",
+              "attention", "norm2", "feed_forward.mapping", "feed_forward")
 PARTS = ("word embedding", "positions", "attention", "feed-forward", "experts", "layer norms", "query layer")
 COLORS = ("#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#9d755d", "#bab0ac", "#e45756")
 
@@ -45,7 +45,7 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     """
     import mindspore as ms
 
-    from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+    from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 
     ids = np.asarray(ids)
     if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.num_positions or ids.min() < 0 or ids.max() >= config.vocab_size:
@@ -59,17 +59,16 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     ms.set_context(mode=ms.PYNATIVE_MODE)
     try:
         config = dataclasses.replace(config, dropout_rate=0.0)  # which is part of the network that trains
-        network = PanguLogits(config, PanguStage(config, Weights(arrays), seq_length=ids.shape[1])).set_train(False)
+        network = PanguLogits(PanguStage(Parts(config, Weights(arrays), seq_length=ids.shape[1]))).set_train(False)
         for name, cell in network.cells_and_names():
             if _kept(name):
-                cell.register_forward_hook(_keep(seen, name.removeprefix("stage.")))
+                cell.register_forward_hook(_keep(seen, _told_as(name)))
         inputs = [ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)]
         logits = network(*inputs).asnumpy()
-        bias = network.stage.bias(inputs[1])
+        mask = network.stage.documents(inputs[1])
         for name, cell in network.cells_and_names():
             if name.endswith(".attention"):
-                name = name.removeprefix("stage.")
-                seen[f"{name}.probabilities"] = _probabilities(seen, name, cell, bias)
+                seen[f"{_told_as(name)}.probabilities"] = _probabilities(seen, _told_as(name), cell, mask)
         seen["logits"] = logits
     finally:
         ms.set_context(mode=mode)
@@ -126,6 +125,11 @@ def _kept(name: str) -> bool:
     return parts[0] in ("blocks", "query_layer") and name.endswith(OPERATIONS) and not name.endswith("norm.norm")
 
 
+def _told_as(name: str) -> str:
+    """A cell's name for people: without the parts of it that only say how the network is put together."""
+    return name.removeprefix("stage.").replace(".projections.", ".")
+
+
 def _keep(seen: dict[str, np.ndarray], name: str):
     def hook(cell, inputs, output) -> None:
         seen[name] = (output[0] if isinstance(output, tuple) else output).asnumpy()
@@ -133,17 +137,16 @@ def _keep(seen: dict[str, np.ndarray], name: str):
     return hook
 
 
-def _probabilities(seen: dict[str, np.ndarray], name: str, attention, bias) -> np.ndarray:
+def _probabilities(seen: dict[str, np.ndarray], name: str, attention, mask) -> np.ndarray:
     """What an attention cell mixes values with, (batch, heads, seq, seq): the cell asked once more with what it made.
 
     MindSpore calls no hook of a cell that has a backward pass of its own.
     """
     import mindspore as ms
 
-    batch, _, seq, _ = bias.shape
-    q, k, v = (attention._split(ms.Tensor(seen[f"{name}.{part}"]), batch, seq) for part in ("query", "key", "value"))
-    found = attention.attend(q, k, v, bias, ms.Tensor(1.0))[1].asnumpy()
-    return found.reshape(batch, -1, seq, seq)
+    batch, _, seq, _ = mask.shape
+    q, k, v = (ms.Tensor(seen[f"{name}.{part}"]) for part in ("query", "key", "value"))
+    return attention.attend.by_head(q, k, v, mask)[1].asnumpy().reshape(batch, -1, seq, seq)
 
 
 def parameters_by_part(config: ModelConfig) -> dict[str, int]:

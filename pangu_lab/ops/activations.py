@@ -10,8 +10,6 @@ import math
 
 from mindspore import nn, ops
 
-from pangu_lab.ops.native import cells
-
 
 class FastGelu(nn.Cell):
     """x · sigmoid(1.702 x): the reference's choice on Ascend."""
@@ -58,9 +56,4 @@ class ErfGelu(nn.Cell):
         return self.mul(x, phi)
 
 
-_ACTIVATIONS = {"fast_gelu": FastGelu, "gelu": TanhGelu, "gelu_erf": ErfGelu}
-
-
-def activation(name: str) -> nn.Cell:
-    """The cell for ``model.hidden_act``: elementwise, any shape."""
-    return cells.activation(name) or _ACTIVATIONS[name]()
+ACTIVATIONS = {"fast_gelu": FastGelu, "gelu": TanhGelu, "gelu_erf": ErfGelu}  # by ``model.hidden_act``

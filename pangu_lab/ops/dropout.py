@@ -14,8 +14,6 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from pangu_lab.ops.native import cells
-
 _MULTIPLIERS = (0x7FEB352D, 0x846CA68B)
 _GOLDEN = 0x9E3779B1
 
@@ -31,23 +29,25 @@ class Dropout(nn.Cell):
     Args:
         rate: share dropped; 0 makes the cell an identity.
         seed: the run's seed.
-        place: the name of this dropout in the network, so that no two share a mask.
+        site: the name of this dropout in the network, so that no two share a mask.
         width: elements of a row on this device.
         first_column: global number of this device's first element of a row.
+        kernel: does the work in the place of operators; takes x, row keys, columns, threshold and scale.
 
     Shapes: x (rows, width), row_keys (rows, 1) int32 that identify each row globally → (rows, width).
     """
 
-    def __init__(self, rate: float, seed: int, place: str, width: int, first_column: int = 0):
+    def __init__(self, rate: float, seed: int, site: str, width: int, first_column: int = 0,
+                 kernel: nn.Cell | None = None):
         super().__init__(auto_prefix=False)
         self.active = rate > 0
         self.keep_scale = 1.0 / (1.0 - rate)
         # the hash is uniform over signed 32-bit numbers; below the threshold means dropped
         self.threshold = int(rate * 2**32) - 2**31
         columns = np.arange(first_column, first_column + width, dtype=np.uint64) * _GOLDEN
-        key = zlib.crc32(f"{seed}/{place}".encode())
+        key = zlib.crc32(f"{seed}/{site}".encode())
         self.columns = Tensor((columns + key).astype(np.uint32).view(np.int32)[None, :])
-        self.kernel = cells.dropout() if self.active else None
+        self.kernel = kernel if self.active else None
         self.numbers = Tensor([self.threshold], mstype.int32), Tensor([self.keep_scale], mstype.float32)
         self.first = _int32(_MULTIPLIERS[0])
         self.second = _int32(_MULTIPLIERS[1])

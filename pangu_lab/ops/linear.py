@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
-from pangu_lab.ops.activations import activation
-from pangu_lab.ops.native import cells
 
 
 class BiasLinear(nn.Cell):
@@ -18,20 +16,17 @@ class BiasLinear(nn.Cell):
     Shapes: x (rows, in), weight, bias (out,) or None → (rows, out), in ``dtype``.
 
     Args:
-        after: an activation (``model.hidden_act``) that x goes through first; not with ``transposed``.
+        after: an activation that x goes through first.
     """
 
-    def __init__(self, transposed: bool, dtype, after: str = ""):
+    def __init__(self, transposed: bool, dtype, after: nn.Cell | None = None):
         super().__init__(auto_prefix=False)
-        self.activation = activation(after) if after else nn.Identity()
+        self.activation = after or nn.Identity()
         self.matmul = ops.MatMul(transpose_b=transposed)
         self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()
         self.dtype = dtype
-        self.kernel = cells.linear(transposed, after)
 
     def construct(self, x, weight, bias):
-        if self.kernel is not None:
-            return self.kernel(x, weight, bias)
         product = self.matmul(self.cast(self.activation(x), self.dtype), self.cast(weight, self.dtype))
         return product if bias is None else self.bias_add(product, self.cast(bias, self.dtype))

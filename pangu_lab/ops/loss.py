@@ -9,7 +9,6 @@ from __future__ import annotations
 from mindspore import dtype as mstype
 from mindspore import nn, ops
 
-from pangu_lab.ops.native import cells
 
 
 class TiedHeadLoss(nn.Cell):
@@ -58,7 +57,13 @@ class TiedHeadLoss(nn.Cell):
                 ops.zeros_like(weights))
 
 
-def tied_head_loss(dtype, gradients: bool = True) -> nn.Cell:
-    """The cell, or a kernel in its place (fp32 alone) that never has the logits of all rows; its first result is the
-    loss. Without ``gradients`` it is for evaluation only."""
-    return cells.head_loss(gradients) or TiedHeadLoss(dtype)
+class TiedEmbedding(nn.Cell):
+    """The table's two uses: ids (rows,), table (vocab, hidden) → rows of the table (rows, hidden), and the table for the
+    head."""
+
+    def __init__(self):
+        super().__init__(auto_prefix=False)
+        self.gather = ops.Gather()
+
+    def construct(self, ids, table):
+        return self.gather(table, ids, 0), table

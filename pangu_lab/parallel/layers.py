@@ -21,8 +21,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
-from pangu_lab.ops import BiasLinear, tied_head_loss
-from pangu_lab.parallel.collectives import AllGather, AllReduce, ReduceGradient, ReduceScatter, group_of
+from pangu_lab.ops.backend import Backend
+from pangu_lab.parallel.collectives import AllGather, AllReduce, Group, ReduceGradient, ReduceScatter, group_of
 from pangu_lab.parallel.mesh import Mesh
 
 
@@ -79,12 +79,12 @@ class ColumnLinear(nn.Cell):
     The caller passes x through ``TensorInput`` once, however many column-parallel products share it.
     """
 
-    def __init__(self, weights, prefix: str, transposed: bool, dtype):
+    def __init__(self, backend: Backend, weights, prefix: str, transposed: bool, dtype):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
         self.whole = weights.whole(f"{prefix}.weight")
-        self.linear = BiasLinear(transposed, dtype)
+        self.linear = backend.linear(transposed, dtype)
 
     def construct(self, x):
         return self.linear(x, self.whole(self.weight), self.bias)
@@ -93,16 +93,16 @@ class ColumnLinear(nn.Cell):
 class RowLinear(nn.Cell):
     """This rank's x (rows, in / tensor) → the whole (rows, out), fp32, on every rank. Weight stored (in, out).
 
-    With sequence parallelism each rank gets its share of the rows. ``after``: as in ``BiasLinear``.
+    With sequence parallelism each rank gets its share of the rows. ``after``: an activation of x that comes first.
     """
 
-    def __init__(self, mesh: Mesh, weights, prefix: str, dtype, after: str = ""):
+    def __init__(self, backend: Backend, mesh: Mesh, weights, prefix: str, dtype, after: str = ""):
         super().__init__(auto_prefix=False)
         self.weight = weights(f"{prefix}.weight")
         self.bias = weights(f"{prefix}.bias")
         self.whole = weights.whole(f"{prefix}.weight")
         self.split = mesh.size("tensor") > 1
-        self.linear = BiasLinear(False, dtype, after)
+        self.linear = backend.linear(False, dtype, after)
         self.reduce = row_sum(mesh)
         self.bias_add = ops.BiasAdd()
         self.cast = ops.Cast()
@@ -118,18 +118,20 @@ class RowLinear(nn.Cell):
 class WordEmbedding(nn.Cell):
     """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids of its part of the vocabulary.
 
-    With sequence parallelism each rank gets its share of the rows.
+    Args:
+        group: the tensor ranks.
+        reduce: sums what each of them found (``row_sum``); with sequence parallelism each rank gets its share of the rows.
     """
 
-    def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int):
+    def __init__(self, weights, name: str, vocab_size: int, group: Group, reduce: nn.Cell):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
         self.whole = weights.whole(name)
-        self.split = mesh.size("tensor") > 1
-        self.part = vocab_size // mesh.size("tensor")
-        self.first = self.part * mesh.index("tensor")
+        self.split = group.size > 1
+        self.part = vocab_size // group.size
+        self.first = self.part * group.index
         self.gather = ops.Gather()
-        self.reduce = row_sum(mesh)
+        self.reduce = reduce
 
     def construct(self, ids):
         table = self.whole(self.table)
@@ -152,13 +154,13 @@ class HeadLoss(nn.Cell):
     ``table``: the word embedding, where the caller has it from elsewhere (``TiedEmbedding``).
     """
 
-    def __init__(self, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
+    def __init__(self, backend: Backend, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
         self.whole = weights.whole(name)
         self.enter = TensorInput(mesh)
         split = mesh.size("tensor") > 1
-        self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else tied_head_loss(dtype, gradients)
+        self.loss = VocabParallelLoss(mesh, vocab_size, dtype) if split else backend.head_loss(dtype, gradients)
 
     def construct(self, hidden, labels, weights, table=None):
         table = self.whole(self.table) if table is None else table

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
-from pangu_lab.ops.native.train import kernels_for
+from pangu_lab.ops.native.train import library_for
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.placement import is_plain, is_spread, moment_place, parameter_places
 from pangu_lab.planner.hardware import Hardware
@@ -67,7 +67,7 @@ KERNELS = Cpu(alone=(15.5, 0.0), split=(14.0, 34.0, 0.0), dropout=(0.5, 0.0), ag
 
 def _cpu(config: RunConfig) -> Cpu:
     """By what a CPU of this machine would train this model."""
-    return OPERATORS if kernels_for(config.model) is None else KERNELS
+    return OPERATORS if library_for(config.model) is None else KERNELS
 
 
 # -------------------------------------------------------------------------------------------------- parameters

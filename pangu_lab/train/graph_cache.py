@@ -31,7 +31,7 @@ import mindspore as ms
 
 from pangu_lab.config import RunConfig
 from pangu_lab.files import cache_folder, sha256_file, write_json_atomic
-from pangu_lab.train.kernels import training_kernels
+from pangu_lab.ops.backend import training_backend
 
 try:
     import fcntl
@@ -146,7 +146,7 @@ def graph_key(config: RunConfig) -> str:
     settings = {name: {key: value for key, value in sections[name].items() if key not in _OUTSIDE.get(name, ())}
                 for name in ("model", "data", "train", "parallel")}
     digest = hashlib.sha256(json.dumps([settings, ms.__version__, platform.python_version(), platform.machine(),
-                                        ms.get_context("device_target"), _library(config)],
+                                        ms.get_context("device_target"), training_backend(config.model).path],
                                        sort_keys=True, default=str).encode())
     package = Path(__file__).resolve().parent.parent
     for part in _CODE:
@@ -154,12 +154,6 @@ def graph_key(config: RunConfig) -> str:
             if path.is_file():
                 digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
     return digest.hexdigest()[:24]
-
-
-def _library(config: RunConfig) -> str:
-    """Where the compiled operators of the graphs are."""
-    kernels = training_kernels(config.model)
-    return kernels.path if kernels else ""
 
 
 def _drop_old(current: Path) -> None:

@@ -9,6 +9,7 @@ SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoin
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import math
 import time
@@ -27,9 +28,11 @@ from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, st
 from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
-from pangu_lab.model.pangu import PanguLoss, PanguStage, Weights
+from pangu_lab.model.moe import Experts
+from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import WORD, OneByOne, parameter_specs
-from pangu_lab.ops.native import train as native
+from pangu_lab.ops.backend import training_backend
+from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_place,
@@ -39,7 +42,6 @@ from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
-from pangu_lab.train.kernels import KernelNorm, training_kernels
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
@@ -51,7 +53,7 @@ from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
 from pangu_lab.train.starting import starting_point
-from pangu_lab.train.step import AddGradients, AdamW, GradientStep, SquaredNorm
+from pangu_lab.train.step import AddGradients, AdamW, GradientStep
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Trainer:
         self.graphs = graphs or GraphCache(config)
         self.config, self.run, self.dataset, self.evalset, self.mesh = config, run, dataset, evalset, mesh
         self.ranks = Ranks(mesh)
-        self.kernels = training_kernels(config.model)
+        self.backend = training_backend(config.model)
         self.step = 0
         self.records = 0  # records consumed: the place in the data
         self.tokens = 0
@@ -105,10 +107,6 @@ class Trainer:
             read: ``read(name, offset, shape)`` gives a region of a parameter (or of ``adam_m.NAME``, ``adam_v.NAME``).
             moments: read the optimizer's moments too; they start at zero otherwise.
         """
-        with native.using(self.kernels):
-            self._build(read, moments)
-
-    def _build(self, read: Callable[..., Any], moments: bool) -> None:
         config, mesh, specs = self.config, self.mesh, self.specs
         self.places = parameter_places(specs, mesh, config.model.num_layers)
 
@@ -118,24 +116,28 @@ class Trainer:
 
         self.weights = Weights(OneByOne(self.places, first_value), mesh,
                                {name for name, spec in specs.items() if is_spread(spec, mesh)})
-        stage = PanguStage(config.model, self.weights, mesh, config.train.seed, config.data.seq_length, training=True)
+        parts = self._parts(config)
+        stage = PanguStage(dataclasses.replace(parts, experts=Experts))
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
         ms.set_recursion_limit(max(1000, 10 * len(self.parameters)))  # loops over them are unrolled, call within call
-        self.gradient_step = self._gradient_step(stage)
+        self.gradient_step = self._gradient_step(stage, parts)
         counted = [is_owner(spec, mesh) for spec in specs.values()]
-        self.squared_norm = SquaredNorm(counted) if self.kernels is None else KernelNorm(self.kernels, counted)
+        self.squared_norm = self.backend.squared_norm(counted)
         self.add_gradients = AddGradients()
         self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
                                      [gradient_dimensions(spec, mesh) for spec in specs.values()])
         self._build_optimizer(specs, read, moments)
         self.eval_loss = self._whole_loss(config.replace(**{"model.dropout_rate": 0.0}))
 
-    def _gradient_step(self, stage: PanguStage):
+    def _parts(self, config: RunConfig) -> Parts:
+        return Parts(config.model, self.weights, self.mesh, self.backend, config.train.seed, config.data.seq_length)
+
+    def _gradient_step(self, stage: PanguStage, parts: Parts):
         """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
         config, mesh, parameters = self.config, self.mesh, dict(zip(self.specs, self.parameters))
-        loss = PanguLoss(config.model, stage, mesh) if mesh.is_last_stage else None
-        pieces = Pieces(config, self.weights, mesh, parameters) if by_pieces(config) else None
+        loss = PanguLoss(stage) if mesh.is_last_stage else None
+        pieces = Pieces(parts, parameters) if by_pieces(config) else None
         if mesh.size("pipeline") > 1:
             return PipelineGradients(mesh, stage, loss, parameters, WORD, config.model.hidden_size,
                                      PipelineLog(self.run.folder, mesh), self.routing, pieces)
@@ -145,11 +147,11 @@ class Trainer:
 
     def _whole_loss(self, config: RunConfig):
         """Σ loss of a batch through all stages, called with the graph's inputs."""
-        mesh = self.mesh
+        mesh, parts = self.mesh, self._parts(config)
         if by_pieces(config) and mesh.size("pipeline") == 1:
-            return Pieces(config, self.weights, mesh, dict(zip(self.specs, self.parameters))).whole_loss
-        stage = PanguStage(config.model, self.weights, mesh, seq_length=config.data.seq_length)
-        loss = PanguLoss(config.model, stage, mesh, gradients=False) if mesh.is_last_stage else None
+            return Pieces(parts, dict(zip(self.specs, self.parameters))).whole_loss
+        stage = PanguStage(parts)
+        loss = PanguLoss(stage, gradients=False) if mesh.is_last_stage else None
         return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
@@ -172,7 +174,7 @@ class Trainer:
             return
         moment_of = {f"{kind}.{name}": place for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")}
         values = OneByOne(moment_of, lambda name: read(name, moment_of[name].offset, moment_of[name].shape)) if moments else {}
-        self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.kernels)
+        self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.backend)
 
     def _device_value(self, name: str, value):
         """What the device gets of a parameter: with offload, matrices in the compute type alone."""
@@ -236,7 +238,7 @@ class Trainer:
 
     def _compiling(self, name: str):
         """Around what is a graph only without kernels."""
-        return self.graphs.compiling(name) if self.kernels is None else contextlib.nullcontext()
+        return self.graphs.compiling(name) if isinstance(self.backend, Portable) else contextlib.nullcontext()
 
     def _overflow(self) -> dict[str, Any]:
         """A gradient was not finite: no update; the scale goes down, or training ends when it cannot."""

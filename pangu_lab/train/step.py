@@ -1,19 +1,14 @@
 """One training step: gradients, and the AdamW update they lead to.
 
 The step is two graphs with a decision between them. ``GradientStep`` runs the network and its backward pass and
-gives the gradients of Σ loss · scale; ``UpdateStep`` clips by the global norm and moves the weights. Between the
+gives the gradients of Σ loss · scale; ``AdamW`` clips by the global norm and moves the weights. Between the
 two the host looks at one number, the norm: an infinite or undefined one means an overflow, and then the second
 graph is not run, so an overflowed step changes neither weights nor optimizer states.
 
-AdamW here is exact (Loshchilov & Hutter, arXiv 1711.05101): bias correction included, decay decoupled and not
-applied to LayerNorm and biases. MindSpore's ``AdamWeightDecay`` has no bias correction, and ``ops.Adam`` adds epsilon
-before it, so epsilon is handed over as eps · √(1 − β2ᵗ).
-
 Gradients pass between graphs as separate arguments: a tuple of tensors handed to a cell becomes a constant of the
-graph, which is then compiled anew at every call. Squares are summed row by row, by a product of each row with itself:
-``L2Loss`` is as quick but adds one number after the other in fp32, and its error of up to 4e-4 changes with the layout.
+graph, which is then compiled anew at every call.
 
-On CPUs the norm and the update are C kernels where these can be had (``kernels.py``), and no graphs.
+The norm and the update are made by the back end: graphs (``ops/adamw.py``), or C kernels and no graphs.
 """
 
 from __future__ import annotations
@@ -23,9 +18,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import TrainConfig
-from pangu_lab.ops.native.train import Kernels
+from pangu_lab.ops.adamw import AdamWState
+from pangu_lab.ops.backend import Backend
+from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, Group
-from pangu_lab.train.kernels import KernelUpdate
 
 
 class GradientStep(nn.Cell):
@@ -46,24 +42,6 @@ class GradientStep(nn.Cell):
         return loss, gradients
 
 
-class SquaredNorm(nn.Cell):
-    """gradients → Σ g², fp32 scalar: not finite exactly when some gradient is not (or the sum overflows)."""
-
-    def __init__(self, counted: list[bool]):
-        super().__init__(auto_prefix=False)
-        self.counted = counted
-        self.product = ops.BatchMatMul(transpose_b=True)
-        self.sum = ops.ReduceSum()
-
-    def construct(self, *gradients):
-        total = ops.zeros((), mstype.float32)
-        for i in range(len(self.counted)):
-            if self.counted[i]:
-                rows = ops.reshape(ops.cast(gradients[i], mstype.float32), (-1, 1, gradients[i].shape[-1]))
-                total = total + self.sum(self.product(rows, rows))
-        return total
-
-
 class AddGradients(nn.Cell):
     """Element by element sum of two lists of gradients, given one after the other."""
 
@@ -73,52 +51,6 @@ class AddGradients(nn.Cell):
         for i in range(half):
             total = total + (ops.add(ops.cast(both[i], mstype.float32), ops.cast(both[half + i], mstype.float32)),)
         return total
-
-
-class UpdateStep(nn.Cell):
-    """AdamW over all weights, in place.
-
-    Args:
-        weights: the parameters, or with optimizer parallelism this rank's rows of them.
-        decay: for each, whether weight decay applies.
-        moments: (first, second) moment arrays by name to start from; zeros where absent.
-        rows: for each, the (first, last + 1) row of the gradient that belongs to it; None for all rows.
-    """
-
-    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, rows=None):
-        super().__init__(auto_prefix=False)
-        moments = moments or {}
-        self.weights = ParameterTuple(weights)
-        self.first = ParameterTuple([_moment("adam_m", p, moments) for p in weights])
-        self.second = ParameterTuple([_moment("adam_v", p, moments) for p in weights])
-        self.decay = decay
-        self.rows = rows or [None] * len(weights)
-        self.beta1 = Tensor(config.beta1, mstype.float32)
-        self.beta2 = Tensor(config.beta2, mstype.float32)
-        self.adam = ops.Adam()
-        self.mul = ops.Mul()
-
-    def construct(self, factor, lr, decay_factor, beta1_power, beta2_power, eps, *gradients):
-        """Scalars, fp32: ``factor`` multiplies the gradients (unscale and clip), ``decay_factor`` is 1 − lr · decay."""
-        done = ()
-        for i in range(len(self.weights)):
-            weight = self.weights[i]
-            gradient = gradients[i]
-            if self.rows[i] is not None:
-                gradient = gradient[self.rows[i][0]:self.rows[i][1]]
-            gradient = self.mul(ops.cast(gradient, mstype.float32), factor)
-            if self.decay[i]:
-                gradient = ops.depend(gradient, ops.assign(weight, self.mul(weight, decay_factor)))
-            updated = self.adam(weight, self.first[i], self.second[i], beta1_power, beta2_power, lr, self.beta1,
-                                self.beta2, eps, gradient)
-            done = done + (updated[0],)
-        return ops.depend(factor, done)
-
-
-def _moment(prefix: str, weight: Parameter, moments) -> Parameter:
-    name = f"{prefix}.{weight.name.removeprefix('own.')}"
-    value = moments.get(name)
-    return Parameter(Tensor(np.zeros(weight.shape, np.float32) if value is None else value), name=name)
 
 
 def own_rows(weight: Parameter, rows) -> Parameter:
@@ -156,12 +88,17 @@ class GatherWeights(nn.Cell):
 
 
 class AdamW:
-    """Clip, learning rate and bias correction around ``UpdateStep``; counts the good steps."""
+    """Clip, learning rate and bias correction around the back end's update; counts the good steps.
+
+    Args:
+        moments, rows: see ``AdamWState.of``.
+        group: with ``rows``, who has the others.
+    """
 
     masters: dict[str, np.ndarray] = {}  # no weight has its fp32 value elsewhere; see ``offload.py``
 
     def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
-                 rows=None, group: Group | None = None, kernels: Kernels | None = None):
+                 rows=None, group: Group | None = None, backend: Backend = Portable()):
         self.config = config
         self.steps = steps
         self.own, self.gather = weights, None
@@ -169,9 +106,8 @@ class AdamW:
             self.own = [own_rows(weight, part) for weight, part in zip(weights, rows)]
             self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
                                                 if part is not None])
-        self.graph = UpdateStep(self.own, decay, config, moments, rows)
-        if kernels is not None:
-            self.graph = KernelUpdate(kernels, self.graph, config)
+        self.state = AdamWState.of(self.own, decay, moments, rows)
+        self.move = backend.adamw(self.state, config.beta1, config.beta2)
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
         """Apply one step. ``norm`` is the global norm of the unscaled gradients."""
@@ -181,10 +117,10 @@ class AdamW:
         power1, power2 = config.beta1**self.steps, config.beta2**self.steps
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
-        self.graph(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
+        self.move(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
         if self.gather is not None:
             self.gather()
 
     def moments(self) -> dict[str, np.ndarray]:
         """Both moments of every weight, by ``adam_m.NAME`` and ``adam_v.NAME``."""
-        return {p.name: p.asnumpy() for p in (*self.graph.first, *self.graph.second)}
+        return {p.name: p.asnumpy() for p in (*self.state.first, *self.state.second)}

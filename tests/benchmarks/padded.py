@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import nn, ops
 
-from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 
 
 class PaddedScores(nn.Cell):
@@ -12,7 +12,7 @@ class PaddedScores(nn.Cell):
 
     def __init__(self, config, weights):
         super().__init__(auto_prefix=False)
-        self.logits = PanguLogits(config, PanguStage(config, Weights(weights)))
+        self.logits = PanguLogits(PanguStage(Parts(config, Weights(weights))))
         self.log_softmax = ops.LogSoftmax(-1)
         self.gather = ops.GatherD()
 

@@ -289,13 +289,13 @@ def test_a_folder_without_one_set_of_weights_is_refused(tmp_path, files):
 def parity_logits(folder, ids):
     from mindspore import Tensor
 
-    from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+    from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 
     ms.set_context(mode=ms.GRAPH_MODE)
     arrays, config = load_weights(folder)
     model = ModelConfig(**{**config.model.__dict__, "dropout_rate": 0.0})
     positions = np.tile(np.arange(48, dtype=np.int32), (2, 1))
-    return PanguLogits(model, PanguStage(model, Weights(arrays)))(Tensor(ids), Tensor(positions)).asnumpy()
+    return PanguLogits(PanguStage(Parts(model, Weights(arrays))))(Tensor(ids), Tensor(positions)).asnumpy()
 
 
 def sharded(folder, weights, optimizer=4, tensor=2):

@@ -14,10 +14,10 @@ from pangu_lab.errors import InputError
 def test_what_may_be_seen_is_what_the_network_masks():
     import mindspore as ms
 
-    from pangu_lab.ops import AttentionBias
+    from pangu_lab.ops.attention import DocumentMask
 
     positions = np.array([[0, 1, 2, 0, 1, 2, 3, 0], [0, 1, 2, 3, 4, 5, 6, 7]], np.int32)
-    bias = AttentionBias(8)(ms.Tensor(positions)).asnumpy()[:, 0]
+    bias = DocumentMask(8)(ms.Tensor(positions)).asnumpy()[:, 0]
     assert np.array_equal(visible(positions), bias == 0)
 
 

@@ -12,7 +12,7 @@ from mindspore import Tensor
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import LocalScorer
-from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 from tests.evaluate.letters import LetterTokenizer, debug_model, sample_lines
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -23,7 +23,7 @@ GOLDEN = Path(__file__).with_name("golden_scores.json")
 def naive(scorer):
     """(log-probability, tokens, greedy) of a pair: one sequence, batch 1, a full row of logits."""
     config, weights = debug_model()
-    network = PanguLogits(config, PanguStage(config, Weights(weights)))
+    network = PanguLogits(PanguStage(Parts(config, Weights(weights))))
 
     def score(context: str, continuation: str, cut: str = "context"):
         pair = scorer.encode(context, continuation, cut)

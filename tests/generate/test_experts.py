@@ -12,7 +12,7 @@ from mindspore import Tensor
 from pangu_lab.config import SamplingConfig
 from pangu_lab.export import export_bundle, load_bundle
 from pangu_lab.generate import engine_from_weights, generate, network_runner
-from pangu_lab.model.pangu import PanguLogits, PanguStage
+from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts
 from pangu_lab.model.pangu import Weights as Made
 from pangu_lab.tokenizer import load_tokenizer
 from tests.generate.fakes import random_weights, small_config
@@ -27,7 +27,7 @@ def test_whole_and_token_by_token_the_logits_are_those_of_the_training_network(t
     weights = random_weights(config)
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 12)).astype(np.int32)
     positions = np.tile(np.arange(12, dtype=np.int32), (2, 1))
-    want = PanguLogits(config, PanguStage(config, Made(weights), seq_length=12))(Tensor(ids), Tensor(positions)).asnumpy()
+    want = PanguLogits(PanguStage(Parts(config, Made(weights), seq_length=12)))(Tensor(ids), Tensor(positions)).asnumpy()
     runner = network_runner(weights, config, places=64)
     places = positions + np.array([[0], [12]])
     found = runner.run(ids, positions, places, places, np.arange(24)).reshape(want.shape)

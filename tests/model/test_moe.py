@@ -9,8 +9,8 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.model.moe import Experts, ExpertsWithoutLimit, block_rows, expert_capacity
-from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.model.moe import Experts, ExpertsWithoutLimit, TellingExperts, block_rows, expert_capacity
+from pangu_lab.model.pangu import Parts
 
 ms.set_context(mode=ms.GRAPH_MODE)
 BATCH, SEQ, HIDDEN, EXPERTS = 3, 10, 8, 4
@@ -42,7 +42,13 @@ class Made:
 
 def make(kind, config, values):
     weights = Made(values)
-    return kind(config, Mesh(), weights, "p", mstype.float32), weights
+    return kind(Parts(config, weights, seq_length=SEQ), "p"), weights
+
+
+def told_by(cell, x):
+    """Output, losses and counts of an ``Experts``."""
+    y, ((losses, counts),) = cell(Tensor(x))
+    return y.asnumpy(), losses.asnumpy(), counts.asnumpy()
 
 
 def rows(seed=1):
@@ -82,7 +88,7 @@ def test_outputs_losses_and_counts_equal_one_token_at_a_time(choices, capacity):
     config = settings(experts_per_token=choices, capacity_factor=capacity, balance_loss=0.3, z_loss=0.2)
     values, x = arrays(), rows()
     cell, _ = make(Experts, config, values)
-    y, losses, counts = [value.asnumpy() for value in cell(Tensor(x), BATCH)]
+    y, losses, counts = told_by(cell, x)
     want, want_losses, sent, dropped = reference(x, values, config)
     assert np.abs(y - want).max() < 1e-5 and np.allclose(losses, want_losses, rtol=1e-5)
     assert counts.tolist() == [*sent, dropped] and (dropped > 0) == (capacity <= 1.0)
@@ -98,7 +104,8 @@ class DenseReference(nn.Cell):
             weights(f"p.{name}") for name in ("router.weight", "experts.mapping.weight", "experts.mapping.bias",
                                               "experts.projection.weight", "experts.projection.bias"))
 
-    def construct(self, x, batch):
+    def construct(self, x):
+        batch = x.shape[0] // SEQ
         logits = ops.matmul(x, self.router)
         p = ops.softmax(logits, -1)
         least = ops.stop_gradient(ops.sort(p, -1)[0][:, EXPERTS - self.config.experts_per_token:][:, :1])
@@ -111,7 +118,7 @@ class DenseReference(nn.Cell):
         share = ops.stop_gradient(ops.cast(p >= least, mstype.float32)) / self.config.experts_per_token
         balance = EXPERTS * (p.reshape(batch, SEQ, EXPERTS).mean(1) * share.reshape(batch, SEQ, EXPERTS).mean(1)).sum(1)
         z = (ops.logsumexp(logits, -1) ** 2).reshape(batch, SEQ).mean(1)
-        return y, self.config.balance_loss * balance + self.config.z_loss * z, y
+        return y, ((self.config.balance_loss * balance + self.config.z_loss * z, y),)
 
 
 class Gradients(nn.Cell):
@@ -123,8 +130,8 @@ class Gradients(nn.Cell):
         self.grad = ops.grad(self._scalar, 0, self.weights)
 
     def _scalar(self, x, direction):
-        y, losses, _ = self.cell(x, BATCH)
-        return (y * direction).sum() + losses.sum()
+        y, told = self.cell(x)
+        return (y * direction).sum() + told[0][0].sum()
 
     def construct(self, x, direction):
         return self.grad(x, direction)
@@ -137,12 +144,12 @@ def test_with_unlimited_capacity_output_and_gradients_equal_the_dense_computatio
     found = []
     for kind in (Experts, DenseReference):
         weights = Made(arrays())
-        cell = kind(config, Mesh(), weights, "p", mstype.float32) if kind is Experts else kind(config, weights)
-        y, losses, _ = cell(Tensor(rows()), BATCH)
+        cell = kind(Parts(config, weights, seq_length=SEQ), "p") if kind is Experts else kind(config, weights)
+        y, losses, _ = told_by(cell, rows())
         of_x, of_weights = Gradients(cell, weights)(Tensor(rows()), direction)
-        found.append([y, losses, of_x, *of_weights])
+        found.append([y, losses, *(value.asnumpy() for value in (of_x, *of_weights))])
     for ours, theirs in zip(*found):
-        assert np.allclose(ours.asnumpy(), theirs.asnumpy(), rtol=1e-4, atol=2e-5)
+        assert np.allclose(ours, theirs, rtol=1e-4, atol=2e-5)
 
 
 def test_gradients_with_dropped_tokens_equal_finite_differences():
@@ -156,8 +163,8 @@ def test_gradients_with_dropped_tokens_equal_finite_differences():
         step = 2e-4 if "router" in name else 2e-3  # no token may change its expert on the way
         for sign in (1, -1):
             parameter.set_data(Tensor(value + sign * step * along))
-            y, losses, _ = cell(Tensor(x), BATCH)
-            ends.append(float((y.asnumpy().astype(np.float64) * direction).sum() + losses.asnumpy().sum()))
+            y, losses, _ = told_by(cell, x)
+            ends.append(float((y.astype(np.float64) * direction).sum() + losses.sum()))
         parameter.set_data(Tensor(value))
         want = float((gradient.asnumpy().astype(np.float64) * along).sum())
         assert (ends[0] - ends[1]) / (2 * step) == pytest.approx(want, rel=0.02, abs=0.05), name
@@ -168,8 +175,18 @@ def test_outside_training_the_result_is_that_of_unlimited_capacity():
     limited, _ = make(Experts, config, arrays())
     free, _ = make(ExpertsWithoutLimit, config, arrays())
     x = rows()
-    assert np.abs(limited(Tensor(x), BATCH)[0].asnumpy() - free(Tensor(x)).asnumpy()).max() < 1e-5
-    assert np.abs(free(Tensor(x[:1])).asnumpy() - free(Tensor(x)).asnumpy()[:1]).max() < 1e-5
+    whole = free(Tensor(x))[0].asnumpy()
+    assert np.abs(told_by(limited, x)[0] - whole).max() < 1e-5
+    assert np.abs(free(Tensor(x[:1]))[0].asnumpy() - whole[:1]).max() < 1e-5
+
+
+def test_what_experts_tell_is_the_gates_of_those_that_were_chosen():
+    config = settings(experts_per_token=2)
+    telling, _ = make(TellingExperts, config, arrays())
+    plain, _ = make(ExpertsWithoutLimit, config, arrays())
+    y, (gates,) = telling(Tensor(rows()))
+    assert np.array_equal(y.asnumpy(), plain(Tensor(rows()))[0].asnumpy())
+    assert ((gates.asnumpy() > 0).sum(1) == 2).all() and np.allclose(gates.asnumpy().sum(1), 1.0, atol=1e-6)
 
 
 def test_a_later_token_never_takes_the_place_of_an_earlier_one():
@@ -178,7 +195,7 @@ def test_a_later_token_never_takes_the_place_of_an_earlier_one():
     x = rows()
     changed = x.copy()
     changed[SEQ - 3:SEQ] += 3.0
-    before, after = cell(Tensor(x), BATCH)[0].asnumpy(), cell(Tensor(changed), BATCH)[0].asnumpy()
+    before, after = told_by(cell, x)[0], told_by(cell, changed)[0]
     assert (before[:SEQ - 3] == after[:SEQ - 3]).all() and (before[SEQ:] == after[SEQ:]).all()
 
 

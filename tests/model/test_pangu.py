@@ -8,7 +8,7 @@ import pytest
 from mindspore import Tensor
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Weights
+from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import initial_weights, parameter_specs
 from pangu_lab.presets import PRESETS, preset
 
@@ -23,12 +23,12 @@ def test_logits_equal_the_independent_implementation(data_folder, file, activati
     config = ModelConfig(**{**PARITY.__dict__, "hidden_act": activation})
     arrays = {name[2:]: weights[name] for name in weights.files if name.startswith("w/")}
     positions = np.tile(np.arange(48, dtype=np.int32), (2, 1))
-    logits = PanguLogits(config, PanguStage(config, Weights(arrays)))(Tensor(reference["ids"]), Tensor(positions))
+    logits = PanguLogits(PanguStage(Parts(config, Weights(arrays))))(Tensor(reference["ids"]), Tensor(positions))
     assert np.abs(logits.asnumpy() - reference["logits"]).max() < 2e-5
 
 
 def logits_of(config, ids, positions):
-    net = PanguLogits(config, PanguStage(config, Weights(initial_weights(config, 5)), seq_length=ids.shape[1]))
+    net = PanguLogits(PanguStage(Parts(config, Weights(initial_weights(config, 5)), seq_length=ids.shape[1])))
     return net(Tensor(ids), Tensor(positions)).asnumpy()
 
 
@@ -74,7 +74,7 @@ def test_the_loss_is_the_weighted_sum_of_negative_log_likelihoods():
     logits = logits_of(config, ids, positions).astype(np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     want = -(np.take_along_axis(log_probs, labels[..., None], -1)[..., 0] * weights).sum()
-    net = PanguLoss(config, PanguStage(config, Weights(initial_weights(config, 5)), seq_length=16))
+    net = PanguLoss(PanguStage(Parts(config, Weights(initial_weights(config, 5)), seq_length=16)))
     samples = np.arange(2, dtype=np.int32)
     got = net(*[Tensor(a) for a in (ids, positions, samples, labels, weights)]).asnumpy()
     assert np.isclose(got, want, rtol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pangu_lab.errors import InputError
-from pangu_lab.model.pangu import PanguLogits, PanguStage, Weights
+from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import QUERY, initial_weights
 from pangu_lab.model.trace import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance, trace)
 from pangu_lab.presets import PRESETS, preset
@@ -28,7 +28,7 @@ def traced():
 def test_the_logits_seen_are_those_of_the_compiled_network_and_graphs_go_on(traced):
     ids, seen = traced
     assert ms.get_context("mode") == ms.GRAPH_MODE
-    network = PanguLogits(CONFIG, PanguStage(CONFIG, Weights(WEIGHTS), seq_length=7))
+    network = PanguLogits(PanguStage(Parts(CONFIG, Weights(WEIGHTS), seq_length=7)))
     positions = np.broadcast_to(np.arange(7), (2, 7)).astype(np.int32)
     compiled = network(ms.Tensor(ids.astype(np.int32)), ms.Tensor(positions)).asnumpy()
     assert np.abs(compiled - np.concatenate([one["logits"] for one in seen])).max() < 1e-5

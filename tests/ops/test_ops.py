@@ -9,7 +9,11 @@ import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 
-from pangu_lab.ops import AttentionBias, CausalAttention, Dropout, LayerNorm, TiedHeadLoss, activation
+from pangu_lab.ops.attention import BranchMask, CausalAttention, DocumentMask, DroppedAttention
+from pangu_lab.ops.dropout import Dropout
+from pangu_lab.ops.loss import TiedHeadLoss
+from pangu_lab.ops.norm import LayerNorm
+from pangu_lab.ops.portable import Portable
 
 ms.set_context(mode=ms.GRAPH_MODE)
 rng = np.random.default_rng(0)
@@ -33,7 +37,7 @@ REFERENCE = {
 @pytest.mark.parametrize("name", REFERENCE)
 def test_activation_equals_its_formula(name):
     x = tensor(64, 33, scale=3.0)
-    assert np.allclose(activation(name)(x).asnumpy(), REFERENCE[name](x.asnumpy().astype(np.float64)), atol=2e-6)
+    assert np.allclose(Portable().activation(name)(x).asnumpy(), REFERENCE[name](x.asnumpy().astype(np.float64)), atol=2e-6)
 
 
 def test_layer_norm_equals_its_formula_also_far_from_zero():
@@ -54,15 +58,17 @@ class PlainAttention(nn.Cell):
 
 
 class Gradients(nn.Cell):
-    def __init__(self, cell, first_of_tuple):
+    def __init__(self, cell, ours, dropout):
         super().__init__()
-        self.cell, self.first_of_tuple = cell, first_of_tuple
+        self.cell, self.ours, self.dropout = cell, ours, dropout
         self.grad = ops.GradOperation(get_all=True)
 
     def _loss(self, q, k, v, bias, keep, weight):
-        out = self.cell(q, k, v, bias, keep)
-        out = out[0] if self.first_of_tuple else out
-        return ops.sum(out * weight)
+        if not self.ours:
+            return ops.sum(self.cell(q, k, v, bias, keep) * weight)
+        if self.dropout:
+            return ops.sum(self.cell(q, k, v, bias, keep)[0] * weight)
+        return ops.sum(self.cell(q, k, v, bias)[0] * weight)
 
     def construct(self, q, k, v, bias, keep, weight):
         return self.grad(self._loss)(q, k, v, bias, keep, weight)
@@ -72,22 +78,29 @@ class Gradients(nn.Cell):
 def test_attention_output_and_gradients_equal_the_textbook_form(dropout):
     q, k, v, weight = (tensor(6, 8, 4) for _ in range(4))
     positions = Tensor(np.array([[0, 1, 2, 0, 1, 2, 3, 4], range(8)], np.int32))
-    bias = AttentionBias(8)(positions)
+    bias = DocumentMask(8)(positions)
     keep = Tensor((rng.random((6, 8, 8)) > 0.3).astype(np.float32) / 0.7) if dropout else Tensor(1.0, ms.float32)
-    attention = CausalAttention(3, 4, ms.float32, dropout)
-    assert np.allclose(attention(q, k, v, bias, keep)[0].asnumpy(),
+    attention = (DroppedAttention if dropout else CausalAttention)(3, 4, ms.float32)
+    assert np.allclose(attention(q, k, v, bias, *([keep] if dropout else []))[0].asnumpy(),
                        PlainAttention()(q, k, v, bias, keep).asnumpy(), atol=1e-6)
-    ours = Gradients(attention, True)(q, k, v, bias, keep, weight)
-    plain = Gradients(PlainAttention(), False)(q, k, v, bias, keep, weight)
+    ours = Gradients(attention, True, dropout)(q, k, v, bias, keep, weight)
+    plain = Gradients(PlainAttention(), False, dropout)(q, k, v, bias, keep, weight)
     for a, b in zip(ours[:3], plain[:3]):
         assert np.allclose(a.asnumpy(), b.asnumpy(), atol=2e-6)
 
 
-def test_attention_bias_shows_the_own_document_up_to_the_query_and_nothing_else():
+def test_document_mask_shows_the_own_document_up_to_the_query_and_nothing_else():
     positions = np.array([[0, 1, 0, 1, 2, 0]], np.int32)
-    seen = AttentionBias(6)(Tensor(positions)).asnumpy()[0, 0] == 0
+    seen = DocumentMask(6)(Tensor(positions)).asnumpy()[0, 0] == 0
     document = np.cumsum(positions[0] == 0)
     want = np.tril(np.ones((6, 6), bool)) & (document[:, None] == document[None, :])
+    assert (seen == want).all()
+
+
+def test_branch_mask_shows_the_shared_beginning_and_the_own_branch_up_to_the_query():
+    branches = np.array([[0, 0, 1, 1, 2, 2]], np.int32)
+    seen = BranchMask()(Tensor(branches), Tensor(np.arange(6, dtype=np.int32))).asnumpy()[0, 0] == 0
+    want = np.tril(np.ones((6, 6), bool)) & ((branches == 0) | (branches.T == branches))
     assert (seen == want).all()
 
 
@@ -124,7 +137,7 @@ def keys(count):
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean():
-    out = Dropout(0.1, seed=3, place="here", width=400)(Tensor(np.ones((500, 400), np.float32)), keys(500)).asnumpy()
+    out = Dropout(0.1, seed=3, site="here", width=400)(Tensor(np.ones((500, 400), np.float32)), keys(500)).asnumpy()
     assert abs((out == 0).mean() - 0.1) < 0.005
     assert abs(out.mean() - 1.0) < 0.005
     columns, rows = (out == 0).mean(0), (out == 0).mean(1)
@@ -132,7 +145,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_dropout_neighbours_are_independent():
-    gone = Dropout(0.5, seed=3, place="here", width=300)(Tensor(np.ones((400, 300), np.float32)), keys(400)).asnumpy() == 0
+    gone = Dropout(0.5, seed=3, site="here", width=300)(Tensor(np.ones((400, 300), np.float32)), keys(400)).asnumpy() == 0
     for a, b in ((gone[1:], gone[:-1]), (gone[:, 1:], gone[:, :-1])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
 

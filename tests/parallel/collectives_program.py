@@ -89,17 +89,17 @@ def check_masks(rank: int, world: int, sequence: bool) -> None:
     from mindspore import Tensor
 
     from pangu_lab.config import ModelConfig, ParallelConfig
-    from pangu_lab.model.pangu import Layer, Weights
+    from pangu_lab.model.pangu import Layer, Parts, Weights
     from pangu_lab.model.parameters import initial_weights
     from pangu_lab.parallel.mesh import Mesh
 
     config = ModelConfig(num_layers=2, hidden_size=32, num_heads=4, num_positions=8, vocab_size=64, dropout_rate=0.5)
     weights = Weights(initial_weights(config, 1))
     split = Mesh(ParallelConfig(tensor=world, sequence=sequence), rank)
-    single, mine = (Layer(config, mesh, weights, 0, 7, True) for mesh in (Mesh(), split))
+    single, mine = (Layer(Parts(config, weights, mesh, seed=7), 0) for mesh in (Mesh(), split))
     batch, seq, heads = 3, 8, config.num_heads // world
     keys = Tensor(np.random.default_rng(0).integers(-2**31, 2**31, (batch * seq, 1)).astype(np.int32))
-    whole, part = (layer.attention._keep(keys, batch, seq).asnumpy().reshape(batch, -1, seq, seq)
+    whole, part = (layer.attention.attend._kept(keys, batch, seq).asnumpy().reshape(batch, -1, seq, seq)
                    for layer in (single, mine))
     assert (part == whole[:, rank * heads:(rank + 1) * heads]).all(), "a rank's heads have their part of the mask"
     assert all((whole[:, 0] != whole[:, head]).any() for head in (1, 2, 3)), "no two heads share a mask"

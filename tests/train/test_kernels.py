@@ -6,13 +6,15 @@ import mindspore as ms
 import numpy as np
 import pytest
 
-from pangu_lab.ops.native import train as native
+from pangu_lab.ops.native.cells import Kernels, kernels_for
+from pangu_lab.ops.portable import Portable
+from pangu_lab.presets import preset
 from pangu_lab.train import train
 from pangu_lab.train.loop import Trainer
 from tests.train.test_loop import losses
 from tests.train.test_step import small_batch, small_network
 
-pytestmark = pytest.mark.skipif(native.kernels() is None, reason="no C compiler")
+pytestmark = pytest.mark.skipif(kernels_for(preset("debug").model) is None, reason="no C compiler")
 ms.set_context(mode=ms.GRAPH_MODE)
 
 
@@ -21,9 +23,8 @@ def test_loss_and_every_gradient_equal_those_of_mindspores_operators(dropout):
     from pangu_lab.train.step import GradientStep
 
     found = []
-    for kernels in (None, native.kernels()):
-        with native.using(kernels):
-            loss, parameters = small_network(dropout)
+    for backend in (Portable(), kernels_for(preset("debug").model)):
+        loss, parameters = small_network(dropout, backend)
         total, gradients = GradientStep(loss, list(parameters.values()))(*small_batch(), ms.Tensor(0.7, ms.float32))
         found.append([total.asnumpy(), *(gradient.asnumpy() for gradient in gradients)])
     for name, one, other in zip(["loss", *parameters], *found):
@@ -31,8 +32,8 @@ def test_loss_and_every_gradient_equal_those_of_mindspores_operators(dropout):
 
 
 def test_a_run_without_kernels_has_the_same_losses(debug_config, debug_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pangu_lab.train.loop.training_kernels", lambda config: None)
-    monkeypatch.setattr("pangu_lab.train.graph_cache.training_kernels", lambda config: None)
+    monkeypatch.setattr("pangu_lab.train.loop.training_backend", lambda config: Portable())
+    monkeypatch.setattr("pangu_lab.train.graph_cache.training_backend", lambda config: Portable())
     train(debug_config, tmp_path / "run")
     without, with_them = losses(tmp_path / "run"), losses(debug_run)
     assert without.keys() == with_them.keys()
@@ -42,4 +43,4 @@ def test_a_run_without_kernels_has_the_same_losses(debug_config, debug_run, tmp_
 @pytest.mark.parametrize("setting, chosen", [({}, True), ({"model.compute_dtype": "float16"}, False),
                                              ({"model.softmax_dtype": "float16"}, False)])
 def test_kernels_train_what_is_fp32_throughout(debug_config, setting, chosen):
-    assert (Trainer(debug_config.replace(**setting), None, None, None).kernels is not None) == chosen
+    assert isinstance(Trainer(debug_config.replace(**setting), None, None, None).backend, Kernels) == chosen

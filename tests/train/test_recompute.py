@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-from pangu_lab.model.pangu import PanguStage, Weights
+from pangu_lab.model.pangu import PanguStage, Parts, Weights
 from pangu_lab.model.parameters import initial_weights
-from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.presets import preset
 from pangu_lab.train.recompute import Piece, Pieces, SharedPiece
 
@@ -20,13 +19,13 @@ DEEP = preset("debug").replace(**{"model.num_layers": 6, "model.hidden_size": 16
 def test_layers_in_shared_graphs_give_the_rows_and_gradients_of_their_own():
     ms.set_context(mode=ms.GRAPH_MODE)
     weights = Weights(initial_weights(DEEP.model, 1))
-    pieces = Pieces(DEEP, weights, Mesh(), {}).pieces
+    pieces = Pieces(Parts(DEEP.model, weights, seed=DEEP.train.seed, seq_length=16), {}).pieces
     assert [type(piece) for piece in pieces] == [Piece, SharedPiece, SharedPiece, SharedPiece, Piece]
     assert pieces[1].graphs is pieces[2].graphs is pieces[3].graphs
     rng = np.random.default_rng(0)
     x, dy = (Tensor(rng.standard_normal((32, 16)).astype(np.float32)) for _ in range(2))
     positions, samples = Tensor(np.tile(np.arange(16, dtype=np.int32), (2, 1))), Tensor([3, 4], ms.int32)
-    own = Piece(PanguStage(DEEP.model, weights, Mesh(), DEEP.train.seed, 16, layers=range(3, 4)))
+    own = Piece(PanguStage(Parts(DEEP.model, weights, seed=DEEP.train.seed, seq_length=16), range(3, 4)))
     other = pieces[1].forward(x, positions, samples).asnumpy()  # what was there before must leave nothing behind
     want = own.forward(x, positions, samples).asnumpy()
     assert (pieces[3].forward(x, positions, samples).asnumpy() == want).all() and (other != want).any()

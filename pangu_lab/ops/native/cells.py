@@ -1,53 +1,100 @@
-"""The kernels of ``train.c`` as cells that MindSpore differentiates: one for each cell of ``pangu_lab.ops``.
+"""The back end of C kernels: ``train.c`` as cells that MindSpore differentiates. All of them take and give fp32.
 
-Each gives None where kernels are not in use (``train.using``), and the caller does its work with MindSpore's operators.
-All of them take and give fp32.
+``Kernels`` has the methods of ``pangu_lab.ops.portable.Portable``, which see for what each makes.
 """
 
 from __future__ import annotations
 
-from typing import Optional
-
+import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore import dtype as mstype
 
+from pangu_lab.config import ModelConfig
+from pangu_lab.ops.adamw import AdamWState
+from pangu_lab.ops.attention import Heads
+from pangu_lab.ops.dropout import Dropout
 from pangu_lab.ops.native import train
 
 FLOAT = mstype.float32
+# the symbols of train.c: an operation and its gradient
+LINEAR = {"": ("linear_plain", "linear_plain_backward"), "transposed": ("linear_transposed", "linear_transposed_backward"),
+          "gelu": ("linear_after_gelu", "linear_after_gelu_backward"),
+          "gelu_erf": ("linear_after_gelu_erf", "linear_after_gelu_erf_backward"),
+          "fast_gelu": ("linear_after_fast_gelu", "linear_after_fast_gelu_backward")}
+ACTIVATION = {"gelu": ("gelu", "gelu_backward"), "gelu_erf": ("gelu_erf", "gelu_erf_backward"),
+              "fast_gelu": ("fast_gelu", "fast_gelu_backward")}
 
 
-def _operator(name: str, shape, outputs: int = 1) -> ops.Custom:
-    """``train.c``'s function; ``shape`` makes the shape, or the tuple of shapes, from those of the inputs."""
-    dtype = FLOAT if outputs == 1 else (FLOAT,) * outputs
-    return ops.Custom(f"{train.in_use().path}:{name}", shape, dtype, "aot")
+class Kernels:
+    """The C kernels as a back end.
 
+    Args:
+        library: the compiled operations.
 
-def in_use() -> bool:
-    """Whether cells made here and now are kernels."""
-    return train.in_use() is not None
-
-
-def linear(transposed: bool, after: str = "") -> Optional["Linear"]:
-    """x (rows, in), weight (in, out) or transposed (out, in), bias (out,) or None → (rows, out).
-
-    ``after``: an activation of x that comes first; the weight is not transposed then.
+    Attributes:
+        path: where the library lies; graphs name it.
     """
-    return Linear(transposed, after) if in_use() else None
+
+    def __init__(self, library: train.Library):
+        self.library, self.path = library, library.path
+
+    def operator(self, symbol: str, shape, outputs: int = 1) -> ops.Custom:
+        """A function of ``train.c``; ``shape`` makes the shape, or the tuple of shapes, from those of the inputs."""
+        return ops.Custom(f"{self.path}:{symbol}", shape, FLOAT if outputs == 1 else (FLOAT,) * outputs, "aot")
+
+    def linear(self, transposed: bool, dtype, after: str = "") -> Linear:
+        return Linear(self, transposed, "transposed" if transposed else after)
+
+    def activation(self, name: str) -> Activation:
+        return Activation(self, name)
+
+    def layer_norm(self, eps: float) -> LayerNorm:
+        return LayerNorm(self, eps)
+
+    def dropout(self, rate: float, seed: int, site: str, width: int) -> Dropout:
+        return Dropout(rate, seed, site, width, kernel=Dropped(self))
+
+    def documents(self, seq_length: int, dtype) -> nn.Cell:
+        """positions → positions: the kernel needs no mask, it reads from the positions how far a query may look."""
+        return nn.Identity()
+
+    def attention(self, heads: Heads, dtype, softmax_dtype, dropout: Dropout) -> nn.Cell:
+        return AttentionWithDropout(self, heads, dropout) if dropout.active else Attention(self, heads)
+
+    def tied_embedding(self) -> TiedEmbedding:
+        return TiedEmbedding(self)
+
+    def head_loss(self, dtype, gradients: bool = True) -> nn.Cell:
+        """A cell that never has the logits of all rows; its first result is the loss."""
+        return HeadLoss(self) if gradients else HeadLossValue(self)
+
+    def squared_norm(self, counted: list[bool]) -> SquaredNorm:
+        return SquaredNorm(self.library, counted)
+
+    def adamw(self, state: AdamWState, beta1: float, beta2: float) -> AdamWUpdate:
+        return AdamWUpdate(self.library, state, beta1, beta2)
+
+
+def kernels_for(config: ModelConfig) -> Kernels | None:
+    """The kernels, where they can train this model and this process trains on a CPU."""
+    library = train.library_for(config) if ms.get_context("device_target") == "CPU" else None
+    return library and Kernels(library)
 
 
 class Linear(nn.Cell):
     """Chooses between the forms with and without bias, of which each has its own backward pass."""
 
-    def __init__(self, transposed: bool, after: str):
+    def __init__(self, kernels: Kernels, transposed: bool, kind: str):
         super().__init__(auto_prefix=False)
-        self.biased, self.plain = BiasedProduct(transposed, after), Product(transposed, after)
+        self.biased, self.plain = BiasedProduct(kernels, transposed, kind), Product(kernels, transposed, kind)
 
     def construct(self, x, weight, bias):
         return self.plain(x, weight) if bias is None else self.biased(x, weight, bias)
 
 
-def _linear_operators(transposed: bool, after: str, biased: bool):
-    kind, side = ("linear_transposed", 0) if transposed else (f"linear_after_{after}" if after else "linear_plain", 1)
+def _linear_operators(kernels: Kernels, transposed: bool, kind: str, biased: bool):
+    side = 0 if transposed else 1
 
     def forward_shape(x, weight, *_):
         return (x[0], weight[side])
@@ -55,13 +102,14 @@ def _linear_operators(transposed: bool, after: str, biased: bool):
     def backward_shape(x, weight, dy):
         return (x, weight, [dy[1]]) if biased else (x, weight)
 
-    return _operator(kind, forward_shape), _operator(f"{kind}_backward", backward_shape, 2 + biased)
+    forward, backward = LINEAR[kind]
+    return kernels.operator(forward, forward_shape), kernels.operator(backward, backward_shape, 2 + biased)
 
 
 class Product(nn.Cell):
-    def __init__(self, transposed: bool, after: str):
+    def __init__(self, kernels: Kernels, transposed: bool, kind: str):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _linear_operators(transposed, after, biased=False)
+        self.forward, self.backward = _linear_operators(kernels, transposed, kind, biased=False)
 
     def construct(self, x, weight):
         return self.forward(x, weight)
@@ -71,9 +119,9 @@ class Product(nn.Cell):
 
 
 class BiasedProduct(nn.Cell):
-    def __init__(self, transposed: bool, after: str):
+    def __init__(self, kernels: Kernels, transposed: bool, kind: str):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _linear_operators(transposed, after, biased=True)
+        self.forward, self.backward = _linear_operators(kernels, transposed, kind, biased=True)
 
     def construct(self, x, weight, bias):
         return self.forward(x, weight, bias)
@@ -82,15 +130,11 @@ class BiasedProduct(nn.Cell):
         return self.backward(x, weight, dout)
 
 
-def activation(name: str) -> Optional["Activation"]:
-    """Elementwise, any shape; ``name`` as ``model.hidden_act``."""
-    return Activation(name) if in_use() else None
-
-
 class Activation(nn.Cell):
-    def __init__(self, name: str):
+    def __init__(self, kernels: Kernels, name: str):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _operator(name, lambda x: x), _operator(f"{name}_backward", lambda x, dy: x)
+        forward, backward = ACTIVATION[name]
+        self.forward, self.backward = kernels.operator(forward, lambda x: x), kernels.operator(backward, lambda x, dy: x)
 
     def construct(self, x):
         return self.forward(x)
@@ -99,17 +143,12 @@ class Activation(nn.Cell):
         return (self.backward(x, dout),)
 
 
-def layer_norm(eps: float) -> Optional["Norm"]:
-    """x (rows, width), gamma, beta (width,) → (rows, width)."""
-    return Norm(eps) if in_use() else None
-
-
-class Norm(nn.Cell):
-    def __init__(self, eps: float):
+class LayerNorm(nn.Cell):
+    def __init__(self, kernels: Kernels, eps: float):
         super().__init__(auto_prefix=False)
         self.eps = Tensor([eps], FLOAT)
-        self.forward = _operator("layer_norm", lambda x, *_: x)
-        self.backward = _operator("layer_norm_backward", lambda x, gamma, *_: (x, gamma, gamma), 3)
+        self.forward = kernels.operator("layer_norm", lambda x, *_: x)
+        self.backward = kernels.operator("layer_norm_backward", lambda x, gamma, *_: (x, gamma, gamma), 3)
 
     def construct(self, x, gamma, beta):
         return self.forward(x, gamma, beta, self.eps)
@@ -118,15 +157,12 @@ class Norm(nn.Cell):
         return self.backward(x, gamma, dout, self.eps)
 
 
-def dropout() -> Optional["Dropped"]:
-    """x (rows, width), then keys, threshold and scale of ``ops.Dropout`` → (rows, width)."""
-    return Dropped() if in_use() else None
-
-
 class Dropped(nn.Cell):
-    def __init__(self):
+    """What ``ops.Dropout`` takes as its kernel."""
+
+    def __init__(self, kernels: Kernels):
         super().__init__(auto_prefix=False)
-        self.drop = _operator("dropout", lambda x, *_: x)
+        self.drop = kernels.operator("dropout", lambda x, *_: x)
 
     def construct(self, x, rows, columns, threshold, scale):
         return self.drop(x, rows, columns, threshold, scale)
@@ -136,28 +172,31 @@ class Dropped(nn.Cell):
                 ops.zeros_like(threshold), ops.zeros_like(scale))
 
 
-def attention(heads: int, use_dropout: bool) -> Optional[nn.Cell]:
-    """q, k, v (batch·seq, heads·dim), positions (batch, seq) int32 → (batch·seq, heads·dim) first; see ``CausalAttention``.
-
-    With dropout five inputs more: int32 keys of the rows (batch·seq, 1), of the columns (1, seq or more) and heads
-    (heads), and threshold and scale of ``ops.Dropout``.
-    """
-    if not in_use():
-        return None
-    return AttentionWithDropout(heads) if use_dropout else Attention(heads)
-
-
-def _attention_operators(heads: int):
+def _attention_operators(kernels: Kernels, heads: Heads):
     def forward_shape(q, k, v, positions, *_):
-        return q, [positions[0] * heads, positions[1]]
+        return q, [positions[0] * heads.count, positions[1]]
 
-    return _operator("attention", forward_shape, 2), _operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3)
+    return (kernels.operator("attention", forward_shape, 2),
+            kernels.operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3))
 
 
 class Attention(nn.Cell):
-    def __init__(self, heads: int):
+    """The interface of ``pangu_lab.ops.attention.Attention``, without dropout."""
+
+    def __init__(self, kernels: Kernels, heads: Heads):
         super().__init__(auto_prefix=False)
-        self.forward, self.backward = _attention_operators(heads)
+        self.attend = AttentionKernel(kernels, heads)
+
+    def construct(self, q, k, v, seen, row_keys):
+        return self.attend(q, k, v, seen)[0]
+
+
+class AttentionKernel(nn.Cell):
+    """q, k, v (batch·seq, heads·dim), positions (batch, seq) int32 → (batch·seq, heads·dim), and what the gradient needs."""
+
+    def __init__(self, kernels: Kernels, heads: Heads):
+        super().__init__(auto_prefix=False)
+        self.forward, self.backward = _attention_operators(kernels, heads)
 
     def construct(self, q, k, v, positions):
         return self.forward(q, k, v, positions)
@@ -168,10 +207,26 @@ class Attention(nn.Cell):
 
 
 class AttentionWithDropout(nn.Cell):
-    def __init__(self, heads: int):
-        super().__init__(auto_prefix=False)
-        self.forward, self.backward = _attention_operators(heads)
+    """The interface of ``pangu_lab.ops.attention.Attention``, with dropout."""
 
+    def __init__(self, kernels: Kernels, heads: Heads, dropout: Dropout):
+        super().__init__(auto_prefix=False)
+        self.attend = AttentionWithDropoutKernel(kernels, heads)
+        self.dropout = dropout
+        self.head_keys = Tensor(heads.keys.reshape(1, -1, 1))
+
+    def construct(self, q, k, v, seen, row_keys):
+        drop = self.dropout
+        return self.attend(q, k, v, seen, row_keys, drop.columns, self.head_keys, drop.numbers[0], drop.numbers[1])[0]
+
+
+class AttentionWithDropoutKernel(nn.Cell):
+    """``AttentionKernel`` with int32 keys of the rows (batch·seq, 1), of the columns (1, seq or more) and heads
+    (1, heads, 1), and threshold and scale of ``ops.Dropout``."""
+
+    def __init__(self, kernels: Kernels, heads: Heads):
+        super().__init__(auto_prefix=False)
+        self.forward, self.backward = _attention_operators(kernels, heads)
     def construct(self, q, k, v, positions, rows, columns, head_keys, threshold, scale):
         return self.forward(q, k, v, positions, rows, columns, head_keys, threshold, scale)
 
@@ -181,30 +236,25 @@ class AttentionWithDropout(nn.Cell):
                 ops.zeros_like(head_keys), ops.zeros_like(threshold), ops.zeros_like(scale))
 
 
-def head_loss(gradients: bool) -> Optional[nn.Cell]:
-    """hidden (rows, hidden), table (vocab, hidden), labels, weights (rows,) → Σ weight · −log p(label), a scalar, first."""
-    if not in_use():
-        return None
-    return HeadLoss() if gradients else HeadLossValue()
-
-
 class HeadLossValue(nn.Cell):
-    def __init__(self):
+    """hidden (rows, hidden), table (vocab, hidden), labels, weights (rows,) → (Σ weight · −log p(label), a scalar)."""
+
+    def __init__(self, kernels: Kernels):
         super().__init__(auto_prefix=False)
-        self.value = _operator("head_loss_value", lambda *_: [1])
+        self.value = kernels.operator("head_loss_value", lambda *_: [1])
 
     def construct(self, hidden, table, labels, weights):
         return (ops.reshape(self.value(hidden, table, labels, weights), ()),)
 
 
 class HeadLoss(nn.Cell):
-    """The gradients are made while the logits of some rows are in the cache, together with the loss, so that the logits
+    """As ``HeadLossValue``. The gradients are made while the logits of some rows are in the cache, together with the loss, so that the logits
     of all rows never exist.
     """
 
-    def __init__(self):
+    def __init__(self, kernels: Kernels):
         super().__init__(auto_prefix=False)
-        self.gradients = _operator("head_loss_gradients", lambda hidden, table, *_: ([1], hidden, table), 3)
+        self.gradients = kernels.operator("head_loss_gradients", lambda hidden, table, *_: ([1], hidden, table), 3)
 
     def construct(self, hidden, table, labels, weights):
         loss, d_hidden, d_table = self.gradients(hidden, table, labels, weights)
@@ -215,11 +265,6 @@ class HeadLoss(nn.Cell):
         return out[1] * scale, out[2] * scale, ops.zeros_like(labels), ops.zeros_like(weights)
 
 
-def tied_embedding() -> Optional["TiedEmbedding"]:
-    """ids (rows,), table (vocab, hidden) → (rows, hidden), and the table for the head."""
-    return TiedEmbedding() if in_use() else None
-
-
 class TiedEmbedding(nn.Cell):
     """The table's two uses as one operation with one gradient.
 
@@ -227,13 +272,52 @@ class TiedEmbedding(nn.Cell):
     head's to it: three tensors of that size, the largest of the model, at the same moment.
     """
 
-    def __init__(self):
+    def __init__(self, kernels: Kernels):
         super().__init__(auto_prefix=False)
         self.gather = ops.Gather()
-        self.backward = _operator("tied_backward", lambda ids, rows, table: table)
+        self.backward = kernels.operator("tied_backward", lambda ids, rows, table: table)
 
     def construct(self, ids, table):
         return self.gather(table, ids, 0), table
 
     def bprop(self, ids, table, out, dout):
         return ops.zeros_like(ids), self.backward(ids, dout[0], dout[1])
+
+
+class SquaredNorm:
+    """``ops.adamw.SquaredNorm``, called alike; gives a float, summed in double precision.
+
+    Not a graph: on a CPU a MindSpore tensor and the numpy array that ``asnumpy`` gives are one piece of memory, so this
+    and ``AdamWUpdate`` work where gradients, weights and moments lie.
+    """
+
+    def __init__(self, library: train.Library, counted: list[bool]):
+        self.library, self.counted = library, counted
+
+    def __call__(self, *gradients) -> float:
+        return train.squared_norm(self.library, [_contiguous(gradient.asnumpy())
+                                                 for gradient, counts in zip(gradients, self.counted) if counts])
+
+
+class AdamWUpdate:
+    """``ops.adamw.AdamWUpdate``, called alike, in one pass over memory."""
+
+    def __init__(self, library: train.Library, state: AdamWState, beta1: float, beta2: float):
+        self.library, self.state, self.beta1, self.beta2 = library, state, beta1, beta2
+
+    def __call__(self, *given) -> None:
+        factor, lr, decay_factor, beta1_power, beta2_power, eps = map(float, given[:6])
+        rate = lr * (1.0 - beta2_power) ** 0.5 / (1.0 - beta1_power)
+        state, tensors = self.state, []
+        for i, gradient in enumerate(given[6:]):
+            gradient = gradient.asnumpy()
+            if state.rows[i] is not None:
+                gradient = gradient[state.rows[i][0]:state.rows[i][1]]
+            arrays = (parameter.asnumpy() for parameter in (state.weights[i], state.first[i], state.second[i]))
+            tensors.append((*arrays, _contiguous(gradient), state.decay[i]))
+        train.update(self.library, tensors, factor, rate, decay_factor, self.beta1, self.beta2, eps)
+
+
+def _contiguous(array: np.ndarray) -> np.ndarray:
+    """The array, or a copy of it, in one piece and fp32."""
+    return np.ascontiguousarray(array, np.float32)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import ctypes
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -17,15 +15,14 @@ from pangu_lab.compiling import loaded, thread_count
 from pangu_lab.config import ModelConfig
 
 _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
-_in_use: contextvars.ContextVar[Optional["Kernels"]] = contextvars.ContextVar("training kernels", default=None)
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """The compiled operations: where the library lies, and the library."""
+class Library:
+    """The compiled operations: where they lie, and the functions themselves."""
 
     path: str
-    library: ctypes.CDLL
+    functions: ctypes.CDLL
 
 
 class _Tensor(ctypes.Structure):
@@ -36,46 +33,31 @@ class _Tensor(ctypes.Structure):
 
 
 @functools.lru_cache(maxsize=1)
-def kernels() -> Optional[Kernels]:
+def library() -> Optional[Library]:
     """Compiled at the first use; None, said once in the log, where they cannot be had."""
     return loaded("train", _opened, "training goes on with MindSpore's own operators, slower and in four times the memory")
 
 
-def kernels_for(config: ModelConfig) -> Optional[Kernels]:
+def library_for(config: ModelConfig) -> Optional[Library]:
     """The kernels, where they can train this model on a CPU: in fp32 throughout."""
-    return kernels() if config.compute_dtype == config.softmax_dtype == "float32" else None
+    return library() if config.compute_dtype == config.softmax_dtype == "float32" else None
 
 
-def _opened(path: Path) -> Kernels:
-    library = ctypes.CDLL(str(path))
-    library.set_up.argtypes, library.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
-    library.squared_norm.argtypes, library.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double
-    library.update.argtypes, library.update.restype = (_POINTER, _INTEGER, *[_FLOAT] * 6), None
-    library.set_up(thread_count(), 512)
-    return Kernels(str(path), library)
+def _opened(path: Path) -> Library:
+    found = ctypes.CDLL(str(path))
+    found.set_up.argtypes, found.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
+    found.squared_norm.argtypes, found.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double
+    found.update.argtypes, found.update.restype = (_POINTER, _INTEGER, *[_FLOAT] * 6), None
+    found.set_up(thread_count(), 512)
+    return Library(str(path), found)
 
 
-@contextlib.contextmanager
-def using(chosen: Optional[Kernels]) -> Iterator[None]:
-    """Cells made inside take these kernels; None: MindSpore's operators."""
-    token = _in_use.set(chosen)
-    try:
-        yield
-    finally:
-        _in_use.reset(token)
-
-
-def in_use() -> Optional[Kernels]:
-    """What ``using`` says."""
-    return _in_use.get()
-
-
-def squared_norm(chosen: Kernels, arrays: Sequence[np.ndarray]) -> float:
+def squared_norm(library: Library, arrays: Sequence[np.ndarray]) -> float:
     """Σ x² over contiguous fp32 arrays, summed in double precision."""
-    return sum(chosen.library.squared_norm(array.ctypes.data, array.size) for array in arrays)
+    return sum(library.functions.squared_norm(array.ctypes.data, array.size) for array in arrays)
 
 
-def update(chosen: Kernels, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]], factor: float,
+def update(library: Library, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]], factor: float,
            rate: float, keep: float, beta1: float, beta2: float, epsilon: float) -> None:
     """AdamW in place over (weight, first moment, second moment, gradient, decays) arrays, contiguous fp32.
 
@@ -90,4 +72,4 @@ def update(chosen: Kernels, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.n
             raise ValueError("AdamW takes contiguous fp32 arrays of one size")
     rows = (_Tensor * len(tensors))(*(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays)
                                       for *arrays, decays in tensors))
-    chosen.library.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)
+    library.functions.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)

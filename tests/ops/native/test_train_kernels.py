@@ -30,7 +30,7 @@ def call(name: str, inputs, shapes):
     pointers = (ctypes.c_void_p * count)(*(x.ctypes.data for x in arrays))
     dimensions = (ctypes.c_int * count)(*(x.ndim for x in arrays))
     each = (ctypes.POINTER(ctypes.c_int64) * count)(*(ctypes.cast(row, ctypes.POINTER(ctypes.c_int64)) for row in rows))
-    assert getattr(train.kernels().library, name)(count, pointers, dimensions, each, None, None, None) == 0
+    assert getattr(train.library().functions, name)(count, pointers, dimensions, each, None, None, None) == 0
     return outputs if len(outputs) > 1 else outputs[0]
 
 
@@ -65,7 +65,7 @@ def test_linear_and_its_gradients(rows, inner, outer, transposed, seed):
 
 @pytest.mark.parametrize("bits", [128, 256, 512])
 def test_products_of_every_kind_of_processor(bits):
-    library = train.kernels().library
+    library = train.library().functions
     try:
         if library.set_up(1, bits) != bits:
             pytest.skip(f"this processor has no vectors of {bits} bits")
@@ -235,13 +235,13 @@ def test_adamw_and_the_norm_over_several_pieces():
     weight, gradient = normal(3, (40000,), (40000,))
     first, second = np.zeros_like(weight), np.zeros_like(weight)
     W, G = double(weight, gradient)
-    assert train.squared_norm(train.kernels(), [gradient, gradient]) == pytest.approx(2 * (G**2).sum(), rel=1e-12)
-    train.update(train.kernels(), [(weight, first, second, gradient, True)], 0.5, 0.01, 0.999, 0.9, 0.95, 1e-8)
+    assert train.squared_norm(train.library(), [gradient, gradient]) == pytest.approx(2 * (G**2).sum(), rel=1e-12)
+    train.update(train.library(), [(weight, first, second, gradient, True)], 0.5, 0.01, 0.999, 0.9, 0.95, 1e-8)
     close(first, 0.1 * 0.5 * G)
     close(second, 0.05 * 0.25 * G**2)
     close(weight, W * 0.999 - 0.01 * 0.05 * G / (math.sqrt(0.05 * 0.25) * np.abs(G) + 1e-8))
     with pytest.raises(ValueError, match="contiguous fp32"):
-        train.update(train.kernels(), [(weight, first, second[::2], gradient, True)], 1, 1, 1, 1, 1, 1)
+        train.update(train.library(), [(weight, first, second[::2], gradient, True)], 1, 1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

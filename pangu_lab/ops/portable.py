@@ -1,0 +1,60 @@
+"""The back end of MindSpore's own operators: every device, every number type, with or without a compiler.
+
+A back end is an object that makes the operations of the network; it is chosen once, where a network is built, and passed
+down. ``native.cells.Kernels`` is the other one, with the same methods: C kernels, for fp32 on a CPU. A layer asks its
+back end for what it needs and does not know which one it has.
+"""
+
+from __future__ import annotations
+
+from pangu_lab.ops.activations import ACTIVATIONS
+from pangu_lab.ops.adamw import AdamWState, AdamWUpdate, SquaredNorm
+from pangu_lab.ops.attention import Attention, DocumentMask, Heads
+from pangu_lab.ops.dropout import Dropout
+from pangu_lab.ops.linear import BiasLinear
+from pangu_lab.ops.loss import TiedEmbedding, TiedHeadLoss
+from pangu_lab.ops.norm import LayerNorm
+
+
+class Portable:
+    """See the cells for shapes; each method says what it makes.
+
+    Attributes:
+        path: of a compiled library that graphs name; "" for none.
+    """
+
+    path = ""
+
+    def linear(self, transposed: bool, dtype, after: str = "") -> BiasLinear:
+        """x · W + b, of ``after``(x) where an activation is named."""
+        return BiasLinear(transposed, dtype, self.activation(after) if after else None)
+
+    def activation(self, name: str):
+        """The cell for ``model.hidden_act``: elementwise, any shape."""
+        return ACTIVATIONS[name]()
+
+    def layer_norm(self, eps: float) -> LayerNorm:
+        return LayerNorm(eps)
+
+    def dropout(self, rate: float, seed: int, site: str, width: int) -> Dropout:
+        return Dropout(rate, seed, site, width)
+
+    def documents(self, seq_length: int, dtype) -> DocumentMask:
+        """positions (batch, seq) → who sees whom, as ``attention`` of this back end takes it."""
+        return DocumentMask(seq_length, dtype)
+
+    def attention(self, heads: Heads, dtype, softmax_dtype, dropout: Dropout) -> Attention:
+        return Attention(heads, dtype, softmax_dtype, dropout)
+
+    def tied_embedding(self) -> TiedEmbedding:
+        return TiedEmbedding()
+
+    def head_loss(self, dtype, gradients: bool = True) -> TiedHeadLoss:
+        """Without ``gradients`` it is for evaluation only."""
+        return TiedHeadLoss(dtype)
+
+    def squared_norm(self, counted: list[bool]) -> SquaredNorm:
+        return SquaredNorm(counted)
+
+    def adamw(self, state: AdamWState, beta1: float, beta2: float) -> AdamWUpdate:
+        return AdamWUpdate(state, beta1, beta2)
