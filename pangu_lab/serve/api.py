@@ -24,7 +24,7 @@ from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
-                                      prompts_of, settings_of, usage_of)
+                                      parse_json, prompts_of, settings_of, usage_of)
 from pangu_lab.serve.scheduler import Busy, News, Scheduler, Ticket, TooLate, Unavailable
 
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -153,10 +153,7 @@ async def _hung_up(request: Request) -> None:
 
 
 async def _json_of(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise Refused(400, "the request's body is not JSON") from None
+    return parse_json(await request.body())
 
 
 def _session_of(request: Request, user: Optional[str] = None) -> str:

@@ -9,6 +9,7 @@ Penalties count as there: from the generated text alone. What is left out of a r
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 import uuid
 from collections.abc import Sequence
@@ -41,6 +42,24 @@ class Refused(Exception):
 
     def body(self) -> dict[str, Any]:
         return {"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}}
+
+
+def parse_json(body: bytes) -> Any:
+    """What a body holds; for every route that reads one.
+
+    Raises:
+        Refused: it is not JSON, or one of its texts has half a surrogate pair, which is no character and breaks
+            whatever encodes it later.
+    """
+    try:
+        values = json.loads(body)
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "a text in the request holds half a surrogate pair (such as \\ud83d alone): send whole "
+                      "characters") from None
+    except (ValueError, RecursionError):
+        raise Refused(400, "the request's body is not JSON") from None
+    return values
 
 
 class StreamOptions(BaseModel):

