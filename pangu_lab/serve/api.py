@@ -24,7 +24,8 @@ from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
-                                      parse_json, prompts_of, settings_of, usage_of)
+                                      parse_json, prompts_of, refused_setting, settings_of,
+                                      usage_of)
 from pangu_lab.serve.scheduler import Busy, News, Scheduler, Ticket, TooLate, Unavailable
 
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -75,7 +76,7 @@ def refusal(error: Exception) -> Refused:
         return Refused(504, str(error), code="timeout", kind="timeout_error")
     if isinstance(error, Unavailable):
         return Refused(503, str(error), code="unavailable", kind="server_error")
-    return Refused(400, str(error).replace("sampling.", ""))
+    return refused_setting(error)
 
 
 class _Asking:

@@ -40,7 +40,7 @@ def test_the_controls_become_settings_and_the_rest_stays_the_bundles():
 
 
 def test_a_seed_that_is_no_number_is_refused():
-    with pytest.raises(InputError, match="the seed must be a whole number, not 'x'"):
+    with pytest.raises(InputError, match="the seed must be a whole number of at most 19 digits, not 'x'"):
         sampling_of(SamplingConfig(), *CONTROLS[:-1], "x")
 
 
