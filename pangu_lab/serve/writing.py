@@ -14,7 +14,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.sampling import History, explain
 from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.text import unknown_ids
-from pangu_lab.serve.scheduler import Busy, Scheduler, Ticket, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, Ticket, TooLate, Unavailable
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.tokenizer.display import VISIBLE
 
@@ -85,7 +85,7 @@ class Writer:
                 yield from self._pieces(texts, ticket)
         except Busy:
             yield "", texts["busy"]
-        except Unavailable as error:
+        except (RequestFailed, Unavailable) as error:
             yield "", f"{texts['refused']} {plain(str(error))}"
 
     def _submit(self, session: str, prompt: str, config: SamplingConfig, **more: Any) -> Ticket:
@@ -130,7 +130,7 @@ class Writer:
                 raise InputError(f"this server reads {self.limits.prompt_characters} characters and writes "
                                  f"{self.limits.new_tokens} tokens at most")
             return self._submit("client", prompt, config).result().text
-        except (InputError, Busy, Unavailable, TooLate) as error:
+        except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             raise Error(str(error), print_exception=False) from None
 
     def count(self, texts: dict[str, str], prompt: str) -> str:
@@ -151,7 +151,7 @@ class Writer:
             ticket = self._submit(session, prompt, dataclasses.replace(config, max_new_tokens=1), keep_logits=True)
             ticket.result()
             stages = self._stages(ticket, config)
-        except (InputError, Busy, Unavailable, TooLate) as error:
+        except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             return [], [], f"{texts['refused']} {plain(str(error))}"
         best = [index for index, _ in stages["model"].top(CANDIDATES)]
         best += [index for index, _ in list(stages.values())[-1].top(3) if index not in best]

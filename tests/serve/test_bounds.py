@@ -24,6 +24,7 @@ from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.server import pid_file, read_pid
 
 from tests.serve.running import running, scripted
+from tests.serve.test_scheduler import choosing_breaks
 
 LONG = {"prompt": "春天", "max_tokens": 60, "min_tokens": 60, "temperature": 1, "stream": True}
 
@@ -134,6 +135,28 @@ def test_half_a_surrogate_pair_is_refused_where_it_is_read(client, body):
     assert raw(client, "/model/pangu/version/0:predict", nested).status_code == 400
     assert client.post("/v1/completions", content=b'{"prompt": "a\xed\xa0\xbd"}').status_code == 400
     assert raw(client, "/v1/completions", '{"prompt": "a\\ud83d\\ude00", "max_tokens": 1}').status_code == 200  # a whole one
+
+
+def test_a_request_that_breaks_the_server_gets_an_error_and_the_next_its_text(client, served, monkeypatch):
+    before = post(client).json()["choices"]
+    choosing_breaks(monkeypatch, KeyError, 1)
+    answer = post(client, seed=13)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "request_failed"
+    assert answer.json()["error"]["type"] == "server_error" and "others go on" in answer.json()["error"]["message"]
+    streamed = post(client, seed=13, stream=True)
+    assert streamed.status_code == 200 and '"code": "request_failed"' in streamed.text and "[DONE]" not in streamed.text
+    assert post(client).json()["choices"] == before and served.scheduler.state == "ready"
+    assert client.get("/readyz").status_code == 200
+
+
+def test_what_nobody_foresaw_is_answered_in_the_same_form(client, served, monkeypatch):
+    def encode(text: str) -> list[int]:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(served.scheduler, "encode", encode)
+    answer = post(client)
+    assert answer.status_code == 500 and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "nobody foresaw" not in answer.text
 
 
 def test_a_full_queue_is_said(client):

@@ -15,6 +15,7 @@ from pangu_lab.serve.texts import CHINESE, ENGLISH, language_of
 from pangu_lab.serve.writing import STAGES, Writer, plain, sampling_of
 
 from tests.serve.running import scripted
+from tests.serve.test_scheduler import choosing_breaks
 
 CONTROLS = (64, 0.8, 0.9, 0, 1.05, 0.0, 0.0, "", "")
 
@@ -100,6 +101,22 @@ def test_a_generation_ends_at_its_time_limit(writer):
     text, status = told(slow, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
     assert "abcabcabc".startswith(text[:9]) and text and "the time was up" in status
     assert slow.engine.runner.pool.free == slow.engine.runner.pool.places
+
+
+@pytest.mark.parametrize("place, name", [(0, "max_new_tokens"), (1, "temperature"), (2, "top_p"), (3, "top_k"),
+                                         (4, "repetition_penalty"), (5, "frequency_penalty"), (6, "presence_penalty")])
+@pytest.mark.parametrize("value", [1e-320, float("nan"), float("inf"), 10**400, "x", [1]])
+def test_a_control_that_means_nothing_is_refused_in_a_sentence(place, name, value):
+    controls = (*CONTROLS[:place], value, *CONTROLS[place + 1:])
+    with pytest.raises(InputError, match=rf"^sampling\.{name}=.*between"):
+        sampling_of(SamplingConfig(), *controls)
+
+
+def test_a_text_that_breaks_the_server_is_said_on_the_page(writer, monkeypatch):
+    one = writer(scripted("abc"))
+    choosing_breaks(monkeypatch, KeyError, 1)
+    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "13")[-1][1].startswith("Not possible: this request failed inside the server")
+    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1][0] == "abc"
 
 
 def test_a_prompt_that_was_cut_is_said(writer):
