@@ -47,9 +47,10 @@ def number(key: str, value: Any, low: float, high: float) -> Any:
         InputError: it is none; names setting, value and range.
     """
     whole, expected = isinstance(low, int), f"between {low} and {high}"
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    inside = real and low <= value <= high and (not whole or value == int(value))
-    check(inside, f"{key}={shown(value)} must be {'a whole number' if whole else 'a number'} {expected}")
+    kind = "a whole number " if whole else "a number "
+    check(isinstance(value, numbers.Real) and not isinstance(value, bool), f"{key}={shown(value)} must be {kind}{expected}")
+    check(low <= value <= high, f"{key}={shown(value)} must be {expected}")
+    check(not whole or value == int(value), f"{key}={shown(value)} must be {kind}{expected}")
     check(whole or value == 0 or abs(value) >= SMALLEST,
            f"{key}={shown(value)} is too small for fp32: give 0, or a number of at least {SMALLEST:.3g}, {expected}")
     return int(value) if whole else float(value)
