@@ -18,31 +18,12 @@ from typing import Any, Optional, Union
 import yaml
 
 from pangu_lab.errors import InputError, nearest
+from pangu_lab.ranges import check, check_choice, check_range, number, shown
 
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
 OFFLOADS = ("none", "optimizer")
-
-
-def _check(good: bool, message: str) -> None:
-    if not good:
-        raise InputError(message)
-
-
-def _check_range(section: str, config: Any, **ranges: tuple[float | None, float | None]) -> None:
-    """Refuse fields of ``config`` outside their inclusive range; None leaves a side open."""
-    for name, (low, high) in ranges.items():
-        value = getattr(config, name)
-        if value is None:
-            continue
-        inside = (low is None or value >= low) and (high is None or value <= high)
-        _check(inside, f"{section}.{name}={value} must be {_range_text(low, high)}")
-
-
-def _range_text(low: float | None, high: float | None) -> str:
-    if high is None:
-        return f"at least {low}"
-    return f"at most {high}" if low is None else f"between {low} and {high}"
+LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
 
 
 @dataclass(frozen=True)
@@ -72,19 +53,19 @@ class ModelConfig:
     z_loss: float = 0.001  # coefficient of the router z-loss
 
     def __post_init__(self) -> None:
-        _check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
+        check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
                      num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
                      layernorm_eps=(1e-12, 1.0), num_experts=(1, None), moe_every=(1, None),
                      experts_per_token=(1, None), capacity_factor=(0.01, None), balance_loss=(0.0, None),
                      z_loss=(0.0, None))
-        _check(self.hidden_size % self.num_heads == 0,
+        check(self.hidden_size % self.num_heads == 0,
                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size}")
-        _check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
-        _check_choice("model.compute_dtype", self.compute_dtype, DTYPES)
-        _check_choice("model.softmax_dtype", self.softmax_dtype, DTYPES)
-        _check(self.experts_per_token <= self.num_experts,
+        check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
+        check_choice("model.compute_dtype", self.compute_dtype, DTYPES)
+        check_choice("model.softmax_dtype", self.softmax_dtype, DTYPES)
+        check(self.experts_per_token <= self.num_experts,
                f"model.experts_per_token={self.experts_per_token} is more than model.num_experts={self.num_experts}")
-        _check(self.num_experts == 1 or self.moe_layers,
+        check(self.num_experts == 1 or self.moe_layers,
                f"model.moe_every={self.moe_every} leaves no block with experts: there are {self.num_layers - 1} blocks")
 
     @property
@@ -147,8 +128,8 @@ class DataConfig:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        _check_range("data", self, seq_length=(1, None), batch_size=(1, None))
-        _check(self.column.isidentifier(), f"data.column={self.column!r} must be letters, digits and underscores")
+        check_range("data", self, seq_length=(1, None), batch_size=(1, None))
+        check(self.column.isidentifier(), f"data.column={self.column!r} must be letters, digits and underscores")
 
 
 @dataclass(frozen=True)
@@ -181,15 +162,15 @@ class TrainConfig:
     offload_folder: Optional[str] = None  # there in files mapped into memory, for states larger than it
 
     def __post_init__(self) -> None:
-        _check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
+        check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
                      start_lr=(0.0, None), end_lr=(0.0, None), warmup_steps=(0, None), decay_steps=(1, None),
                      weight_decay=(0.0, None), beta1=(0.0, 0.9999999), beta2=(0.0, 0.9999999),
                      adam_eps=(1e-20, None), clip_norm=(1e-12, None), loss_scale=(1.0, 2.0**40),
                      loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
                      eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
                      keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
-        _check_choice("train.offload", self.offload, OFFLOADS)
-        _check(self.offload_folder is None or self.offload != "none",
+        check_choice("train.offload", self.offload, OFFLOADS)
+        check(self.offload_folder is None or self.offload != "none",
                f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
 
 
@@ -209,12 +190,12 @@ class ParallelConfig:
     all_to_all: bool = False  # how tokens come to their experts: each to its rank alone, or gathered by every rank
 
     def __post_init__(self) -> None:
-        _check_range("parallel", self, data=(1, None), tensor=(1, None), pipeline=(1, None),
+        check_range("parallel", self, data=(1, None), tensor=(1, None), pipeline=(1, None),
                      micro_batches=(1, None), expert=(1, None))
-        _check(self.data % self.expert == 0,
+        check(self.data % self.expert == 0,
                f"parallel.expert={self.expert} must divide parallel.data={self.data}: experts are spread over data ranks")
         plain = {"off": False, "states": True}.get(self.optimizer, self.optimizer)
-        _check(plain in (True, False, "parameters"),
+        check(plain in (True, False, "parameters"),
                f"parallel.optimizer={self.optimizer!r} must be off (false), states (true) or parameters"
                + nearest(str(self.optimizer), ("off", "states", "parameters")))
         object.__setattr__(self, "optimizer", plain)
@@ -260,21 +241,17 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         self._tuples()
-        _check_range("sampling", self, num_return_sequences=(1, 128), num_beams=(1, 64),
-                     length_penalty=(-10.0, 10.0), logprobs=(0, 100))
-        _check(self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
+        for name, (low, high) in SAMPLING_RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number(f"sampling.{name}", value, low, high))
+        check(self.num_beams == 1 or self.num_return_sequences <= self.num_beams,
                f"sampling.num_return_sequences={self.num_return_sequences} is more than "
                f"sampling.num_beams={self.num_beams}: a beam search returns at most its beams")
         for name in ("stop", "bad_words"):
-            _check(all(getattr(self, name)), f"sampling.{name} holds an empty text, which is found everywhere")
-        _check(all(-100.0 <= bias <= 100.0 for _, bias in self.logit_bias),
-               "sampling.logit_bias must hold numbers between -100 and 100")
-        _check_range("sampling", self, max_new_tokens=(0, None), min_new_tokens=(0, None),
-                     temperature=(0.0, 100.0), top_k=(1, None), top_p=(0.0, 1.0), min_p=(0.0, 1.0),
-                     frequency_penalty=(-10.0, 10.0), presence_penalty=(-10.0, 10.0),
-                     repetition_penalty=(0.01, 100.0), no_repeat_ngram=(1, None), seed=(0, 2**63 - 1))
-        _check(self.top_p is None or self.top_p > 0, "sampling.top_p=0 leaves no token: give a number above 0, up to 1")
-        _check(self.min_new_tokens <= self.max_new_tokens,
+            check(all(isinstance(text, str) for text in getattr(self, name)), f"sampling.{name} must hold texts")
+            check(all(getattr(self, name)), f"sampling.{name} holds an empty text, which is found everywhere")
+        check(self.top_p is None or self.top_p > 0, "sampling.top_p=0 leaves no token: give a number above 0, up to 1")
+        check(self.min_new_tokens <= self.max_new_tokens,
                f"sampling.min_new_tokens={self.min_new_tokens} is more than "
                f"sampling.max_new_tokens={self.max_new_tokens}")
 
@@ -283,8 +260,27 @@ class SamplingConfig:
         for name in ("stop", "stop_ids", "bad_words"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, (str, int)) else tuple(value))
+        ids = tuple(number("sampling.stop_ids", index, *ANY_ID) for index in self.stop_ids)
+        object.__setattr__(self, "stop_ids", ids)
         pairs = self.logit_bias.items() if isinstance(self.logit_bias, dict) else self.logit_bias
-        object.__setattr__(self, "logit_bias", tuple((int(index), float(bias)) for index, bias in pairs))
+        check(all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs),
+               "sampling.logit_bias must hold pairs of a token id and a number")
+        object.__setattr__(self, "logit_bias", tuple(
+            (number("sampling.logit_bias: token", index, *ANY_ID),
+             number(f"sampling.logit_bias of token {shown(index)}", bias, -100.0, 100.0)) for index, bias in pairs))
+
+
+# Inclusive. Whole numbers where the bounds are. Generous: what lies beyond does no more than the bound already does
+# (temperature 100 draws from all tokens alike, a penalty of 10 or a bias of 100 outweighs any logit of a trained
+# model), and every step of the chain stays finite in fp32 inside.
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "max_new_tokens": (0, LARGEST_COUNT), "min_new_tokens": (0, LARGEST_COUNT), "temperature": (0.0, 100.0),
+    "top_k": (1, LARGEST_COUNT), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "frequency_penalty": (-10.0, 10.0),
+    "presence_penalty": (-10.0, 10.0), "repetition_penalty": (0.01, 100.0), "no_repeat_ngram": (1, LARGEST_COUNT),
+    "num_return_sequences": (1, 128), "num_beams": (1, 64), "length_penalty": (-10.0, 10.0), "logprobs": (0, 100),
+    "seed": (0, 2**63 - 1),
+}
+ANY_ID = (-LARGEST_COUNT, LARGEST_COUNT)  # the vocabulary, which is known later, says more (sampling.check_ids)
 
 
 @dataclass(frozen=True)
@@ -300,33 +296,33 @@ class RunConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
     def __post_init__(self) -> None:
-        _check(self.data.seq_length <= self.model.num_positions,
+        check(self.data.seq_length <= self.model.num_positions,
                f"data.seq_length={self.data.seq_length} is longer than "
                f"model.num_positions={self.model.num_positions}: shorten the first or raise the second")
         for key in ("eod", "pad"):
             value = getattr(self.tokenizer, key)
-            _check(not isinstance(value, int) or 0 <= value < self.model.vocab_size,
+            check(not isinstance(value, int) or 0 <= value < self.model.vocab_size,
                    f"tokenizer.{key}={value} is outside the vocabulary: "
                    f"model.vocab_size={self.model.vocab_size} allows 0 to {self.model.vocab_size - 1}")
         self._check_batch()
         self._check_experts()
-        _check(self.train.offload == "none" or not self.parallel.slices_parameters,
+        check(self.train.offload == "none" or not self.parallel.slices_parameters,
                "train.offload does not go together with parallel.optimizer=parameters: take parallel.optimizer=states")
 
     def _check_experts(self) -> None:
         experts, parallel = self.model.num_experts, self.parallel
         dense = "needs a mixture of experts: set model.num_experts above 1"
-        _check(experts > 1 or not parallel.all_to_all, f"parallel.all_to_all {dense}")
-        _check(experts > 1 or parallel.expert == 1, f"parallel.expert={parallel.expert} {dense}")
+        check(experts > 1 or not parallel.all_to_all, f"parallel.all_to_all {dense}")
+        check(experts > 1 or parallel.expert == 1, f"parallel.expert={parallel.expert} {dense}")
         for key, value in (("sequence", parallel.sequence), ("optimizer=parameters", parallel.slices_parameters)):
-            _check(experts == 1 or not value, f"parallel.{key} does not go together with experts: leave it out, or set "
+            check(experts == 1 or not value, f"parallel.{key} does not go together with experts: leave it out, or set "
                    "model.num_experts=1")
-        _check(experts % parallel.expert == 0,
+        check(experts % parallel.expert == 0,
                f"parallel.expert={parallel.expert} must divide model.num_experts={experts}")
 
     def _check_batch(self) -> None:
         parts = self.train.accumulation * self.parallel.data * self.parallel.micro_batches
-        _check(self.data.batch_size % parts == 0,
+        check(self.data.batch_size % parts == 0,
                f"data.batch_size={self.data.batch_size} must be a multiple of {parts} = train.accumulation × "
                f"parallel.data × parallel.micro_batches")
 
@@ -360,10 +356,6 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    _check(value in choices, f"{key}={value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
-
-
 # ---------------------------------------------------------------------------------- from plain values and text
 
 
@@ -390,10 +382,10 @@ def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # not text, or a number of thousands of digits
         first_line = str(error).replace("\n", " ")
         raise InputError(f"{path}: not readable as YAML: {first_line}") from None
-    _check(isinstance(values, dict), f"{path}: must hold sections such as 'model:' and 'train:'")
+    check(isinstance(values, dict), f"{path}: must hold sections such as 'model:' and 'train:'")
     if base is None and "preset" in values:
         base = preset(str(values["preset"]))
     return config_from_dict(values, base)
@@ -404,10 +396,10 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     result = {}
     for item in items:
         key, equals, text = item.partition("=")
-        _check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
+        check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
         try:
             result[key.strip()] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             raise InputError(f"--set {item}: the value is not readable") from None
     return result
 
@@ -422,10 +414,10 @@ def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
         if key == "preset":
             top["preset"] = str(value)
             continue
-        _check(section in sections and bool(name), _unknown_key(config, key))
+        check(section in sections and bool(name), _unknown_key(config, key))
         current = getattr(config, section)
         hints = typing.get_type_hints(type(current))
-        _check(name in hints, _unknown_key(config, key))
+        check(name in hints, _unknown_key(config, key))
         changed.setdefault(section, {})[name] = _convert(key, value, hints[name])
     for section, values in changed.items():
         top[section] = dataclasses.replace(getattr(config, section), **values)
@@ -450,7 +442,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
     """Check ``value`` against a type hint; numbers written as text ('1e-4', which YAML reads as text) are read."""
     options = typing.get_args(hint) if typing.get_origin(hint) is Union else (hint,)
     if value is None:
-        _check(type(None) in options, f"{key} needs a value")
+        check(type(None) in options, f"{key} needs a value")
         return None
     for option in options:
         if option is not type(None):
@@ -458,7 +450,7 @@ def _convert(key: str, value: Any, hint: Any) -> Any:
             if converted is not None:
                 return converted
     names = " or ".join(_type_name(option) for option in options)
-    raise InputError(f"{key}={value!r} must be {names}")
+    raise InputError(f"{key}={shown(value, repr)} must be {names}")
 
 
 def _convert_one(value: Any, kind: Any) -> Any:
@@ -475,7 +467,7 @@ def _convert_one(value: Any, kind: Any) -> Any:
     if kind is bool or isinstance(value, bool):
         return value if kind is bool and isinstance(value, bool) else None
     if kind is int:
-        whole = isinstance(value, (int, float)) and math.isfinite(value) and value == int(value)
+        whole = isinstance(value, int) or isinstance(value, float) and math.isfinite(value) and value == int(value)
         return int(value) if whole else None
     if kind is float:
         try:

@@ -47,6 +47,12 @@ class Bundle(Engine):
         """The network's sizes."""
         return model_config(self.description)
 
+    def reload(self) -> Runner:
+        """A runner of the same graphs, read from the folder again, for when the first has failed."""
+        self._first = self._eval_loss = None
+        runner, self._first = load_runner(self.folder, self.description)
+        return runner
+
     def eval_loss(self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray,
                   weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Negative log-likelihoods of a batch of sequences.

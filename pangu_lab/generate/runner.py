@@ -92,6 +92,8 @@ class Runner:
         at_once: tokens that one call feeds at most; more are fed in parts, so that memory does not grow with a prompt.
         steady_sizes: batches that decode steps are brought to, ascending, so that a sequence's logits do not depend
             on its company (see ``steady.py``); empty for the quickest way of each call.
+        reload: gives another runner of the same network, whose graphs take the place of those that failed; None where
+            nobody knows how.
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
@@ -105,6 +107,7 @@ class Runner:
         self.at_once = at_once
         self.steady_sizes: tuple[int, ...] = ()
         self._native = native
+        self.reload: Optional[Callable[[], Runner]] = None
 
     def use_int8(self) -> None:
         """Keep weights as bytes with a factor for each output: decode steps read a quarter of the memory.
@@ -149,7 +152,15 @@ class Runner:
         """
 
     def recover(self, go_on: Callable[[], bool]) -> None:
-        """After ``NetworkLost``: wait until calls can be made again, with an empty cache, as long as ``go_on()``."""
+        """Wait until calls can be made, with an empty cache, as long as ``go_on()``; after ``NetworkLost`` or ``drop``."""
+        if self._graph is None and self.reload is not None:
+            fresh = self.reload()
+            self._graph, self._fixed, self._native = fresh._graph, fresh._fixed, fresh._native
+
+    def drop(self) -> None:
+        """Forget graphs that failed, so that ``recover`` loads them anew; first, since memory may not hold both."""
+        if self.reload is not None:
+            self._graph, self._fixed, self._native = None, {}, None
 
     def _in_parts(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
                   rows: np.ndarray) -> np.ndarray:

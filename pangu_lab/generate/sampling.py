@@ -22,6 +22,7 @@ import numpy as np
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
+from pangu_lab.ranges import shown
 
 NUCLEUS_GUESSES = (1024, 8192)  # candidates sorted for top-p; all of them when even these hold too little
 
@@ -98,7 +99,10 @@ def repetition_penalty(scores: np.ndarray, config: SamplingConfig, history: Hist
         return scores
     scores = scores.copy()
     old = scores[seen]
-    scores[seen] = np.where(old > 0, old / config.repetition_penalty, old * config.repetition_penalty)
+    with np.errstate(over="ignore"):
+        new = np.where(old > 0, old / config.repetition_penalty, old * config.repetition_penalty)
+    most = np.finfo(scores.dtype).max  # fp32 ends here: only what was forbidden before may be −inf
+    scores[seen] = np.where(np.isfinite(old), np.clip(new, -most, most), old)
     return scores
 
 
@@ -289,4 +293,4 @@ def check_ids(config: SamplingConfig, vocab_size: int) -> None:
     for name, ids in (("stop_ids", config.stop_ids), ("logit_bias", [index for index, _ in config.logit_bias])):
         for index in ids:
             if not 0 <= index < vocab_size:
-                raise InputError(f"sampling.{name} names token {index}: the vocabulary has 0 to {vocab_size - 1}")
+                raise InputError(f"sampling.{name} names token {shown(index)}: the vocabulary has 0 to {vocab_size - 1}")

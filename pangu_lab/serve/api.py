@@ -24,8 +24,9 @@ from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
-                                      prompts_of, settings_of, usage_of)
-from pangu_lab.serve.scheduler import Busy, News, Scheduler, Ticket, TooLate, Unavailable
+                                      parse_json, prompts_of, refused_setting, settings_of,
+                                      usage_of)
+from pangu_lab.serve.scheduler import Busy, News, RequestFailed, Scheduler, Ticket, TooLate, Unavailable
 
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -47,6 +48,7 @@ def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
         app.add_api_route(path, _no_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     app.add_exception_handler(Refused, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(Exception, _answer_unforeseen)
     app.add_exception_handler(RequestValidationError, _answer_http)
     return app
 
@@ -65,6 +67,10 @@ async def _answer_http(request: Request, error: Any) -> JSONResponse:
     return await _answer(request, Refused(status, str(detail)))
 
 
+async def _answer_unforeseen(request: Request, error: Exception) -> JSONResponse:
+    return await _answer(request, refusal(RequestFailed("this request failed inside the server, whose log says why")))
+
+
 def refusal(error: Exception) -> Refused:
     """The answer to what the scheduler raised."""
     if isinstance(error, Refused):
@@ -75,7 +81,9 @@ def refusal(error: Exception) -> Refused:
         return Refused(504, str(error), code="timeout", kind="timeout_error")
     if isinstance(error, Unavailable):
         return Refused(503, str(error), code="unavailable", kind="server_error")
-    return Refused(400, str(error).replace("sampling.", ""))
+    if isinstance(error, InputError):
+        return refused_setting(error)
+    return Refused(500, str(error), code="request_failed", kind="server_error")
 
 
 class _Asking:
@@ -120,7 +128,7 @@ class _Asking:
     def _take(ticket: Ticket) -> Optional[list[News]]:
         try:
             return ticket.take()
-        except (InputError, TooLate, Unavailable) as error:
+        except (InputError, RequestFailed, TooLate, Unavailable) as error:
             raise refusal(error) from None
 
     async def finish(self, request: Request) -> None:
@@ -153,10 +161,7 @@ async def _hung_up(request: Request) -> None:
 
 
 async def _json_of(request: Request) -> Any:
-    try:
-        return json.loads(await request.body())
-    except (ValueError, RecursionError):
-        raise Refused(400, "the request's body is not JSON") from None
+    return parse_json(await request.body())
 
 
 def _session_of(request: Request, user: Optional[str] = None) -> str:

@@ -78,20 +78,25 @@ def build_page(scheduler: Scheduler) -> Any:
 
 
 def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]], root_path: str = "") -> Any:
-    """Put the page at the root of a FastAPI application, behind every route that it has already.
+    """Put the page at the root of a FastAPI application, behind every route that it has already, and behind a gate.
 
     ``root_path``: below which a proxy shows it.
     """
     import gradio as gr
 
+    from pangu_lab.serve.gate import Gate
+
     style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
     theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
     theme.set(block_info_text_color="*neutral_600", body_text_color_subdued="*neutral_600")  # Gradio's own is too pale
     page.state_session_capacity = 1000
-    return gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
-                               mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[],
-                               theme=theme, head=style, i18n=page.translation, show_error=False,
-                               root_path=root_path or None)
+    gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
+                        mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[], theme=theme,
+                        head=style, i18n=page.translation, show_error=False, root_path=root_path or None)
+    page.has_launched = True  # only launch() sets it, and until then Gradio copies any file that a request names
+    mounted = app.router.routes[-1]
+    mounted.app = Gate(mounted.app)
+    return app
 
 
 # ------------------------------------------------------------------------------------------------------ the layout

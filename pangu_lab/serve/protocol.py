@@ -9,12 +9,14 @@ Penalties count as there: from the generated text alone. What is left out of a r
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
@@ -23,6 +25,11 @@ from pangu_lab.generate.sequence import FULL, LENGTH, Completion, Prompt, TokenL
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import prompt_of_ids, with_seed
 
+# Settings of a request, and what they are called here.
+SETTINGS = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "n": "num_return_sequences",
+            **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty",
+                                       "repetition_penalty", "logprobs", "seed")}}
+OURS = {ours: theirs for theirs, ours in SETTINGS.items()}
 FINISH = {LENGTH: "length", FULL: "length"}  # everything else is "stop"
 
 
@@ -43,11 +50,32 @@ class Refused(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}}
 
 
+def parse_json(body: bytes) -> Any:
+    """What a body holds; for every route that reads one.
+
+    Raises:
+        Refused: it is not JSON, or one of its texts has half a surrogate pair, which is no character and breaks
+            whatever encodes it later.
+    """
+    try:
+        values = json.loads(body)
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise Refused(400, "a text in the request holds half a surrogate pair (such as \\ud83d alone): send whole "
+                      "characters") from None
+    except (ValueError, RecursionError):
+        raise Refused(400, "the request's body is not JSON") from None
+    return values
+
+
 class StreamOptions(BaseModel):
     """``stream_options``."""
 
     include_usage: bool = False
     include_obfuscation: Optional[bool] = None  # accepted, and never done
+
+
+Number = Any  # of any kind and size: SamplingConfig refuses what is none, or out of its range, and says so
 
 
 class CompletionBody(BaseModel):
@@ -58,25 +86,25 @@ class CompletionBody(BaseModel):
     model: Optional[str] = None
     prompt: Union[str, list[int], list[str], list[list[int]], None] = None
     suffix: Optional[str] = None
-    max_tokens: Optional[int] = Field(None, ge=0)
-    temperature: Optional[float] = Field(None, ge=0, le=2)
-    top_p: Optional[float] = Field(None, gt=0, le=1)
-    n: Optional[int] = Field(None, ge=1)
-    best_of: Optional[int] = Field(None, ge=1)
+    max_tokens: Number = None
+    temperature: Number = None
+    top_p: Number = None
+    n: Number = None
+    best_of: Number = None
     stream: Optional[bool] = None
     stream_options: Optional[StreamOptions] = None
-    logprobs: Optional[int] = Field(None, ge=0)
+    logprobs: Number = None
     echo: Optional[bool] = None
     stop: Union[str, list[str], None] = None
-    presence_penalty: Optional[float] = Field(None, ge=-2, le=2)
-    frequency_penalty: Optional[float] = Field(None, ge=-2, le=2)
-    logit_bias: Optional[dict[str, float]] = None
-    seed: Optional[int] = None
+    presence_penalty: Number = None
+    frequency_penalty: Number = None
+    logit_bias: Optional[dict[str, Any]] = None
+    seed: Number = None
     user: Optional[str] = None
-    top_k: Optional[int] = Field(None, ge=0)
-    min_p: Optional[float] = Field(None, ge=0, le=1)
-    repetition_penalty: Optional[float] = Field(None, gt=0)
-    min_tokens: Optional[int] = Field(None, ge=0)
+    top_k: Number = None
+    min_p: Number = None
+    repetition_penalty: Number = None
+    min_tokens: Number = None
 
 
 def prompts_of(body: CompletionBody, engine: Engine, limits: Limits, encode: Any) -> list[Prompt]:
@@ -113,33 +141,48 @@ def settings_of(body: CompletionBody, limits: Limits) -> SamplingConfig:
     """The settings of a request.
 
     Raises:
-        Refused: a value that this server does not allow.
+        Refused: 400 for a value that means nothing, 422 for one that this server does not allow.
     """
-    stop = [body.stop] if isinstance(body.stop, str) else list(body.stop or ())
-    count = 16 if body.max_tokens is None else body.max_tokens
-    for name, value, most in (("max_tokens", count, limits.new_tokens), ("n", body.n or 1, limits.choices),
-                              ("logprobs", body.logprobs or 0, limits.logprobs),
-                              ("stop", len(stop), limits.stop_texts)):
-        if value > most:
-            raise Refused(422, f"{name}={value} is more than this server's {most}", name)
+    given = {ours: value for theirs, ours in SETTINGS.items() if (value := getattr(body, theirs)) is not None}
+    if given.get("top_k") == 0:  # off
+        del given["top_k"]
+    if isinstance(given.get("seed"), int) and -2**63 <= given["seed"] < 0:
+        given["seed"] += 2**63
+    stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
+    try:
+        config = SamplingConfig(**{"max_new_tokens": 16, **given}, echo=bool(body.echo), stop=stop,
+                                logit_bias=_bias_of(body))
+    except InputError as error:
+        raise refused_setting(error) from None
+    _check_bounds(config, limits)
     if body.suffix:
         raise Refused(400, "this model writes after a prompt only: leave suffix out", "suffix")
-    if body.best_of not in (None, body.n or 1):
+    if body.best_of not in (None, config.num_return_sequences):
         raise Refused(400, "best_of must equal n: no choice is thrown away here", "best_of")
-    values = {"top_k": body.top_k or None, "top_p": body.top_p, "min_p": body.min_p, "logprobs": body.logprobs,
-              "echo": bool(body.echo), "stop": tuple(stop), "max_new_tokens": count,
-              "num_return_sequences": body.n or 1, "min_new_tokens": min(body.min_tokens or 0, count),
-              "presence_penalty": body.presence_penalty or 0.0, "frequency_penalty": body.frequency_penalty or 0.0,
-              "temperature": 1.0 if body.temperature is None else body.temperature,
-              "repetition_penalty": body.repetition_penalty or 1.0, "logit_bias": _bias_of(body),
-              "seed": None if body.seed is None else body.seed % 2**63}
-    try:
-        return with_seed(SamplingConfig(**values))
-    except InputError as error:
-        raise Refused(400, str(error).replace("sampling.", "")) from None
+    return with_seed(config)
 
 
-def _bias_of(body: CompletionBody) -> tuple[tuple[int, float], ...]:
+def _check_bounds(config: SamplingConfig, limits: Limits) -> None:
+    for name, value, most in (("max_tokens", config.max_new_tokens, limits.new_tokens),
+                              ("n", config.num_return_sequences, limits.choices),
+                              ("logprobs", config.logprobs or 0, limits.logprobs),
+                              ("stop", len(config.stop), limits.stop_texts)):
+        if value > most:
+            raise Refused(422, f"{name}={value} is more than this server's {most}", name)
+
+
+def refused_setting(error: InputError, names: Mapping[str, str] = OURS) -> Refused:
+    """What ``SamplingConfig`` refused, told under the names of an API.
+
+    Args:
+        names: of the API, for the settings that it calls otherwise.
+    """
+    first = re.match(r"sampling\.(\w+)", str(error))
+    message = re.sub(r"sampling\.(\w+)", lambda found: names.get(found[1], found[1]), str(error))
+    return Refused(400, message, names.get(first[1], first[1]) if first else None)
+
+
+def _bias_of(body: CompletionBody) -> tuple[tuple[int, Any], ...]:
     try:
         return tuple((int(index), bias) for index, bias in (body.logit_bias or {}).items())
     except ValueError:

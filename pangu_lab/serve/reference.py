@@ -20,11 +20,12 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sequence import Completion, Prompt, prepare_prompt
 from pangu_lab.serve.limits import Limits
-from pangu_lab.serve.protocol import Refused
+from pangu_lab.serve.protocol import Refused, refused_setting
 from pangu_lab.serve.scheduler import prompt_of_ids, with_seed
 
 PARAMETERS = ("frequency_penalty", "presence_penalty", "max_generate_length", "top_k_num", "top_p", "end_token",
               "use_past")
+NAMES = {"max_new_tokens": "max_generate_length", "top_k": "top_k_num", "stop_ids": "end_token"}  # of SamplingConfig
 TEXTS = ("input_sentence", "prompt", "return_scores")
 
 
@@ -73,7 +74,7 @@ def asked_of(instance: dict[str, Any], engine: Engine, limits: Limits, encode: A
         config = settings_of(instance, engine, limits)
         return Asked(prepare_prompt(prompt + text, engine.tokenizer, config, engine.max_length), config)
     except InputError as error:
-        raise Refused(400, str(error).replace("sampling.", "")) from None
+        raise refused_setting(error, NAMES) from None
 
 
 def _scores_asked(engine: Engine, text: str, prompt: str, encode: Any) -> Asked:
@@ -90,21 +91,21 @@ def _scores_asked(engine: Engine, text: str, prompt: str, encode: Any) -> Asked:
 
 def settings_of(instance: dict[str, Any], engine: Engine, limits: Limits) -> SamplingConfig:
     """The bundle's own settings, changed by what the instance names."""
-    base = engine.sampling
+    base, plain = engine.sampling, (int, float)
     values: dict[str, Any] = {"num_beams": 1, "num_return_sequences": 1, "echo": False, "logprobs": None}
-    for ours, theirs in (("frequency_penalty",) * 2, ("presence_penalty",) * 2):
-        values[ours] = float(_value(instance, theirs, (int, float), getattr(base, ours)))
+    for name in ("frequency_penalty", "presence_penalty", "top_p"):
+        values[name] = _value(instance, name, plain, getattr(base, name))
     count = _value(instance, "max_generate_length", int, min(base.max_new_tokens, limits.new_tokens))
+    end = _value(instance, "end_token", int, None)
+    values |= {"max_new_tokens": count, "min_new_tokens": min(base.min_new_tokens, count),
+               "top_k": _value(instance, "top_k_num", int, base.top_k) or None,
+               "stop_ids": base.stop_ids if end is None else (end,)}
+    _value(instance, "use_past", bool, True)  # the cache is always used: the text is the same either way
+    config = dataclasses.replace(base, **values)
     if count > limits.new_tokens:
         raise Refused(422, f"max_generate_length={count} is more than this server's {limits.new_tokens}",
                       "max_generate_length")
-    top_k = _value(instance, "top_k_num", int, base.top_k or 0)
-    top_p = float(_value(instance, "top_p", (int, float), base.top_p or 1.0))
-    end = _value(instance, "end_token", int, None)
-    values |= {"max_new_tokens": count, "min_new_tokens": min(base.min_new_tokens, count), "top_k": top_k or None,
-               "top_p": top_p if top_p < 1 else None, "stop_ids": base.stop_ids if end is None else (end,)}
-    _value(instance, "use_past", bool, True)  # the cache is always used: the text is the same either way
-    return with_seed(dataclasses.replace(base, **values))
+    return with_seed(config)
 
 
 def reply_of(asked: Asked, done: Completion) -> dict[str, Any]:

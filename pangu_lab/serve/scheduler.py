@@ -6,194 +6,43 @@ of every running sequence together. Requests wait in a bounded queue that serves
 hundred prompts does not keep out somebody with one. A request is let in when the places of cache for all that it
 may write are free, so nothing that runs is ever put out again.
 
+What goes wrong with one request is its own: it ends with an error, and the others go on. Only what the network itself
+raises is everybody's: their requests end, and it is loaded anew, a few times at most.
+
 A sequence's tokens depend on its prompt, settings and seed alone: draws are keyed by the request's seed, prompts
 are fed alone, and decode steps are brought to batch sizes that give the same bits (``generate/steady.py``).
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
-import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine, decode_step, prefill
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.generate.sampling import check_ids, seed_of
-from pangu_lab.generate.sequence import (CANCELLED, Completion, Prompt, SequenceInProgress, TokenLogprob,
-                                         prompt_logprobs)
+from pangu_lab.generate.sequence import CANCELLED, Prompt, SequenceInProgress, prompt_logprobs
 from pangu_lab.generate.steady import make_steady
 from pangu_lab.serve.limits import Limits
+from pangu_lab.serve.ticket import Busy, FairQueue, News, RequestFailed, Ticket, TooLate, Unavailable
 
 logger = logging.getLogger(__name__)
+__all__ = ["Busy", "News", "RequestFailed", "Scheduler", "Ticket", "TooLate", "Unavailable", "prompt_of_ids", "with_seed"]
+RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each time that a network is loaded anew
+RELOAD_WINDOW = 600.0  # so many failures within so many seconds; one more, and it has failed for good
 IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; it is woken for everything else
 
 
-class Busy(Exception):
-    """The queue is full; later it may not be."""
-
-
-class Unavailable(Exception):
-    """The server is starting, ending, or has lost its network."""
-
-
-class TooLate(Exception):
-    """The request did not end within its wall clock."""
-
-
-@dataclass(frozen=True)
-class News:
-    """What one step added to one sequence: text that became safe to show, and the token when logprobs were asked
-    for (it may come before its text)."""
-
-    number: int
-    text: str
-    tokens: tuple[TokenLogprob, ...] = ()
-    finish_reason: Optional[str] = None
-
-
-class Ticket:
-    """One prompt on its way through the scheduler; any thread may hold it.
-
-    Iterating gives ``News`` until the request has ended, and raises what went wrong: ``TooLate``, ``Unavailable``,
-    or ``InputError`` (no token is left to choose from).
-
-    Attributes:
-        prompt, config, seed: what was asked.
-        state: ``waiting``, ``running`` or ``done``.
-        submitted, started, first_token, ended: ``time.monotonic()`` of each, None before.
-        logits: (vocab,) of what follows the prompt, when ``keep_logits`` was asked for.
-    """
-
-    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig, session: str, deadline: float,
-                 notify: Optional[Callable[[], None]] = None) -> None:
-        self.prompt, self.config, self.session, self.deadline = prompt, config, session, deadline
-        self.seed = seed_of(config)
-        self.state = "waiting"
-        self.submitted = time.monotonic()
-        self.started: Optional[float] = None
-        self.first_token: Optional[float] = None
-        self.ended: Optional[float] = None
-        self._sequences = [SequenceInProgress(prompt, engine.tokenizer, config, self.seed, number)
-                           for number in range(config.num_return_sequences)]
-        self._places: list[int] = []
-        self._cancelled = threading.Event()
-        self.keep_logits, self.logits = False, None
-        self._error: Optional[Exception] = None
-        self._news: list[News] = []
-        self._changed = threading.Condition()
-        self._notify = notify or (lambda: None)
-        self._wake: Callable[[], None] = lambda: None
-
-    def __iter__(self) -> Iterator[News]:
-        while (news := self.take(None)) is not None:
-            yield from news
-
-    def take(self, seconds: Optional[float] = 0.0) -> Optional[list[News]]:
-        """What came since the last time, after waiting ``seconds`` at most for the first; None: all was told.
-
-        Raises:
-            Exception: as iterating, once everything before it was taken.
-        """
-        with self._changed:
-            self._changed.wait_for(lambda: self._news or self.state == "done", seconds)
-            news, self._news = self._news, []
-        if not news and self.state == "done":
-            if self._error:
-                raise self._error
-            return None
-        return news
-
-    def cancel(self) -> None:
-        """End it after the step that is being made, and free its places; once is as good as twice."""
-        self._cancelled.set()
-        self._wake()
-
-    @property
-    def tokens(self) -> int:
-        """Tokens chosen so far."""
-        return sum(len(item.new_ids) for item in self._sequences)
-
-    @property
-    def places_needed(self) -> int:
-        return len(self.prompt.read) + sum(item.new_places for item in self._sequences)
-
-    @property
-    def completion(self) -> Completion:
-        """What there is; final once the state is ``done``. Of several, the first with the rest in ``others``."""
-        first, *others = [item.completion() for item in self._sequences]
-        return first.with_others(tuple(others))
-
-    def result(self) -> Completion:
-        """Wait for the end.
-
-        Raises:
-            Exception: as iterating.
-        """
-        for _ in self:
-            pass
-        return self.completion
-
-    def _tell(self, item: SequenceInProgress, text: str, told_before: int) -> None:
-        tokens = tuple(item.logprobs_so_far[told_before:]) if self.config.logprobs is not None else ()
-        if text or tokens or not item.running:
-            with self._changed:
-                self._news.append(News(item.number, text, tokens, item.finish_reason))
-                self._changed.notify_all()
-            self._notify()
-
-    def _end(self, error: Optional[Exception] = None) -> None:
-        with self._changed:
-            self.state, self.ended, self._error = "done", time.monotonic(), error
-            self._changed.notify_all()
-        self._notify()
-
-
-class _FairQueue:
-    """Waiting tickets, a queue for each session; the sessions take turns. Not thread-safe by itself."""
-
-    def __init__(self) -> None:
-        self._sessions: collections.OrderedDict[str, collections.deque[Ticket]] = collections.OrderedDict()
-
-    def __len__(self) -> int:
-        return sum(map(len, self._sessions.values()))
-
-    def of_session(self, session: str) -> int:
-        return len(self._sessions.get(session, ()))
-
-    def put(self, ticket: Ticket) -> None:
-        self._sessions.setdefault(ticket.session, collections.deque()).append(ticket)
-
-    def first(self) -> Optional[Ticket]:
-        return next(iter(self._sessions.values()))[0] if self._sessions else None
-
-    def pop(self) -> Ticket:
-        """Take the first; its session is last in turn from now on."""
-        session, tickets = self._sessions.popitem(last=False)
-        ticket = tickets.popleft()
-        if tickets:
-            self._sessions[session] = tickets
-        return ticket
-
-    def remove(self, unwanted: Callable[[Ticket], bool]) -> list[Ticket]:
-        removed = [ticket for tickets in self._sessions.values() for ticket in tickets if unwanted(ticket)]
-        for ticket in removed:
-            self._sessions[ticket.session].remove(ticket)
-            if not self._sessions[ticket.session]:
-                del self._sessions[ticket.session]
-        return removed
-
-    def order(self) -> list[Ticket]:
-        """All of them as they will be served if nobody comes."""
-        rounds = itertools.zip_longest(*self._sessions.values())
-        return [ticket for one_round in rounds for ticket in one_round if ticket is not None]
+class _NetworkFailed(Exception):
+    """The network itself raised something: the cause."""
 
 
 @dataclass
@@ -231,13 +80,15 @@ class Scheduler:
         self.ready = threading.Event()
         self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
         self.on_end: Callable[[Ticket], None] = lambda ticket: None
-        self._waiting = _FairQueue()
+        self._waiting = FairQueue()
         self._running: list[Ticket] = []
         self._changed = threading.Condition()
         self._woken = False
         self._closing: Optional[str] = None
         self._failure: Optional[Exception] = None
         self._lost: Optional[str] = None
+        self._begun = False
+        self._failures: list[float] = []
         self._encoding = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="scheduler", daemon=True)
         self._thread.start()
@@ -381,9 +232,11 @@ class Scheduler:
                 pass
         except InputError as error:  # a process that computes cannot use its bundle, and says why
             self._failure = error
-        except Exception as error:  # the network itself failed: say so to everybody and take nothing more
-            logger.exception("the network failed")
-            self._failure = error
+            if self._begun:
+                logger.error("the network cannot be loaded anew: %s", error)
+        except Exception as error:  # say so to everybody and take nothing more
+            logger.exception("the network failed for good")
+            self._failure = error.__cause__ if isinstance(error, _NetworkFailed) else error
             self.ready.clear()
         finally:
             self._end_all(Unavailable(self.state))
@@ -391,40 +244,81 @@ class Scheduler:
     def _serve(self) -> bool:
         """Wait for the network and run requests until the server is closed, or the network lost; whether closed."""
         try:
-            self.engine.runner.recover(lambda: self._closing is None)
-            if self._closing is None:
-                self._warm_up()
-            if self._closing is None:
-                self._lost = None
-                self.ready.set()
+            self._begin()
             while self._closing != "the server has ended" or self._running:
                 self._wait_for_work()
                 self._step()
             return True
         except NetworkLost as error:
-            self._lost = str(error)
-            self.ready.clear()
-            self._end_all(Unavailable(self._lost))
-            return self._closing is not None
+            self._refuse_all(str(error))
+        except _NetworkFailed as error:
+            self._prepare_reload(error)
+        return self._closing is not None
+
+    def _begin(self) -> None:
+        self._network(lambda runner: runner.recover(lambda: self._closing is None))
+        if self._closing is None:
+            self._network(lambda runner: self._warm_up())
+        if self._closing is None:
+            self._lost, self._begun = None, True
+            self.ready.set()
+
+    def _network(self, call: Callable[..., Any], *values: Any) -> Any:
+        """``call(runner, …)``, where whatever it raises is the network's.
+
+        Raises:
+            NetworkLost: processes have gone.
+            InputError: while it is loaded; nothing that a request does comes here.
+            _NetworkFailed: anything else.
+        """
+        try:
+            return call(self.engine.runner, *values)
+        except NetworkLost:
+            raise
+        except Exception as error:
+            if isinstance(error, InputError) and not self.ready.is_set():
+                raise
+            raise _NetworkFailed(str(error)) from error
+
+    def _prepare_reload(self, error: _NetworkFailed) -> None:
+        """End what runs and wait a little; raises the error when the network never worked, or failed too often."""
+        now = time.monotonic()
+        self._failures = [*(then for then in self._failures if now - then < RELOAD_WINDOW), now]
+        count = len(self._failures)
+        if not self._begun or count > len(RELOAD_WAITS):
+            raise error
+        wait = RELOAD_WAITS[count - 1]
+        logger.error("the network failed; it is loaded anew in %.0f s", wait, exc_info=error.__cause__)
+        self._refuse_all(f"the network has failed and is loaded anew in {wait:.0f} s (try {count} of "
+                         f"{len(RELOAD_WAITS)}): ask again after that")
+        self.engine.runner.drop()
+        with self._changed:
+            self._changed.wait_for(lambda: self._closing is not None, wait)
+
+    def _refuse_all(self, reason: str) -> None:
+        self._lost = reason
+        self.ready.clear()
+        self._end_all(Unavailable(reason))
 
     def _warm_up(self) -> None:
         """Compile what will be called, and find the batch sizes that agree."""
         engine = self.engine
-        engine.prefill([engine.tokenizer.eod_id] * min(2, engine.max_length))
-        engine.reset()
+        try:
+            engine.prefill([engine.tokenizer.eod_id] * min(2, engine.max_length))
+            if not self._steady and engine.max_length > 2:
+                engine.prefill([engine.tokenizer.eod_id])
+                engine.step(engine.tokenizer.eod_id)
+        finally:
+            engine.reset()
         if self._steady:
             make_steady(engine.runner, self.limits.at_once)
-        elif engine.max_length > 2:
-            engine.prefill([engine.tokenizer.eod_id])
-            engine.step(engine.tokenizer.eod_id)
-            engine.reset()
 
     def _wait_for_work(self) -> None:
         with self._changed:
             if not self._running:
                 self._changed.wait_for(lambda: self._woken or self._startable(), IDLE_SECONDS)
             self._woken = False
-        self.engine.runner.check()
+        self._network(lambda runner: runner.check())
 
     def _startable(self) -> Optional[Ticket]:
         """The first in turn, when slots and places are free for it."""
@@ -459,69 +353,86 @@ class Scheduler:
             late = not ticket._cancelled.is_set()
             for item in ticket._sequences:
                 if item.running:
-                    told = len(item.logprobs_so_far)
-                    ticket._tell(item, item.end(CANCELLED), told)
+                    with self._own(ticket):
+                        told = len(item.logprobs_so_far)
+                        ticket._tell(item, item.end(CANCELLED), told)
             self.counts.late += late
             self.counts.cancelled += not late
             self._finish(ticket, TooLate("the request took longer than it may") if late else None)
 
     def _start(self, ticket: Ticket) -> None:
         """Feed the prompt and choose the first token of each of its sequences."""
-        runner, ids, items = self.engine.runner, ticket.prompt.ids, ticket._sequences
         ticket.state, ticket.started = "running", time.monotonic()
-        try:
-            ticket._places = runner.pool.take(ticket.places_needed)
-        except InputError as error:  # only when somebody else uses this network too
-            return self._fail(ticket, error)
-        read = ticket.prompt.read
-        shared, start = ticket._places[:len(read)], len(read)
-        for item in items:
+        items, whole = ticket._sequences, ticket.config.echo and ticket.config.logprobs is not None
+        with self._own(ticket):
+            self._take_places(ticket)
+            if whole or items[0].running:
+                self._read_prompt(ticket, whole)
+            for item in items:
+                if not item.new_ids and not item.running:  # nothing was asked to be written
+                    ticket._tell(item, "", 0)
+
+    def _take_places(self, ticket: Ticket) -> None:
+        """Places of cache for all that it may write; the prompt's are shared.
+
+        Raises:
+            InputError: there are none, which happens only when somebody else uses this network too.
+        """
+        ticket._places = self.engine.runner.pool.take(ticket.places_needed)
+        start = len(ticket.prompt.read)
+        shared = ticket._places[:start]
+        for item in ticket._sequences:
             item.places = shared + ticket._places[start:start + item.new_places]
             start += item.new_places
-        whole = ticket.config.echo and ticket.config.logprobs is not None
-        if whole or items[0].running:
-            logits = prefill(runner, read, shared, whole)
-            self.counts.prompts += 1
-            self.counts.prompt_tokens += len(read)
-            if whole:
-                told = prompt_logprobs(self.engine.tokenizer, ids, logits, ticket.config.logprobs)
-                for item in items:
-                    item.prompt_logprobs = told
-            if ticket.keep_logits:
-                ticket.logits = logits[-1]
-            for item in items:
-                self._accept(ticket, item, logits[-1])
-        for item in items:
-            if not item.new_ids and not item.running:  # nothing was asked to be written
-                ticket._tell(item, "", 0)
+
+    def _read_prompt(self, ticket: Ticket, whole: bool) -> None:
+        read = ticket.prompt.read
+        logits = self._network(prefill, read, ticket._places[:len(read)], whole)
+        self.counts.prompts += 1
+        self.counts.prompt_tokens += len(read)
+        if whole:
+            told = prompt_logprobs(self.engine.tokenizer, ticket.prompt.ids, logits, ticket.config.logprobs)
+            for item in ticket._sequences:
+                item.prompt_logprobs = told
+        if ticket.keep_logits:
+            ticket.logits = logits[-1]
+        for item in ticket._sequences:
+            self._accept(ticket, item, logits[-1])
 
     def _decode(self, items: Sequence[tuple[Ticket, SequenceInProgress]]) -> None:
         started = time.monotonic()
-        logits = decode_step(self.engine.runner, [item for _, item in items])
+        logits = self._network(decode_step, [item for _, item in items])
         for (ticket, item), row in zip(items, logits):
             self._accept(ticket, item, row)
         seconds = time.monotonic() - started
         self.counts.steps += 1
         self.counts.step_seconds += seconds
-        self.on_step(len(items), seconds)
+        _observe(self.on_step, len(items), seconds)
 
-    def _accept(self, ticket: Ticket, item: SequenceInProgress, logits) -> None:
+    def _accept(self, ticket: Ticket, item: SequenceInProgress, logits: Any) -> None:
         if not item.running:
             return
-        told = len(item.logprobs_so_far)
-        try:
+        with self._own(ticket):
+            told = len(item.logprobs_so_far)
             text = item.accept(logits)
-        except InputError as error:  # of this request alone
-            return self._fail(ticket, error)
-        self.counts.new_tokens += 1
-        ticket.first_token = ticket.first_token or time.monotonic()
-        ticket._tell(item, text, told)
+            self.counts.new_tokens += 1
+            ticket.first_token = ticket.first_token or time.monotonic()
+            ticket._tell(item, text, told)
 
-    def _fail(self, ticket: Ticket, error: Exception) -> None:
-        self.counts.failed += 1
-        ticket._error = error
-        for item in ticket._sequences:
-            item.end(CANCELLED)
+    @contextlib.contextmanager
+    def _own(self, ticket: Ticket) -> Iterator[None]:
+        """What goes wrong within is this request's, and ends it alone; but not what the network raises."""
+        try:
+            yield
+        except (NetworkLost, _NetworkFailed):
+            raise
+        except Exception as error:
+            if not isinstance(error, InputError):
+                logger.error("a request failed; the others go on", exc_info=error)
+                error = RequestFailed("this request failed inside the server, whose log says why; others go on")
+            self.counts.failed += 1
+            ticket._error = error
+            ticket._cut()
 
     def _finish(self, ticket: Ticket, error: Optional[Exception] = None) -> None:
         if ticket in self._running:
@@ -529,16 +440,22 @@ class Scheduler:
         self.engine.runner.pool.give_back(ticket._places)
         ticket._places = []
         ticket._end(error or ticket._error)
-        self.on_end(ticket)
+        _observe(self.on_end, ticket)
 
     def _end_all(self, error: Exception) -> None:
         with self._changed:
             left = [*self._running, *self._waiting.remove(lambda ticket: True)]
         for ticket in left:
-            for item in ticket._sequences:
-                if item.running:
-                    item.end(CANCELLED)
+            ticket._cut()
             self._finish(ticket, error)
+
+
+def _observe(told: Callable[..., None], *values: Any) -> None:
+    """Tell whoever counts; what counts wrongly ends nothing."""
+    try:
+        told(*values)
+    except Exception:
+        logger.exception("an observer of the scheduler failed")
 
 
 def prompt_of_ids(engine: Engine, ids: Sequence[int], measured: bool = False) -> Prompt:

@@ -105,6 +105,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     try:
         if not isinstance(bundle, Engine):
             bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key)
+        bundle.runner.reload = getattr(bundle, "reload", None)  # an engine of weights is only tried again as it is
         scheduler = Scheduler(bundle, limits, steady=not quick)
         scheduler.wait_ready()
         app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path)

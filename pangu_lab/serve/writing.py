@@ -14,7 +14,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.sampling import History, explain
 from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.text import unknown_ids
-from pangu_lab.serve.scheduler import Busy, Scheduler, Ticket, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, Ticket, TooLate, Unavailable
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.tokenizer.display import VISIBLE
 
@@ -85,7 +85,7 @@ class Writer:
                 yield from self._pieces(texts, ticket)
         except Busy:
             yield "", texts["busy"]
-        except Unavailable as error:
+        except (RequestFailed, Unavailable) as error:
             yield "", f"{texts['refused']} {plain(str(error))}"
 
     def _submit(self, session: str, prompt: str, config: SamplingConfig, **more: Any) -> Ticket:
@@ -123,12 +123,14 @@ class Writer:
 
         try:
             config = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, top_p=top_p,
-                                    seed=seed if seed >= 0 else None)
-            if len(prompt) > self.limits.prompt_characters or max_tokens > self.limits.new_tokens:
+                                    seed=None if isinstance(seed, int) and seed < 0 else seed)
+            if not isinstance(prompt, str):
+                raise InputError("the prompt must be a text")
+            if len(prompt) > self.limits.prompt_characters or config.max_new_tokens > self.limits.new_tokens:
                 raise InputError(f"this server reads {self.limits.prompt_characters} characters and writes "
                                  f"{self.limits.new_tokens} tokens at most")
             return self._submit("client", prompt, config).result().text
-        except (InputError, Busy, Unavailable, TooLate) as error:
+        except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             raise Error(str(error), print_exception=False) from None
 
     def count(self, texts: dict[str, str], prompt: str) -> str:
@@ -149,7 +151,7 @@ class Writer:
             ticket = self._submit(session, prompt, dataclasses.replace(config, max_new_tokens=1), keep_logits=True)
             ticket.result()
             stages = self._stages(ticket, config)
-        except (InputError, Busy, Unavailable, TooLate) as error:
+        except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             return [], [], f"{texts['refused']} {plain(str(error))}"
         best = [index for index, _ in stages["model"].top(CANDIDATES)]
         best += [index for index, _ in list(stages.values())[-1].top(3) if index not in best]
@@ -200,14 +202,16 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
     Raises:
         InputError: a value outside its range.
     """
-    if seed.strip() and not seed.strip().isdecimal():
-        raise InputError(f"the seed must be a whole number, not '{seed.strip()}'")
-    return dataclasses.replace(
-        defaults, max_new_tokens=int(new_tokens), min_new_tokens=min(defaults.min_new_tokens, int(new_tokens)),
-        temperature=float(temperature), top_p=float(top_p) if top_p < 1 else None, top_k=int(top_k) or None,
-        repetition_penalty=float(repetition), frequency_penalty=float(frequency), presence_penalty=float(presence),
+    seed = str(seed).strip()
+    if seed and not (seed.isdecimal() and len(seed) <= 19):
+        raise InputError(f"the seed must be a whole number of at most 19 digits, not '{seed[:40]}'")
+    made = dataclasses.replace(
+        defaults, max_new_tokens=new_tokens, min_new_tokens=0, temperature=temperature,
+        top_p=None if top_p == 1 else top_p, top_k=top_k or None, repetition_penalty=repetition,
+        frequency_penalty=frequency, presence_penalty=presence,
         stop=tuple(line for line in (stop or "").splitlines() if line), num_beams=1, num_return_sequences=1,
-        echo=False, logprobs=None, seed=int(seed) if seed.strip() else None)
+        echo=False, logprobs=None, seed=int(seed) if seed else None)
+    return dataclasses.replace(made, min_new_tokens=min(defaults.min_new_tokens, made.max_new_tokens))
 
 
 def plain(text: str) -> str:

@@ -128,12 +128,12 @@ def test_errors_are_those_that_the_client_knows(client):
     for values, kind, parameter in (({"model": "gpt"}, openai.NotFoundError, "model"),
                                     ({"max_tokens": 61}, openai.UnprocessableEntityError, "max_tokens"),
                                     ({"n": 9}, openai.UnprocessableEntityError, "n"),
-                                    ({"temperature": 3}, openai.UnprocessableEntityError, "temperature"),
+                                    ({"temperature": 300}, openai.BadRequestError, "temperature"),
                                     ({"extra_body": {"what": 1}}, openai.BadRequestError, "what"),
                                     ({"prompt": "春" * 501}, openai.APIStatusError, "prompt"),
                                     ({"prompt": [10] * 400}, openai.BadRequestError, "prompt"),
                                     ({"prompt": [99999]}, openai.BadRequestError, "prompt"),
-                                    ({"logit_bias": {"99999": 1}}, openai.BadRequestError, None),
+                                    ({"logit_bias": {"99999": 1}}, openai.BadRequestError, "logit_bias"),
                                     ({"best_of": 3}, openai.BadRequestError, "best_of")):
         with pytest.raises(kind) as caught:
             client.completions.create(**{"model": "debug", "prompt": PROMPT, **values})

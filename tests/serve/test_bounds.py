@@ -24,6 +24,7 @@ from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.server import pid_file, read_pid
 
 from tests.serve.running import running, scripted
+from tests.serve.test_scheduler import choosing_breaks
 
 LONG = {"prompt": "春天", "max_tokens": 60, "min_tokens": 60, "temperature": 1, "stream": True}
 
@@ -83,6 +84,79 @@ def test_pages_of_other_sites_and_other_names_are_refused(client, served):
         assert answer.status_code == 403 and "access-control-allow-origin" not in answer.headers
     assert client.get("/v1/models", headers={"origin": served.url.rstrip("/")}).status_code == 200
     assert client.options("/v1/completions", headers={"origin": "https://example.com"}).status_code == 403
+
+
+NUMBERS = ("temperature", "top_p", "min_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
+           "max_tokens", "min_tokens", "n", "logprobs", "seed", "logit_bias")
+HOSTILE = ("1e-320", "-1e-320", "1e-45", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, "-1" + "0" * 400,
+           '"1"', "true", "[1]", "{}")
+
+
+def raw(client: httpx.Client, path: str, body: str) -> httpx.Response:
+    return client.post(path, content=body.encode(), headers={"content-type": "application/json"})
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_that_means_nothing_is_refused_by_its_name_and_the_next_request_is_as_before(client, served, name):
+    before = post(client).json()["choices"]
+    for value in HOSTILE:
+        written = f'{{"5": {value}}}' if name == "logit_bias" else value
+        answer = raw(client, "/v1/completions", f'{{"prompt": "ab", "{name}": {written}}}')
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == name and error["type"] == "invalid_request_error", answer.text
+        assert name in error["message"] and "between" in error["message"] and "\n" not in error["message"], answer.text
+        assert len(error["message"]) < 250
+    assert post(client).json()["choices"] == before and served.scheduler.state == "ready"
+
+
+def test_the_references_predict_refuses_the_same_numbers(client, served):
+    for name in ("frequency_penalty", "presence_penalty", "top_p", "top_k_num", "max_generate_length", "end_token"):
+        for value in HOSTILE:
+            answer = raw(client, "/model/pangu/version/0:predict",
+                         f'{{"instances": [{{"input_sentence": "ab", "{name}": {value}}}]}}')
+            assert answer.status_code in (400, 422) and name in answer.json()["error"]["message"], answer.text
+    assert post(client).status_code == 200 and served.scheduler.state == "ready"
+
+
+def test_a_number_of_more_digits_than_python_reads_is_no_error_of_the_server(client):
+    assert raw(client, "/v1/completions", '{"seed": %s}' % ("1" * 1500)).status_code == 400
+    small = Limits(body_bytes=20_000)
+    with serve(scripted("abc"), port=0, limits=small, page=False) as server, asking(server.url) as client:
+        assert raw(client, "/v1/completions", '{"seed": %s}' % ("1" * 9000)).status_code == 400
+
+
+@pytest.mark.parametrize("body", ['{"prompt": "a\\ud83d"}', '{"prompt": ["a", "\\udc00b"]}', '{"prompt": "a", "stop": "\\ud83d"}',
+                                  '{"prompt": "a", "model": "\\ud83d"}', '{"prompt": "a", "\\ud83d": 1}',
+                                  '{"prompt": "a", "user": "\\ud83d\\ud83d"}'])
+def test_half_a_surrogate_pair_is_refused_where_it_is_read(client, body):
+    answer = raw(client, "/v1/completions", body)
+    assert answer.status_code == 400 and "half a surrogate pair" in answer.json()["error"]["message"]
+    nested = '{"instances": [{"input_sentence": %s}]}' % body
+    assert raw(client, "/model/pangu/version/0:predict", nested).status_code == 400
+    assert client.post("/v1/completions", content=b'{"prompt": "a\xed\xa0\xbd"}').status_code == 400
+    assert raw(client, "/v1/completions", '{"prompt": "a\\ud83d\\ude00", "max_tokens": 1}').status_code == 200  # a whole one
+
+
+def test_a_request_that_breaks_the_server_gets_an_error_and_the_next_its_text(client, served, monkeypatch):
+    before = post(client).json()["choices"]
+    choosing_breaks(monkeypatch, KeyError, 1)
+    answer = post(client, seed=13)
+    assert answer.status_code == 500 and answer.json()["error"]["code"] == "request_failed"
+    assert answer.json()["error"]["type"] == "server_error" and "others go on" in answer.json()["error"]["message"]
+    streamed = post(client, seed=13, stream=True)
+    assert streamed.status_code == 200 and '"code": "request_failed"' in streamed.text and "[DONE]" not in streamed.text
+    assert post(client).json()["choices"] == before and served.scheduler.state == "ready"
+    assert client.get("/readyz").status_code == 200
+
+
+def test_what_nobody_foresaw_is_answered_in_the_same_form(client, served, monkeypatch):
+    def encode(text: str) -> list[int]:
+        raise RuntimeError("nobody foresaw this")
+
+    monkeypatch.setattr(served.scheduler, "encode", encode)
+    answer = post(client)
+    assert answer.status_code == 500 and set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert "nobody foresaw" not in answer.text
 
 
 def test_a_full_queue_is_said(client):

@@ -16,7 +16,8 @@ from pangu_lab.generate import Engine, generate
 from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.steady import make_steady
 from pangu_lab.serve.limits import Limits, parse_limits
-from pangu_lab.serve.scheduler import Busy, Scheduler, TooLate, Unavailable
+from pangu_lab.serve import scheduler as scheduling
+from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, TooLate, Unavailable
 
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
 from tests.serve.running import scripted
@@ -212,16 +213,207 @@ def test_a_request_with_nothing_to_choose_from_fails_alone(start):
     assert engine.runner.pool.free == 256 and scheduler.counts.failed == 1
 
 
-def test_a_failing_network_is_told_to_everybody_and_nothing_new_is_taken(start):
-    engine = scripted(seconds=0.002)
-    scheduler = start(engine)
-    ticket = ask(scheduler, "ab")
-    engine.runner.logits_of = None
+# -------------------------------------------------------------------------------- what breaks, and whose trouble it is
+
+
+class Broken(Exception):
+    """Nothing that anybody foresaw."""
+
+
+def choosing_breaks(monkeypatch, error: type[BaseException], at: int) -> None:
+    """Whoever has the seed 13 meets ``error`` at a token."""
+    from pangu_lab.generate import sequence
+
+    def choose(logits, config, history, random):
+        if config.seed == 13 and len(history.new) == at:
+            raise error("nobody foresaw this")
+        return sampling_choose(logits, config, history, random)
+
+    sampling_choose = sequence.choose
+    monkeypatch.setattr(sequence, "choose", choose)
+
+
+UNLUCKY = SamplingConfig(temperature=0, max_new_tokens=16, seed=13, num_return_sequences=2)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize("error", [Broken, ValueError, KeyError, MemoryError, StopIteration, RecursionError, AssertionError])
+def test_whatever_choosing_raises_ends_one_request_and_no_other(start, monkeypatch, error, at):
+    scheduler = start(scripted(seconds=0.001))
+    before = ask(scheduler, "ab").result()
+    choosing_breaks(monkeypatch, error, at)
+    others = [ask(scheduler, "ab") for _ in range(2)]
+    unlucky = ask(scheduler, "ab", UNLUCKY)
+    with pytest.raises(RequestFailed, match="this request failed inside the server"):
+        unlucky.result()
+    assert [one.result().text for one in [*others, ask(scheduler, "ab")]] == [before.text] * 3
+    assert scheduler.state == "ready" and scheduler.counts.failed == 1 and scheduler.running == 0
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+
+
+class BreakingStream:
+    """A tokenizer's stream that cannot write some letter, or cannot end."""
+
+    def __init__(self, stream, push: bool) -> None:
+        self.stream, self.breaks = stream, push
+
+    def push(self, index: int) -> str:
+        if self.breaks:
+            raise Broken
+        return self.stream.push(index)
+
+    def flush(self) -> str:
+        raise Broken
+
+
+@pytest.mark.parametrize("push", [True, False], ids=["writing", "ending"])
+def test_a_text_that_cannot_be_written_ends_alone(start, push):
+    scheduler = start(scripted(seconds=0.001))
+    tokenizer = scheduler.engine.tokenizer
+    whole, before = tokenizer.stream, ask(scheduler, "ab").result().text
+    tokenizer.stream = lambda: BreakingStream(whole(), push)
+    bad = ask(scheduler, "ab")
+    tokenizer.stream = whole
+    good = ask(scheduler, "ab")
+    with pytest.raises(RequestFailed):
+        bad.result()
+    assert good.result().text == before and scheduler.engine.runner.pool.free == 256
+
+
+def test_a_cancelled_or_late_text_that_cannot_end_ends_nothing_else(start):
+    scheduler = start(scripted(seconds=0.01))
+    whole = scheduler.engine.tokenizer.stream
+    scheduler.engine.tokenizer.stream = lambda: BreakingStream(whole(), False)
+    late, cancelled = ask(scheduler, "ab", seconds=0.05), ask(scheduler, "ab")
+    scheduler.engine.tokenizer.stream = whole
+    cancelled.cancel()
+    for one in (late, cancelled):
+        with pytest.raises((TooLate, RequestFailed)):
+            one.result()
+    assert ask(scheduler, "ab").result().text and scheduler.engine.runner.pool.free == 256
+
+
+def test_whoever_looks_on_and_fails_ends_nothing(start):
+    def fails(*values) -> None:
+        raise Broken
+
+    scheduler = start(scripted())
+    before = ask(scheduler, "ab").result().text
+    scheduler.on_step = scheduler.on_end = fails
+    assert ask(scheduler, "ab", notify=fails).result().text == before == ask(scheduler, "ab").result().text
+
+
+class Failing:
+    """A scripted network that fails while it is told to, and can be loaded anew."""
+
+    def __init__(self, engine: Engine, seconds: float = 0.0) -> None:
+        self.engine, self.broken, self.loaded = engine, False, 0
+        self.written, runner = engine.runner.logits_of, engine.runner
+        runner.logits_of = self.logits_of
+        runner._graph = object()
+        runner.reload = self.reload
+
+    def logits_of(self, ids):
+        if self.broken:
+            raise Broken("the accelerator has gone")
+        return self.written(ids)
+
+    def reload(self):
+        self.loaded += 1
+        fresh = TableRunner(self.written, self.engine.vocab_size)
+        fresh._graph = object()
+        return fresh
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr(scheduling, "RELOAD_WAITS", (0.05, 0.05, 0.05))
+
+
+def wait_for(condition, seconds: float = 10.0) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_failed_network_is_told_to_everybody_with_the_wait_and_comes_back_anew(start, no_waits):
+    network = Failing(scripted(seconds=0.002))
+    scheduler = start(network.engine)
+    before = ask(scheduler, "ab").result().text
+    running, waiting = ask(scheduler, "ab"), ask(scheduler, "ab")
+    network.broken = True
+    for one in (running, waiting):
+        with pytest.raises(Unavailable, match=r"the network has failed and is loaded anew in 0 s \(try 1 of 3\)"):
+            one.result()
+    network.broken = False
+    wait_for(scheduler.ready.is_set)
+    assert network.loaded >= 1 and scheduler.state == "ready"
+    assert ask(scheduler, "ab").result().text == before and network.engine.runner.pool.free == 256
+
+
+def test_while_it_is_loaded_anew_nothing_is_taken(start, monkeypatch):
+    monkeypatch.setattr(scheduling, "RELOAD_WAITS", (60.0,))
+    network = Failing(scripted(seconds=0.002))
+    scheduler = start(network.engine)
+    ticket, network.broken = ask(scheduler, "ab"), True
+    with pytest.raises(Unavailable):
+        ticket.result()
+    with pytest.raises(Unavailable, match=r"loaded anew in 60 s \(try 1 of 1\): ask again"):
+        ask(scheduler, "ab")
+    assert scheduler.close(seconds=1)  # and its end does not wait for that minute
+
+
+def test_a_network_that_fails_again_and_again_has_failed_for_good(start, no_waits):
+    network = Failing(scripted(seconds=0.002))
+    scheduler = start(network.engine)
+    ticket, network.broken = ask(scheduler, "ab"), True
     with pytest.raises(Unavailable, match="the network has failed"):
         ticket.result()
+    wait_for(lambda: scheduler.state == "the network has failed; see the server's log")
     with pytest.raises(Unavailable):
         ask(scheduler, "ab")
-    assert not scheduler.ready.is_set() and engine.runner.pool.free == 256
+    assert network.loaded == 3 and not scheduler.ready.is_set()
+    assert isinstance(scheduler._failure, Broken) and network.engine.runner.pool.free == 256
+
+
+def test_failures_of_long_ago_do_not_count(start, no_waits, monkeypatch):
+    monkeypatch.setattr(scheduling, "RELOAD_WINDOW", 0.0)
+    network = Failing(scripted(seconds=0.002))
+    scheduler = start(network.engine)
+    for _ in range(5):
+        ticket, network.broken = ask(scheduler, "ab"), True
+        with pytest.raises(Unavailable):
+            ticket.result()
+        network.broken = False
+        wait_for(scheduler.ready.is_set)
+    assert ask(scheduler, "ab").result().text
+
+
+def test_a_network_that_never_worked_is_not_tried_again():
+    network = Failing(scripted())
+    network.broken = True
+    scheduler = Scheduler(network.engine)
+    with pytest.raises(Broken):
+        scheduler.wait_ready()
+    assert network.loaded == 0
+
+
+def test_a_bundle_whose_graphs_fail_is_read_again_and_writes_the_same(start, no_waits, debug_bundle):
+    bundle = load_bundle(debug_bundle)
+    bundle.runner.reload = bundle.reload
+    scheduler = start(bundle)
+    config = SamplingConfig(temperature=0.8, seed=3, max_new_tokens=12)
+    before = ask(scheduler, "春天来了，", config).result()
+
+    def broken(*arrays):
+        raise RuntimeError("the graph is gone")
+
+    bundle.runner._graph, bundle.runner._fixed, bundle.runner._native = broken, {}, None
+    with pytest.raises(Unavailable, match="loaded anew"):
+        ask(scheduler, "春天来了，", config).result()
+    wait_for(scheduler.ready.is_set, 120)
+    assert ask(scheduler, "春天来了，", config).result() == before
 
 
 def test_a_draining_end_finishes_what_was_taken_and_takes_nothing_new(start):

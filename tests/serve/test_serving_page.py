@@ -15,6 +15,7 @@ from pangu_lab.serve.texts import CHINESE, ENGLISH, language_of
 from pangu_lab.serve.writing import STAGES, Writer, plain, sampling_of
 
 from tests.serve.running import scripted
+from tests.serve.test_scheduler import choosing_breaks
 
 CONTROLS = (64, 0.8, 0.9, 0, 1.05, 0.0, 0.0, "", "")
 
@@ -40,7 +41,7 @@ def test_the_controls_become_settings_and_the_rest_stays_the_bundles():
 
 
 def test_a_seed_that_is_no_number_is_refused():
-    with pytest.raises(InputError, match="the seed must be a whole number, not 'x'"):
+    with pytest.raises(InputError, match="the seed must be a whole number of at most 19 digits, not 'x'"):
         sampling_of(SamplingConfig(), *CONTROLS[:-1], "x")
 
 
@@ -100,6 +101,22 @@ def test_a_generation_ends_at_its_time_limit(writer):
     text, status = told(slow, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
     assert "abcabcabc".startswith(text[:9]) and text and "the time was up" in status
     assert slow.engine.runner.pool.free == slow.engine.runner.pool.places
+
+
+@pytest.mark.parametrize("place, name", [(0, "max_new_tokens"), (1, "temperature"), (2, "top_p"), (3, "top_k"),
+                                         (4, "repetition_penalty"), (5, "frequency_penalty"), (6, "presence_penalty")])
+@pytest.mark.parametrize("value", [1e-320, float("nan"), float("inf"), 10**400, "x", [1]])
+def test_a_control_that_means_nothing_is_refused_in_a_sentence(place, name, value):
+    controls = (*CONTROLS[:place], value, *CONTROLS[place + 1:])
+    with pytest.raises(InputError, match=rf"^sampling\.{name}=.*between"):
+        sampling_of(SamplingConfig(), *controls)
+
+
+def test_a_text_that_breaks_the_server_is_said_on_the_page(writer, monkeypatch):
+    one = writer(scripted("abc"))
+    choosing_breaks(monkeypatch, KeyError, 1)
+    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "13")[-1][1].startswith("Not possible: this request failed inside the server")
+    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1][0] == "abc"
 
 
 def test_a_prompt_that_was_cut_is_said(writer):
@@ -171,17 +188,11 @@ def test_a_missing_bundle_is_said(tmp_path):
         serve(tmp_path / "nothing", port=0)
 
 
-def test_the_page_has_one_function_for_programs_and_gives_no_files(page, tmp_path):
-    secret = tmp_path / "secret.txt"
-    secret.write_text("secret")
+def test_the_page_has_one_function_for_programs(page):
     with httpx.Client(base_url=page.url, timeout=30, trust_env=False) as client:
         assert "PanGu-α" in client.get("/").text
         info = client.get("gradio_api/info")
         assert list(info.json()["named_endpoints"]) == ["/complete"]
-        for path in (secret, "/etc/passwd", "pyproject.toml"):
-            assert client.get(f"gradio_api/file={path}").status_code in (403, 404)
-        upload = client.post("gradio_api/upload", files={"files": ("x.txt", b"x" * 5000)})
-        assert upload.status_code == 413
         config = client.get("config").json()
         assert all(item["api_visibility"] == "private" for item in config["dependencies"]
                    if item["api_name"] != "complete" and item["targets"] and item["targets"][0][1] != "unload")
