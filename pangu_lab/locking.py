@@ -158,13 +158,13 @@ class Lock:
         try:
             before = self._content()
             if before.strip() and not self._is_over(before):
-                raise self._held(_parse(before))
+                raise self.refusal(_parse(before))
             self._since = time.time()
             self._write()
             if not self._firm or _foreign(before):  # others may have seen a free lock too: the last to write has it
                 time.sleep(BEAT_SECONDS)
                 if not self.held():
-                    raise self._held(read_record(self.path))
+                    raise self.refusal(read_record(self.path))
         except BaseException:
             self._close()
             raise
@@ -187,7 +187,7 @@ class Lock:
                 record = read_record(self.path)
                 if time.monotonic() > deadline or record is not None and lives(record.process):
                     os.close(descriptor)
-                    raise self._held(record) from None
+                    raise self.refusal(record) from None
                 time.sleep(0.02)
             os.close(descriptor)
 
@@ -212,7 +212,8 @@ class Lock:
         self.tell(f"{self.what}: no sign of life from {who}: taken over")
         return True
 
-    def _held(self, record: Optional[Record]) -> Held:
+    def refusal(self, record: Optional[Record]) -> Held:
+        """Who has it, where, since when, and what to do."""
         if record is None:
             return Held(f"{self.what}: another process is just starting here; try again in a moment")
         return Held(f"{self.what}: process {record.process.pid} {self.doing} ({record.place}); {self.how}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -144,15 +143,6 @@ def test_children_do_not_keep_the_lock_of_a_dead_parent(tmp_path, how):
             assert lock.held()
     finally:
         child.kill()
-
-
-@pytest.fixture(scope="session")
-def another_namespace() -> list[str]:
-    """Words before a command that give it a pid namespace of its own."""
-    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if shutil.which("unshare") is None or subprocess.run([*words, "true"], capture_output=True).returncode:
-        pytest.skip("this machine does not allow pid namespaces")
-    return words
 
 
 def test_a_holder_in_another_pid_namespace_holds_and_is_followed_when_killed(tmp_path, another_namespace):

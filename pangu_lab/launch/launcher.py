@@ -178,7 +178,7 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
         patience: when a silent or idle rank counts as hanging.
         program: what each rank runs, as arguments of the Python interpreter; ``--run FOLDER`` is added.
         on_event: called with {"kind", …}: "started", "rank" (a rank's new state), "waiting", "stopping", "failed",
-            "restart", "ended".
+            "restart", "warning" (what a rank has to say of the run), "ended".
         progress: called with the step reached.
         stop: asked several times a second; True stops the run cleanly, as do Ctrl-C and the ``stop`` file.
 
@@ -380,6 +380,8 @@ class Launcher:
 
     def _tell_progress(self, events: EventReader) -> None:
         for event in events.new():
+            if event["kind"] == "warning":
+                self.tell({"kind": "warning", "text": event["text"]})
             if event["kind"] == "step":
                 speed = event.get("tokens_per_second")
                 text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")

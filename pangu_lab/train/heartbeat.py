@@ -119,6 +119,14 @@ def start_heartbeat(run_folder: Path | str, rank: int, each_time: Optional[Calla
     return _current
 
 
+def silence() -> None:
+    """No word more from this process: the run is another's by now, and so are its files."""
+    global _current
+    if _current is not None:
+        _current.stop()
+        _current = None
+
+
 def beat(state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
     """Something was achieved: a state was entered, a step was begun or done. Does nothing without a heartbeat."""
     if _current is not None:
