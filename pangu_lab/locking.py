@@ -128,6 +128,9 @@ class Lock:
         doing: what a holder does there ("is training here").
         how: what a person can do about one that lives ("stop it with …").
         tell: gets a line when the start has to wait or takes the lock over.
+
+    Attributes:
+        process: this process, as the record names it.
     """
 
     def __init__(self, path: Path | str, what: str, doing: str, how: str,
@@ -138,7 +141,7 @@ class Lock:
         self._firm = False
         self._beats = 0
         self._since = 0.0
-        self._who = own_identity()
+        self.process = own_identity()
         self._lost = ""
         self._writing = threading.Lock()
         self._ended = threading.Event()
@@ -153,7 +156,7 @@ class Lock:
             Held: a living process has it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._who = own_identity()
+        self.process = own_identity()
         self._open()
         try:
             before = self._content()
@@ -195,9 +198,9 @@ class Lock:
         """Whether the holder that left this record is dead; watches it where that cannot be known at once."""
         record = _parse(before)
         if record is not None:
-            if self._firm and record.firm and record.process.kernel == self._who.kernel:
+            if self._firm and record.firm and record.process.kernel == self.process.kernel:
                 return True  # this kernel gave us the lock, so it has taken it from the other
-            if record.process == self._who:
+            if record.process == self.process:
                 return all(lock.token != record.token for lock in _known)
             alive = lives(record.process)
             if alive is not None:
@@ -256,7 +259,7 @@ class Lock:
         """Write the record over the old one; opened anew, because NFS passes on what was written at the closing."""
         with self._writing:
             self._beats += 1
-            values = {"process": self._who.to_dict(), "token": self.token, "beats": self._beats,
+            values = {"process": self.process.to_dict(), "token": self.token, "beats": self._beats,
                       "since": self._since, "firm": self._firm}
             descriptor = os.open(self.path, os.O_WRONLY)
             try:

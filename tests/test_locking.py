@@ -87,7 +87,7 @@ def test_of_starts_at_once_exactly_one_wins_in_every_round(tmp_path):
             "    except Held: print('held', flush=True); continue\n"
             "    sys.stdin.readline(); lock.release()\n")
     rivals = [start(tmp_path, code=code) for _ in range(3)]
-    for number in range(40):
+    for number in range(100):
         if number % 2:  # a holder was killed before
             write_record(tmp_path / f"lock{number}", ticks=1)
         for rival in rivals:
