@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
-
 from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
+from pangu_lab.identity import identity_of, lives
 from pangu_lab.launch.plan import CONFIG, LAUNCHER
 from pangu_lab.train import heartbeat
 
@@ -105,11 +104,12 @@ class _Orphan:
         self.run = run
         self.parent = os.getppid()
         pid, _, host = os.environ.get(LAUNCHER, "").partition("@")
-        self.launcher = int(pid) if pid and host == socket.gethostname() else 0
+        self.watched = bool(pid) and host == socket.gethostname()
+        self.launcher = identity_of(int(pid)) if self.watched else None
         self.since = 0.0
 
     def alone(self) -> bool:
-        return os.getppid() != self.parent or bool(self.launcher) and not psutil.pid_exists(self.launcher)
+        return os.getppid() != self.parent or self.watched and (self.launcher is None or lives(self.launcher) is False)
 
     def __call__(self) -> None:
         if not self.alone():
