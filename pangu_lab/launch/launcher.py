@@ -19,6 +19,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,7 +32,7 @@ from typing import Any, Optional
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import write_json_atomic, write_text_atomic
+from pangu_lab.files import RANDOM, write_json_atomic, write_text_atomic
 from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_place, read_hosts
 from pangu_lab.launch.job import Job, Patience, Trouble
 from pangu_lab.launch.plan import CONFIG, WORKER, LaunchPlan, Request, make_plan
@@ -342,6 +343,9 @@ class Launcher:
         (self.run / "logs").mkdir(parents=True, exist_ok=True)
         (self.run / HEARTBEAT).mkdir(exist_ok=True)
         if self.plan.node_rank == 0:
+            for path in self.run.iterdir():  # of a launcher that was killed while it wrote
+                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.{RANDOM}", path.name):
+                    path.unlink()
             with contextlib.suppress(FileNotFoundError):
                 (self.run / STOP).unlink()
         if self.plan.node_rank == 0 or not (self.run / CONFIG).exists():

@@ -39,6 +39,7 @@ MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval
               "train.offload_folder", "train.init_from"}
 # what an owner that was killed left of files and folders which it was just writing
 _LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.{RANDOM}|\.tokenizer\.partial-{RANDOM}")
+_OTHERS = re.compile(rf"\.launch\.(json|yaml)\.{RANDOM}")  # a launcher may be writing it at this moment
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what a start that did not get far leaves
 
 
@@ -109,7 +110,8 @@ class RunFolder:
         if exists and resume is False:
             raise InputError(f"{self.folder} holds a run already: choose another name, or resume it")
         if not exists and self.folder.exists():
-            if not {name for name in os.listdir(self.folder) if not _LEFT.fullmatch(name)} <= _EMPTY:
+            names = {name for name in os.listdir(self.folder) if not _LEFT.fullmatch(name) and not _OTHERS.fullmatch(name)}
+            if not names <= _EMPTY:
                 raise InputError(f"{self.folder} is not empty and holds no run: choose another folder")
         return exists
 

@@ -17,10 +17,12 @@ from pangu_lab.errors import InputError
 from pangu_lab.identity import identity_of, own_identity
 from pangu_lab.launch import LaunchFailed, launch
 from pangu_lab.launch.job import Job, Patience, rank_process
-from pangu_lab.launch.launcher import prepare
+from pangu_lab.launch.launcher import Launcher, prepare
 from pangu_lab.launch.processes import Processes
 from pangu_lab.launch.worker import _Orphan
 from pangu_lab.presets import preset
+from pangu_lab.progress import silent
+from pangu_lab.train.events import EventLog, EventReader
 from pangu_lab.train.heartbeat import Beat, read_beat
 from pangu_lab.train.runs import run_lock
 
@@ -89,6 +91,23 @@ def test_a_folder_in_which_a_launcher_or_a_training_is_at_work_is_refused(tmp_pa
         other.kill()
         other.wait()
     assert not (run / "launch.json").exists()
+
+
+def test_what_a_rank_has_to_say_of_the_run_is_told_by_its_launcher(tmp_path):
+    told: list[dict] = []
+    config, plan = prepare(preset("debug"), tmp_path, 1)
+    launcher = Launcher(config, plan, Patience(), told.append, silent, None, own_port=True)
+    EventLog(tmp_path).write("warning", text="step-00000400 is damaged")
+    launcher._tell_progress(EventReader(tmp_path))
+    assert told == [{"kind": "warning", "text": "step-00000400 is damaged"}]
+
+
+def test_what_a_killed_launcher_left_half_written_goes(tmp_path):
+    config, plan = prepare(preset("debug"), tmp_path, 1)
+    for name in (".launch.json.abcdefgh", ".launch.yaml.abcdefgh", ".launch.yaml.mine"):
+        (tmp_path / name).write_text("half")
+    Launcher(config, plan, Patience(), print, silent, None, own_port=True)._open()
+    assert {name for name in os.listdir(tmp_path) if name.startswith(".")} == {".launch.yaml.mine"}
 
 
 @pytest.mark.multiprocess

@@ -264,6 +264,20 @@ def test_left_overs_of_a_killed_owner_go_and_a_checkpoint_moved_away_comes_back(
     assert "step-00000004: put back" in caplog.text
 
 
+def test_a_new_run_may_begin_beside_what_a_launcher_was_writing(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "heartbeat").mkdir(parents=True)
+    for name in (".launch.json.abcdefgh", ".config.yaml.abcdefgh", "launch.yaml"):
+        (folder / name).write_text("half")
+    open_run(folder).lock.release()
+    assert (folder / ".launch.json.abcdefgh").exists() and not (folder / ".config.yaml.abcdefgh").exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="is not empty and holds no run"):
+        open_run(tmp_path / "other")
+    assert os.listdir(tmp_path / "other") == ["notes.txt"]
+
+
 def test_falling_back_and_starting_over_are_told_by_name(debug_config, tmp_path, caplog):
     folder = tmp_path / "run"
     config = debug_config.replace(**{"train.steps": 4, "train.checkpoint_every": 2, "data.eval_path": "",
