@@ -145,22 +145,25 @@ class RunFolder:
                 yield signals
             return
         assert self.lock is not None, "the folder is opened before it is run in"
+        with self.lock:  # given back at the end, however that comes
+            self._begin(steps)
+            thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+            thread.start()
+            try:
+                with _handling(signals):
+                    yield signals
+            finally:
+                ended.set()
+                thread.join()
+                self._log.close()
+
+    def _begin(self, steps: int) -> None:
         self._log = EventLog(self.folder)
         for text in self._early:
             self.event("warning", text=text)
         self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "beats": 0, "state": "starting",
                         "step": 0, "steps": steps, "reason": "", "process": own_identity().to_dict()}
         self._write_status()
-        thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        thread.start()
-        try:
-            with _handling(signals):
-                yield signals
-        finally:
-            ended.set()
-            thread.join()
-            self._log.close()
-            self.lock.release()
 
     def check(self) -> None:
         """Raises LockLost when another process has the run by now."""

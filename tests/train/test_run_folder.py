@@ -105,6 +105,22 @@ def test_a_refused_start_changes_nothing(tmp_path):
         owner.communicate(timeout=30)
 
 
+def test_a_start_that_fails_gives_the_folder_back(tmp_path):
+    run = open_run(tmp_path / "run")
+    (tmp_path / "run" / "events.jsonl").mkdir()
+    with pytest.raises(IsADirectoryError), run.running(10):
+        pytest.fail("it must not begin")
+    (tmp_path / "run" / "events.jsonl").rmdir()
+    with pytest.raises(InputError, match="train.seed"):
+        save_run = open_run(tmp_path / "run")
+        with save_run.running(10):
+            save(save_run, 1)
+        RunFolder(tmp_path / "run").open(preset("debug").replace(**{"train.seed": 5}), "auto")
+    with open_run(tmp_path / "run").running(10):
+        assert (tmp_path / "run" / "lock").exists()
+    assert not (tmp_path / "run" / "lock").exists()
+
+
 def test_a_killed_owner_is_seen_as_died_and_followed_without_a_wait(tmp_path):
     owner = start(tmp_path / "run")
     assert owner.stdout.readline() == "mine\n"
