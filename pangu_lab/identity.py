@@ -55,7 +55,8 @@ def parse_identity(values: Any) -> Optional[Identity]:
 
 def own_identity() -> Identity:
     """This process."""
-    return Identity(socket.gethostname(), _boot(), _namespace(), os.getpid(), _ticks("self") or _created(os.getpid()) or 0)
+    ticks = _ticks("self") or _created(os.getpid()) or 0
+    return Identity(socket.gethostname(), _boot(), _namespace(), os.getpid(), ticks)
 
 
 def identity_of(pid: int) -> Optional[Identity]:

@@ -1,12 +1,12 @@
 """One process at a time: a lock that holds across processes, containers and hosts that share a disk.
 
 Two things together. A lock of the system on the file (``flock``): it ends with the process, however that ends, and
-reaches every process of this kernel, whatever namespace it is in. ``flock`` and not ``fcntl.lockf``, because the latter
-is lost as soon as any descriptor of the file is closed in the process, and each reading of the record does that; on NFS,
-Linux passes ``flock`` on to the server like the other. And a record in the same file: who holds it, a random token, and a
-number that grows with every beat, for disks whose locks do not reach other hosts. Where the record is of another host
-and no lock stands in the way, the start watches that number on its own clock: if it moves, the holder lives; if it
-stands still for ``WATCH_SECONDS``, the holder is dead. Clocks of other hosts are never asked.
+reaches every process of this kernel, whatever namespace it is in. ``flock`` and not ``fcntl.lockf``, because the
+latter is lost as soon as any descriptor of the file is closed in the process, and each reading of the record does
+that; on NFS, Linux passes ``flock`` on to the server like the other. And a record in the same file: who holds it, a
+random token, and a number that grows with every beat, for disks whose locks do not reach other hosts. Where the record
+is of another host and no lock stands in the way, the start watches that number on its own clock: if it moves, the
+holder lives; if it stands still for ``WATCH_SECONDS``, the holder is dead. Clocks of other hosts are never asked.
 
 A holder that was suspended meanwhile finds another token in the record. It has lost the lock, says so by ``held`` and
 ``check``, and must write no more.
@@ -84,7 +84,8 @@ def _parse(content: bytes) -> Optional[Record]:
         values = json.loads(content)
         process = parse_identity(values["process"])
         if process is not None:
-            return Record(process, str(values["token"]), int(values["beats"]), float(values["since"]), bool(values["firm"]))
+            return Record(process, str(values["token"]), int(values["beats"]), float(values["since"]),
+                          bool(values["firm"]))
     return None
 
 
@@ -121,7 +122,7 @@ def holder_lives(path: Path | str, record: Record) -> Optional[bool]:
 
 
 class Lock:
-    """The lock that the file ``path`` stands for. The file is there while it is held, and after a holder that was killed.
+    """The lock that the file ``path`` stands for; the file is there while it is held, and after a holder was killed.
 
     Args:
         what: what it guards, for messages ("runs/first").
@@ -234,7 +235,8 @@ class Lock:
     def check(self) -> None:
         """Raises LockLost when the lock is no longer ours."""
         if not self.held():
-            raise LockLost(f"{self.what}: {self._lost or 'the lock was given back'}; this process stops and writes no more")
+            why = self._lost or "the lock was given back"
+            raise LockLost(f"{self.what}: {why}; this process stops and writes no more")
 
     def _look(self) -> None:
         try:

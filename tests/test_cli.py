@@ -264,14 +264,15 @@ def test_a_damaged_checkpoint_is_named_on_the_terminal_and_starting_over_needs_a
         os.truncate(path / "shard-00000.safetensors", 1000)
 
     def train(*more: str) -> tuple[int, str]:
-        done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", "train", "--run", "runs/cut", "--steps", "2", *more],
-                              cwd=workplace, capture_output=True, text=True, timeout=240,
+        words = [sys.executable, "-m", "pangu_lab.cli", "train", "--run", "runs/cut", "--steps", "2", *more]
+        done = subprocess.run(words, cwd=workplace, capture_output=True, text=True, timeout=240,
                               env={**os.environ, "PYTHONPATH": str(ROOT)})
         return done.returncode, done.stderr
 
     code, err = train()
     refusal = [line for line in err.splitlines() if line.startswith("pangu-lab train:")]
-    assert code == 2 and len(refusal) == 1 and all(path.name in refusal[0] for path in saved) and "--start-over" in refusal[0]
+    assert code == 2 and len(refusal) == 1
+    assert "--start-over" in refusal[0] and all(path.name in refusal[0] for path in saved)
     code, err = train("--start-over")
     assert code == 0 and "starting over at step 0" in err
     assert all(f"set aside as {path.name}.damaged" in err for path in saved)

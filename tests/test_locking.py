@@ -74,7 +74,8 @@ def write_record(path, beats=1, **changes) -> None:
 def test_a_lock_is_had_by_one_and_leaves_nothing_behind(tmp_path):
     with lock_on(tmp_path / "lock") as lock:
         assert lock.held() and is_locked(lock.path) and holder_lives(lock.path, read_record(lock.path))
-        with pytest.raises(Held, match=rf"the thing: process {os.getpid()} is at work here \(on host .* since .*wait for it"):
+        words = rf"the thing: process {os.getpid()} is at work here \(on host .* since .*wait for it"
+        with pytest.raises(Held, match=words):
             lock_on(tmp_path / "lock").acquire()
     assert list(tmp_path.iterdir()) == [] and not lock.held() and is_locked(lock.path) is False
 
@@ -306,7 +307,8 @@ def test_a_process_that_proc_does_not_show_is_not_called_dead(tmp_path, holder, 
 
 
 @pytest.mark.parametrize("values", [None, [], {}, {"pid": 1}, {**own_identity().to_dict(), "pid": 0},
-                                    {**own_identity().to_dict(), "pid": -1}, {**own_identity().to_dict(), "ticks": "1"}])
+                                    {**own_identity().to_dict(), "pid": -1},
+                                    {**own_identity().to_dict(), "ticks": "1"}])
 def test_what_is_no_identity_is_none(values):
     assert parse_identity(values) is None
     assert parse_identity(own_identity().to_dict()) == own_identity()

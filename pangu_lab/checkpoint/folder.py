@@ -121,7 +121,7 @@ class Checkpoint:
         except InputError as error:
             raise Damaged(str(error)) from None
         if not isinstance(value, dict):
-            raise Damaged(f"{self.folder / name}: {what} is a {type(value).__name__} instead of an object: it is damaged")
+            raise Damaged(f"{self.folder / name}: {what} is a {type(value).__name__}, not an object: it is damaged")
         return value
 
     def _files(self) -> dict[str, dict[str, Any]]:

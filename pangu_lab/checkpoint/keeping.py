@@ -106,7 +106,7 @@ class Keeper:
         names = ", ".join([path.name for path, _ in bad] + aside)
         why = f" ({bad[0][1]})" if bad else ""
         if start_over:
-            return f"{self.folder}: {names} cannot be used{why}: move away what this version cannot read, then try again"
+            return f"{self.folder}: {names} cannot be used{why}: move away what this version cannot read and try again"
         return (f"{self.folder}: no good checkpoint is left, damaged are {names}{why}: put a good copy back, or begin "
                 "at step 0 again with --start-over (resume=\"start-over\"); the damaged ones stay")
 

@@ -9,7 +9,7 @@ pid, each exactly once.
 
 On several hosts one launcher runs on each, with the same arguments; the first host's starts the scheduler. They share
 the run folder and nothing else: a stop file stops all, and a launcher whose ranks fail says so in ``heartbeat/node_K``,
-which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, so that no second launch meets it there.
+which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, so that no second launch meets it.
 """
 
 from __future__ import annotations
@@ -363,7 +363,8 @@ class Launcher:
         """Tell other launchers, and whoever looks at the run, how this one stands."""
         self.lock.check()
         facts = {"v": 1, "pid": os.getpid(), "process": self.lock.process.to_dict(),
-                 "host": socket.gethostname(), "node_rank": self.plan.node_rank, "state": state, "reason": reason, "attempt": self.attempt, "time": time.time(),
+                 "host": socket.gethostname(), "node_rank": self.plan.node_rank, "state": state, "reason": reason,
+                 "attempt": self.attempt, "time": time.time(),
                  "backend": self.plan.backend, "world": self.plan.world, "ranks": list(self.plan.here.ranks),
                  "hosts": [host.name for host in self.plan.hosts], **more}
         write_json_atomic(self.run / HEARTBEAT / f"node_{self.plan.node_rank}", facts)

@@ -2,7 +2,8 @@
 
 Each command becomes the leader of a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone.
 msrun and mpirun start further processes; these are remembered while they can be seen, as psutil objects, which know
-a process by pid and start time, and by their sessions: a pid that was given to somebody else meanwhile is never touched.
+a process by pid and start time, and by their sessions: a pid that was given to somebody else meanwhile is never
+touched.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The pid file of a server: its number for people and scripts, and beside it the lock that proves whose number it is.
 
-``--pid-file serve.pid`` writes the number to ``serve.pid`` and holds ``serve.pid.lock`` while the server lives. A number
-alone proves nothing: it may be another program's by now, or mean another process in this container. So ``--stop``
-signals only a process of this host, boot and pid namespace that started when the lock says and that holds the lock.
+``--pid-file serve.pid`` writes the number to ``serve.pid`` and holds ``serve.pid.lock`` while the server lives. A
+number alone proves nothing: it may be another program's by now, or mean another process in this container. So
+``--stop`` signals only a process of this host, boot and pid namespace that started when the lock says and that holds the lock.
 """
 
 from __future__ import annotations
@@ -82,8 +82,8 @@ def stop_server(path: Path | str, seconds: float = 90.0) -> int:
     deadline = time.monotonic() + seconds
     while lives(record.process) is not False:
         if time.monotonic() > deadline:
-            raise InputError(f"process {record.process.pid} still finishes requests after {seconds:.0f} s: wait, or signal "
-                             "it again")
+            raise InputError(f"process {record.process.pid} still finishes requests after {seconds:.0f} s: wait, or "
+                             "signal it again")
         time.sleep(0.05)
     return record.process.pid
 
@@ -95,16 +95,16 @@ def _provable(path: Path) -> Record:
     if record is None:
         if number is None or not lock.exists() and not _exists(number):
             raise InputError(f"{path}: no server runs with this pid file")
-        raise InputError(f"{path}: nothing proves that process {number} is the server of this file ({lock} is not there or "
-                         "cannot be read), so it was not signalled: look what it is, and end it yourself")
+        raise InputError(f"{path}: nothing proves that process {number} is the server of this file ({lock} is not "
+                         "there or cannot be read), so it was not signalled: look what it is, and end it yourself")
     alive = holder_lives(lock, record)
     if alive is False:
         raise InputError(f"{path}: no server runs with this pid file")
     if lives(record.process) is None:
         raise InputError(f"{path}: its server is process {record}, which cannot be reached from here: stop it there")
     if record.firm and not is_locked(lock):
-        raise InputError(f"{path}: process {record.process.pid} does not hold {lock} any more, so it was not signalled: look "
-                         "what it is, and end it yourself")
+        raise InputError(f"{path}: process {record.process.pid} does not hold {lock} any more, so it was not "
+                         "signalled: look what it is, and end it yourself")
     return record
 
 

@@ -33,7 +33,7 @@ AT_ONCE = ("joining", "joined", "done", "failed", "refused")
 
 @dataclass
 class Beat:
-    """What a rank says of itself; ``process`` is its identity (``pangu_lab.identity``), by which it is told from others.
+    """What a rank says of itself; ``process`` is its identity (``pangu_lab.identity``).
 
     ``state`` is a word ("starting", "joining", "compiling", "training", …, or "done", "failed", "refused"), ``note`` the
     reason of the end, ``progress`` a number that grows with every ``beat``, ``moved`` the time of the last one and

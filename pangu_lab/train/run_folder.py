@@ -1,7 +1,7 @@
 """The run folder as its owner, the training process, sees it: opens it, keeps its status, ends it.
 
-Only one process may train in a folder at a time: it holds the lock ``lock``, and a second one is refused while the first
-lives. A process from which the lock was taken (it had been suspended, and was taken for dead) writes no more.
+Only one process may train in a folder at a time: it holds the lock ``lock``, and a second one is refused while the
+first lives. A process from which the lock was taken (it had been suspended, and was taken for dead) writes no more.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ class RunFolder:
         if exists and resume is False:
             raise InputError(f"{self.folder} holds a run already: choose another name, or resume it")
         if not exists and self.folder.exists():
-            names = {name for name in os.listdir(self.folder) if not _LEFT.fullmatch(name) and not _OTHERS.fullmatch(name)}
-            if not names <= _EMPTY:
+            names = [name for name in os.listdir(self.folder) if name not in _EMPTY]
+            if not all(_LEFT.fullmatch(name) or _OTHERS.fullmatch(name) for name in names):
                 raise InputError(f"{self.folder} is not empty and holds no run: choose another folder")
         return exists
 

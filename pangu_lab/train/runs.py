@@ -1,8 +1,8 @@
 """Run folders seen from outside: which there are, what state each is in, and how to ask one to stop.
 
-Whether the process of a run lives is decided by its identity and its lock (``pangu_lab.locking``). Where neither reaches,
-on another host, the beats in its status are watched from one look to the next; only for a first look, which has none
-before it, the time in it must do, and then ten minutes must have passed, because clocks of hosts differ.
+Whether the process of a run lives is decided by its identity and its lock (``pangu_lab.locking``). Where neither
+reaches, on another host, the beats in its status are watched from one look to the next; only for a first look, which has
+none before it, the time in it must do, and then ten minutes must have passed, because clocks of hosts differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STATUS = "status.json"
 STOP = "stop"
 LOCK = "lock"
 ENDED = ("finished", "stopped", "failed", "died")
-SILENT_SECONDS = 30.0  # without a beat, on our own clock, until a run on another host counts as dead; they come every 5 s
+SILENT_SECONDS = 30.0  # without a beat (they come every 5 s), on our clock, until another host's run counts as dead
 LONG_AGO = 600.0
 _beats: dict[str, tuple[Any, float]] = {}  # run → the last beat seen, and when by our clock
 

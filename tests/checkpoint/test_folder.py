@@ -80,7 +80,7 @@ def test_saving_again_replaces_and_leaves_nothing_else(tmp_path):
                                      '{"format": 1, "files": {"state.json": {}, "config.yaml": {}}}', "{",
                                      '{"format": 1, "files": {"state.json": {"size": 1, "sha256": "0"}}}',
                                      '{"format": 1, "files": {"config.yaml": {"size": 1, "sha256": "0"}, '
-                                     '"state.json": {"size": "1", "sha256": 0}, "../../x": {"size": 1, "sha256": ""}}}'])
+                                     '"state.json": {"size": "1", "sha256": 0}, "../x": {"size": 1, "sha256": ""}}}'])
 def test_a_manifest_of_another_shape_is_a_damaged_checkpoint(tmp_path, content):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text(content)
@@ -130,8 +130,8 @@ def test_a_newer_format_is_not_called_damaged(tmp_path):
 def test_only_names_that_are_exactly_ours_are_listed_and_in_the_order_of_their_numbers(tmp_path):
     for step in (99_999_999, 100_000_000, 7, 1_000_000_000):
         step_folder(tmp_path, step).mkdir()
-    for name in ("best-step-00000004", "step-00000004.damaged", "step-4", "step-000000004", "step-00000004-copy",
-                 ".step-00000004.shards", "step-0000000٤", "step-00000005\n"):
+    for name in ("best-step-00000004", "step-00000004.damaged", "step-4", "step-000000004",
+                 "step-00000004-copy", ".step-00000004.shards", "step-0000000٤", "step-00000005\n"):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000006").write_text("a file")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000007", "step-99999999", "step-100000000",

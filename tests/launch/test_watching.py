@@ -47,7 +47,7 @@ def test_a_rank_is_known_whatever_the_clock_says(process, monkeypatch):
     assert rank_process(beat_of(process.pid)).pid == process.pid
 
 
-@pytest.mark.parametrize("changes", [{"ticks": 1}, {"boot": "another", "host": "elsewhere"}, {"namespace": "pid:[1]"}])
+@pytest.mark.parametrize("changes", [{"ticks": 1}, {"boot": "another"}, {"namespace": "pid:[1]"}])
 def test_a_stranger_with_the_ranks_number_is_neither_asked_nor_ended(tmp_path, process, changes):
     job = Job(prepare(preset("debug"), tmp_path / "run", 1)[1], Patience())
     beat = beat_of(process.pid, **changes)
@@ -58,7 +58,8 @@ def test_a_stranger_with_the_ranks_number_is_neither_asked_nor_ended(tmp_path, p
 
 def test_a_session_whose_number_went_to_a_stranger_is_not_ended(process):
     processes = Processes()
-    processes._sessions[process.pid] = dataclasses.replace(identity_of(process.pid), ticks=1)  # of a child that has gone
+    gone = dataclasses.replace(identity_of(process.pid), ticks=1)
+    processes._sessions[process.pid] = gone  # of a child of ours
     processes.end(grace=0.1)
     assert process.poll() is None
     processes._sessions[process.pid] = identity_of(process.pid)
@@ -70,7 +71,7 @@ def test_a_rank_knows_its_launcher_from_a_stranger_with_its_number(tmp_path, pro
     monkeypatch.setenv("PANGU_LAB_LAUNCHER", f"{process.pid}@{own_identity().host}")
     orphan = _Orphan(tmp_path)
     assert not orphan.alone()
-    orphan.launcher = dataclasses.replace(orphan.launcher, ticks=1)  # the launcher ended, another process got its number
+    orphan.launcher = dataclasses.replace(orphan.launcher, ticks=1)  # another process got its number
     assert orphan.alone()
 
 

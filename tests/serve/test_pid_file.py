@@ -69,7 +69,8 @@ def write_lock(file, process, **changes):
 def test_the_file_has_the_number_while_the_server_lives_and_goes_with_it(file, tmp_path):
     with pid_file(file):
         assert file.read_text() == f"{os.getpid()}\n" and read_pid(file) == os.getpid()
-        with pytest.raises(InputError, match=f"process {os.getpid()} is alive and serves .*--stop --pid-file"), pid_file(file):
+        words = f"process {os.getpid()} is alive and serves .*--stop --pid-file"
+        with pytest.raises(InputError, match=words), pid_file(file):
             pass
     assert list(tmp_path.iterdir()) == [] and read_pid(file) is None
 
@@ -105,7 +106,7 @@ def test_a_stranger_that_got_the_number_is_not_signalled(file, stranger):
 
 def test_a_process_that_does_not_hold_the_lock_is_not_signalled(file, stranger):
     write_lock(file, identity_of(stranger.pid))
-    with pytest.raises(InputError, match=f"process {stranger.pid} does not hold .*serve.pid.lock any more, so it was not signalled"):
+    with pytest.raises(InputError, match=f"{stranger.pid} does not hold .*serve.pid.lock any more, so it was not"):
         stop_server(file)
     assert stranger.poll() is None
 
@@ -123,7 +124,7 @@ def test_a_number_without_a_lock_is_not_signalled(file, stranger):
 
 def test_a_server_on_another_host_is_named_and_not_signalled(file, stranger):
     write_lock(file, identity_of(stranger.pid), host="elsewhere", boot="another")
-    with pytest.raises(InputError, match=f"process {stranger.pid} .on host elsewhere since .*cannot be reached from here: stop it there"):
+    with pytest.raises(InputError, match=f"{stranger.pid} .on host elsewhere since .* reached from here: stop it there"):
         stop_server(file)
     assert stranger.poll() is None
 

@@ -98,7 +98,7 @@ def test_a_refused_start_changes_nothing(tmp_path):
     try:
         assert owner.stdout.readline() == "mine\n"
         (tmp_path / "run" / "stop").touch()
-        with pytest.raises(InputError, match=f"process {owner.pid} is training here .on host .* stop it first .create the file"):
+        with pytest.raises(InputError, match=f"{owner.pid} is training here .on host .* stop it first .create the"):
             RunFolder(tmp_path / "run").open(preset("debug").replace(**{"train.steps": 7}), "auto")
         assert (tmp_path / "run" / "stop").exists() and "steps: 7" not in (tmp_path / "run" / "config.yaml").read_text()
     finally:
@@ -304,7 +304,8 @@ def test_falling_back_and_starting_over_are_told_by_name(debug_config, tmp_path,
         train(config, folder)
     assert [event["resumed_from"] for event in read_events(folder) if event["kind"] == "start"] == [0]
     result = train(config, folder, resume="start-over")
-    assert result.step == 4 and [event["resumed_from"] for event in read_events(folder) if event["kind"] == "start"] == [0, 0]
+    assert result.step == 4
+    assert [event["resumed_from"] for event in read_events(folder) if event["kind"] == "start"] == [0, 0]
     assert sorted(os.listdir(folder / "checkpoints")) == ["step-00000004", "step-00000004.damaged"]
     for text in ("set aside as step-00000004.damaged", "starting over at step 0"):
         assert text in caplog.text and any(text in warning for warning in warnings_of(folder))
