@@ -19,6 +19,8 @@ from typing import Any
 
 from pangu_lab.errors import InputError
 
+RANDOM = "[a-z0-9_]{8}"  # what tempfile puts at the end of a name
+
 
 def cache_folder() -> Path:
     """Where things lie that can be made again: ``$PANGU_LAB_CACHE``, or pangu-lab in the user's cache folder."""
@@ -116,10 +118,33 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
+    """Between the two renamings nothing has the name ``path``: a kill there is mended by ``recover_folder``."""
     if not path.exists():
         os.rename(temporary, path)
         return
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old-"))
     os.rename(path, old / "old")
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except BaseException:
+        recover_folder(path, old)
+        raise
+    fsync_path(path.parent)  # the old one goes only when the new one has its name on the disk
     shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path, old: Path) -> bool:
+    """Mend what a killed ``whole_folder`` left in ``old``: back in its place if that is empty, else deleted.
+
+    Only for who may write ``path``, and when no ``whole_folder`` is at work on it.
+
+    Returns:
+        Whether the old folder was put back.
+    """
+    kept = old / "old"
+    back = kept.is_dir() and not path.exists()
+    if back:
+        os.rename(kept, path)
+        fsync_path(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+    return back

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,12 @@ def two_hosts():
         if not hosts:
             pytest.skip("this machine does not allow network namespaces")
         yield hosts
+
+
+@pytest.fixture(scope="session")
+def another_namespace() -> list[str]:
+    """Words before a command that give it a pid namespace of its own."""
+    words = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if shutil.which("unshare") is None or subprocess.run([*words, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not allow pid namespaces")
+    return words

@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from pangu_lab import cli
+from pangu_lab.checkpoint import list_checkpoints
 from pangu_lab.cli.common import settings
 from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, preset
@@ -252,6 +254,36 @@ def test_a_run_goes_on_with_its_own_settings(workplace, capsys, monkeypatch):
     assert code == 0 and "finished at step 14" in out
     code, _, err = run("train", "--run", "runs/a", "--new", capsys=capsys)
     assert code == 2 and "runs/a" in err and err.count("\n") == 1
+
+
+def test_a_damaged_checkpoint_is_named_on_the_terminal_and_starting_over_needs_a_word(workplace):
+    folder = workplace / "runs" / "cut"
+    shutil.copytree(workplace / "runs" / "a", folder)
+    saved = list_checkpoints(folder / "checkpoints")
+    for path in saved:
+        os.truncate(path / "shard-00000.safetensors", 1000)
+
+    def train(*more: str) -> tuple[int, str]:
+        words = [sys.executable, "-m", "pangu_lab.cli", "train", "--run", "runs/cut", "--steps", "2", *more]
+        done = subprocess.run(words, cwd=workplace, capture_output=True, text=True, timeout=240,
+                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        return done.returncode, done.stderr
+
+    code, err = train()
+    refusal = [line for line in err.splitlines() if line.startswith("pangu-lab train:")]
+    assert code == 2 and len(refusal) == 1
+    assert "--start-over" in refusal[0] and all(path.name in refusal[0] for path in saved)
+    code, err = train("--start-over")
+    assert code == 0 and "starting over at step 0" in err
+    assert all(f"set aside as {path.name}.damaged" in err for path in saved)
+
+
+def test_the_word_for_starting_over_reaches_the_ranks_of_a_launch(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    line = ("launch", "--preset", "debug", "--data", "data", "--run", "runs/none", "--dry-run")
+    for more, there in (((), False), (("--start-over",), True)):
+        code, out, _ = run(*line, *more, capsys=capsys)
+        assert code == 0 and ("--start-over" in out) == there
 
 
 def test_runs_lists_what_there_is_and_says_when_there_is_nothing(workplace, capsys, monkeypatch):

@@ -178,3 +178,19 @@ def test_a_reader_never_meets_half_a_file(tmp_path):
     stop.set()
     writer.join()
     assert reads > 10
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "data") as folder:
+        (folder / "old").write_text("old")
+    rename = os.rename
+
+    def refuse(source, target):
+        if ".partial-" in str(source):
+            raise OSError("disk full")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(OSError, match="disk full"), whole_folder(tmp_path / "data", replace=True) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["old"]

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "files", "progress", "fonts", "compiling", "ranges"),
+    ("errors", "identity", "files", "locking", "progress", "fonts", "compiling", "ranges"),
     ("config", "presets", "memory"), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",),
     ("export",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),

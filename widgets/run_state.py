@@ -18,6 +18,7 @@ import psutil
 from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
 from pangu_lab.files import read_json
+from pangu_lab.identity import lives, parse_identity
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.train.runs import STATUS, read_status
 
@@ -37,7 +38,7 @@ def state_of(folder: Path) -> tuple[str, str]:
         status = read_status(folder)
     launched_later = launch and launch.get("time", 0.0) > status.get("heartbeat", 0.0)
     if launched_later and launch["state"] == "running":
-        if psutil.pid_exists(int(launch["pid"])):
+        if _lives(launch):
             return "starting", ""
         return "died", "the launcher ended without a word"
     if launched_later and launch["state"] == "failed":
@@ -55,6 +56,12 @@ def _launch(folder: Path) -> dict[str, Any]:
         if isinstance(values, dict) and "state" in values and "pid" in values:
             return values
     return {}
+
+
+def _lives(launch: dict[str, Any]) -> bool:
+    """Whether a launcher lives; one on another host does as far as is known here."""
+    process = parse_identity(launch.get("process"))
+    return psutil.pid_exists(int(launch["pid"])) if process is None else lives(process) is not False
 
 
 def heard_of(folder: Path) -> float:

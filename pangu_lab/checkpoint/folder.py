@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional
@@ -24,7 +23,12 @@ from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_ato
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{8})$")
+STEP = r"step-(?:[0-9]{8}|[1-9][0-9]{8,})"  # nine digits and more from step 100,000,000 on
+_NAME = re.compile(STEP)
+
+
+class Damaged(InputError):
+    """A checkpoint that was whole once: a file is missing, or is not what the manifest says."""
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -95,34 +99,74 @@ class Checkpoint:
 
     def __init__(self, folder: Path | str, verify: bool = True):
         self.folder = Path(folder)
-        manifest = read_json(self.folder / "manifest.json", "the checkpoint's manifest")
-        if manifest.get("format") != FORMAT:
-            raise InputError(f"{self.folder}: checkpoint format {manifest.get('format')!r} is not known to this version")
-        for name, entry in manifest["files"].items():
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder}: no such checkpoint folder")
+        try:
+            self._open(verify)
+        except OSError as error:
+            raise InputError(f"{error.filename or self.folder}: cannot be read ({error.strerror})") from None
+
+    def _open(self, verify: bool) -> None:
+        files = self._files()
+        for name, entry in files.items():
             self._check_file(name, entry, verify)
-        self.state: dict[str, Any] = read_json(self.folder / "state.json", "the checkpoint's state")
-        self.tensors = self._index(manifest["files"])
+        self.state: dict[str, Any] = self._json("state.json", "the checkpoint's state")
+        if type(self.state.get("step", 0)) is not int:
+            raise Damaged(f"{self.folder / 'state.json'}: step {self.state['step']!r} is no number: it is damaged")
+        self.tensors = self._index(files)
+
+    def _json(self, name: str, what: str) -> dict[str, Any]:
+        try:
+            value = read_json(self.folder / name, what)
+        except InputError as error:
+            raise Damaged(str(error)) from None
+        if not isinstance(value, dict):
+            raise Damaged(f"{self.folder / name}: {what} is a {type(value).__name__}, not an object: it is damaged")
+        return value
+
+    def _files(self) -> dict[str, dict[str, Any]]:
+        """The manifest's entries, of which each has a size and a sha256."""
+        manifest, path = self._json("manifest.json", "the checkpoint's manifest"), self.folder / "manifest.json"
+        known = manifest.get("format")
+        if type(known) is not int:
+            raise Damaged(f"{path}: names no format: it is damaged")
+        if known != FORMAT:
+            raise InputError(f"{self.folder}: checkpoint format {known} is not known to this version")
+        files = manifest.get("files")
+        if not isinstance(files, dict) or not {"state.json", "config.yaml"} <= set(files):
+            raise Damaged(f"{path}: does not name the files of a checkpoint: it is damaged")
+        for name, entry in files.items():
+            whole = isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
+            if not whole or name != Path(name).name:
+                raise Damaged(f"{path}: what it says of {name!r} is not a file's size and sha256: it is damaged")
+        return files
 
     def _check_file(self, name: str, entry: Mapping[str, Any], verify: bool) -> None:
         path = self.folder / name
         if not path.is_file():
-            raise InputError(f"{path} is missing: the checkpoint is not whole")
+            raise Damaged(f"{path} is missing: the checkpoint is not whole")
         if path.stat().st_size != entry["size"]:
-            raise InputError(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}: it is damaged")
+            raise Damaged(f"{path} has {path.stat().st_size} bytes instead of {entry['size']}: it is damaged")
         if verify and sha256_file(path) != entry["sha256"]:
-            raise InputError(f"{path} does not match its sha256: it is damaged")
+            raise Damaged(f"{path} does not match its sha256: it is damaged")
 
     def _index(self, files: Mapping[str, Any]) -> dict[str, list[tuple[str, tuple, tuple]]]:
         """name → [(shard file, whole shape, offset)]."""
-        from safetensors import safe_open
-
         index: dict[str, list[tuple[str, tuple, tuple]]] = {}
         for shard in (name for name in files if name.endswith(".safetensors")):
-            with safe_open(self.folder / shard, "np") as handle:
-                places = json.loads(handle.metadata()["places"])
-            for name, (shape, offset) in places.items():
+            for name, (shape, offset) in self._places(shard):
                 index.setdefault(name, []).append((shard, tuple(shape), tuple(offset)))
         return index
+
+    def _places(self, shard: str) -> list[tuple[str, tuple]]:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.folder / shard, "np") as handle:
+                places = json.loads((handle.metadata() or {})["places"])
+            return [(name, (list(shape), list(offset))) for name, (shape, offset) in places.items()]
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise Damaged(f"{self.folder / shard}: not a shard of a checkpoint ({error}): it is damaged") from None
 
     @property
     def config(self) -> RunConfig:
@@ -179,12 +223,12 @@ class Checkpoint:
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
-    """The checkpoint folders below ``folder``, oldest first; not verified."""
+    """The checkpoint folders below ``folder``, oldest first; not verified. Only names that are exactly a step's."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and _NAME.search(path.name)
-                  and not path.name.startswith("."))
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()),
+                  key=lambda path: int(path.name.partition("-")[2]))
 
 
 def latest_checkpoint(folder: Path | str, warn=log.warning) -> Optional[Checkpoint]:
@@ -195,9 +239,3 @@ def latest_checkpoint(folder: Path | str, warn=log.warning) -> Optional[Checkpoi
         except InputError as error:
             warn(f"skipped checkpoint {path.name}: {error}")
     return None
-
-
-def prune_checkpoints(folder: Path | str, keep: int) -> None:
-    """Delete all but the newest ``keep`` checkpoints."""
-    for path in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(path)

@@ -93,7 +93,7 @@ def run_export(args: argparse.Namespace) -> int:
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM, which both are good ends: the first waits for running requests."""
     from pangu_lab.serve import parse_limits, serve
-    from pangu_lab.serve.server import pid_file
+    from pangu_lab.serve.pid_file import pid_file
 
     if args.stop:
         return _stop_server(args)
@@ -147,8 +147,9 @@ def _from_rank_table(args: argparse.Namespace) -> None:
 def _be_agent(args: argparse.Namespace) -> int:
     """Keep rank processes for the server of another host; they find it, and find it again, by themselves."""
     from pangu_lab.export.loading import rank_folders, read_bundle
+    from pangu_lab.serve.pid_file import pid_file
     from pangu_lab.serve.rank import Keeper
-    from pangu_lab.serve.server import MASTER_PORT, pid_file
+    from pangu_lab.serve.server import MASTER_PORT
 
     key, nproc = os.environ.get(KEY), 1 if args.nproc is None else args.nproc
     if not key:
@@ -216,7 +217,7 @@ def _signals() -> Iterator[_Came]:
 
 
 def _stop_server(args: argparse.Namespace) -> int:
-    from pangu_lab.serve.server import stop_server
+    from pangu_lab.serve.pid_file import stop_server
 
     if not args.pid_file:
         raise InputError("--stop needs --pid-file FILE, the one that the server was started with")

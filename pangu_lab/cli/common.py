@@ -114,6 +114,12 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
                         "release; schedule and optimizer start anew (incremental training)")
 
 
+def add_start_over(parser: argparse.ArgumentParser) -> None:
+    """``--start-over``: what the verbs that train share."""
+    parser.add_argument("--start-over", action="store_true", help="begin at step 0 again when every checkpoint of the "
+                        "run is damaged; the damaged ones stay, under the name step-….damaged")
+
+
 def init_from(args: argparse.Namespace) -> str | None:
     """The setting for it: an absolute path, so that it means the same on every rank."""
     return str(Path(args.init_from).resolve()) if args.init_from else None

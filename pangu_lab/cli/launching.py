@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_init_from, add_settings, add_verb, finish, init_from, settings
+from pangu_lab.cli.common import add_init_from, add_settings, add_start_over, add_verb, finish, init_from, settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, progress_bar, say
 
@@ -41,6 +41,7 @@ def _register_launch(verbs: Any) -> None:
     launch.add_argument("--steps", type=int, metavar="N", help="steps in all")
     launch.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
     add_init_from(launch)
+    add_start_over(launch)
     watch = launch.add_argument_group("watching", "seconds after which a rank counts as hanging")
     watch.add_argument("--heartbeat-timeout", type=float, default=30.0, metavar="S",
                        help="without a sign of life (default %(default)g)")
@@ -55,6 +56,7 @@ def _register_launch(verbs: Any) -> None:
 
 def run_launch(args: argparse.Namespace) -> int:
     from pangu_lab.launch import LaunchFailed, Patience, launch, prepare
+    from pangu_lab.launch.plan import WORKER
     from pangu_lab.train.memory import memory_lines
 
     if args.restarts < 0 or (args.nproc is not None and args.nproc < 1):
@@ -66,7 +68,8 @@ def run_launch(args: argparse.Namespace) -> int:
                       train__init_from=init_from(args))
     backend = args.backend or ("ranktable" if args.rank_table else "local")
     where = dict(hosts=args.hosts, rank_table=args.rank_table, master_addr=args.master_addr,
-                 master_port=args.master_port, node_rank=args.node_rank)
+                 master_port=args.master_port, node_rank=args.node_rank,
+                 program=(*WORKER, "--start-over") if args.start_over else WORKER)
     if args.dry_run:
         config, plan = prepare(config, run, args.nproc, backend, **where)
         for line in plan.lines():
@@ -100,6 +103,8 @@ def _tell(event: dict[str, Any]) -> None:
         say(f"rank {event['rank']}: {event['state']}")
     elif kind == "stopping":
         say("stopping: every rank finishes its step and saves; once more ends them at once")
+    elif kind == "warning":
+        complain(event["text"])
     elif kind == "restart":
         say(f"{event['what']}: attempt {event['attempt']} of {event['of']}")
 

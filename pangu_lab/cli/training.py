@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_init_from, add_settings, add_verb, finish, init_from, settings
+from pangu_lab.cli.common import add_init_from, add_settings, add_start_over, add_verb, finish, init_from, settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
 
@@ -27,6 +27,7 @@ def register(verbs: Any) -> None:
     train.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
     add_init_from(train)
     train.add_argument("--new", action="store_true", help="refuse to go on with a run that exists")
+    add_start_over(train)
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
@@ -53,7 +54,8 @@ def run_train(args: argparse.Namespace) -> int:
     try:
         with progress_bar("train") as progress:
             progress(0, None, "compiling")
-            result = train(config, run, resume=False if args.new else "auto", progress=progress)
+            resume = False if args.new else "start-over" if args.start_over else "auto"
+            result = train(config, run, resume=resume, progress=progress)
     except TrainingFailed as error:
         complain(f"pangu-lab train: {error}")
         return 1

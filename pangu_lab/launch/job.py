@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
-import socket
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Optional
 
 import psutil
 
+from pangu_lab.identity import lives, parse_identity, send_signal
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.launch.plan import LaunchPlan
 from pangu_lab.launch.processes import Processes
@@ -174,7 +174,7 @@ class Job:
     def _vanished(self, rank: int) -> Optional[Trouble]:
         """A rank that is not our own child: all we see is that its process is gone, without a last word."""
         beat = self.seen[rank].beat
-        if beat is None or beat.state == "done" or not _is_here(beat) or rank_process(beat) is not None:
+        if beat is None or beat.state == "done" or not _is_gone(beat):
             return None
         return Trouble(rank, f"rank {rank} ended without a word at step {beat.step}", self._lines(rank),
                        when=self.seen[rank].there)
@@ -240,13 +240,13 @@ class Job:
 
     def _stack(self, rank: int, beat: Beat) -> tuple[str, ...]:
         """Where in the program a living rank stands: it writes its Python stack to its log when asked."""
-        process = rank_process(beat)
+        process = parse_identity(beat.process)
         if process is None or not hasattr(signal, "SIGUSR1"):
             return ()
         log = self.run / "logs" / f"rank_{rank}.log"
         size = log.stat().st_size if log.exists() else 0
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGUSR1)
+        if not send_signal(process, signal.SIGUSR1):
+            return ()
         time.sleep(0.5)
         with contextlib.suppress(OSError), open(log, "rb") as handle:
             handle.seek(size)
@@ -264,20 +264,20 @@ class Job:
         self.processes.end(here)
 
 
-def _is_here(beat: Beat) -> bool:
-    return beat.host == socket.gethostname()
-
-
 def rank_process(beat: Beat) -> Optional[psutil.Process]:
-    """The living process that wrote ``beat`` on this machine; None when it is gone."""
-    if not _is_here(beat):
+    """The living process that wrote ``beat`` on this machine; None when it is gone, or not to be seen from here."""
+    process = parse_identity(beat.process)
+    if process is None or not lives(process):
         return None
-    try:
-        process = psutil.Process(beat.pid)
-        same = abs(process.create_time() - beat.started) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-        return process if same else None
-    except psutil.NoSuchProcess:
-        return None
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(process.pid)
+    return None
+
+
+def _is_gone(beat: Beat) -> bool:
+    """Whether the process that wrote ``beat`` is known to have ended: one of another host never is."""
+    process = parse_identity(beat.process)
+    return process is not None and lives(process) is False
 
 
 def _ending(code: int) -> str:

@@ -9,7 +9,7 @@ pid, each exactly once.
 
 On several hosts one launcher runs on each, with the same arguments; the first host's starts the scheduler. They share
 the run folder and nothing else: a stop file stops all, and a launcher whose ranks fail says so in ``heartbeat/node_K``,
-which makes the others end theirs.
+which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, so that no second launch meets it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import dataclasses
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -31,16 +32,17 @@ from typing import Any, Optional
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import write_json_atomic, write_text_atomic
+from pangu_lab.files import RANDOM, write_json_atomic, write_text_atomic
 from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_place, read_hosts
 from pangu_lab.launch.job import Job, Patience, Trouble
 from pangu_lab.launch.plan import CONFIG, WORKER, LaunchPlan, Request, make_plan
 from pangu_lab.launch.rank_table import read_rank_table
+from pangu_lab.locking import Lock, LockLost
 from pangu_lab.parallel.mesh import check_layout
 from pangu_lab.progress import Progress, silent
 from pangu_lab.train.events import EventReader
 from pangu_lab.train.heartbeat import FOLDER as HEARTBEAT
-from pangu_lab.train.runs import STATUS, STOP, read_status
+from pangu_lab.train.runs import STOP, refuse_living
 
 POLL_SECONDS = 0.2
 PORT_TRIES = 3  # a free port can be taken between our looking and the scheduler's opening it
@@ -178,7 +180,7 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
         patience: when a silent or idle rank counts as hanging.
         program: what each rank runs, as arguments of the Python interpreter; ``--run FOLDER`` is added.
         on_event: called with {"kind", …}: "started", "rank" (a rank's new state), "waiting", "stopping", "failed",
-            "restart", "ended".
+            "restart", "warning" (what a rank has to say of the run), "ended".
         progress: called with the step reached.
         stop: asked several times a second; True stops the run cleanly, as do Ctrl-C and the ``stop`` file.
 
@@ -216,11 +218,21 @@ class Launcher:
         self.stopping = ""
         self.signals = 0
         self.states: dict[int, str] = {}
+        self.lock = Lock(self.run / HEARTBEAT / f"node_{plan.node_rank}.lock", str(self.run), "launches here",
+                         f"stop it first (create the file {self.run / STOP})")
 
     # ---------------------------------------------------------------- attempts
 
     def go(self, restarts: int) -> LaunchResult:
-        self._open()
+        refuse_living(self.run)
+        with self.lock:
+            self._open()
+            try:
+                return self._attempts(restarts)
+            except LockLost as error:
+                raise LaunchFailed(Trouble(None, str(error)), self.attempt, self.run) from None
+
+    def _attempts(self, restarts: int) -> LaunchResult:
         with self._handling():
             while True:
                 self.attempt += 1
@@ -261,6 +273,7 @@ class Launcher:
         events.new()
         while True:
             time.sleep(POLL_SECONDS)
+            self.lock.check()
             job.look()
             self._tell_states(job)
             self._tell_progress(events)
@@ -326,14 +339,13 @@ class Launcher:
     # ---------------------------------------------------------------- the run folder
 
     def _open(self) -> None:
-        """Make the folder, refuse one in which somebody trains, and write what the ranks are to run."""
-        status = read_status(self.run) if (self.run / STATUS).exists() else {"state": "none"}
-        if status["state"] not in ("none", "finished", "stopped", "failed", "died"):
-            raise InputError(f"{self.run}: process {status['pid']} is training here; stop it first (create the file "
-                             f"{self.run / STOP})")
+        """Make the folder and write what the ranks are to run."""
         (self.run / "logs").mkdir(parents=True, exist_ok=True)
         (self.run / HEARTBEAT).mkdir(exist_ok=True)
         if self.plan.node_rank == 0:
+            for path in self.run.iterdir():  # of a launcher that was killed while it wrote
+                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.{RANDOM}", path.name):
+                    path.unlink()
             with contextlib.suppress(FileNotFoundError):
                 (self.run / STOP).unlink()
         if self.plan.node_rank == 0 or not (self.run / CONFIG).exists():
@@ -349,8 +361,10 @@ class Launcher:
 
     def _note(self, state: str, reason: str = "", **more: Any) -> None:
         """Tell other launchers, and whoever looks at the run, how this one stands."""
-        facts = {"v": 1, "pid": os.getpid(), "host": socket.gethostname(), "node_rank": self.plan.node_rank,
-                 "state": state, "reason": reason, "attempt": self.attempt, "time": time.time(),
+        self.lock.check()
+        facts = {"v": 1, "pid": os.getpid(), "process": self.lock.process.to_dict(),
+                 "host": socket.gethostname(), "node_rank": self.plan.node_rank, "state": state, "reason": reason,
+                 "attempt": self.attempt, "time": time.time(),
                  "backend": self.plan.backend, "world": self.plan.world, "ranks": list(self.plan.here.ranks),
                  "hosts": [host.name for host in self.plan.hosts], **more}
         write_json_atomic(self.run / HEARTBEAT / f"node_{self.plan.node_rank}", facts)
@@ -380,6 +394,8 @@ class Launcher:
 
     def _tell_progress(self, events: EventReader) -> None:
         for event in events.new():
+            if event["kind"] == "warning":
+                self.tell({"kind": "warning", "text": event["text"]})
             if event["kind"] == "step":
                 speed = event.get("tokens_per_second")
                 text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")

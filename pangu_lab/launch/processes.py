@@ -2,7 +2,8 @@
 
 Each command becomes the leader of a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone.
 msrun and mpirun start further processes; these are remembered while they can be seen, as psutil objects, which know
-a process by pid and start time: a pid that was given to somebody else meanwhile is never touched.
+a process by pid and start time, and by their sessions: a pid that was given to somebody else meanwhile is never
+touched.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Optional
 
 import psutil
 
 from pangu_lab.errors import InputError
+from pangu_lab.identity import Identity, identity_of
 from pangu_lab.launch.plan import LAUNCHER, Command, clean_environment
 
 GRACE_SECONDS = 5.0  # between SIGTERM and SIGKILL
@@ -31,6 +34,7 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[tuple[Command, subprocess.Popen]] = []
         self._known: set[psutil.Process] = set()
+        self._sessions: dict[int, Optional[Identity]] = {}  # session → its first process, while the number is ours
         self._looked = 0.0
 
     def start(self, command: Command) -> None:
@@ -49,6 +53,7 @@ class Processes:
                 raise InputError(f"{command.argv[0]} is not installed here: choose another --backend, or install "
                                  "it") from None
         self.started.append((command, process))
+        self._sessions[process.pid] = identity_of(process.pid)
         self._remember(process.pid)
 
     def _remember(self, pid: int) -> None:
@@ -69,10 +74,12 @@ class Processes:
         """Everything started here that still runs."""
         for _, process in self.started:
             process.poll()  # reap, so that a zombie does not count
-        sessions = {process.pid for _, process in self.started}
+        for pid, first in list(self._sessions.items()):
+            if (now := identity_of(pid)) is not None and now != first:  # all of ours have gone: it is another's number
+                del self._sessions[pid]
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):
-                if os.getsid(process.pid) in sessions:
+                if os.getsid(process.pid) in self._sessions:
                     self._known.add(process)
         return {process for process in self._known if _runs(process)}
 

@@ -26,10 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-import psutil
-
 from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
+from pangu_lab.identity import identity_of, lives
 from pangu_lab.launch.plan import CONFIG, LAUNCHER
 from pangu_lab.train import heartbeat
 
@@ -105,11 +104,12 @@ class _Orphan:
         self.run = run
         self.parent = os.getppid()
         pid, _, host = os.environ.get(LAUNCHER, "").partition("@")
-        self.launcher = int(pid) if pid and host == socket.gethostname() else 0
+        self.watched = bool(pid) and host == socket.gethostname()
+        self.launcher = identity_of(int(pid)) if self.watched else None
         self.since = 0.0
 
     def alone(self) -> bool:
-        return os.getppid() != self.parent or bool(self.launcher) and not psutil.pid_exists(self.launcher)
+        return os.getppid() != self.parent or self.watched and (self.launcher is None or lives(self.launcher) is False)
 
     def __call__(self) -> None:
         if not self.alone():
@@ -152,10 +152,10 @@ def read_config(run: Path) -> RunConfig:
     return load_yaml(path if path.is_file() else run / "config.yaml")
 
 
-def _train(run: Path) -> str:
+def _train(run: Path, resume: str) -> str:
     from pangu_lab.train.loop import train
 
-    return train(read_config(run), run).reason
+    return train(read_config(run), run, resume=resume).reason
 
 
 def _schedule() -> int:
@@ -178,11 +178,12 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line of a rank."""
     parser = argparse.ArgumentParser(prog="python -m pangu_lab.launch.worker")
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
+    parser.add_argument("--start-over", action="store_true", help="begin anew when every checkpoint is damaged")
     args = parser.parse_args(arguments)
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return _schedule()
     run = Path(args.run)
-    run_rank(run, lambda place: _train(run))
+    run_rank(run, lambda place: _train(run, "start-over" if args.start_over else "auto"))
 
 
 if __name__ == "__main__":

@@ -10,17 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import secrets
 import socket
 import threading
 import webbrowser
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import write_text_atomic
 from pangu_lab.generate.engine import Engine
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import Scheduler
@@ -207,73 +205,3 @@ def _listen(host: str, port: int) -> socket.socket:
         listening.close()
         raise InputError(f"cannot serve on {host}:{port} ({error}): give another host or port") from None
     return listening
-
-
-# ------------------------------------------------------------------------------------------------- the pid file
-
-
-@contextlib.contextmanager
-def pid_file(path: Optional[Path | str]) -> Iterator[None]:
-    """Keep this process's number in a file while the block runs; another server's file is refused.
-
-    Raises:
-        InputError: a process with the number in the file is alive.
-    """
-    if path is None:
-        yield
-        return
-    path = Path(path)
-    if path.exists() and (pid := read_pid(path)) is not None and pid != os.getpid():
-        raise InputError(f"{path}: process {pid} is alive and serves; end it with `pangu-lab serve --stop "
-                         f"--pid-file {path}`, or give another file")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomic(path, f"{os.getpid()}\n")
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            if path.read_text(encoding="utf-8").strip() == str(os.getpid()):
-                path.unlink()
-
-
-def read_pid(path: Path) -> Optional[int]:
-    """The number in a pid file when such a server is alive; None when it has gone.
-
-    Raises:
-        InputError: the file is none.
-    """
-    import psutil
-
-    try:
-        pid = int(path.read_text(encoding="utf-8").strip())
-    except FileNotFoundError:
-        return None
-    except (ValueError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a pid file") from None
-    try:  # the number may be another program's by now
-        return pid if any("serve" in word for word in psutil.Process(pid).cmdline()) else None
-    except psutil.Error:
-        return None
-
-
-def stop_server(path: Path | str, seconds: float = 90.0) -> int:
-    """End the server whose number is in a pid file and wait until it has gone; gives the number.
-
-    Raises:
-        InputError: no such server, or it did not end in time.
-    """
-    import psutil
-
-    pid = read_pid(Path(path))
-    if pid is None:
-        raise InputError(f"{path}: no server runs with this pid file")
-    try:
-        process = psutil.Process(pid)
-        process.terminate()
-        process.wait(seconds)
-    except psutil.NoSuchProcess:
-        pass
-    except psutil.TimeoutExpired:
-        raise InputError(f"process {pid} still finishes requests after {seconds:.0f} s: wait, or signal it "
-                         "again") from None
-    return pid

@@ -18,9 +18,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import psutil
+
+from pangu_lab.identity import own_identity
 
 FOLDER = "heartbeat"
 SECONDS = 1.0
@@ -31,7 +33,7 @@ AT_ONCE = ("joining", "joined", "done", "failed", "refused")
 
 @dataclass
 class Beat:
-    """What a rank says of itself.
+    """What a rank says of itself; ``process`` is its identity (``pangu_lab.identity``).
 
     ``state`` is a word ("starting", "joining", "compiling", "training", …, or "done", "failed", "refused"), ``note`` the
     reason of the end, ``progress`` a number that grows with every ``beat``, ``moved`` the time of the last one and
@@ -48,6 +50,7 @@ class Beat:
     progress: int = 0
     moved: float = 0.0
     time: float = 0.0
+    process: Optional[dict[str, Any]] = None
 
 
 def beat_file(run_folder: Path | str, rank: int) -> Path:
@@ -68,7 +71,8 @@ class Heartbeat:
     def __init__(self, run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None):
         self.path = beat_file(run_folder, rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.state = Beat(rank, os.getpid(), psutil.Process().create_time(), socket.gethostname(), moved=time.time())
+        self.state = Beat(rank, os.getpid(), psutil.Process().create_time(), socket.gethostname(), moved=time.time(),
+                          process=own_identity().to_dict())
         self.each_time = each_time
         self._lock = threading.Lock()  # of the state; a slow disk must never hold up ``beat``
         self._writing = threading.Lock()
@@ -117,6 +121,14 @@ def start_heartbeat(run_folder: Path | str, rank: int, each_time: Optional[Calla
     global _current
     _current = Heartbeat(run_folder, rank, each_time)
     return _current
+
+
+def silence() -> None:
+    """No word more from this process: the run is another's by now, and so are its files."""
+    global _current
+    if _current is not None:
+        _current.stop()
+        _current = None
 
 
 def beat(state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:

@@ -24,10 +24,10 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from pangu_lab import memory
-from pangu_lab.checkpoint.folder import latest_checkpoint, prune_checkpoints, step_folder
 from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import TokenDataset, open_dataset
 from pangu_lab.errors import InputError
+from pangu_lab.locking import LockLost
 from pangu_lab.model.moe import Experts
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import WORD, OneByOne, parameter_specs
@@ -39,6 +39,7 @@ from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is
                                           parameter_places)
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import load_tokenizer
+from pangu_lab.train import heartbeat
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
@@ -50,7 +51,7 @@ from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
-from pangu_lab.train.saving import save_together
+from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AddGradients, AdamW, GradientStep
@@ -277,12 +278,10 @@ class Trainer:
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
                  "dataset": data_identity(self.dataset)}
-        path = save_together(step_folder(self.run.checkpoints, self.step), *self._own_tensors(), state, self.config,
-                             self.ranks)
-        if not self.ranks.is_first:
-            return path
-        prune_checkpoints(self.run.checkpoints, self.config.train.keep_checkpoints)
-        self.run.event("checkpoint", step=self.step, path=path.name)
+        path = save_together(self.run, self.step, *self._own_tensors(), state, self.config, self.ranks)
+        if self.ranks.is_first:
+            self.run.event("checkpoint", step=self.step, path=path.name)
+            self.run.keeper.prune(self.config.train.keep_checkpoints)
         return path
 
     def _own_tensors(self):
@@ -362,13 +361,17 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     Args:
         config: complete settings; ``data.path`` names a folder made by ``prepare``.
         run_folder: created, or continued from its last whole checkpoint.
-        resume: "auto" continues a run that is there; True insists on one; False refuses one.
+        resume: "auto" continues a run that is there; True insists on one; False refuses one; "start-over" is "auto",
+            and begins at step 0 again when every checkpoint of the run is damaged.
         stop: asked after every step; True ends the run cleanly, as does the file ``stop`` in the run folder.
 
     Raises:
         InputError: settings, data set and run folder do not go together.
-        TrainingFailed: numbers went out of range; the message says which setting to try.
+        TrainingFailed: numbers went out of range; the message says which setting to try. Or another process has taken
+            over the run while this one was suspended.
     """
+    if resume not in (True, False, "auto", "start-over"):
+        raise InputError(f"resume={resume!r} is not known: give \"auto\", \"start-over\", True or False")
     ms.set_context(mode=ms.GRAPH_MODE)
     rank, world = start_communication()
     if world != config.parallel.world_size:
@@ -380,13 +383,16 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     config = _with_tokenizer(config, dataset)
     told = memory_line(config) if rank == 0 and ms.get_context("device_target") == "CPU" else ""
     run = RunFolder(run_folder, owner=rank == 0)
-    run.open(config, resume)
-    if told:
-        memory.log.info(told)
+    created = run.open(config, resume)
     with run.running(config.train.steps) as signals, GraphCache(config) as graphs:
+        if told:
+            memory.log.info(told)
         trainer = Trainer(config, run, dataset, evalset, mesh, graphs)
         try:
-            reason, path = _run(trainer, signals, progress, stop)
+            reason, path = _run(trainer, signals, progress, stop, created, resume == "start-over")
+        except LockLost as error:
+            heartbeat.silence()
+            raise TrainingFailed(str(error)) from None
         except BaseException as error:
             run.finish("failed", trainer.step, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
             raise
@@ -428,10 +434,11 @@ def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenD
     return dataset
 
 
-def _run(trainer: Trainer, signals, progress: Progress, stop) -> tuple[str, Path]:
+def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, start_over: bool) -> tuple[str, Path]:
     config, run = trainer.config, trainer.run
-    checkpoint = latest_checkpoint(run.checkpoints, lambda text: run.event("warning", text=text))
-    trainer.ranks.barrier()  # every rank has looked before any writes
+    checkpoint = newest_together(run, start_over, trainer.ranks)
+    if checkpoint is None and run.owner and not created:
+        run.warn("the run holds no good checkpoint: starting over at step 0")
     if checkpoint is not None:
         _check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
@@ -477,6 +484,7 @@ def _deadline(minutes: Optional[float]) -> float:
 
 
 def _stop_reason(run: RunFolder, signals, deadline: float, stop) -> Optional[str]:
+    run.check()
     if signals.received:
         return "signal"
     if run.stop_asked():

@@ -1,12 +1,15 @@
 """The run folder as its owner, the training process, sees it: opens it, keeps its status, ends it.
 
-Only one process may train in a folder at a time; a second one is refused while the first lives.
+Only one process may train in a folder at a time: it holds the lock ``lock``, and a second one is refused while the
+first lives. A process from which the lock was taken (it had been suspended, and was taken for dead) writes no more.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -18,18 +21,26 @@ from typing import Any
 import psutil
 
 from pangu_lab.checkpoint.folder import list_checkpoints
+from pangu_lab.checkpoint.keeping import Keeper
 from pangu_lab.config import RunConfig, load_yaml
 from pangu_lab.errors import InputError
-from pangu_lab.files import whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.files import RANDOM, whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.identity import own_identity
+from pangu_lab.locking import Lock
 from pangu_lab.train.events import EventLog
 from pangu_lab.train.heartbeat import beat
-from pangu_lab.train.runs import STATUS, STOP, read_status
+from pangu_lab.train.runs import STATUS, STOP, refuse_living, run_lock
 
+log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 # what may differ when a run goes on: how long, how often, where the data lies; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path", "train.offload",
               "train.offload_folder", "train.init_from"}
+# what an owner that was killed left of files and folders which it was just writing
+_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.{RANDOM}|\.tokenizer\.partial-{RANDOM}")
+_OTHERS = re.compile(rf"\.launch\.(json|yaml)\.{RANDOM}")  # a launcher may be writing it at this moment
+_EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what a start that did not get far leaves
 
 
 class Signals:
@@ -56,8 +67,11 @@ class RunFolder:
         self.owner = owner
         self.checkpoints = self.folder / "checkpoints"
         self._status: dict[str, Any] = {}
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._log: EventLog | None = None
+        self.lock: Lock | None = None
+        self.keeper = Keeper(self.checkpoints, self.warn)
+        self._early: list[str] = []  # warnings from before there were events
 
     # ---------------------------------------------------------------- opening
 
@@ -69,31 +83,44 @@ class RunFolder:
         """
         if not self.owner:
             return False
-        exists = (self.folder / "config.yaml").exists()
-        if resume is True and not exists:
-            raise InputError(f"{self.folder}: no run to resume")
-        if exists:
-            if resume is False:
-                raise InputError(f"{self.folder} holds a run already: choose another name, or resume it")
-            self._check_free()
-            self._check_config(config)
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            if not set(os.listdir(self.folder)) <= {"logs", "heartbeat", "launch.json", "launch.yaml"}:
-                raise InputError(f"{self.folder} is not empty and holds no run: choose another folder")
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
-        (self.folder / "logs").mkdir(exist_ok=True)
-        write_text_atomic(self.folder / "config.yaml", config.to_yaml())
+        self._check_place(resume)
+        self.lock = run_lock(self.folder).acquire()
+        try:
+            exists = self._check_place(resume)  # again: another start may have come before us
+            if exists:
+                refuse_living(self.folder)
+            self._clear_up()
+            if exists:
+                self._check_config(config)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            (self.folder / "logs").mkdir(exist_ok=True)
+            write_text_atomic(self.folder / "config.yaml", config.to_yaml())
+        except BaseException:
+            self.lock.release()
+            raise
         with contextlib.suppress(FileNotFoundError):  # a request to stop is for the run that was going on then
             (self.folder / STOP).unlink()
         return not exists
 
-    def _check_free(self) -> None:
-        if not (self.folder / STATUS).exists():
-            return
-        status = read_status(self.folder)
-        if status["state"] not in ("finished", "stopped", "failed", "died") and status["pid"] != os.getpid():
-            raise InputError(f"{self.folder}: process {status['pid']} is training here; stop it first "
-                             f"(create the file {self.folder / STOP})")
+    def _check_place(self, resume: bool | str) -> bool:
+        """Whether a run is there; refuses what does not go with ``resume``."""
+        exists = (self.folder / "config.yaml").exists()
+        if resume is True and not exists:
+            raise InputError(f"{self.folder}: no run to resume")
+        if exists and resume is False:
+            raise InputError(f"{self.folder} holds a run already: choose another name, or resume it")
+        if not exists and self.folder.exists():
+            names = [name for name in os.listdir(self.folder) if name not in _EMPTY]
+            if not all(_LEFT.fullmatch(name) or _OTHERS.fullmatch(name) for name in names):
+                raise InputError(f"{self.folder} is not empty and holds no run: choose another folder")
+        return exists
+
+    def _clear_up(self) -> None:
+        """After an owner that was killed: half-written files go, a checkpoint that was moved away comes back."""
+        for path in self.folder.iterdir():
+            if _LEFT.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        self.keeper.recover()
 
     def _check_config(self, config: RunConfig) -> None:
         """A run goes on with the settings it began with."""
@@ -117,19 +144,39 @@ class RunFolder:
             with _handling(signals):
                 yield signals
             return
+        assert self.lock is not None, "the folder is opened before it is run in"
+        with self.lock:  # given back at the end, however that comes
+            self._begin(steps)
+            thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
+            thread.start()
+            try:
+                with _handling(signals):
+                    yield signals
+            finally:
+                ended.set()
+                thread.join()
+                self._log.close()
+
+    def _begin(self, steps: int) -> None:
         self._log = EventLog(self.folder)
-        self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "state": "starting",
-                        "step": 0, "steps": steps, "reason": ""}
+        for text in self._early:
+            self.event("warning", text=text)
+        self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "beats": 0, "state": "starting",
+                        "step": 0, "steps": steps, "reason": "", "process": own_identity().to_dict()}
         self._write_status()
-        thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
-        thread.start()
-        try:
-            with _handling(signals):
-                yield signals
-        finally:
-            ended.set()
-            thread.join()
-            self._log.close()
+
+    def check(self) -> None:
+        """Raises LockLost when another process has the run by now."""
+        if self.lock is not None:
+            self.lock.check()
+
+    def warn(self, text: str) -> None:
+        """Into the events, and to whoever watches."""
+        log.warning("%s: %s", self.folder, text)
+        if self._log is None:
+            self._early.append(text)
+        else:
+            self.event("warning", text=text)
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
@@ -140,31 +187,34 @@ class RunFolder:
         beat(changes.get("state"), changes.get("step"))
         if not self.owner:
             return
-        with self._lock:
+        with self._writing:
             new_word = changes.get("state", self._status["state"]) != self._status["state"]
             self._status.update(changes)
         if new_word:
             self._write_status()
 
     def _write_status(self) -> None:
-        with self._lock:
-            write_json_atomic(self.folder / STATUS, {**self._status, "heartbeat": time.time()})
+        with self._writing:
+            if self.lock is not None and self.lock.held():
+                self._status["beats"] += 1
+                write_json_atomic(self.folder / STATUS, {**self._status, "heartbeat": time.time()})
 
     def event(self, kind: str, **fields: Any) -> None:
         if not self.owner:
             return
         assert self._log is not None, "events are written while running"
+        self.check()
         self._log.write(kind, **fields)
 
     def stop_asked(self) -> bool:
         return (self.folder / STOP).exists()
 
     def finish(self, state: str, step: int, reason: str) -> None:
-        """The run's last word."""
-        if not self.owner:
+        """The run's last word; none when the run is another's by now."""
+        if self.lock is None or not self.lock.held():
             return
         self.event("end", step=step, state=state, reason=reason)
-        with self._lock:
+        with self._writing:
             self._status.update(state=state, step=step, reason=reason)
         self._write_status()
 

@@ -1,4 +1,9 @@
-"""Run folders seen from outside: which there are, what state each is in, and how to ask one to stop."""
+"""Run folders seen from outside: which there are, what state each is in, and how to ask one to stop.
+
+Whether the process of a run lives is decided by its identity and its lock (``pangu_lab.locking``). Where neither
+reaches, on another host, the beats in its status are watched from one look to the next; only for a first look, which has
+none before it, the time in it must do, and then ten minutes must have passed, because clocks of hosts differ.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +16,17 @@ import psutil
 
 from pangu_lab.errors import InputError
 from pangu_lab.files import read_json
+from pangu_lab.identity import lives, own_identity, parse_identity
+from pangu_lab.locking import Lock, holder_lives, read_record
 from pangu_lab.train.events import read_curves
 
 STATUS = "status.json"
 STOP = "stop"
+LOCK = "lock"
+ENDED = ("finished", "stopped", "failed", "died")
+SILENT_SECONDS = 30.0  # without a beat (they come every 5 s), on our clock, until another host's run counts as dead
+LONG_AGO = 600.0
+_beats: dict[str, tuple[Any, float]] = {}  # run → the last beat seen, and when by our clock
 
 
 @dataclass(frozen=True)
@@ -35,22 +47,73 @@ class RunSummary:
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
     """``status.json`` of a run, with ``state`` corrected to "died" when its process no longer exists."""
-    status = read_json(Path(run_folder) / STATUS, "the run's status")
-    if status["state"] not in ("finished", "stopped", "failed") and not _alive(status):
+    folder = Path(run_folder)
+    status = read_json(folder / STATUS, "the run's status")
+    if not isinstance(status, dict) or "state" not in status:
+        raise InputError(f"{folder / STATUS}: is no run's status: remove it if the run has ended")
+    if status["state"] not in ENDED and (gone := _gone(folder, status)):
         status["state"] = "died"
-        status["reason"] = f"the process ended without a word (last heard of at step {status.get('step', 0)})"
+        status["reason"] = f"{gone} (last heard of at step {status.get('step', 0)})"
     return status
 
 
-def _alive(status: dict[str, Any]) -> bool:
-    """Whether the very process that wrote the status still runs (a pid alone may have been given to another)."""
+def _gone(folder: Path, status: dict[str, Any]) -> str:
+    """How the process of a run that has not said its last word ended; empty while it lives or may live."""
+    process = parse_identity(status.get("process"))
+    alive = _old_process_lives(status) if process is None else lives(process)
+    record = read_record(folder / LOCK)
+    if process is not None and alive is None and record is not None:
+        alive = False if record.process != process else holder_lives(folder / LOCK, record)
+    if alive is None:
+        return f"no sign of life from host {process.host}" if process and _silent(folder, status) else ""
+    return "" if alive else "the process ended without a word"
+
+
+def _silent(folder: Path, status: dict[str, Any]) -> bool:
+    key, now, beat = str(folder.absolute()), time.monotonic(), status.get("beats")
+    before, since = _beats.get(key, (None, now))
+    if before != beat:
+        _beats[key] = (beat, now)
+        return before is None and time.time() - float(status.get("heartbeat", 0.0)) > LONG_AGO
+    return now - since > SILENT_SECONDS or time.time() - float(status.get("heartbeat", 0.0)) > LONG_AGO
+
+
+def _old_process_lives(status: dict[str, Any]) -> bool:
+    """For a status of an older version, which names a number and a start by the clock (a number is used again)."""
     try:
         process = psutil.Process(int(status["pid"]))
         if process.status() == psutil.STATUS_ZOMBIE:
             return False
         return abs(process.create_time() - float(status.get("started", 0))) < 5
-    except psutil.NoSuchProcess:
+    except (psutil.NoSuchProcess, KeyError, ValueError, TypeError):
         return False
+
+
+def run_lock(run_folder: Path | str) -> Lock:
+    """The lock that whoever trains in a run holds."""
+    folder = Path(run_folder)
+    return Lock(folder / LOCK, str(folder), "is training here", f"stop it first (create the file {folder / STOP})")
+
+
+def refuse_living(run_folder: Path | str) -> None:
+    """Refuse a folder in which another process trains, as far as its status and lock tell; waits for nothing.
+
+    Raises:
+        InputError: it lives, or its host has not been silent for long.
+    """
+    folder = Path(run_folder)
+    record = read_record(folder / LOCK)
+    if record is not None and record.process != own_identity() and holder_lives(folder / LOCK, record):
+        raise run_lock(folder).refusal(record)
+    if not (folder / STATUS).exists():
+        return
+    status = read_json(folder / STATUS, "the run's status")
+    process = parse_identity(status.get("process")) if isinstance(status, dict) else None
+    if not isinstance(status, dict) or status.get("state") in ENDED or process == own_identity():
+        return
+    if lives(process) if process is not None else _old_process_lives(status):
+        raise InputError(f"{folder}: process {status['pid']} is training here; stop it first (create the file "
+                         f"{folder / STOP})")
 
 
 def summarise(run_folder: Path | str) -> RunSummary:

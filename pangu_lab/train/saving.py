@@ -1,7 +1,8 @@
-"""One checkpoint written by all ranks together.
+"""One checkpoint written by all ranks together, and one from which all go on.
 
 Every rank writes its shard into a folder that only rank 0 names, finishes and renames; the others wait at both ends.
-A rank that fails on the way leaves a folder that no reader looks at.
+A rank that fails on the way leaves a folder that no reader looks at. Rank 0 alone looks which checkpoint is good, and
+the others open that one: each would hash all of it, and two that saw different ones would go different ways.
 """
 
 from __future__ import annotations
@@ -9,31 +10,58 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.checkpoint.folder import write_manifest, write_shard
+from pangu_lab.checkpoint.folder import Checkpoint, step_folder, write_manifest, write_shard
 from pangu_lab.config import RunConfig
 from pangu_lab.files import whole_folder
 from pangu_lab.train.ranks import Ranks
+from pangu_lab.train.run_folder import RunFolder
 
 
-def save_together(folder: Path, tensors: Mapping[str, np.ndarray], places, state: Mapping[str, Any],
+def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], places, state: Mapping[str, Any],
                   config: RunConfig, ranks: Ranks) -> Path:
-    """Write ``folder`` with one shard a rank; returns on every rank when it is whole and in place."""
+    """Write the step's checkpoint with one shard a rank; returns on every rank when it is whole and in place.
+
+    Raises:
+        LockLost: another process has the run by now; nothing was written.
+    """
+    folder = step_folder(run.checkpoints, step)
     shards = folder.parent / f".{folder.name}.shards"
     if ranks.is_first:
+        run.check()
+        run.keeper.make_room(step)
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir(parents=True)
     ranks.barrier()
     write_shard(shards, ranks.mesh.rank, tensors, places)
     ranks.barrier()
     if ranks.is_first:
-        with whole_folder(folder, replace=True) as temporary:
-            for shard in sorted(shards.iterdir()):
-                shard.rename(temporary / shard.name)
-            write_manifest(temporary, state, config)
-        shards.rmdir()
+        _finish(run, folder, shards, state, config)
     ranks.barrier()
     return folder
+
+
+def _finish(run: RunFolder, folder: Path, shards: Path, state: Mapping[str, Any], config: RunConfig) -> None:
+    with whole_folder(folder, replace=True) as temporary:
+        for shard in sorted(shards.iterdir()):
+            shard.rename(temporary / shard.name)
+        write_manifest(temporary, state, config)
+        run.keeper.written(folder.name, temporary)
+        run.check()  # writing takes long: whoever was suspended meanwhile has no right to the name any more
+    shards.rmdir()
+
+
+def newest_together(run: RunFolder, start_over: bool, ranks: Ranks) -> Optional[Checkpoint]:
+    """The checkpoint to go on from, the same on every rank; None for a new beginning.
+
+    Raises:
+        InputError: every checkpoint is damaged, and ``start_over`` was not given.
+    """
+    found = run.keeper.newest(start_over) if ranks.is_first else None
+    [step], *_ = ranks.by_rank([-1.0 if found is None else float(found.folder.name.partition("-")[2])])
+    if ranks.is_first or step < 0:
+        return found
+    return Checkpoint(step_folder(run.checkpoints, int(step)), verify=False)

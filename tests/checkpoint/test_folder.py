@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 
 from pangu_lab.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, save_checkpoint
-from pangu_lab.checkpoint.folder import prune_checkpoints, step_folder, write_manifest, write_shard
+from pangu_lab.checkpoint.folder import Damaged, step_folder, write_manifest, write_shard
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
 
@@ -66,9 +69,70 @@ def test_a_gap_between_shards_is_refused(tmp_path):
         Checkpoint(tmp_path).read("w")
 
 
-def test_saving_again_replaces_and_pruning_keeps_the_newest(tmp_path):
-    for step in (1, 2, 3, 3):
+def test_saving_again_replaces_and_leaves_nothing_else(tmp_path):
+    for step in (1, 2, 2):
         save(tmp_path, step)
-    prune_checkpoints(tmp_path, 2)
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000002", "step-00000003"]
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+
+
+@pytest.mark.parametrize("content", ["[]", "12", "null", '{"format": 1}', '{"format": "1", "files": {}}',
+                                     '{"format": 1, "files": []}', '{"format": 1, "files": {"state.json": 3}}',
+                                     '{"format": 1, "files": {"state.json": {}, "config.yaml": {}}}', "{",
+                                     '{"format": 1, "files": {"state.json": {"size": 1, "sha256": "0"}}}',
+                                     '{"format": 1, "files": {"config.yaml": {"size": 1, "sha256": "0"}, '
+                                     '"state.json": {"size": "1", "sha256": 0}, "../x": {"size": 1, "sha256": ""}}}'])
+def test_a_manifest_of_another_shape_is_a_damaged_checkpoint(tmp_path, content):
+    save(tmp_path, 1)
+    (save(tmp_path, 2) / "manifest.json").write_text(content)
+    with pytest.raises(Damaged, match="manifest.json"):
+        Checkpoint(step_folder(tmp_path, 2))
+    warnings = []
+    assert latest_checkpoint(tmp_path, warnings.append).step == 1 and "step-00000002" in warnings[0]
+
+
+def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path):
+    path = save(tmp_path, 1) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["files"]["../outside"] = {"size": 0, "sha256": ""}
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="'../outside'"):
+        Checkpoint(path.parent)
+
+
+@pytest.mark.parametrize("state", ["[]", '{"step": "4"}', "{"])
+def test_a_state_of_another_shape_is_a_damaged_checkpoint(tmp_path, state):
+    path = save(tmp_path, 1)
+    (path / "state.json").write_text(state)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.json"] = {"size": len(state), "sha256": hashlib.sha256(state.encode()).hexdigest()}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(Damaged, match="state.json"):
+        Checkpoint(path)
+
+
+def test_a_shard_that_is_none_is_a_damaged_checkpoint(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "shard-00000.safetensors").write_bytes(b"no shard")
+    (path / "manifest.json").unlink()
+    write_manifest(path, {"step": 1}, preset("debug"))
+    with pytest.raises(Damaged, match="shard-00000.safetensors: not a shard"):
+        Checkpoint(path)
+
+
+def test_a_newer_format_is_not_called_damaged(tmp_path):
+    path = save(tmp_path, 1)
+    (path / "manifest.json").write_text('{"format": 2, "pieces": []}')
+    with pytest.raises(InputError, match="format 2 is not known") as caught:
+        Checkpoint(path)
+    assert not isinstance(caught.value, Damaged)
+
+
+def test_only_names_that_are_exactly_ours_are_listed_and_in_the_order_of_their_numbers(tmp_path):
+    for step in (99_999_999, 100_000_000, 7, 1_000_000_000):
+        step_folder(tmp_path, step).mkdir()
+    for name in ("best-step-00000004", "step-00000004.damaged", "step-4", "step-000000004",
+                 "step-00000004-copy", ".step-00000004.shards", "step-0000000٤", "step-00000005\n"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "step-00000006").write_text("a file")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000007", "step-99999999", "step-100000000",
+                                                                  "step-1000000000"]

@@ -21,7 +21,7 @@ from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.steady import make_steady
 from pangu_lab.serve import Limits, serve
-from pangu_lab.serve.server import pid_file, read_pid
+from pangu_lab.serve.pid_file import pid_file, read_pid
 
 from tests.serve.running import running, scripted
 from tests.serve.test_scheduler import choosing_breaks

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
+import json
+import os
+import time
 
 import numpy as np
 import pytest
+
+from pangu_lab.identity import own_identity
 
 from widgets.run_data import MAX_BUCKETS, RunFollower
 from widgets.run_state import head_of, log_tail, logs_of
@@ -122,3 +128,17 @@ def test_a_dead_run_says_at_which_step_and_shows_the_lines_that_help(written_run
     assert head["state"] == "died" and head["step"] == 1 and "RuntimeError: no <memory>" in head["lines"]
     assert logs_of(run.folder) == ["rank_0"] and log_tail(run.folder, "rank_0")[0] == "noise"
     assert log_tail(run.folder, "../../etc/passwd") == []
+
+
+def test_a_launcher_is_known_by_its_identity_and_not_by_its_number(tmp_path):
+    from widgets.run_state import state_of
+
+    def write(**changes) -> str:
+        process = dataclasses.replace(own_identity(), **changes).to_dict()
+        (tmp_path / "launch.json").write_text(json.dumps({"pid": os.getpid(), "process": process, "state": "running",
+                                                          "time": time.time()}))
+        return state_of(tmp_path)[0]
+
+    assert write() == "starting"
+    assert write(ticks=1) == "died", "this number was the launcher's once"
+    assert write(boot="another", host="elsewhere") == "starting", "another host's cannot be judged from here"

@@ -1,0 +1,112 @@
+"""The pid file of a server: its number for people and scripts, and beside it the lock that proves whose number it is.
+
+``--pid-file serve.pid`` writes the number to ``serve.pid`` and holds ``serve.pid.lock`` while the server lives. A
+number alone proves nothing: it may be another program's by now, or mean another process in this container. So
+``--stop`` signals only a process of this host, boot and pid namespace that started when the lock says and that holds the lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Optional
+
+from pangu_lab.errors import InputError
+from pangu_lab.files import write_text_atomic
+from pangu_lab.identity import identity_of, lives, send_signal
+from pangu_lab.locking import Lock, Record, holder_lives, is_locked, read_record
+
+
+def lock_file(path: Path | str) -> Path:
+    return Path(f"{path}.lock")
+
+
+@contextlib.contextmanager
+def pid_file(path: Optional[Path | str]) -> Iterator[None]:
+    """Keep this process's number in a file while the block runs; another server's file is refused.
+
+    Raises:
+        InputError: the server that the file belongs to is alive, or the file is no pid file.
+    """
+    if path is None:
+        yield
+        return
+    path = Path(path)
+    _number(path)
+    lock = Lock(lock_file(path), str(path), "is alive and serves",
+                f"end it with `pangu-lab serve --stop --pid-file {path}`, or give another file")
+    with lock.acquire():
+        number = f"{lock.process.pid}\n"
+        write_text_atomic(path, number)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                if lock.held() and path.read_text(encoding="utf-8") == number:
+                    path.unlink()
+
+
+def _number(path: Path) -> Optional[int]:
+    try:
+        return int(path.read_text(encoding="utf-8").strip())
+    except FileNotFoundError:
+        return None
+    except (ValueError, UnicodeDecodeError):
+        raise InputError(f"{path}: not a pid file") from None
+
+
+def read_pid(path: Path | str) -> Optional[int]:
+    """The number of the server of a pid file; None when it has gone. One that cannot be seen from here counts as there.
+
+    Raises:
+        InputError: the file is none.
+    """
+    _number(Path(path))
+    record = read_record(lock_file(path))
+    return record.process.pid if record is not None and holder_lives(lock_file(path), record) is not False else None
+
+
+def stop_server(path: Path | str, seconds: float = 90.0) -> int:
+    """End the server of a pid file and wait until it has gone; gives its number.
+
+    Raises:
+        InputError: no such server, it cannot be proved to be that of the file, or it did not end in time.
+    """
+    path = Path(path)
+    record = _provable(path)
+    if not send_signal(record.process, signal.SIGTERM):
+        raise InputError(f"{path}: no server runs with this pid file")
+    deadline = time.monotonic() + seconds
+    while lives(record.process) is not False:
+        if time.monotonic() > deadline:
+            raise InputError(f"process {record.process.pid} still finishes requests after {seconds:.0f} s: wait, or "
+                             "signal it again")
+        time.sleep(0.05)
+    return record.process.pid
+
+
+def _provable(path: Path) -> Record:
+    """The record of a server that is certainly the file's own, and alive."""
+    number, lock = _number(path), lock_file(path)
+    record = read_record(lock)
+    if record is None:
+        if number is None or not lock.exists() and not _exists(number):
+            raise InputError(f"{path}: no server runs with this pid file")
+        raise InputError(f"{path}: nothing proves that process {number} is the server of this file ({lock} is not "
+                         "there or cannot be read), so it was not signalled: look what it is, and end it yourself")
+    alive = holder_lives(lock, record)
+    if alive is False:
+        raise InputError(f"{path}: no server runs with this pid file")
+    if lives(record.process) is None:
+        raise InputError(f"{path}: its server is process {record}, which cannot be reached from here: stop it there")
+    if record.firm and not is_locked(lock):
+        raise InputError(f"{path}: process {record.process.pid} does not hold {lock} any more, so it was not "
+                         "signalled: look what it is, and end it yourself")
+    return record
+
+
+def _exists(number: int) -> bool:
+    return number > 0 and identity_of(number) is not None
