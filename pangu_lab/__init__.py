@@ -4,27 +4,38 @@
 
     print(PanguLM.load("runs/first").generate("春天来了，"))
 
-Importing this package is quick: MindSpore, Gradio and the like are imported where they are used, and ``PanguLM``
-is looked up when it is first asked for.
+The public names, in the order of a model's life. What has the name of a package is found in it: ``pangu_lab.train.train``,
+``pangu_lab.launch.launch``, ``pangu_lab.evaluate.evaluate``, ``pangu_lab.serve.serve``.
+
+- ``RunConfig``, ``ModelConfig``, ``SamplingConfig``: settings; ``preset(name)`` and ``load_yaml(path)`` make whole ones.
+- ``train_vocabulary``, ``load_tokenizer``: text to tokens.
+- ``prepare``, ``open_dataset``: texts to packed records, and records to batches.
+- ``list_runs``, ``read_curves``: what trainings have written.
+- ``PanguLM``: a model ready to write, to score and to be looked into; ``load`` opens any of them.
+- ``perplexity``: how well a model predicts held-out text.
+- ``export_run``, ``load_bundle``: a model as a folder that needs no model code.
+- ``InputError``: what every function raises for wrong input, with one line that says what to do.
+
+Importing this package is quick: each name is looked up when it is first asked for.
 """
 
-import importlib
 import os
 
+from pangu_lab.lazy import lazy_names
+
 __version__ = "0.1.0"
-__all__ = ["PanguLM", "__version__"]
 
 # MindSpore's log level is read once, when it is first imported; its warnings would drown the program's own words.
 os.environ.setdefault("GLOG_v", "3")
 
-_LAZY = {"PanguLM": "pangu_lab.lm"}
-
-
-def __getattr__(name: str):
-    if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(f"module 'pangu_lab' has no attribute '{name}'")
-
-
-def __dir__():
-    return sorted({*globals(), *_LAZY})
+__getattr__, __dir__, __all__ = lazy_names(__name__, {
+    "config": ["ModelConfig", "RunConfig", "SamplingConfig"],
+    "presets": ["load_yaml", "preset"],
+    "tokenizer": ["load_tokenizer", "train_vocabulary"],
+    "data": ["open_dataset", "prepare"],
+    "runs": ["list_runs", "read_curves"],
+    "lm": ["PanguLM"],
+    "evaluate": ["perplexity"],
+    "export": ["export_run", "load_bundle"],
+    "errors": ["InputError"],
+})

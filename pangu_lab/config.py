@@ -12,7 +12,6 @@ import dataclasses
 import math
 import typing
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Optional, Union
 
 import yaml
@@ -372,23 +371,6 @@ def config_from_dict(values: dict[str, Any], base: RunConfig | None = None) -> R
         else:
             flat[section] = content
     return apply_overrides(base or RunConfig(), flat)
-
-
-def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:
-    """Read a configuration file. Its ``preset`` key, when there, chooses what the other keys are laid over."""
-    from pangu_lab.presets import preset
-
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, ValueError) as error:  # not text, or a number of thousands of digits
-        first_line = str(error).replace("\n", " ")
-        raise InputError(f"{path}: not readable as YAML: {first_line}") from None
-    check(isinstance(values, dict), f"{path}: must hold sections such as 'model:' and 'train:'")
-    if base is None and "preset" in values:
-        base = preset(str(values["preset"]))
-    return config_from_dict(values, base)
 
 
 def parse_overrides(items: list[str]) -> dict[str, Any]:

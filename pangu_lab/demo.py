@@ -15,9 +15,17 @@ from pathlib import Path
 
 from pangu_lab.checkpoint import list_checkpoints
 from pangu_lab.config import RunConfig, SamplingConfig
+from pangu_lab.data import open_dataset, prepare, sample_files
 from pangu_lab.errors import InputError
+from pangu_lab.export import export_run
+from pangu_lab.generate import generate
+from pangu_lab.launch import launch
+from pangu_lab.lm import PanguLM
 from pangu_lab.presets import preset
 from pangu_lab.progress import Progress, silent
+from pangu_lab.runs import read_curves
+from pangu_lab.runs.curves import plot_curves, text_curve
+from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 
 PROMPTS = ("春天来了，", "问：怎样才能学好数学？\n答：", "亲爱的妈妈：\n")
 
@@ -74,8 +82,6 @@ def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Pr
     Raises:
         InputError: ``folder`` holds something else.
     """
-    from pangu_lab.launch import launch
-
     run = Path(folder) / "run"
     if not list_checkpoints(run / "checkpoints"):
         whole = Path(folder).resolve()  # the run's settings name the data: they must hold from everywhere
@@ -94,8 +100,6 @@ def sample_data(folder: Path | str, config: RunConfig | None = None, progress: P
     Raises:
         InputError: ``folder`` holds something else, or data of another vocabulary or sequence length.
     """
-    from pangu_lab.data import open_dataset
-
     folder, config = Path(folder), config or preset("tiny")
     if not (folder / "data" / "heldout").is_dir():
         return _prepare(config, _fresh(folder), progress, lambda text: None)
@@ -120,9 +124,6 @@ def _fresh(folder: Path) -> Path:
 
 
 def _prepare(config: RunConfig, folder: Path, progress: Progress, say) -> RunConfig:
-    from pangu_lab.data import prepare, sample_files
-    from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
-
     say("1 · Text to tokens: a vocabulary learned from the sample, and packed records in MindRecord")
     train_vocabulary(sample_files("train"), folder / "tokenizer", config.model.vocab_size, progress=progress)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
@@ -141,16 +142,13 @@ def _with_data(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _train(config: RunConfig, folder: Path, progress: Progress, say):
-    from pangu_lab.train import train
+    from pangu_lab.train import train  # brings MindSpore
 
     say(f"2 · Training: {config.model.num_parameters:,} parameters, {config.train.steps} steps (the first compiles)")
     return train(config, folder / "run", progress=progress)
 
 
 def _curve(run: Path, folder: Path, say) -> tuple[Path, float]:
-    from pangu_lab.train import read_curves
-    from pangu_lab.train.curves import plot_curves, text_curve
-
     say("3 · The loss\n" + text_curve(run))
     picture = plot_curves([run], folder / "curve.png")
     say(f"    as a picture: {picture}")
@@ -161,10 +159,8 @@ def _curve(run: Path, folder: Path, say) -> tuple[Path, float]:
 
 
 def _write(run: Path, say) -> tuple[str, ...]:
-    from pangu_lab.generate import generate, load_engine
-
     say("4 · Writing")
-    engine = load_engine(run)
+    engine = PanguLM.load(run).engine
     texts = []
     for seed, prompt in enumerate(PROMPTS):
         done = generate(engine, prompt, SamplingConfig(max_new_tokens=60, temperature=0.8, top_p=0.9, seed=seed))
@@ -174,13 +170,11 @@ def _write(run: Path, say) -> tuple[str, ...]:
 
 
 def _export(run: Path, folder: Path, say, progress: Progress) -> bool:
-    from pangu_lab.export import export_run, load_bundle
-    from pangu_lab.generate import generate, load_engine
-
     say("5 · Export: a bundle in MindIR, which needs no model code")
-    bundle = load_bundle(export_run(run, folder / "bundle", progress=progress))
+    bundle = export_run(run, folder / "bundle", progress=progress)
     greedy = SamplingConfig(max_new_tokens=32, temperature=0.0)
-    python, exported = (generate(engine, PROMPTS[0], greedy).ids for engine in (load_engine(run), bundle))
+    python, exported = (generate(engine, PROMPTS[0], greedy).ids
+                        for engine in (PanguLM.load(source).engine for source in (run, bundle)))
     if list(python) != list(exported):
         raise RuntimeError(f"the bundle gives other tokens than the model: {list(exported)} instead of {list(python)}")
     say(f"    {folder / 'bundle'}: continues with exactly the {len(python)} tokens that the Python model gives")

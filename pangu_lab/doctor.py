@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pangu_lab import compiling
+from pangu_lab.fonts import cjk_font
 
 PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
             "pcl-pangu", "tokenizers", "safetensors", "matplotlib")
@@ -198,8 +199,6 @@ def _program(name: str, commands: tuple[str, ...], fix: str) -> Check:
 
 
 def _font() -> Check:
-    from pangu_lab.fonts import cjk_font
-
     font = cjk_font()
     if font is None:
         return Check("Chinese font", "warning", "none: plots would show boxes", "apt-get install fonts-noto-cjk")

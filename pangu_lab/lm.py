@@ -11,90 +11,25 @@ weights again and runs them one operation after the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Optional, Union, overload
+from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 
-from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, apply_overrides
+from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.engine import EngineScorer
 from pangu_lab.evaluate.scoring import Score
-from pangu_lab.export.loading import DESCRIPTION, Bundle, load_bundle
-from pangu_lab.generate.engine import CompletionStream, Engine, generate, generate_many, stream
-from pangu_lab.generate.loading import load_runner
-from pangu_lab.generate.runner import ONE_AT_A_TIME, Runner
+from pangu_lab.generate.engine import CompletionStream, generate, generate_many, stream
+from pangu_lab.generate.runner import ONE_AT_A_TIME
 from pangu_lab.generate.sampling import Stage, explain
 from pangu_lab.generate.sequence import Completion, SequenceInProgress, prepare_prompt
-from pangu_lab.model.trace import Attention, attention
-from pangu_lab.tokenizer import Tokenizer
+from pangu_lab.interpret.activations import Attention, attention
+from pangu_lab.loading import Model
 
 
-class PanguLM:
-    """A model ready to write, to score, and to be looked into. Made by ``load``.
-
-    Attributes:
-        config: the network's sizes.
-        tokenizer: None where the folder keeps none; only ``logits`` then works.
-        sampling: what ``generate`` uses when it is told nothing.
-        name: for people.
-    """
-
-    def __init__(self, runner: Runner, config: ModelConfig, tokenizer: Optional[Tokenizer],
-                 sampling: SamplingConfig = SamplingConfig(), name: str = "model",
-                 engine: Optional[Engine] = None, weights: Optional[Mapping[str, np.ndarray]] = None) -> None:
-        self.runner, self.config, self.tokenizer, self.sampling, self.name = runner, config, tokenizer, sampling, name
-        self._weights = weights
-        if engine is None and tokenizer is not None:
-            engine = Engine(runner, tokenizer, sampling, name)
-        self._engine = engine
-
-    @classmethod
-    def load(cls, folder: Union[str, Path], tokenizer: Optional[str] = None,
-             places: Optional[int] = None, int8: bool = False) -> PanguLM:
-        """The model in ``folder``.
-
-        Args:
-            folder: a run (its newest whole checkpoint), a checkpoint, a release that ``pangu-lab convert`` wrote, or
-                a bundle.
-            tokenizer: instead of the one kept in the folder: "pangu", or a folder.
-            places: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
-            int8: round every weight of a product to a byte with one factor for each output: decode steps read a
-                quarter of the memory. Needs the C kernels.
-
-        Raises:
-            InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for int8.
-        """
-        found = cls._load(folder, tokenizer, places)
-        if int8:
-            found.runner.use_int8()
-        return found
-
-    @classmethod
-    def _load(cls, folder: Union[str, Path], tokenizer: Optional[str], places: Optional[int]) -> PanguLM:
-        if (Path(folder) / DESCRIPTION).is_file():
-            if tokenizer is not None or places is not None:
-                raise InputError(f"{folder}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
-            return cls._of_bundle(load_bundle(folder))
-        runner, weights, config, found, name = load_runner(folder, tokenizer, places)
-        return cls(runner, config.model, found, config.sampling, name, weights=weights)
-
-    @classmethod
-    def _of_bundle(cls, bundle: Bundle) -> PanguLM:
-        return cls(bundle.runner, bundle.config, bundle.tokenizer, bundle.sampling, bundle.name, bundle)
-
-    @property
-    def engine(self) -> Engine:
-        """What generates; the functions of ``pangu_lab.generate`` take it.
-
-        Raises:
-            InputError: there is no tokenizer.
-        """
-        if self._engine is None:
-            raise InputError(f"{self.name}: no tokenizer is kept with this model; load it with tokenizer=: "
-                             "'pangu' for the published releases, or a tokenizer's folder")
-        return self._engine
+class PanguLM(Model):
+    """A model ready to write, to score, and to be looked into. ``PanguLM.load`` opens one; see ``Model``."""
 
     @property
     def scorer(self) -> EngineScorer:
@@ -147,8 +82,8 @@ class PanguLM:
         ids = self._checked(np.asarray(ids))
         batch, seq = ids.shape
         group = max(1, self.runner.pool.places // seq)
-        if self._engine is not None:
-            self._engine.make_room(min(batch, group) * seq)
+        if self.tokenizer is not None:
+            self.engine.make_room(min(batch, group) * seq)
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
         return np.concatenate(parts)
 
@@ -173,16 +108,13 @@ class PanguLM:
             InputError: the model is a bundle, the text is empty or longer than the model's positions, or the memory
                 does not suffice.
         """
-        if self._weights is None:
-            raise InputError(f"{self.name}: an exported bundle cannot be looked into: load the run, checkpoint or "
-                             "release that it was made from")
-        tokenizer = self.engine.tokenizer
+        weights, tokenizer = self.require_weights("looked into"), self.require_tokenizer()
         ids = tokenizer.encode(text)
         if not ids:
             raise InputError("the text is empty: attention needs a token at least")
         try:
             with ONE_AT_A_TIME:
-                return attention(self._weights, self.config, ids, [tokenizer.piece(index) for index in ids])
+                return attention(weights, self.config, ids, [tokenizer.piece(index) for index in ids])
         except OSError as error:
             raise InputError(f"{self.name}: its weights cannot be read any more, load the model again ({error})") from None
 

@@ -8,8 +8,11 @@ Sizes are named by their true parameter count, but for one: the reference ships 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig
+import yaml
+
+from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig, config_from_dict
 from pangu_lab.errors import InputError, nearest
 
 
@@ -146,3 +149,19 @@ def describe(name: str) -> str:
     if name in ALIASES:
         line += " (the reference calls this configuration '1.3B')"
     return line
+
+
+def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:
+    """Read a configuration file. Its ``preset`` key, when there, chooses what the other keys are laid over."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such configuration file") from None
+    except (yaml.YAMLError, ValueError) as error:  # not text, or a number of thousands of digits
+        first_line = str(error).replace("\n", " ")
+        raise InputError(f"{path}: not readable as YAML: {first_line}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must hold sections such as 'model:' and 'train:'")
+    if base is None and "preset" in values:
+        base = preset(str(values["preset"]))
+    return config_from_dict(values, base)

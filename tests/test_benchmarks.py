@@ -8,7 +8,6 @@ import re
 import pytest
 
 from pangu_lab.checkpoint import list_checkpoints
-
 from tests.benchmarks import losses, table
 
 

@@ -291,7 +291,7 @@ def test_runs_lists_what_there_is_and_says_when_there_is_nothing(workplace, caps
     code, out, _ = run("runs", "--json", capsys=capsys)
     assert code == 0 and "finished" in out
     listed = json.loads(out.splitlines()[-1])
-    assert [entry["name"] for entry in listed] == ["a"] and listed[0]["state"] == "finished"
+    assert {entry["name"]: entry["state"] for entry in listed}["a"] == "finished"
     code, out, _ = run("runs", "elsewhere", capsys=capsys)
     assert code == 0 and "no runs in elsewhere" in out
     code, _, err = run("runs", "--stop", "nobody", capsys=capsys)

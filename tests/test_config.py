@@ -10,10 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_lab.config import (ACTIVATIONS, DTYPES, ModelConfig, RunConfig, all_keys, apply_overrides,
-                              config_from_dict, load_yaml, parse_overrides)
+from pangu_lab.config import (ACTIVATIONS, DTYPES, ModelConfig, RunConfig, all_keys, apply_overrides, config_from_dict,
+                              parse_overrides)
 from pangu_lab.errors import InputError
-from pangu_lab.presets import PRESETS, preset
+from pangu_lab.presets import PRESETS, load_yaml, preset
 
 CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
            "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),

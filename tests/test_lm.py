@@ -105,10 +105,10 @@ def test_int8_is_nearly_the_same_model_and_writes(places, lm, what):
 
 
 def test_scores_are_those_of_the_scoring_engine(lm, debug_run):
-    from pangu_lab.evaluate import LocalScorer
+    from pangu_lab.evaluate import open_scorer
 
     pairs = [("春天来", "了，花开了。"), ("", "水从山上流下来。"), ("他说", ""), ("长" * 80, "短")]
-    engine = LocalScorer.load(debug_run)
+    engine = open_scorer(debug_run)
     for (context, continuation), want in zip(pairs, engine.loglikelihood(pairs)):
         got = lm.score(context, continuation)
         assert got.logprob == pytest.approx(want.logprob, abs=1e-4)

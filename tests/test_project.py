@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -24,10 +25,10 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "identity", "files", "locking", "progress", "fonts", "compiling", "ranges"),
+    ("errors", "identity", "files", "locking", "progress", "fonts", "compiling", "ranges", "lazy", "texts"),
     ("config", "presets", "memory"), ("tokenizer",), ("data",), ("ops",),
-    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("train",), ("launch",), ("generate",), ("evaluate",),
-    ("export",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
+    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("train",), ("launch",), ("generate",),
+    ("export", "loading"), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -46,6 +47,10 @@ def part(path: Path) -> str:
     """``pangu_lab/train/loop.py`` → ``train``; the package's own ``__init__`` → an empty string."""
     first = path.relative_to(PACKAGE).parts[0]
     return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def part_of_package(path: Path) -> str:
+    return part(path) if path.is_relative_to(PACKAGE) else "widgets"
 
 
 def imports(path: Path, module: ast.Module) -> list[tuple[int, str]]:
@@ -86,6 +91,64 @@ def test_the_check_of_imports_sees_relative_ones_and_those_inside_functions():
     wrong = "def f():\n    from ..train import loop\n    from pangu_lab import serve\n    import pangu_lab.cli\n"
     found = imports(PACKAGE / "model" / "anything.py", ast.parse(wrong))
     assert found == [(2, "pangu_lab.train"), (3, "pangu_lab.serve"), (4, "pangu_lab.cli")]
+
+
+HEAVY = {"mindspore", "gradio", "matplotlib", "fastapi", "uvicorn", "prometheus_client", "lm_eval", "tensorboardX", "swanlab"}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def homes_of_lazy_names(path: Path) -> dict[str, str]:
+    """The module behind each name that a package looks up later, as its ``lazy_names`` call says."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "lazy_names":
+            homes = ast.literal_eval(node.args[1])
+            return {name: f"{module_name(path)}.{module}" for module, names in homes.items() for name in names}
+    return {}
+
+
+TREES = {module_name(path): path for path in SOURCES}
+LAZY = {name: homes_of_lazy_names(path) for name, path in TREES.items() if path.name == "__init__.py"}
+
+
+def imported_modules(node: ast.AST) -> set[str]:
+    """What an import statement needs: the module itself, or the one that a name of it lives in."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    found = set()
+    for alias in node.names:
+        inner = f"{node.module}.{alias.name}"
+        found.add(inner if inner in TREES else LAZY.get(node.module, {}).get(alias.name, node.module))
+    return found
+
+
+@functools.lru_cache(maxsize=None)
+def brings_something_heavy(name: str) -> bool:
+    if name.split(".")[0] in HEAVY:
+        return True
+    if name not in TREES:
+        return False
+    statements = [node for node in tree(TREES[name]).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    return any(brings_something_heavy(target) for node in statements for target in imported_modules(node))
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if part_of_package(path) != "cli"], ids=label)
+def test_inside_functions_only_what_is_heavy_is_imported(path):
+    """The command line is free of this: there a verb imports what it needs, so that ``--help`` is quick."""
+    for function in ast.walk(tree(path)):
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            for node in ast.walk(function):
+                own = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pangu_lab", "widgets")
+                assert not own or any(map(brings_something_heavy, imported_modules(node))), (
+                    f"{label(path)}:{node.lineno}: {ast.unparse(node)} stands at the top of the module")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=label)
+def test_notebooks_import_from_packages(path):
+    found = re.findall(r"(?:from|import) (pangu_lab(?:\.\w+){2,}|widgets(?:\.\w+)+)", path.read_text(encoding="utf-8"))
+    assert not found, f"{label(path)} imports from {found}: take the name from the package, and add it there"
 
 
 def test_importing_the_package_is_quick_and_brings_nothing_heavy():

@@ -13,7 +13,6 @@ import pytest
 
 from pangu_lab import cli
 from pangu_lab.presets import PRESETS, preset
-
 from tests.benchmarks.__main__ import PARTS
 from tests.test_cli import VERBS
 

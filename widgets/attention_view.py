@@ -14,7 +14,6 @@ import traitlets
 
 from pangu_lab.errors import InputError
 from pangu_lab.lm import PanguLM
-
 from widgets.base import LabWidget, escape, piece_of
 from widgets.still import COLORS
 

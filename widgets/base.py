@@ -9,7 +9,6 @@ reach the page as text, never as markup: ``textContent`` in JavaScript, ``escape
 from __future__ import annotations
 
 import functools
-import json
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,14 @@ import anywidget
 import traitlets
 
 from pangu_lab.errors import InputError, nearest
-
+from pangu_lab.texts import LANGUAGES, catalogue, text
 from widgets import reattach
 
 HERE = Path(__file__).resolve().parent
-LANGUAGES = ("en", "zh")
 MARKS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥"})
 _language = "en"
 
-__all__ = ["LabWidget", "catalogue", "escape", "piece_of", "set_language", "still_block"]
+__all__ = ["LabWidget", "escape", "piece_of", "set_language", "still_block"]
 
 
 def still_block(text: str) -> str:
@@ -38,12 +36,6 @@ def still_block(text: str) -> str:
 def piece_of(tokenizer: Any, index: int) -> str:
     """What a token adds to a text, to be looked at: blanks as marks, a special piece by its name."""
     return tokenizer.text_bytes(index).decode("utf-8", "replace").translate(MARKS) or tokenizer.piece(index)
-
-
-@functools.lru_cache(maxsize=None)
-def catalogue(language: str) -> dict[str, Any]:
-    """All words of the widgets in one language; section → key → text."""
-    return json.loads((HERE / "texts" / f"{language}.json").read_text(encoding="utf-8"))
 
 
 def set_language(language: str) -> None:
@@ -93,10 +85,8 @@ class LabWidget(anywidget.AnyWidget):
             self.comm._reply_subshell_for = lambda data, asked: asked
 
     def word(self, section: str, key: str, **values: Any) -> str:
-        """A text of the catalogue in the widget's language, its places filled in; the key itself where it has none."""
-        texts = catalogue(self.language)
-        text = texts[section].get(key, texts["common"].get(key, key))
-        return text.format(**values) if values else text
+        """A text of the catalogue in the widget's language, its gaps filled; the key itself where it has none."""
+        return text(self.language, section, key, **values)
 
     def _received(self, widget: Any, content: Any, buffers: Any) -> None:
         """A message of the page ``{"do": NAME, …}`` goes to the method ``_do_NAME``; what is refused is shown."""

@@ -21,7 +21,6 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate import CompletionStream, Engine, stream
 from pangu_lab.generate.text import TokenizerLike
 from pangu_lab.lm import PanguLM
-
 from widgets.base import LabWidget, escape
 from widgets.still import COLORS
 

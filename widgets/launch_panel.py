@@ -11,7 +11,6 @@ import traitlets
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
-
 from widgets.base import LabWidget
 from widgets.command import command_text, launch_words
 from widgets.config_form import ConfigForm

@@ -19,8 +19,7 @@ from typing import Optional, Union
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.progress import Progress, silent
-from pangu_lab.train.events import EventReader
-
+from pangu_lab.runs.events import EventReader
 from widgets.command import launch_words
 from widgets.run_state import ENDED, heard_of, settings_of, state_of
 

@@ -19,7 +19,6 @@ from pangu_lab.parallel.placement import Place, parameter_places
 from pangu_lab.planner import HARDWARE, LayoutEstimate, plan
 from pangu_lab.planner.hardware import GIB
 from pangu_lab.presets import PRESETS, preset
-
 from widgets.base import LabWidget, escape, still_block
 from widgets.still import COLORS, figure
 

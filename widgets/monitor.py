@@ -19,8 +19,7 @@ import traitlets
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.train import list_runs, request_stop
-
+from pangu_lab.runs import list_runs, request_stop
 from widgets.base import LabWidget
 from widgets.launching import launch_note, resume_run
 from widgets.run_data import RunFollower

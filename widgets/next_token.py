@@ -19,7 +19,6 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, History, choose, explain
 from pangu_lab.generate.text import unknown_ids
-
 from widgets.base import LabWidget, escape, piece_of
 from widgets.still import COLORS
 
@@ -31,7 +30,7 @@ class NextToken(LabWidget):
     """Which token follows ``text``?
 
     Args:
-        engine: of ``pangu_lab.generate.load_engine`` (or a bundle's).
+        engine: of a model, ``PanguLM.load(…).engine``.
         text: the text so far.
         sampling: the settings to begin with; the engine's own when not given.
 

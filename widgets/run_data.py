@@ -15,7 +15,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.train.events import EventReader
+from pangu_lab.runs.events import EventReader
 
 MAX_BUCKETS = 512
 PLACES = ("step", "time", "tokens")  # what a curve can be drawn over

@@ -8,8 +8,7 @@ from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.train.curves import smoothed
-
+from pangu_lab.runs.curves import smoothed
 from widgets.base import escape
 from widgets.run_data import RunFollower
 

@@ -14,7 +14,6 @@ import traitlets
 from pangu_lab.errors import InputError
 from pangu_lab.tokenizer import load_tokenizer, show
 from pangu_lab.tokenizer.base import Tokenizer
-
 from widgets.base import LabWidget, escape, still_block
 from widgets.still import COLORS
 

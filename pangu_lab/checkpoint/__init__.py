@@ -1,7 +1,11 @@
 """Checkpoints: safetensors shards with a manifest, written whole or not at all, read under any layout."""
 
+from pangu_lab.checkpoint.convert import CKPT_FILE, convert_checkpoint
 from pangu_lab.checkpoint.folder import Checkpoint, latest_checkpoint, list_checkpoints, save_checkpoint
-from pangu_lab.checkpoint.source import load_weights, resolve_checkpoint
+from pangu_lab.checkpoint.mindspore_ckpt import index_ckpt
+from pangu_lab.checkpoint.published import PUBLISHED, SHARDED, SINGLE, recognise
+from pangu_lab.checkpoint.source import largest_difference, load_weights, open_weights, resolve_checkpoint
 
-__all__ = ["Checkpoint", "latest_checkpoint", "list_checkpoints", "load_weights", "resolve_checkpoint",
-           "save_checkpoint"]
+__all__ = ["CKPT_FILE", "Checkpoint", "PUBLISHED", "SHARDED", "SINGLE", "convert_checkpoint", "index_ckpt",
+           "largest_difference", "latest_checkpoint", "list_checkpoints", "load_weights", "open_weights", "recognise",
+           "resolve_checkpoint", "save_checkpoint"]

@@ -28,6 +28,7 @@ from pangu_lab.memory import check, conversion_need
 from pangu_lab.model.parameters import POSITION, WORD, ParameterSpec, parameter_specs
 from pangu_lab.presets import PRESETS, preset
 from pangu_lab.progress import Progress, silent
+from pangu_lab.tokenizer import load_tokenizer
 
 TARGETS = ("lab", "gpt_pangu", "mindspore-ckpt")
 CKPT_FILE = "pangu_alpha.ckpt"
@@ -174,8 +175,6 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
     Raises:
         InputError: it has more pieces than the model has rows.
     """
-    from pangu_lab.tokenizer import load_tokenizer
-
     place = name
     if place is None and isinstance(source, LabSource):
         with contextlib.suppress(InputError):

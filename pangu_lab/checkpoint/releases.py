@@ -19,10 +19,11 @@ from pangu_lab.checkpoint.layouts import LM_HEAD, NPY_FILES, gpt_name, is_gpt_bu
 from pangu_lab.checkpoint.mindspore_ckpt import Entry, index_ckpt, read_entry
 from pangu_lab.checkpoint.source import resolve_checkpoint
 from pangu_lab.checkpoint.strategy import read_strategy
-from pangu_lab.config import ACTIVATIONS, RunConfig, load_yaml
+from pangu_lab.config import ACTIVATIONS, ModelConfig, RunConfig
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.files import read_json
 from pangu_lab.model.parameters import FINAL_NORM, WORD, parameter_specs
+from pangu_lab.presets import load_yaml
 from pangu_lab.progress import Progress, silent
 
 _SHARD = re.compile(r"(?:filerted|filtered)_(\d+)\.ckpt")
@@ -364,8 +365,6 @@ class BinSource(GptSource):
 
 
 def _all_names(layers: int) -> list[str]:
-    from pangu_lab.config import ModelConfig
-
     return list(parameter_specs(ModelConfig(hidden_size=1, num_heads=1, vocab_size=2, num_layers=layers)))
 
 

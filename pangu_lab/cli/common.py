@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pangu_lab.config import RunConfig, apply_overrides, load_yaml, parse_overrides
+from pangu_lab.config import RunConfig, apply_overrides, parse_overrides
 from pangu_lab.errors import InputError, nearest
-from pangu_lab.presets import PRESETS, preset
+from pangu_lab.presets import PRESETS, load_yaml, preset
 from pangu_lab.terminal import complain, say_json
 
 Handler = Callable[[argparse.Namespace], int]

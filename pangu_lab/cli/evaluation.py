@@ -21,7 +21,7 @@ DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflyte
 def register(verbs: Any) -> None:
     parser = add_verb(verbs, "evaluate", run_evaluate, "measure a model on a published task", DETAILS)
     parser.add_argument("task", metavar="TASK")
-    parser.add_argument("--from", dest="source", metavar="DIR", help="a run or a checkpoint")
+    parser.add_argument("--from", dest="source", metavar="DIR", help="a run, a checkpoint, a converted release or a bundle")
     parser.add_argument("--server", metavar="URL", help="a server instead: the same numbers through its API")
     parser.add_argument("--baselines-only", action="store_true",
                         help="no model: the number of questions, and what answers without one would reach")

@@ -57,7 +57,7 @@ def _register_launch(verbs: Any) -> None:
 def run_launch(args: argparse.Namespace) -> int:
     from pangu_lab.launch import LaunchFailed, Patience, launch, prepare
     from pangu_lab.launch.plan import WORKER
-    from pangu_lab.train.memory import memory_lines
+    from pangu_lab.runs.memory import memory_lines
 
     if args.restarts < 0 or (args.nproc is not None and args.nproc < 1):
         raise InputError("--nproc must be at least 1 and --restarts at least 0")

@@ -48,8 +48,8 @@ def run_train(args: argparse.Namespace) -> int:
                       train__steps=args.steps, train__max_minutes=args.max_minutes, train__init_from=init_from(args))
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
+    from pangu_lab.runs.memory import memory_lines
     from pangu_lab.train.loop import TrainingFailed, train
-    from pangu_lab.train.memory import memory_lines
 
     try:
         with progress_bar("train") as progress:
@@ -70,14 +70,14 @@ def run_train(args: argparse.Namespace) -> int:
 
 
 def show_runs(args: argparse.Namespace) -> int:
-    from pangu_lab.train import list_runs, request_stop
+    from pangu_lab.runs import list_runs, request_stop
 
     if args.stop:
         request_stop(Path(args.folder) / args.stop)
         say(f"asked {args.stop} to stop after the step it is in")
         return finish(args, {"run": args.stop, "asked": "stop"})
     if args.compare:
-        from pangu_lab.train.comparison import compare_runs
+        from pangu_lab.runs.comparison import compare_runs
 
         comparison = compare_runs([Path(args.folder) / name for name in args.compare])
         _show_comparison(comparison)
@@ -96,7 +96,7 @@ def show_runs(args: argparse.Namespace) -> int:
 
 def _boards(args: argparse.Namespace) -> dict[str, Any]:
     """Replay runs for TensorBoard or SwanLab, once or until Ctrl-C."""
-    from pangu_lab.train import boards
+    from pangu_lab.runs import boards
 
     if args.tensorboard and args.swanlab:
         raise InputError("give --tensorboard or --swanlab: one board at a time")
@@ -118,8 +118,8 @@ def _boards(args: argparse.Namespace) -> dict[str, Any]:
 
 def _runs_of(args: argparse.Namespace) -> list[Path]:
     """Those that --compare names, the one that DIR is, or all in DIR."""
-    from pangu_lab.train import list_runs
-    from pangu_lab.train.runs import STATUS
+    from pangu_lab.runs import list_runs
+    from pangu_lab.runs.status import STATUS
 
     folder = Path(args.folder)
     if args.compare:
@@ -128,7 +128,7 @@ def _runs_of(args: argparse.Namespace) -> list[Path]:
 
 
 def _follow(args: argparse.Namespace, out: str) -> dict[str, Any]:
-    from pangu_lab.train import boards
+    from pangu_lab.runs import boards
 
     if args.swanlab and len(_runs_of(args)) != 1:
         raise InputError("SwanLab takes one run a process: name it, such as `pangu-lab runs runs/first --swanlab OUT --follow`")

@@ -8,12 +8,14 @@
 from __future__ import annotations
 
 from pangu_lab.evaluate.heldout import PerplexityResult, perplexity
-from pangu_lab.evaluate.run import Result, engine_writer, evaluate, open_scorer
+from pangu_lab.evaluate.pictures import plot_results
+from pangu_lab.evaluate.routing import plot_routed_text, route_text
+from pangu_lab.evaluate.run import Result, engine_writer, evaluate, find_files, open_scorer
 from pangu_lab.evaluate.scoring import LocalScorer, Score, Scorer, TokenScorer
 from pangu_lab.evaluate.server import ServerScorer
 from pangu_lab.evaluate.statistics import mean_interval, perplexity_interval, standard_error, wilson_interval
 from pangu_lab.evaluate.tasks import TASKS, Task, make_task
 
 __all__ = ["LocalScorer", "PerplexityResult", "Result", "Score", "Scorer", "ServerScorer", "TASKS", "Task",
-           "TokenScorer", "engine_writer", "evaluate", "make_task", "mean_interval", "open_scorer", "perplexity",
-           "perplexity_interval", "standard_error", "wilson_interval"]
+           "TokenScorer", "engine_writer", "evaluate", "find_files", "make_task", "mean_interval", "open_scorer", "perplexity",
+           "perplexity_interval", "plot_results", "plot_routed_text", "route_text", "standard_error", "wilson_interval"]

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Union
 
+from pangu_lab.config import RunConfig
+from pangu_lab.data import open_dataset
 from pangu_lab.errors import InputError
+from pangu_lab.evaluate.scoring import inference_config
+from pangu_lab.loading import Model
 from pangu_lab.memory import check, scoring_need
 from pangu_lab.progress import Progress, silent
 
@@ -22,9 +26,9 @@ class PerplexityResult:
     model: str
 
 
-def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int = 8,
+def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_size: int = 8,
                max_records: Optional[int] = None, progress: Progress = silent) -> PerplexityResult:
-    """Perplexity of the model in a run or checkpoint folder on a data set made by ``prepare``.
+    """Perplexity of a model (anything that ``PanguLM.load`` opens, or has opened) on a data set made by ``prepare``.
 
     Args:
         max_records: look at about so many records (whole batches) from the start.
@@ -33,36 +37,46 @@ def perplexity(source: Union[str, Path], data: Union[str, Path], batch_size: int
         InputError: no model or data set there; the data set was made with another tokenizer, or its records are
             longer than the model's positions.
     """
-    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
-    from pangu_lab.data import open_dataset
-    from pangu_lab.tokenizer import load_tokenizer
-    from pangu_lab.train.evaluation import held_out_loss
+    from pangu_lab.train.evaluation import held_out_loss  # brings MindSpore
 
-    weights, config = open_weights(source)
-    dataset = open_dataset(data, config.data.column)
-    dataset.check_tokenizer(load_tokenizer(tokenizer_folder(source), config.tokenizer.eod, config.tokenizer.pad))
+    model = source if isinstance(source, Model) else Model.load(source)
+    settings = (model.settings or RunConfig()).data  # a bundle was made of a run whose documents were kept apart
+    dataset = open_dataset(data, settings.column)
+    dataset.check_tokenizer(model.require_tokenizer())
     length = dataset.record_length - 1
-    if length > config.model.num_positions:
+    if length > model.config.num_positions:
         raise InputError(f"{data}: records of {length} tokens are longer than the model's "
-                         f"{config.model.num_positions}")
+                         f"{model.config.num_positions}")
     wanted = min(len(dataset), max_records or len(dataset))
     batch_size = max(1, min(batch_size, wanted))
-    check(f"{source}: measuring", scoring_need(config.model, batch_size * length),
-          lambda model: scoring_need(model, batch_size * length))
+    check(f"{model.name}: measuring", scoring_need(model.config, batch_size * length),
+          lambda config: scoring_need(config, batch_size * length))
     batches = -(-wanted // batch_size)
-    loss = held_out_loss(_loss_cell(config.model, weights, length), dataset, batch_size, batches,
-                         config.data.eod_reset, progress)
+    measured = _loss_of_bundle(model) if model.bundle is not None else _loss_cell(model, length)
+    loss = held_out_loss(measured, dataset, batch_size, batches, settings.eod_reset, progress)
     records = min(len(dataset), batches * batch_size)
-    return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, records, Path(source).name)
+    return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, records, model.name)
 
 
-def _loss_cell(config, weights, length: int):
+def _loss_of_bundle(model: Model):
+    """``_loss_cell`` by the graph that a bundle has for it: no model code runs."""
+    bundle = model.engine
+
+    def total(inputs, positions, samples, labels, weights):
+        import mindspore as ms
+
+        sums, _ = bundle.eval_loss(*(tensor.asnumpy() for tensor in (inputs, positions, labels, weights)))
+        return ms.Tensor(sums.sum())
+
+    return total
+
+
+def _loss_cell(model: Model, length: int):
     """Σ weight · −log p for a batch, without dropout."""
     import mindspore as ms
 
-    from pangu_lab.evaluate.scoring import inference_config
     from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    config = inference_config(config)
+    config, weights = inference_config(model.config), model.require_weights("measured")
     return PanguLoss(PanguStage(Parts(config, Weights(weights), seq_length=length)))

@@ -1,13 +1,12 @@
 """What the routers of a mixture of experts do: which expert takes which token of a text, and how even the load is.
 
-``route_text`` runs the layers as evaluation does, without limit of places, and asks each router on the way; the load
-over training comes from a run's events alone.
+``route_text`` runs the layers as evaluation does, without limit of capacity, and takes what each router says; the load over
+training is read from a run (``runs/routing.py``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
 from pangu_lab.errors import InputError
 from pangu_lab.fonts import cjk_font
 from pangu_lab.tokenizer import load_tokenizer
-from pangu_lab.train.events import read_curves
 
 
 @dataclass(frozen=True)
@@ -76,35 +74,6 @@ def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
              title="the expert of each token; pale: a small gate")
     axes.set_xticklabels(routed.pieces, fontfamily=cjk_font() or "sans-serif")
     figure.savefig(png, dpi=120)
-    return Path(png)
-
-
-def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
-    """Share of the tokens that each expert was sent over training, a panel a run, the mean over the blocks with experts;
-    the dashed line is even.
-
-    Raises:
-        InputError: a run has no step of a model with experts.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
-    for axes, run in zip(panels, runs):
-        steps = [event for event in read_curves(run).steps if "expert_load" in event]
-        if not steps:
-            raise InputError(f"{run}: no steps of a model with experts to draw")
-        load = np.array([np.mean(event["expert_load"], axis=0) for event in steps])
-        axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
-        for edge in range(1, load.shape[1]):
-            axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
-        dropped = np.mean([event["drop_rate"] for event in steps])
-        axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
-                 steps[-1]["step"]))
-    panels[0].set_ylabel("share of the tokens, an expert a colour")
-    figure.savefig(png, dpi=80)
     return Path(png)
 
 

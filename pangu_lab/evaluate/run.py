@@ -12,15 +12,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.engine import EngineScorer
 from pangu_lab.evaluate.record import Record
-from pangu_lab.evaluate.scoring import BATCH_TOKENS, LoadedModel, LocalScorer, Scorer, load_model
+from pangu_lab.evaluate.scoring import BATCH_TOKENS, LocalScorer, Scorer
+from pangu_lab.evaluate.server import ServerScorer
 from pangu_lab.evaluate.tasks import Outcome, Question, Task, make_task
 from pangu_lab.evaluate.tasks.base import ScoredTask, WrittenTask
 from pangu_lab.files import sha256_file
-from pangu_lab.generate.engine import Engine, engine_from_weights
-from pangu_lab.memory import available, check, generation_need, scoring_need
+from pangu_lab.generate import generate_many
+from pangu_lab.generate.engine import Engine
+from pangu_lab.loading import Model
+from pangu_lab.memory import available, generation_need, scoring_need
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 
@@ -66,7 +70,8 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
 
     Args:
         task: a name from ``TASKS``, or a task.
-        source: a run or checkpoint folder, a ``PanguLM``, the URL of a server, or a ``Scorer``; None gives the baselines alone.
+        source: what ``PanguLM.load`` opens (a run, a checkpoint, a bundle …), a ``PanguLM``, the URL of a server, or a
+            ``Scorer``; None gives the baselines alone.
         data: a file of the task's published format, several, or a folder with such files.
         split: which part to take from a folder; each task's usual one when not given.
         half: of C3, "d" or "m"; both when not given.
@@ -106,8 +111,8 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
 
 
 def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> Scorer:
-    """A scorer from whatever names a model: itself one, a ``PanguLM`` or an engine, a server's URL, or a run or
-    checkpoint folder.
+    """A scorer from whatever names a model: itself one, a ``PanguLM`` or an engine, a server's URL, or what
+    ``Model.load`` opens.
 
     A model whose batches would not fit into memory is scored text by text, through the engine that generates.
 
@@ -116,19 +121,15 @@ def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, st
     """
     if isinstance(source, Scorer):
         return source
-    engine = getattr(source, "engine", source)
-    if isinstance(engine, Engine):
-        return EngineScorer(engine)
+    if isinstance(source, Engine):
+        return EngineScorer(source)
     if str(source).startswith(("http://", "https://")):
-        from pangu_lab.evaluate.server import ServerScorer
-
         return ServerScorer(str(source), tokenizer=tokenizer)
-    model = load_model(source, tokenizer)
-    free, batched = available(), scoring_need(model.config.model, BATCH_TOKENS)
-    if batched.total > free >= generation_need(model.config.model).total:
-        check(f"{source}: scoring text by text", generation_need(model.config.model))
-        return EngineScorer(_engine(model), name=model.name)
-    return LocalScorer.load(source, tokenizer)
+    model = source if isinstance(source, Model) else Model.load(source, tokenizer)
+    free, batched = available(), scoring_need(model.config, BATCH_TOKENS)
+    if model.bundle is not None or batched.total > free >= generation_need(model.config).total:
+        return EngineScorer(model.engine, name=model.origin)
+    return LocalScorer.of(model)
 
 
 def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
@@ -177,9 +178,6 @@ def _scoring(task: ScoredTask, scorer: Scorer) -> Answer:
 
 def engine_writer(engine: Any) -> Generate:
     """Greedy writing with an ``Engine`` of ``pangu_lab.generate``, as ``evaluate`` takes it."""
-    from pangu_lab.config import SamplingConfig
-    from pangu_lab.generate import generate_many
-
     def write(prompts: Sequence[str], new_tokens: int, stop: Sequence[str]) -> list[str]:
         config = SamplingConfig(max_new_tokens=new_tokens, temperature=0.0, stop=tuple(stop))
         return [completion.text for completion in generate_many(engine, prompts, config)]
@@ -188,28 +186,21 @@ def engine_writer(engine: Any) -> Generate:
 
 
 def open_writer(source: Any, tokenizer: Union[Tokenizer, str, Path, None] = None) -> tuple[str, Generate]:
-    """(name, greedy writer) of a server, a run or a checkpoint.
+    """(name, greedy writer) of a server, or of a model.
 
     Raises:
         InputError: nothing usable there; or a scorer, which cannot write.
     """
-    from pangu_lab.evaluate.server import ServerScorer
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         source = open_scorer(source)
     if isinstance(source, ServerScorer):
         return source.name, source.complete
     if isinstance(source, Scorer):
         raise InputError("in this task the model writes its answers: name its folder, or give generate=")
-    engine = getattr(source, "engine", source)
-    if isinstance(engine, Engine):
-        return engine.name, engine_writer(engine)
-    model = load_model(source, tokenizer)
-    check(f"{source}: generating", generation_need(model.config.model), generation_need)
-    return model.name, engine_writer(_engine(model))
-
-
-def _engine(model: LoadedModel) -> Engine:
-    return engine_from_weights(model.weights, model.config.model, model.tokenizer, name=model.name)
+    if isinstance(source, Engine):
+        return source.name, engine_writer(source)
+    model = source if isinstance(source, Model) else Model.load(source, tokenizer)
+    return model.origin, engine_writer(model.engine)
 
 
 def _writing(task: WrittenTask, write: Generate) -> Answer:

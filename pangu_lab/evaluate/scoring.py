@@ -17,15 +17,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.config import ModelConfig, RunConfig
+from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.rows import LONGEST_ROW, Row, bucket, plan_rows
 from pangu_lab.evaluate.split import TokenPair, encode_pair, fit
+from pangu_lab.loading import Model
 from pangu_lab.memory import check, scoring_need
 from pangu_lab.model.parameters import OneByOne
 from pangu_lab.progress import Progress, silent
@@ -143,18 +143,15 @@ class LocalScorer(TokenScorer):
         self._network = _Network(self.config, weights, max(64, batch_tokens))
 
     @classmethod
-    def load(cls, folder: Union[str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None,
-             **options: Any) -> LocalScorer:
-        """The model of a run or checkpoint folder, with the tokenizer kept there unless another is given.
+    def of(cls, model: Model, **options: Any) -> LocalScorer:
+        """A scorer over a model that has been opened.
 
         Raises:
-            InputError: nothing usable in the folder, or no tokenizer.
+            InputError: it keeps no tokenizer, is a bundle, or its batches do not fit into memory.
         """
-        model = load_model(folder, tokenizer)
-        tokens = options.get("batch_tokens", BATCH_TOKENS)
-        check(f"{folder}: scoring", scoring_need(model.config.model, tokens),
-              lambda smaller: scoring_need(smaller, tokens))
-        return cls(model.config.model, model.weights, model.tokenizer, **{"name": model.name, **options})
+        weights, tokens = model.require_weights("scored in batches"), options.get("batch_tokens", BATCH_TOKENS)
+        check(f"{model.name}: scoring", scoring_need(model.config, tokens), lambda smaller: scoring_need(smaller, tokens))
+        return cls(model.config, weights, model.require_tokenizer(), **{"name": model.origin, **options})
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
         results = [make_score((), True, pair.cut) for pair in pairs]
@@ -190,39 +187,6 @@ class LocalScorer(TokenScorer):
         chosen, best = self._network.log_probs(hidden, np.array(places), np.array(targets, np.int32))
         ends = np.cumsum([len(row.wanted) for row in batch])[:-1]
         return list(zip(np.split(chosen, ends), np.split(best, ends)))
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model from a folder; ``name`` tells the checkpoint, as in "first/step-00000400"."""
-
-    name: str
-    config: RunConfig
-    weights: Mapping[str, np.ndarray]
-    tokenizer: Tokenizer
-
-
-def load_model(folder: Union[str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> LoadedModel:
-    """The newest whole checkpoint of a run, or one checkpoint, with the tokenizer kept there unless one is given.
-
-    Raises:
-        InputError: nothing usable in the folder, or no tokenizer.
-    """
-    from pangu_lab.checkpoint import resolve_checkpoint
-    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
-    from pangu_lab.tokenizer import load_tokenizer
-
-    place = Path(folder)
-    if not (place / "manifest.json").exists():  # a run: which of its checkpoints?
-        place = resolve_checkpoint(place).folder
-    place = place.resolve()
-    weights, config = open_weights(place)
-    if tokenizer is None:
-        tokenizer = load_tokenizer(tokenizer_folder(folder), config.tokenizer.eod, config.tokenizer.pad)
-    elif not isinstance(tokenizer, Tokenizer):
-        tokenizer = load_tokenizer(tokenizer)
-    name = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
-    return LoadedModel(name, config, weights, tokenizer)
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:

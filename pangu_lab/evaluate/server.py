@@ -20,7 +20,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import Score, TokenScorer, make_score
 from pangu_lab.evaluate.split import TokenPair, fit, pieces_within
 from pangu_lab.progress import Progress, silent
-from pangu_lab.tokenizer import Tokenizer
+from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 TRIES = 4  # of a request that the server could not answer just then
 Prompt = Union[str, Sequence[int]]
@@ -150,8 +150,6 @@ class ServerScorer(TokenScorer):
         longest = window or self.connection.longest
         window = window or self.connection.window
         if tokenizer is not None:
-            from pangu_lab.tokenizer import load_tokenizer
-
             tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
             if window is None:
                 raise InputError(f"{url}: the server does not say how long its inputs may be: give the window")

@@ -32,8 +32,10 @@ import numpy as np
 from pangu_lab import __version__
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
+from pangu_lab.export.mindir import SharedWeights, export_graph
 from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
 from pangu_lab.generate.runner import default_places
+from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
 from pangu_lab.progress import Progress, silent
 
@@ -95,7 +97,7 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, t
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
-        run: ``runs/NAME`` or a checkpoint folder.
+        run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
         places, tensor_parallel, variants: as ``export_bundle``.
 
@@ -105,15 +107,11 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, t
     Raises:
         InputError: no checkpoint or tokenizer there, or ``out`` exists.
     """
-    from pangu_lab.checkpoint.source import open_weights, tokenizer_folder
-    from pangu_lab.tokenizer import load_tokenizer
-
     _refuse_existing(Path(out))
-    weights, config = open_weights(run)
-    check(f"{run}: exporting", generation_need(config.model, places), generation_need)
-    tokenizer = load_tokenizer(tokenizer_folder(run))
-    return export_bundle(weights, config.model, tokenizer, out, config.sampling, places, tensor_parallel, progress,
-                         **variants)
+    model = Model.load(run)
+    check(f"{run}: exporting", generation_need(model.config, places), generation_need)
+    return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
+                         model.sampling, places, tensor_parallel, progress, **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
@@ -204,7 +202,6 @@ class _Writing:
         import mindspore as ms
 
         from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs
-        from pangu_lab.export.mindir import SharedWeights, export_graph
         from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs, fixed_inputs
 
         tell(0, "building the network")

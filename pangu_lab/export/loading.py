@@ -17,10 +17,13 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, config_from_dict
 from pangu_lab.errors import InputError
+from pangu_lab.export.mindir import without_weights
 from pangu_lab.files import read_json, sha256_file
 from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.native import native_decoder
 from pangu_lab.generate.runner import Runner
 from pangu_lab.memory import Need, check, generation_need, tokens_at_once, weight_bytes
+from pangu_lab.tokenizer import load_tokenizer
 
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
@@ -102,8 +105,7 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
         raise InputError(f"{folder}: exported for {description['parallel']['tensor']} processes, which share the "
                          "model: serve it with --nproc, or export it for one")
     runner, first = load_runner(folder, description, verify)
-    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
-    return Bundle(folder, description, runner, load_bundle_tokenizer(folder, description), sampling, first)
+    return Bundle(folder, description, runner, load_bundle_tokenizer(folder, description), sampling_of(description), first)
 
 
 def read_bundle(folder: Path | str) -> dict[str, Any]:
@@ -127,10 +129,13 @@ def rank_folders(folder: Path | str) -> dict[int, Path]:
 
 def load_bundle_tokenizer(folder: Path, description: dict[str, Any]) -> Any:
     """The tokenizer inside a bundle, with the special ids that the model was trained with."""
-    from pangu_lab.tokenizer import load_tokenizer
-
     special = description["special_ids"]
     return load_tokenizer(folder / "tokenizer", eod=special["eod"], pad=special["pad"])
+
+
+def sampling_of(description: dict[str, Any]) -> SamplingConfig:
+    """What generation uses when a request says nothing."""
+    return config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
 
 
 def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) -> tuple[Runner, Any]:
@@ -142,8 +147,6 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
         InputError: as ``load_bundle``.
     """
     import mindspore as ms
-
-    from pangu_lab.generate.native import native_decoder
 
     model, config = description["model"], model_config(description)
     check(f"{folder}: loading", rank_need(description))
@@ -222,8 +225,6 @@ def _streamed_graph(path: Path) -> Any:
     """A graph with its parameters read one by one, so that memory holds the weights once."""
     import mindspore as ms
     from mindspore import Tensor, nn
-
-    from pangu_lab.export.mindir import without_weights
 
     with tempfile.TemporaryDirectory() as folder:
         found = without_weights(path, Path(folder))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from pangu_lab.generate.engine import (CompletionStream, Engine, engine_from_weights, generate, generate_many,
                                        stream)
-from pangu_lab.generate.loading import load_engine
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import History, Stage, choose, explain
 from pangu_lab.generate.sequence import Completion, TokenLogprob
 
 __all__ = ["Completion", "CompletionStream", "Engine", "History", "Runner", "Stage", "TokenLogprob", "choose",
-           "engine_from_weights", "explain", "generate", "generate_many", "load_engine", "network_runner",
+           "engine_from_weights", "explain", "generate", "generate_many", "network_runner",
            "stream"]

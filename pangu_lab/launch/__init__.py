@@ -5,7 +5,8 @@ from pangu_lab.launch.launcher import LaunchFailed, LaunchResult, fit_layout, la
 from pangu_lab.launch.plan import BACKENDS, Command, HostPlan, LaunchPlan
 from pangu_lab.launch.rank_table import (RankTable, create_rank_table, merge_rank_tables, read_rank_table,
                                          write_rank_table)
+from pangu_lab.launch.reference import tables
 
 __all__ = ["BACKENDS", "Command", "HostPlan", "LaunchFailed", "LaunchPlan", "LaunchResult", "Patience", "RankTable",
-           "create_rank_table", "fit_layout", "launch", "merge_rank_tables", "prepare", "read_rank_table",
+           "create_rank_table", "fit_layout", "launch", "merge_rank_tables", "prepare", "read_rank_table", "tables",
            "write_rank_table"]

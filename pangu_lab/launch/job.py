@@ -23,7 +23,7 @@ from pangu_lab.identity import lives, parse_identity, send_signal
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.launch.plan import LaunchPlan
 from pangu_lab.launch.processes import Processes
-from pangu_lab.train.heartbeat import BEFORE_TRAINING, Beat, beat_file, read_beat
+from pangu_lab.runs.heartbeat import BEFORE_TRAINING, Beat, beat_file, read_beat
 
 SETTLE_SECONDS = 1.0  # after the first sign of trouble, to see which rank was first
 LEAVE_SECONDS = 30.0  # for processes to end after every rank has said that it is done

@@ -40,9 +40,9 @@ from pangu_lab.launch.rank_table import read_rank_table
 from pangu_lab.locking import Lock, LockLost
 from pangu_lab.parallel.mesh import check_layout
 from pangu_lab.progress import Progress, silent
-from pangu_lab.train.events import EventReader
-from pangu_lab.train.heartbeat import FOLDER as HEARTBEAT
-from pangu_lab.train.runs import STOP, refuse_living
+from pangu_lab.runs.events import EventReader
+from pangu_lab.runs.heartbeat import FOLDER as HEARTBEAT
+from pangu_lab.runs.status import STOP, refuse_living
 
 POLL_SECONDS = 0.2
 PORT_TRIES = 3  # a free port can be taken between our looking and the scheduler's opening it

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from pangu_lab.config import RunConfig, load_yaml
+from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.identity import identity_of, lives
 from pangu_lab.launch.plan import CONFIG, LAUNCHER
-from pangu_lab.train import heartbeat
+from pangu_lab.presets import load_yaml
+from pangu_lab.runs import heartbeat
 
 ORPHAN_SECONDS = 60.0  # what a rank without a launcher gets for finishing its step and saving
 

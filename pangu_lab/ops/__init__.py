@@ -5,3 +5,9 @@ CPU differs by up to a factor of ten between forms that compute the same thing; 
 chosen and why. Everything works in graph mode, keeps activations as rows (batch·seq, hidden), and is differentiable;
 where MindSpore's own backward pass is wasteful a ``bprop`` is written beside the forward pass.
 """
+
+from pangu_lab.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"attention": ["BranchMask", "DocumentMask"],
+                                                      "backend": ["Backend", "training_backend"],
+                                                      "portable": ["Portable"]})

@@ -23,7 +23,6 @@ from mindspore import dtype as mstype
 
 from pangu_lab.parallel.mesh import Mesh
 
-
 NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "Broadcast": ("GPU", "Ascend", "CPU world"),
           "ReduceScatter": ("GPU", "Ascend"), "Send": ("GPU", "Ascend"), "AlltoAll": ("Ascend",),
           "NeighborExchange": ("Ascend",), "Barrier": ("Ascend",)}

@@ -20,6 +20,7 @@ from pangu_lab.planner.cost import bubble, communication, flops_per_token, step_
 from pangu_lab.planner.hardware import Hardware
 from pangu_lab.planner.hardware import hardware as named
 from pangu_lab.planner.memory import activation_bytes, host_bytes, micro_batch_records, stage_memory
+from pangu_lab.planner.words import nothing_fits, why_chosen
 
 NOISE = 1.03  # steps this close to the quickest count as equally quick, and the shorter pipeline goes first
 
@@ -257,7 +258,5 @@ def _enough(config: RunConfig, devices: int, batch: int, device: Hardware) -> Op
 def reasons(config: RunConfig, found: list[LayoutEstimate], device: Hardware, enough: Optional[int],
             language: str = "en") -> Iterator[str]:
     """Why the first of ``found`` is the choice, or why there is none."""
-    from pangu_lab.planner.words import nothing_fits, why_chosen
-
     yield from (why_chosen(config, found, device, language) if found[0].fits
                 else nothing_fits(found, device, enough, language))

@@ -15,7 +15,7 @@ import operator
 import re
 from collections.abc import Callable
 
-from pangu_lab.tokenizer import lexicon
+from pangu_lab.tokenizer import lexicon, native
 
 # What jieba looks up in its dictionary; everything else comes out character by character, "\r\n" as one.
 WORD_RUN = re.compile("([\u4E00-\u9FD5a-zA-Z0-9+#&._%-]+)")
@@ -176,8 +176,6 @@ def portable() -> PortableSegmenter:
 @functools.lru_cache(maxsize=1)
 def engine() -> Callable[[str], list[str]]:
     """The quickest way from text to words on this machine."""
-    from pangu_lab.tokenizer import native
-
     found = native.segmenter()
     return portable().words if found is None else found.words
 

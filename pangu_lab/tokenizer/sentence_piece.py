@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
-import threading
 from collections.abc import Sequence
 from typing import Any, Union
 

@@ -1,15 +1,9 @@
-"""Training: the step, the loop around it, the events it writes, and the run folder that everything else reads."""
+"""Training: the step, the loop around it, and the run folder as the process that trains sees it.
 
-from pangu_lab.train.events import EventLog, read_curves, read_events
-from pangu_lab.train.runs import RunSummary, list_runs, request_stop
+What a run has written is read with ``pangu_lab.runs``.
+"""
 
-__all__ = ["EventLog", "RunSummary", "TrainResult", "list_runs", "read_curves", "read_events", "request_stop", "train"]
+from pangu_lab.lazy import lazy_names
 
-
-def __getattr__(name: str):
-    """``train`` and ``TrainResult`` need MindSpore, which is imported when they are first asked for."""
-    if name in ("train", "TrainResult"):
-        from pangu_lab.train import loop
-
-        return getattr(loop, name)
-    raise AttributeError(name)
+__getattr__, __dir__, __all__ = lazy_names(__name__, {"loop": ["TrainResult", "TrainingFailed", "train"],
+                                                      "schedule": ["learning_rate"]})

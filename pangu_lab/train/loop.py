@@ -38,15 +38,15 @@ from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_place,
                                           parameter_places)
 from pangu_lab.progress import Progress, silent
+from pangu_lab.runs import heartbeat
+from pangu_lab.runs.pipeline_log import PipelineLog
 from pangu_lab.tokenizer import load_tokenizer
-from pangu_lab.train import heartbeat
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.offload import HostAdamW, is_half
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
-from pangu_lab.train.pipeline_log import PipelineLog
 from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
@@ -54,7 +54,7 @@ from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, learning_rate
 from pangu_lab.train.starting import starting_point
-from pangu_lab.train.step import AddGradients, AdamW, GradientStep
+from pangu_lab.train.step import AdamW, AddGradients, GradientStep
 
 
 @dataclass(frozen=True)

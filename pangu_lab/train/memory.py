@@ -12,8 +12,6 @@ from typing import Any
 
 import psutil
 
-from pangu_lab.train.events import read_events
-
 MB = 2**20
 
 
@@ -38,14 +36,3 @@ def by_rank(values: list[list[float]]) -> list[dict[str, Any]]:
     names = ("peak_mb", "device_peak_mb", "weights_mb", "optimizer_mb")
     return [{"rank": rank, **{name: round(value, 1) for name, value in zip(names, row)}}
             for rank, row in enumerate(values)]
-
-
-def memory_lines(run: Path | str) -> list[str]:
-    """The run's last ``memory`` event, a line for each rank; none when it ended without one."""
-    events = [event for event in read_events(run) if event["kind"] == "memory"]
-    lines = []
-    for entry in events[-1]["ranks"] if events else ():
-        device = f", device {entry['device_peak_mb']:,.0f} MB" if entry["device_peak_mb"] else ""
-        lines.append(f"memory of rank {entry['rank']}: {entry['peak_mb']:,.0f} MB at its peak{device} (weights "
-                     f"{entry['weights_mb']:,.1f} MB, optimizer states {entry['optimizer_mb']:,.1f} MB)")
-    return lines

@@ -22,14 +22,15 @@ import psutil
 
 from pangu_lab.checkpoint.folder import list_checkpoints
 from pangu_lab.checkpoint.keeping import Keeper
-from pangu_lab.config import RunConfig, load_yaml
+from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.files import RANDOM, whole_folder, write_json_atomic, write_text_atomic
 from pangu_lab.identity import own_identity
 from pangu_lab.locking import Lock
-from pangu_lab.train.events import EventLog
-from pangu_lab.train.heartbeat import beat
-from pangu_lab.train.runs import STATUS, STOP, refuse_living, run_lock
+from pangu_lab.presets import load_yaml
+from pangu_lab.runs.events import EventLog
+from pangu_lab.runs.heartbeat import beat
+from pangu_lab.runs.status import STATUS, STOP, refuse_living, run_lock
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from pangu_lab import PanguLM
 from pangu_lab.checkpoint import list_checkpoints
-from pangu_lab.train import read_curves
-from pangu_lab.train.curves import smoothed
+from pangu_lab.runs import read_curves
+from pangu_lab.runs.curves import smoothed
 
 ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from pangu_lab.presets import preset
-from pangu_lab.train.events import read_curves
+from pangu_lab.runs.events import read_curves
 
 STEPS, LIMIT_SECONDS = 100_000, 0.005
 

@@ -92,8 +92,8 @@ def _peer_write(path: str, stream: list[int]) -> None:
 
 
 def peer(*files: str) -> None:
-    from tests.benchmarks.turns import serve
     from pangu_lab.tokenizer.load import released_vocabulary
+    from tests.benchmarks.turns import serve
 
     pool = multiprocessing.get_context("fork").Pool(PROCESSES, _peer_start, (str(released_vocabulary()),))
     pool.map(_peer_encode, ["准备好"] * 100)

@@ -16,7 +16,6 @@ import pytest
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate import Engine
 from pangu_lab.serve import Limits, serve
-
 from tests.generate.fakes import CharacterTokenizer, TableRunner, script
 
 pytestmark = pytest.mark.browser

@@ -11,7 +11,6 @@ import pytest
 
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.serve import serve
-
 from tests.browser.test_page import Reader, engine_that_writes
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

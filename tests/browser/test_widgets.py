@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from pangu_lab import PanguLM
-from pangu_lab.config import load_yaml
-from pangu_lab.presets import preset
-
+from pangu_lab.presets import load_yaml, preset
 from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 from tests.widgets.conftest import WrittenRun
 

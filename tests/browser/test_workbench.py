@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from pangu_lab.train.events import read_events
-
+from pangu_lab.runs.events import read_events
 from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 
 # slow: it compiles and trains, about three minutes on a busy machine

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from pangu_lab.data import open_dataset, sample_files
-from pangu_lab.data.pictures import (compression, document_lengths, plot_compression, plot_lengths, plot_record,
-                                     visible)
+from pangu_lab.data.pictures import compression, document_lengths, plot_compression, plot_lengths, plot_record, visible
 from pangu_lab.errors import InputError
 
 

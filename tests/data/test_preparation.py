@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from numbered import lines
 
-from pangu_lab.data import open_dataset, prepare, sample_files
-from pangu_lab.data import encoding, preparation, records
+from pangu_lab.data import encoding, open_dataset, preparation, prepare, records, sample_files
 from pangu_lab.errors import InputError
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 

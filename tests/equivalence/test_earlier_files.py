@@ -15,7 +15,7 @@ import pytest
 
 from pangu_lab import PanguLM
 from pangu_lab.checkpoint.folder import list_checkpoints
-from pangu_lab.train.runs import list_runs
+from pangu_lab.runs.status import list_runs
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "v0.1"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))

@@ -20,8 +20,8 @@ from pangu_lab.evaluate.scoring import LocalScorer
 from pangu_lab.evaluate.split import TokenPair
 from pangu_lab.export import export_bundle, load_bundle
 from pangu_lab.generate import network_runner
+from pangu_lab.interpret.activations import trace
 from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Parts, Weights
-from pangu_lab.model.trace import trace
 from pangu_lab.ops.native.cells import kernels_for
 from pangu_lab.ops.portable import Portable
 from pangu_lab.tokenizer import load_tokenizer

@@ -7,10 +7,11 @@ import pytest
 
 from pangu_lab.checkpoint import save_checkpoint
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate.routing import plot_load, plot_routed_text, route_text
+from pangu_lab.evaluate.routing import plot_routed_text, route_text
 from pangu_lab.model.parameters import initial_weights
 from pangu_lab.presets import preset
-from pangu_lab.train.events import EventLog
+from pangu_lab.runs.events import EventLog
+from pangu_lab.runs.routing import plot_load
 
 
 def test_the_load_is_drawn_from_the_events_alone(tmp_path):

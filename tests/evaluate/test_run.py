@@ -12,7 +12,7 @@ import pytest
 
 from pangu_lab import cli
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate import LocalScorer, Scorer, engine_writer, evaluate, perplexity, wilson_interval
+from pangu_lab.evaluate import open_scorer, Scorer, engine_writer, evaluate, perplexity, wilson_interval
 from pangu_lab.evaluate.record import Record
 from pangu_lab.evaluate.scoring import make_score
 from pangu_lab.evaluate.split import TokenPair
@@ -94,9 +94,10 @@ def test_written_answers_come_from_a_function_or_from_the_models_own_engine(fold
 
 def test_an_engine_writes_greedily_up_to_a_stop(run_folder):
     from pangu_lab.config import SamplingConfig
-    from pangu_lab.generate import generate, load_engine
+    from pangu_lab import PanguLM
+    from pangu_lab.generate import generate
 
-    engine = load_engine(run_folder)
+    engine = PanguLM.load(run_folder).engine
     text = generate(engine, "春天来了，", SamplingConfig(max_new_tokens=12, temperature=0.0)).text
     assert engine_writer(engine)(["春天来了，"], 12, ()) == [text]
     assert engine_writer(engine)(["春天来了，"], 12, (text[2],)) == [text[:text.index(text[2])]]
@@ -105,7 +106,7 @@ def test_an_engine_writes_greedily_up_to_a_stop(run_folder):
 def test_a_model_is_loaded_from_its_run_with_its_own_tokenizer(run_folder, folder):
     result = evaluate("afqmc", run_folder, folder)
     assert result.n == 2 and result.model == "small/step-00000000"
-    with pytest.raises(InputError, match="the tokenizer has 40000 pieces, the model knows 512"):
+    with pytest.raises(InputError, match="the tokenizer has 40000 pieces and the model 512"):
         evaluate("afqmc", run_folder, folder, tokenizer="pangu")
     with pytest.raises(InputError, match="no such folder"):
         evaluate("afqmc", run_folder / "none", folder)
@@ -120,7 +121,7 @@ def test_perplexity_of_a_prepared_data_set_is_the_scorers(run_folder, tmp_path):
     result = perplexity(run_folder, tmp_path / "data", max_records=4)
     assert result.records == 4 and result.perplexity == pytest.approx(math.exp(result.loss))
     rows = open_dataset(tmp_path / "data").records(range(4))
-    scorer = LocalScorer.load(run_folder)
+    scorer = open_scorer(run_folder)
     logprob, tokens = 0.0, 0
     for row in rows.tolist():  # each document of a record stands for itself, and its end is predicted too
         for text in _documents(row, tokenizer.eod_id):

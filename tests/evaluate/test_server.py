@@ -111,9 +111,9 @@ def test_asking_in_tokens_gives_the_scores_of_the_local_model(server, scorer):
 
 
 def test_asking_in_text_splits_it_where_the_local_model_does(run_folder):
-    from pangu_lab.evaluate import LocalScorer
+    from pangu_lab.evaluate import open_scorer
 
-    local = LocalScorer.load(run_folder)
+    local = open_scorer(run_folder)
     with serving(local) as server:
         remote = ServerScorer(server.url + "/v1/", batch=16)
         for ours, theirs in zip(local.loglikelihood(pairs()), remote.loglikelihood(pairs()), strict=True):

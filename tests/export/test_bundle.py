@@ -18,7 +18,6 @@ from pangu_lab.export import export_bundle, load_bundle
 from pangu_lab.generate import engine_from_weights, generate, generate_many, stream
 from pangu_lab.generate.sampling import log_softmax
 from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
-
 from tests.generate.fakes import random_weights, small_config
 
 PROMPTS = ("春天来了", "", "问：你好。\n答：")

@@ -112,7 +112,7 @@ def small_lm():
     tokenizer = CharacterTokenizer()
     config = small_config(tokenizer.vocab_size)
     runner = TableRunner(random_table(config.vocab_size), config.vocab_size)
-    return PanguLM(runner, config, tokenizer, name="small", weights=random_weights(config))
+    return PanguLM(config, tokenizer, name="small", weights=random_weights(config), runner=runner)
 
 
 def random_weights(config: ModelConfig, seed: int = 0, std: float = 0.25) -> dict[str, np.ndarray]:

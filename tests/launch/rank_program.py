@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pangu_lab.errors import InputError
 from pangu_lab.launch.worker import Place, run_rank
-from pangu_lab.train.heartbeat import beat
+from pangu_lab.runs.heartbeat import beat
 
 STEPS = 6
 

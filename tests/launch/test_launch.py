@@ -22,7 +22,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.launch import LaunchFailed, Patience, launch
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.presets import preset
-from pangu_lab.train.heartbeat import read_beat
+from pangu_lab.runs.heartbeat import read_beat
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
@@ -216,7 +216,7 @@ STOPPED_AT_ONCE = """
 import sys, time
 from pathlib import Path
 from pangu_lab.launch.worker import run_rank
-from pangu_lab.train.heartbeat import beat
+from pangu_lab.runs.heartbeat import beat
 
 run = Path(sys.argv[sys.argv.index("--run") + 1])
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pangu_lab.train import read_curves
-from pangu_lab.train.heartbeat import read_beat
+from pangu_lab.runs import read_curves
+from pangu_lab.runs.heartbeat import read_beat
 from tests.launch.test_launch import processes_of
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -14,7 +14,7 @@ from pangu_lab.config import parse_overrides
 from pangu_lab.errors import InputError
 from pangu_lab.launch import create_rank_table, launch, merge_rank_tables, write_rank_table
 from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate, with_tables
-from pangu_lab.train import read_curves
+from pangu_lab.runs import read_curves
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}

@@ -22,9 +22,9 @@ from pangu_lab.launch.processes import Processes
 from pangu_lab.launch.worker import _Orphan
 from pangu_lab.presets import preset
 from pangu_lab.progress import silent
-from pangu_lab.train.events import EventLog, EventReader
-from pangu_lab.train.heartbeat import Beat, read_beat
-from pangu_lab.train.runs import run_lock
+from pangu_lab.runs.events import EventLog, EventReader
+from pangu_lab.runs.heartbeat import Beat, read_beat
+from pangu_lab.runs.status import run_lock
 
 PROGRAM = str(Path(__file__).with_name("rank_program.py"))
 

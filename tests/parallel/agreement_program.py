@@ -21,8 +21,8 @@ def watch(seen: dict, rank: int, last_rank: int) -> None:
     import numpy as np
     from mindspore import Tensor
 
+    from pangu_lab.runs.pipeline_log import PipelineLog
     from pangu_lab.train.loop import Trainer
-    from pangu_lab.train.pipeline_log import PipelineLog
 
     gradients, train_batch = Watched.gradients, Watched.train_batch
 

@@ -11,7 +11,8 @@ import pytest
 
 from pangu_lab.checkpoint import Checkpoint
 from pangu_lab.launch import launch
-from pangu_lab.train import read_curves, train
+from pangu_lab.runs import read_curves
+from pangu_lab.train import train
 
 DP2 = {"parallel.data": 2}
 TP2 = {"parallel.tensor": 2}

@@ -12,7 +12,8 @@ from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.placement import is_owner, parameter_places
 from pangu_lab.presets import preset
-from pangu_lab.train import read_curves, train
+from pangu_lab.runs import read_curves
+from pangu_lab.train import train
 
 EP2 = {"parallel.data": 2, "parallel.expert": 2}
 ALL_TO_ALL = {"parallel.all_to_all": True}

@@ -7,12 +7,11 @@ small graph compiled and run) and the highest that the steps came to.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
 from pangu_lab.launch.worker import Place, read_config, run_rank
-from pangu_lab.train.heartbeat import beat
+from pangu_lab.runs.heartbeat import beat
 
 
 def resident(key: str) -> int:

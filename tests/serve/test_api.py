@@ -13,7 +13,7 @@ import pytest
 from pangu_lab import cli
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate import LocalScorer, ServerScorer
+from pangu_lab.evaluate import open_scorer, ServerScorer
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.steady import make_steady
@@ -203,7 +203,7 @@ def test_an_evaluation_through_the_server_gives_the_numbers_of_the_bundle(server
 def test_texts_longer_than_the_window_are_cut_and_scored_as_offline(server, debug_run, offline, http):
     long = "".join(sample_lines(40))[:400]
     pairs = [(long[:cut], long[cut:cut + 6]) for cut in (100, 150, 300)] + [("", long)]
-    local = LocalScorer.load(debug_run)
+    local = open_scorer(debug_run)
     for cut in ("context", "continuation"):
         ours = local.loglikelihood(pairs, cut)
         theirs = ServerScorer(server.url, tokenizer=offline.tokenizer).loglikelihood(pairs, cut)

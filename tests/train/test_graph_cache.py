@@ -10,11 +10,12 @@ import pytest
 
 from pangu_lab.files import cache_folder
 from pangu_lab.ops.native import train as native
-from pangu_lab.train import graph_cache, read_curves, read_events
+from pangu_lab.runs import read_curves, read_events
+from pangu_lab.train import graph_cache
 from pangu_lab.train.graph_cache import GraphCache, graph_key
 
 TRAIN = """import sys
-from pangu_lab.config import load_yaml
+from pangu_lab.presets import load_yaml
 from pangu_lab.train import train
 train(load_yaml(sys.argv[1]), sys.argv[2])
 """

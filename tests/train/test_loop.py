@@ -14,9 +14,10 @@ import pytest
 
 from pangu_lab.checkpoint import Checkpoint, list_checkpoints, load_weights
 from pangu_lab.errors import InputError
-from pangu_lab.train import list_runs, read_curves, read_events, request_stop, train
+from pangu_lab.runs import list_runs, read_curves, read_events, request_stop
+from pangu_lab.runs.status import read_status
+from pangu_lab.train import train
 from pangu_lab.train.loop import Trainer, TrainingFailed
-from pangu_lab.train.runs import read_status
 
 
 def losses(run):
@@ -28,7 +29,7 @@ def start(config, folder, *arguments):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    script = ("import sys; from pangu_lab.config import load_yaml; from pangu_lab.train import train; "
+    script = ("import sys; from pangu_lab.presets import load_yaml; from pangu_lab.train import train; "
               "r = train(load_yaml(sys.argv[1]), sys.argv[2]); print(r.reason)")
     # an environment of its own: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C hands on
     return subprocess.Popen([sys.executable, "-c", script, str(path), str(folder)], stdout=subprocess.PIPE, text=True,

@@ -17,7 +17,8 @@ from pangu_lab.checkpoint.folder import write_shard
 from pangu_lab.config import TrainConfig
 from pangu_lab.errors import InputError
 from pangu_lab.launch import launch
-from pangu_lab.train import read_curves, train
+from pangu_lab.runs import read_curves
+from pangu_lab.train import train
 from pangu_lab.train.offload import PIECE, HostAdamW, StateStore, is_half
 from pangu_lab.train.step import AdamW
 
@@ -113,7 +114,7 @@ def test_shards_written_one_tensor_at_a_time_are_safetensors(tmp_path):
 LIMITED = """
 import json, resource, sys, threading, time
 import mindspore, pangu_lab.train
-from pangu_lab.config import load_yaml
+from pangu_lab.presets import load_yaml
 
 def private():
     fields = dict(line.split(":", 1) for line in open("/proc/self/status") if ":" in line)

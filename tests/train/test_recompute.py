@@ -37,7 +37,8 @@ def test_layers_in_shared_graphs_give_the_rows_and_gradients_of_their_own():
 
 @pytest.mark.slow
 def test_a_run_with_recomputation_has_the_losses_of_one_without(debug_config, tmp_path):
-    from pangu_lab.train import read_curves, train
+    from pangu_lab.runs import read_curves
+    from pangu_lab.train import train
 
     told = []
     for recompute in (False, True):

@@ -21,11 +21,13 @@ from pangu_lab.identity import own_identity
 from pangu_lab.locking import LockLost
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.presets import preset
-from pangu_lab.train import read_events, runs, train
+from pangu_lab.runs import read_events
+from pangu_lab.runs import status as runs
+from pangu_lab.runs.status import STATUS, read_status
+from pangu_lab.train import train
 from pangu_lab.train.loop import TrainingFailed
 from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.run_folder import RunFolder
-from pangu_lab.train.runs import STATUS, read_status
 from pangu_lab.train.saving import newest_together, save_together
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,8 @@ from pangu_lab.checkpoint.folder import list_checkpoints
 from pangu_lab.data import open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.launch import launch
-from pangu_lab.train import read_curves, read_events, train
+from pangu_lab.runs import read_curves, read_events
+from pangu_lab.train import train
 from pangu_lab.train.loop import Trainer
 from pangu_lab.train.starting import starting_point, starting_values
 

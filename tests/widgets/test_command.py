@@ -6,7 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings as settings_of_tests, strategies as st
+from hypothesis import example, given
+from hypothesis import settings as settings_of_tests
+from hypothesis import strategies as st
 
 from pangu_lab.cli import build_parser
 from pangu_lab.cli.common import settings

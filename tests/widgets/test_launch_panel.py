@@ -9,9 +9,9 @@ import pytest
 
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
+from widgets import launching
 from widgets.config_form import ConfigForm
 from widgets.launch_panel import LaunchPanel
-from widgets import launching
 from widgets.launching import resume_run, start_run
 
 

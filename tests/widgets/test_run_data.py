@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from pangu_lab.identity import own_identity
-
 from widgets.run_data import MAX_BUCKETS, RunFollower
 from widgets.run_state import head_of, log_tail, logs_of
 

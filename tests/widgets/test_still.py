@@ -7,7 +7,7 @@ import re
 import pytest
 
 from tests.widgets.conftest import WrittenRun
-from widgets.base import catalogue
+from pangu_lab.texts import catalogue
 from widgets.monitor import RunMonitor
 from widgets.run_data import RunFollower
 from widgets.still import loss_svg, ticks

@@ -13,7 +13,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate import explain
 from pangu_lab.generate.sequence import CANCELLED, END_OF_DOCUMENT, FULL, LENGTH, STOP
 from pangu_lab.planner.memory import KINDS
-from widgets.base import HERE, catalogue, set_language
+from pangu_lab.texts import catalogue
+from widgets.base import HERE, set_language
 from widgets.run_state import ENDED
 
 

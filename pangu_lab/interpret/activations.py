@@ -1,4 +1,4 @@
-"""Looking into the network while it runs: what every part of it gives out, and how its parameters are spread.
+"""Looking into the network while it runs: what every part of it gives out.
 
 ``trace`` runs the very cells that training and generation are made of, one operation after the other instead of as one
 compiled graph, and keeps what each returns. It is for small models and for people who want to see; MindSpore's mode is
@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Optional
 
 import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.fonts import font_families
 from pangu_lab.memory import Need, estimate, forward_bytes, weight_bytes
-from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
+from pangu_lab.model.parameters import parameter_specs
 
 OPERATIONS = ("norm1", "attention.projections.query", "attention.projections.key", "attention.projections.value",
               "attention", "norm2", "feed_forward.mapping", "feed_forward")
-PARTS = ("word embedding", "positions", "attention", "feed-forward", "experts", "layer norms", "query layer")
-COLORS = ("#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#9d755d", "#bab0ac", "#e45756")
 
 
 def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarray,
@@ -149,64 +145,6 @@ def _probabilities(seen: dict[str, np.ndarray], name: str, attention, mask) -> n
     return attention.attend.by_head(q, k, v, mask)[1].asnumpy().reshape(batch, -1, seq, seq)
 
 
-def parameters_by_part(config: ModelConfig) -> dict[str, int]:
-    """How many parameters each part of the network has; they add up to ``config.num_parameters``."""
-    counts = dict.fromkeys(PARTS, 0)
-    for name, spec in parameter_specs(config).items():
-        counts[_part(name)] += spec.size
-    return {part: count for part, count in counts.items() if count}
-
-
-def _part(name: str) -> str:
-    if name == WORD:
-        return "word embedding"
-    if name == POSITION:
-        return "positions"
-    if name == QUERY or name.startswith(QUERY_LAYER):
-        return "query layer"
-    if "layernorm" in name:
-        return "layer norms"
-    if ".attention." in name:
-        return "attention"
-    return "experts" if ".experts." in name or ".router." in name else "feed-forward"
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def plot_parameters(configs: Mapping[str, ModelConfig], png: Path | str) -> Path:
-    """Where the parameters of one or more models are, in percent, a bar a model, to a PNG file."""
-    figure = _figure(8, 1.1 + 0.42 * len(configs))
-    axes = figure.subplots()
-    for row, config in enumerate(configs.values()):
-        left = 0.0
-        for part, count in parameters_by_part(config).items():
-            share = 100 * count / config.num_parameters
-            axes.barh(row, share, left=left, color=COLORS[PARTS.index(part)], height=0.7)
-            if share > 4:
-                axes.text(left + share / 2, row, f"{share:.0f} %", ha="center", va="center", fontsize=8, color="white")
-            left += share
-    names = [f"{name}: {_short(config.num_parameters)}" for name, config in configs.items()]
-    axes.set_yticks(range(len(configs)), names)
-    axes.set(xlim=(0, 100), xlabel="% of the parameters")
-    axes.invert_yaxis()
-    used = [part for part in PARTS if any(part in parameters_by_part(config) for config in configs.values())]
-    handles = [figure.axes[0].barh(0, 0, color=COLORS[PARTS.index(part)]) for part in used]
-    figure.legend(handles, used, loc="outside upper center", ncols=len(used), fontsize=8, frameon=False)
-    figure.savefig(png, dpi=100)
-    return Path(png)
-
-
-def _short(count: int) -> str:
-    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
 def query_distance(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """How far apart the queries of two traced texts of equal length are, layer by layer and place by place.
 
@@ -219,43 +157,3 @@ def query_distance(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndar
         scale = (np.linalg.norm(one, axis=1) + np.linalg.norm(two, axis=1)) / 2
         found[name.removesuffix(".attention.query")] = np.linalg.norm(one - two, axis=1) / scale
     return found
-
-
-def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Path:
-    """``query_distance`` as a picture, a row a layer, the query layer on top, to a PNG file."""
-    figure = _figure(6.5, 0.9 + 0.4 * len(found))
-    axes = figure.subplots()
-    values = np.stack(list(found.values()))
-    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=max(1e-9, values.max()), origin="lower")
-    for (row, place), value in np.ndenumerate(values):
-        axes.text(place, row, f"{value:.1f}" if value else "0", ha="center", va="center", fontsize=8,
-                  color="white" if value > 0.6 * values.max() else "black")
-    axes.set_yticks(range(len(found)), list(found))
-    axes.set_xticks(range(values.shape[1]))
-    axes.set(xlabel="position")
-    figure.colorbar(image, label="difference of the queries")
-    figure.savefig(png, dpi=100)
-    return Path(png)
-
-
-def plot_attention(seen: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str], png: Path | str) -> Path:
-    """Where each head of some traced layers looks, a row a layer and a column a head, to a PNG file.
-
-    Args:
-        seen: of ``trace``; its first text is drawn.
-        layers: such as ``blocks.0`` and ``query_layer``.
-        tokens: the text's, for the axes: queries downwards, keys to the right.
-    """
-    heads = seen[f"{layers[0]}.attention.probabilities"].shape[1]
-    figure = _figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
-    axes = figure.subplots(len(layers), heads, sharex=True, sharey=True, squeeze=False)
-    for row, layer in enumerate(layers):
-        for head in range(heads):
-            axes[row, head].imshow(seen[f"{layer}.attention.probabilities"][0, head], cmap="Blues", vmin=0, vmax=1)
-            axes[row, head].set_title(f"{layer}, head {head}" if head == 0 else f"head {head}", fontsize=8)
-    for axis in [panel.xaxis for panel in axes[-1]] + [panel.yaxis for panel in axes[:, 0]]:
-        axis.set_ticks(range(len(tokens)), list(tokens), fontfamily=font_families(), fontsize=6)
-    for panel in axes[-1]:
-        panel.tick_params(axis="x", rotation=90)
-    figure.savefig(png, dpi=100)
-    return Path(png)

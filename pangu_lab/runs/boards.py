@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pangu_lab.config import load_yaml
 from pangu_lab.errors import InputError
 from pangu_lab.files import whole_folder
-from pangu_lab.train.events import EventReader, read_curves
-from pangu_lab.train.runs import STATUS
+from pangu_lab.presets import load_yaml
+from pangu_lab.runs.events import EventReader, read_curves
+from pangu_lab.runs.status import STATUS
 
 GROUPS = {"step": "train", "eval": "eval"}
 NOT_SCALARS = {"v", "time", "kind", "step"}

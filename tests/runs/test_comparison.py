@@ -8,8 +8,8 @@ import pytest
 
 from pangu_lab.cli import main
 from pangu_lab.errors import InputError
-from pangu_lab.train.comparison import compare_runs
-from pangu_lab.train.curves import smoothed
+from pangu_lab.runs.comparison import compare_runs
+from pangu_lab.runs.curves import smoothed
 
 
 def test_a_comparison_names_the_settings_that_differ_and_losses_at_common_steps(runs):

@@ -7,7 +7,7 @@ import pytest
 from pangu_lab.config import ParallelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.train.pipeline_log import STEPS, PipelineLog, idle_share, log_file, plot_schedule, read_passes
+from pangu_lab.runs.pipeline_log import STEPS, PipelineLog, idle_share, log_file, plot_schedule, read_passes
 
 TWO = ParallelConfig(pipeline=2, micro_batches=2)
 

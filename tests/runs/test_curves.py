@@ -6,9 +6,9 @@ import pytest
 from matplotlib.image import imread
 
 from pangu_lab.errors import InputError
-from pangu_lab.train import EventLog, list_runs, read_curves, request_stop
-from pangu_lab.train.curves import plot_curves, smoothed, text_curve
-from pangu_lab.train.events import EventReader
+from pangu_lab.runs import EventLog, list_runs, read_curves, request_stop
+from pangu_lab.runs.curves import plot_curves, smoothed, text_curve
+from pangu_lab.runs.events import EventReader
 
 
 def test_a_curve_in_characters_falls_from_the_left_to_the_right(debug_run):

@@ -18,7 +18,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import read_json
 from pangu_lab.identity import lives, own_identity, parse_identity
 from pangu_lab.locking import Lock, holder_lives, read_record
-from pangu_lab.train.events import read_curves
+from pangu_lab.runs.events import read_curves
 
 STATUS = "status.json"
 STOP = "stop"

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from pangu_lab.config import all_keys, load_yaml
+from pangu_lab.config import all_keys
 from pangu_lab.errors import InputError
-from pangu_lab.train.curves import smoothed
-from pangu_lab.train.events import read_curves
-from pangu_lab.train.runs import STATUS, RunSummary, summarise
+from pangu_lab.presets import load_yaml
+from pangu_lab.runs.curves import smoothed
+from pangu_lab.runs.events import read_curves
+from pangu_lab.runs.status import STATUS, RunSummary, summarise
 
 BARS = "▁▂▃▄▅▆▇█"
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from pangu_lab.errors import InputError
+from pangu_lab.interpret import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance,
+                                 trace)
 from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import QUERY, initial_weights
-from pangu_lab.model.trace import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance, trace)
 from pangu_lab.presets import PRESETS, preset
 
 ms.set_context(mode=ms.GRAPH_MODE)

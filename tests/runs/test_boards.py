@@ -15,7 +15,7 @@ import pytest
 
 from pangu_lab.cli import main
 from pangu_lab.errors import InputError
-from pangu_lab.train import boards
+from pangu_lab.runs import boards
 
 
 def records(data):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pangu_lab.errors import InputError
-from pangu_lab.train.events import Curves, read_curves
+from pangu_lab.runs.events import Curves, read_curves
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:

@@ -1,0 +1,174 @@
+"""One way to open a model, whatever it lies in: a run, a checkpoint, a converted release, a bundle, or the name of one.
+
+Whoever uses a model opens it here: the command line, notebooks (through ``PanguLM``), evaluation, export and the server.
+Opening reads settings and tokenizer, and checks what there is; the network is made when it is first asked for, from
+weights that are read one by one, so that memory holds them once. A bundle runs without model code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from pangu_lab.checkpoint.source import StoredWeights, resolve_checkpoint, tokenizer_folder
+from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig
+from pangu_lab.errors import InputError
+from pangu_lab.export.loading import (DESCRIPTION, load_bundle, load_bundle_tokenizer, model_config, read_bundle,
+                                      sampling_of)
+from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.runner import Runner, network_runner
+from pangu_lab.memory import check, generation_need
+from pangu_lab.tokenizer import Tokenizer, load_tokenizer
+
+FOLDERS = ("runs", "exports")  # where a bare name is looked for
+
+
+class Model:
+    """A model that has been opened.
+
+    Args:
+        runner: the network, where it has been made.
+        bundle: the folder of an exported model; its graphs are the network.
+        slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
+        int8: round every weight of a product to a byte with one factor for each output: decode steps read a quarter of
+            the memory. Needs the C kernels.
+
+    Attributes:
+        config: the network's sizes.
+        tokenizer: None where the folder keeps none; only logits can then be had.
+        sampling: what is written with when nothing else is asked for.
+        name: for people. ``origin`` also tells the checkpoint, as in "first/step-00000400".
+        weights: by released name, read when they are asked for; None of a bundle.
+        settings: the run's, of a run or checkpoint.
+    """
+
+    def __init__(self, config: ModelConfig, tokenizer: Optional[Tokenizer], sampling: SamplingConfig = SamplingConfig(),
+                 name: str = "model", origin: str = "", weights: Optional[Mapping[str, np.ndarray]] = None,
+                 settings: Optional[RunConfig] = None, runner: Optional[Runner] = None, bundle: Optional[Path] = None,
+                 slots: Optional[int] = None, int8: bool = False) -> None:
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
+                             "give the tokenizer that the model was trained with")
+        self.config, self.tokenizer, self.sampling, self.name, self.origin = config, tokenizer, sampling, name, origin or name
+        self.weights, self.settings, self.bundle = weights, settings, bundle
+        self._runner, self._engine, self._slots, self._int8 = runner, None, slots, int8
+
+    @classmethod
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, places: Optional[int] = None, int8: bool = False):
+        """The model in ``source``.
+
+        Args:
+            source: a run (its newest whole checkpoint), a checkpoint, a release that ``pangu-lab convert`` wrote, a
+                bundle; or the name of a folder below ``runs`` or ``exports``.
+            tokenizer: instead of the one kept in the folder: "pangu", or a folder.
+            places: slots of the key-value cache over all sequences; by default one whole sequence, at least 1024.
+            int8: see above.
+
+        Raises:
+            InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for int8.
+        """
+        folder = find(source)
+        if (folder / DESCRIPTION).is_file() or any(folder.glob(f"rank_*/{DESCRIPTION}")):
+            if tokenizer is not None or places is not None:
+                raise InputError(f"{source}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
+            return cls._of_bundle(folder, int8)
+        checkpoint = resolve_checkpoint(folder)
+        settings, place = checkpoint.config, checkpoint.folder.resolve()
+        of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
+        return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, folder.resolve().name,
+                   of_run, StoredWeights(checkpoint, settings), settings, slots=places, int8=int8)
+
+    @classmethod
+    def _of_bundle(cls, folder: Path, int8: bool):
+        description = read_bundle(folder)
+        first = folder if (folder / DESCRIPTION).is_file() else min(folder.glob(f"rank_*/{DESCRIPTION}")).parent
+        return cls(model_config(description), load_bundle_tokenizer(first, description), sampling_of(description),
+                   description["name"], bundle=folder, int8=int8)
+
+    @property
+    def runner(self) -> Runner:
+        """The network, ready to be called; compiled at the first use.
+
+        Raises:
+            InputError: the memory does not suffice, or there are no kernels for int8.
+        """
+        if self._runner is None:
+            if self.bundle is not None:
+                self._engine = load_bundle(self.bundle)
+                self._runner = self._engine.runner
+            else:
+                check(f"{self.name}: generating", generation_need(self.config, self._slots), generation_need)
+                self._runner = network_runner(self.weights, self.config, self._slots)
+            if self._int8:
+                self._runner.use_int8()
+        return self._runner
+
+    @property
+    def engine(self) -> Engine:
+        """What generates; the functions of ``pangu_lab.generate`` take it. Of a bundle it is a ``Bundle``.
+
+        Raises:
+            InputError: there is no tokenizer.
+        """
+        self.require_tokenizer()
+        runner = self.runner
+        if self._engine is None:
+            self._engine = Engine(runner, self.tokenizer, self.sampling, self.name)
+        return self._engine
+
+    def require_tokenizer(self) -> Tokenizer:
+        """The tokenizer.
+
+        Raises:
+            InputError: there is none.
+        """
+        if self.tokenizer is None:
+            raise InputError(f"{self.name}: no tokenizer is kept with this model; load it with tokenizer= (--tokenizer): "
+                             "'pangu' for the published releases, or a tokenizer's folder")
+        return self.tokenizer
+
+    def require_weights(self, purpose: str) -> Mapping[str, np.ndarray]:
+        """The weights; ``purpose`` completes "a bundle cannot be …".
+
+        Raises:
+            InputError: it is a bundle.
+        """
+        if self.weights is None:
+            raise InputError(f"{self.name}: an exported bundle cannot be {purpose}: load the run, checkpoint or release that "
+                             "it was made from")
+        return self.weights
+
+
+def find(source: str | Path) -> Path:
+    """The folder that ``source`` names: itself, or one of that name below ``runs`` or ``exports``.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    if len(folder.parts) == 1:
+        for parent in FOLDERS:
+            if (Path(parent) / folder).is_dir():
+                return Path(parent) / folder
+        raise InputError(f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint or "
+                         "a bundle")
+    raise InputError(f"{source}: no such folder; give a run (runs/NAME), a checkpoint or a bundle")
+
+
+def _tokenizer(folder: Path, name: Optional[str | Path | Tokenizer], settings: RunConfig) -> Optional[Tokenizer]:
+    """The one that is named, or else the one kept with a run or checkpoint, whose special tokens were chosen with the
+    data."""
+    if isinstance(name, Tokenizer):
+        return name
+    if name is not None:
+        return load_tokenizer(name)
+    try:
+        kept = tokenizer_folder(folder)
+    except InputError:
+        return None
+    return load_tokenizer(kept, settings.tokenizer.eod, settings.tokenizer.pad)

@@ -1,0 +1,40 @@
+"""How evenly a mixture of experts was used while a run trained, as a picture, from the run's events alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pangu_lab.errors import InputError
+from pangu_lab.runs.events import read_curves
+
+
+def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
+    """Share of the tokens that each expert was sent over training, a panel a run, the mean over the blocks with experts;
+    the dashed line is even.
+
+    Raises:
+        InputError: a run has no step of a model with experts.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for axes, run in zip(panels, runs):
+        steps = [event for event in read_curves(run).steps if "expert_load" in event]
+        if not steps:
+            raise InputError(f"{run}: no steps of a model with experts to draw")
+        load = np.array([np.mean(event["expert_load"], axis=0) for event in steps])
+        axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
+        for edge in range(1, load.shape[1]):
+            axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
+        dropped = np.mean([event["drop_rate"] for event in steps])
+        axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
+                 steps[-1]["step"]))
+    panels[0].set_ylabel("share of the tokens, an expert a colour")
+    figure.savefig(png, dpi=80)
+    return Path(png)
