@@ -15,7 +15,7 @@ from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import Place, parameter_places
+from pangu_lab.parallel.sharding import Shard, parameter_shards
 from pangu_lab.planner import HARDWARE, LayoutEstimate, plan
 from pangu_lab.planner.hardware import GIB
 from pangu_lab.presets import PRESETS, preset
@@ -193,16 +193,16 @@ def held_by(model: ModelConfig, parallel: ParallelConfig, rank: int) -> dict[str
     """What a rank holds: its place, its parameters, and a row for each kind of tensor with the layers that have it."""
     mesh = Mesh(parallel, rank)
     specs = parameter_specs(model)
-    places = parameter_places(specs, mesh, model.num_layers)
+    shards = parameter_shards(specs, mesh, model.num_layers)
     rows: dict[tuple, dict[str, Any]] = {}
-    for name, place in places.items():
+    for name, shard in shards.items():
         where, short = _where(name)
-        key = ("block" if isinstance(where, int) else where, short, place)
-        row = rows.setdefault(key, {"where": key[0], "layers": [], "name": short, "whole": list(place.whole),
-                                    "here": _part(place)})
+        key = ("block" if isinstance(where, int) else where, short, shard)
+        row = rows.setdefault(key, {"where": key[0], "layers": [], "name": short, "whole": list(shard.whole),
+                                    "here": _part(shard)})
         if isinstance(where, int):
             row["layers"].append(where)
-    size = sum(_size(place) for place in places.values())
+    size = sum(_size(shard) for shard in shards.values())
     return {"rank": rank, **mesh.coordinates, "parameters": size, "rows": list(rows.values())}
 
 
@@ -227,16 +227,16 @@ def _spans(layers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in parts)
 
 
-def _part(place: Place) -> Optional[list[list[int]]]:
+def _part(shard: Shard) -> Optional[list[list[int]]]:
     """[first, last] along each axis, or None where all of it is here."""
-    if place.whole == place.shape:
+    if shard.whole == shard.shape:
         return None
-    return [[start, start + size - 1] for start, size in zip(place.offset, place.shape)]
+    return [[start, start + size - 1] for start, size in zip(shard.offset, shard.shape)]
 
 
-def _size(place: Place) -> int:
+def _size(shard: Shard) -> int:
     size = 1
-    for part in place.shape:
+    for part in shard.shape:
         size *= part
     return size
 

@@ -33,7 +33,7 @@ from pangu_lab.ops.attention import MASKED
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
 from pangu_lab.parallel.layers import WordEmbedding
-from pangu_lab.parallel.placement import Place
+from pangu_lab.parallel.sharding import Shard
 
 QUERIES = "backbone.top_query_layer.query_of_position"  # the query layer's query of every position, made when it is loaded
 
@@ -70,8 +70,8 @@ class _Part(Mapping[str, np.ndarray]):
         spec = self.specs[name]
         if spec.tensor_axis is None:
             return self.weights[name]
-        place = Place(spec.shape, (0,) * len(spec.shape), spec.shape)
-        return place.slice(spec.tensor_axis, self.group.index, self.group.size).of(self.weights[name])
+        shard = Shard(spec.shape, (0,) * len(spec.shape), spec.shape)
+        return shard.slice(spec.tensor_axis, self.group.index, self.group.size).of(self.weights[name])
 
     def __iter__(self):
         return iter(self.weights)

@@ -37,10 +37,10 @@ ORPHAN_SECONDS = 60.0  # what a rank without a launcher gets for finishing its s
 
 
 @dataclass(frozen=True)
-class Place:
-    """Who this process is: one of ``world`` ranks."""
+class Rank:
+    """Who this process is: the ``number``-th of ``world`` ranks."""
 
-    rank: int
+    number: int
     world: int
 
 
@@ -52,7 +52,7 @@ def own_rank() -> int:
     return 0
 
 
-def start_rank(run: Path | str) -> Place:
+def start_rank(run: Path | str) -> Rank:
     """Set up this process as a rank of the run: log, threads, heartbeat, and the meeting with the other ranks.
 
     Call it before anything imports MindSpore.
@@ -83,19 +83,19 @@ def _share_cores() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
 
 
-def _join(rank: int) -> Place:
+def _join(rank: int) -> Rank:
     if "OMPI_COMM_WORLD_RANK" in os.environ:  # MindSpore's own start under MPI fails on a CPU; its cluster does not
         os.environ["MS_NODE_ID"] = str(rank)
         os.environ["DEVICE_ID"] = os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")
     if "MS_ROLE" not in os.environ and "RANK_TABLE_FILE" not in os.environ:
-        return Place(0, 1)
+        return Rank(0, 1)
     from mindspore import communication
 
     heartbeat.beat("joining")
     communication.init()
-    place = Place(communication.get_rank(), communication.get_group_size())
+    rank = Rank(communication.get_rank(), communication.get_group_size())
     heartbeat.beat("joined")
-    return place
+    return rank
 
 
 class _Orphan:
@@ -126,8 +126,8 @@ class _Orphan:
 # ------------------------------------------------------------------------------------------------ a rank's work
 
 
-def run_rank(run: Path, work: Callable[[Place], str]) -> NoReturn:
-    """Be a rank: set up, do ``work(place)``, whose result is the reason of the end, and say how it ended."""
+def run_rank(run: Path, work: Callable[[Rank], str]) -> NoReturn:
+    """Be a rank: set up, do ``work(rank)``, whose result is the reason of the end, and say how it ended."""
     code = 0
     try:
         heartbeat.beat("done", note=work(start_rank(run)))
@@ -184,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return _schedule()
     run = Path(args.run)
-    run_rank(run, lambda place: _train(run, "start-over" if args.start_over else "auto"))
+    run_rank(run, lambda rank: _train(run, "start-over" if args.start_over else "auto"))
 
 
 if __name__ == "__main__":

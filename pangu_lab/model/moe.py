@@ -1,11 +1,11 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward networks (GShard, arXiv 2006.16668;
 Switch, 2101.03961; the z-loss of ST-MoE, 2202.08906).
 
-In training each expert has a fixed number of places *in each record*, taken in the order of the text; a token that
+In training each expert has a fixed number of slots *in each record*, taken in the order of the text; a token that
 finds its expert full passes by the residual alone. Because a record is routed by itself, and its later tokens never
 push out earlier ones, the loss is the same however records are spread over devices and micro-batches. Outside training
-nothing is dropped. Tokens are sorted into the places by index, (experts, places, hidden), so that the cost is that of
-the active tokens; forward and backward are gathers, since a place holds one token at most.
+nothing is dropped. Tokens are sorted into the slots by index, (experts, slots, hidden), so that the cost is that of
+the active tokens; forward and backward are gathers, since a slot holds one token at most.
 
 MindSpore on CPU: ``BatchMatMul`` over experts is as quick as one ``MatMul`` of as many rows; a loop over experts is
 twice as slow. The gradient of a bias by ``ReduceSum`` over a middle axis costs more than half a product; as a product
@@ -28,7 +28,7 @@ from pangu_lab.parallel.mesh import Mesh
 
 
 def expert_capacity(config: ModelConfig, seq: int) -> int:
-    """Places that an expert has in a record of ``seq`` tokens."""
+    """How many tokens of a record of ``seq`` an expert takes."""
     fair = config.experts_per_token * seq / config.num_experts
     return min(seq, math.ceil(config.capacity_factor * fair))
 
@@ -87,11 +87,11 @@ class RoutingLosses(nn.Cell):
         return uneven * self.balance + size * self.z
 
 
-class Places(nn.Cell):
-    """Which place each choice of each token gets; the inverse too. All places of an expert lie together.
+class ExpertSlots(nn.Cell):
+    """Which slot each choice of each token gets; the inverse too. All slots of an expert lie together.
 
-    ``construct(chosen, batch)`` gives place (rows, choices) int32, 0 where ``kept`` (rows, choices) fp32 is 0; ``token``
-    (places,) int32, some token where the place is empty; and counts (batch, experts) of choices, kept or not.
+    ``construct(chosen, batch)`` gives slot (rows, choices) int32, 0 where ``kept`` (rows, choices) fp32 is 0; ``token``
+    (slots,) int32, some token where the slot is empty; and counts (batch, experts) of choices, kept or not.
     """
 
     def __init__(self, config: ModelConfig):
@@ -112,21 +112,21 @@ class Places(nn.Cell):
         order = ops.reshape(self.earlier(by_record, 1), (rows, self.experts))
         first = ops.reshape(ops.arange(0, batch), (batch, 1)) * capacity
         first = ops.cast(ops.reshape(ops.tile(first, (1, seq)), (rows,)), mstype.int32)
-        place, kept, target = (), (), ()
+        slot, kept, target = (), (), ()
         for mask in chosen:
             queue = self.sum(order * mask, 1)
             inside = ops.cast(queue < capacity, mstype.int32)
             expert = ops.cast(self.sum(mask * self.numbers, 1), mstype.int32)
             where = expert * (batch * capacity) + first + ops.cast(queue, mstype.int32)
-            place = place + (ops.reshape(where * inside, (rows, 1)),)
+            slot = slot + (ops.reshape(where * inside, (rows, 1)),)
             kept = kept + (ops.reshape(ops.cast(inside, mstype.float32), (rows, 1)),)
             target = target + (where * inside + (1 - inside) * (self.experts * batch * capacity),)
-        places = self.experts * batch * capacity
-        token = ops.zeros((places + 1,), mstype.int32)
+        slots = self.experts * batch * capacity
+        token = ops.zeros((slots + 1,), mstype.int32)
         numbers = ops.cast(ops.arange(0, rows), mstype.int32)
-        for index in target:  # what was dropped goes to one place more, which is cut off
-            token = token + self.scatter(ops.reshape(index, (rows, 1)), numbers, (places + 1,))
-        return _columns(place), _columns(kept), token[:places], self.sum(by_record, 1)
+        for index in target:  # what was dropped goes to one slot more, which is cut off
+            token = token + self.scatter(ops.reshape(index, (rows, 1)), numbers, (slots + 1,))
+        return _columns(slot), _columns(kept), token[:slots], self.sum(by_record, 1)
 
 
 def _columns(parts):
@@ -134,27 +134,27 @@ def _columns(parts):
 
 
 class Dispatch(nn.Cell):
-    """x (rows, hidden) → (places, hidden): each place's token. Gradient: for each token the sum over its places."""
+    """x (rows, hidden) → (slots, hidden): each slot's token. Gradient: for each token the sum over its slots."""
 
     def __init__(self, choices: int):
         super().__init__(auto_prefix=False)
         self.choices = choices
         self.gather = ops.Gather()
 
-    def construct(self, x, token, place, kept):
+    def construct(self, x, token, slot, kept):
         return self.gather(x, token, 0)
 
-    def bprop(self, x, token, place, kept, out, dout):
-        total = self.gather(dout, place[:, 0], 0) * ops.cast(kept[:, 0:1], dout.dtype)
+    def bprop(self, x, token, slot, kept, out, dout):
+        total = self.gather(dout, slot[:, 0], 0) * ops.cast(kept[:, 0:1], dout.dtype)
         for j in range(1, self.choices):
-            total = total + self.gather(dout, place[:, j], 0) * ops.cast(kept[:, j:j + 1], dout.dtype)
-        return total, ops.zeros_like(token), ops.zeros_like(place), ops.zeros_like(kept)
+            total = total + self.gather(dout, slot[:, j], 0) * ops.cast(kept[:, j:j + 1], dout.dtype)
+        return total, ops.zeros_like(token), ops.zeros_like(slot), ops.zeros_like(kept)
 
 
 class Combine(nn.Cell):
-    """y (places, hidden), gates (rows, choices) → (rows, hidden): Σ gate · what the token's places gave, fp32.
+    """y (slots, hidden), gates (rows, choices) → (rows, hidden): Σ gate · what the token's slots gave, fp32.
 
-    The gradient of a place is its token's, times the gate, and 0 for an empty one.
+    The gradient of a slot is its token's, times the gate, and 0 for an empty one.
     """
 
     def __init__(self, choices: int):
@@ -163,30 +163,30 @@ class Combine(nn.Cell):
         self.gather, self.scatter = ops.Gather(), ops.ScatterNd()
         self.sum = ops.ReduceSum(keep_dims=True)
 
-    def construct(self, y, gates, token, place, kept):
+    def construct(self, y, gates, token, slot, kept):
         weight = gates * kept
-        total = ops.cast(self.gather(y, place[:, 0], 0), mstype.float32) * weight[:, 0:1]
+        total = ops.cast(self.gather(y, slot[:, 0], 0), mstype.float32) * weight[:, 0:1]
         for j in range(1, self.choices):
-            total = total + ops.cast(self.gather(y, place[:, j], 0), mstype.float32) * weight[:, j:j + 1]
+            total = total + ops.cast(self.gather(y, slot[:, j], 0), mstype.float32) * weight[:, j:j + 1]
         return total
 
-    def bprop(self, y, gates, token, place, kept, out, dout):
-        rows, places = gates.shape[0], y.shape[0]
+    def bprop(self, y, gates, token, slot, kept, out, dout):
+        rows, slots = gates.shape[0], y.shape[0]
         weight = gates * kept
-        factor, d_gates = ops.zeros((places,), mstype.float32), ()
-        for j in range(self.choices):  # a dropped choice adds its 0 to place 0
-            factor = factor + self.scatter(ops.reshape(place[:, j], (rows, 1)), weight[:, j], (places,))
-            given = ops.cast(self.gather(y, place[:, j], 0), mstype.float32)
+        factor, d_gates = ops.zeros((slots,), mstype.float32), ()
+        for j in range(self.choices):  # a dropped choice adds its 0 to slot 0
+            factor = factor + self.scatter(ops.reshape(slot[:, j], (rows, 1)), weight[:, j], (slots,))
+            given = ops.cast(self.gather(y, slot[:, j], 0), mstype.float32)
             d_gates = d_gates + (self.sum(given * dout, 1) * kept[:, j:j + 1],)
         d_gates = _columns(d_gates)
         # with recomputation y comes by a collective, and d_y leads to another: all ranks must do them in one order
-        d_y = ops.depend(self.gather(dout, token, 0) * ops.reshape(factor, (places, 1)), d_gates)
-        return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(place),
+        d_y = ops.depend(self.gather(dout, token, 0) * ops.reshape(factor, (slots, 1)), d_gates)
+        return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(slot),
                 ops.zeros_like(kept))
 
 
 class AddBias(nn.Cell):
-    """x (experts, places, n) + bias (experts, 1, n)."""
+    """x (experts, slots, n) + bias (experts, 1, n)."""
 
     def __init__(self):
         super().__init__(auto_prefix=False)
@@ -257,18 +257,18 @@ class ExpertExchange(nn.Cell):
     def construct(self, x):
         if self.size == 1:
             return x
-        experts, places, hidden = x.shape
+        experts, slots, hidden = x.shape
         here = experts // self.size
-        x = self._swap(ops.reshape(x, (self.size, here, places, hidden)))
-        return ops.reshape(ops.transpose(x, (1, 0, 2, 3)), (here, self.size * places, hidden))
+        x = self._swap(ops.reshape(x, (self.size, here, slots, hidden)))
+        return ops.reshape(ops.transpose(x, (1, 0, 2, 3)), (here, self.size * slots, hidden))
 
     def back(self, x):
         if self.size == 1:
             return x
-        here, places, hidden = x.shape
-        places = places // self.size
-        x = ops.transpose(ops.reshape(x, (here, self.size, places, hidden)), (1, 0, 2, 3))
-        return ops.reshape(self._swap(x), (self.size * here, places, hidden))
+        here, slots, hidden = x.shape
+        slots = slots // self.size
+        x = ops.transpose(ops.reshape(x, (here, self.size, slots, hidden)), (1, 0, 2, 3))
+        return ops.reshape(self._swap(x), (self.size * here, slots, hidden))
 
 
 class Experts(nn.Cell):
@@ -284,7 +284,7 @@ class Experts(nn.Cell):
         self.experts, self.dtype = config.num_experts, dtype
         self.seq = parts.seq_length or config.num_positions
         self.router = Router(config, weights, prefix)
-        self.losses, self.places = RoutingLosses(config), Places(config)
+        self.losses, self.slots = RoutingLosses(config), ExpertSlots(config)
         self.dispatch, self.combine = Dispatch(config.experts_per_token), Combine(config.experts_per_token)
         self.exchange = ExpertExchange(mesh)
         self.networks = ExpertNetworks(config, mesh, weights, f"{prefix}.experts", dtype, parts.backend)
@@ -293,12 +293,12 @@ class Experts(nn.Cell):
     def construct(self, x):
         batch, hidden = x.shape[0] // self.seq, x.shape[1]
         logits, probabilities, chosen, gates = self.router(x)
-        place, kept, token, counts = self.places(chosen, batch)
+        slot, kept, token, counts = self.slots(chosen, batch)
         losses = self.losses(logits, probabilities, counts, batch)
-        sent = self.dispatch(ops.cast(x, self.dtype), token, place, kept)
+        sent = self.dispatch(ops.cast(x, self.dtype), token, slot, kept)
         sent = self.exchange(ops.reshape(sent, (self.experts, -1, hidden)))
         given = self.exchange.back(self.networks(sent))
-        y = self.combine(ops.reshape(given, (-1, hidden)), gates, token, place, kept)
+        y = self.combine(ops.reshape(given, (-1, hidden)), gates, token, slot, kept)
         dropped = ops.reshape(self.sum(1.0 - kept), (1,))
         return y, ((losses, ops.concat((self.sum(counts, 0), dropped))),)
 
@@ -336,21 +336,21 @@ class ExpertsWithoutLimit(nn.Cell):
         blocks = min(rows * self.choices, rows * self.choices // size + self.here)
         mask = ops.concat(chosen, 0) if self.choices > 1 else chosen[0]
         mask = mask[:, self.first:self.first + self.here]
-        ends, place, kept = self._sort(mask, size, blocks)
+        ends, slot, kept = self._sort(mask, size, blocks)
         numbers = ops.cast(ops.tile(ops.arange(0, rows), (self.choices,)), mstype.int32)
-        target = ops.cast(place + (1.0 - kept) * (blocks * size), mstype.int32)  # other ranks' choices: cut off
+        target = ops.cast(slot + (1.0 - kept) * (blocks * size), mstype.int32)  # other ranks' choices: cut off
         token = self.scatter(ops.reshape(target, (-1, 1)), numbers, (blocks * size + 1,))[:blocks * size]
         order = ops.reshape(ops.cast(ops.arange(0, blocks), mstype.float32), (blocks, 1))
         expert = self.sum(ops.cast(order >= ops.reshape(ends, (1, self.here)), mstype.float32), 1)
         expert = ops.cast(ops.minimum(expert, float(self.here - 1)), mstype.int32)
         sent = ops.reshape(self.gather(ops.cast(x, self.dtype), token, 0), (blocks, size, hidden))
         given = ops.reshape(self.networks.blocks(sent, expert), (-1, hidden))
-        place = ops.cast(ops.transpose(ops.reshape(place * kept, (self.choices, rows)), (1, 0)), mstype.int32)
+        slot = ops.cast(ops.transpose(ops.reshape(slot * kept, (self.choices, rows)), (1, 0)), mstype.int32)
         kept = ops.transpose(ops.reshape(kept, (self.choices, rows)), (1, 0))
-        return self.sum_parts(self.combine(given, gates, token, place, kept))
+        return self.sum_parts(self.combine(given, gates, token, slot, kept))
 
     def _sort(self, mask, size, blocks):
-        """mask (choices, experts) → the block after each expert's last, the place of each choice, whether it is here."""
+        """mask (choices, experts) → the block after each expert's last, the slot of each choice, whether it is here."""
         needed = ops.floor((self.sum(mask, 0) + (size - 1)) / size)
         ends = self.running(needed, 0)
         queue = self.sum(self.earlier(mask, 0) * mask, 1)

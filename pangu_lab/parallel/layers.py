@@ -9,7 +9,7 @@ With ``parallel.sequence`` (Korthikanti et al., arXiv 2205.05198) what lies betw
 residual sum) is not computed by all tensor ranks alike: each has its share of the rows. Rows are gathered before a
 column-parallel product and reduce-scattered after a row-parallel one, which together carry what one all-reduce
 carries. Parameters that act on such rows (LayerNorm, the biases after a sum, positions and queries) get partial
-gradients, which the training step sums over the tensor ranks in one message (``placement.gradient_dimensions``).
+gradients, which the training step sums over the tensor ranks in one message (``sharding.gradient_dimensions``).
 
 ``weights`` hands a layer its parameters by name; ``weights.whole(name)`` a cell that makes a parameter whole where
 only a slice of it lives on each data rank (``parallel.optimizer: parameters``).

@@ -22,7 +22,7 @@ from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.ops.native.train import library_for
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import is_plain, is_spread, moment_place, parameter_places
+from pangu_lab.parallel.sharding import is_plain, is_spread, moment_shard, parameter_shards
 from pangu_lab.planner.hardware import Hardware
 
 KINDS = ("weights", "gradients", "optimizer", "activations", "logits", "workspace")
@@ -101,14 +101,14 @@ def held(model: ModelConfig, parallel: ParallelConfig, stage: int) -> Held:
 
 @functools.lru_cache(maxsize=4096)
 def _held(model: ModelConfig, parallel: ParallelConfig, expert: int, stage: int) -> Held:
-    specs, places = _places(model, parallel.pipeline, parallel.tensor, stage)
-    sizes = {name: math.prod(place.shape) // (expert if specs[name].expert else 1) for name, place in places.items()}
+    specs, shards = _shards(model, parallel.pipeline, parallel.tensor, stage)
+    sizes = {name: math.prod(shard.shape) // (expert if specs[name].expert else 1) for name, shard in shards.items()}
     mesh = Mesh(parallel, stage * parallel.data * parallel.tensor)
     sizes = {name: size // (parallel.data if is_spread(specs[name], mesh) else 1) for name, size in sizes.items()}
     moments = dict(sizes)
-    for name, place in places.items():
-        sliced = moment_place(specs[name], place, mesh)
-        if sliced != place and (not specs[name].expert or expert == 1):
+    for name, shard in shards.items():
+        sliced = moment_shard(specs[name], shard, mesh)
+        if sliced != shard and (not specs[name].expert or expert == 1):
             moments[name] = math.prod(sliced.shape)
     layers: dict[int, int] = {}
     for name, size in sizes.items():
@@ -120,11 +120,11 @@ def _held(model: ModelConfig, parallel: ParallelConfig, expert: int, stage: int)
 
 
 @functools.lru_cache(maxsize=256)
-def _places(model: ModelConfig, pipeline: int, tensor: int, stage: int):
+def _shards(model: ModelConfig, pipeline: int, tensor: int, stage: int):
     """The table of parameters, and the parts that a device of ``stage`` holds."""
     mesh = Mesh(ParallelConfig(tensor=tensor, pipeline=pipeline), stage * tensor)
     specs = parameter_specs(model)
-    return specs, parameter_places(specs, mesh, model.num_layers)
+    return specs, parameter_shards(specs, mesh, model.num_layers)
 
 
 def stage_layers(model: ModelConfig, parallel: ParallelConfig, stage: int) -> range:

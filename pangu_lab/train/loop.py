@@ -35,8 +35,8 @@ from pangu_lab.ops.backend import training_backend
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.placement import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_place,
-                                          parameter_places)
+from pangu_lab.parallel.sharding import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_shard,
+                                          parameter_shards)
 from pangu_lab.progress import Progress, silent
 from pangu_lab.runs import heartbeat
 from pangu_lab.runs.pipeline_log import PipelineLog
@@ -99,7 +99,7 @@ class Trainer:
     def specs(self):
         """This rank's parameters, in the order of the data flow."""
         specs = parameter_specs(self.config.model)
-        return {name: specs[name] for name in parameter_places(specs, self.mesh, self.config.model.num_layers)}
+        return {name: specs[name] for name in parameter_shards(specs, self.mesh, self.config.model.num_layers)}
 
     def build(self, read: Callable[..., Any], moments: bool = False) -> None:
         """Make the graphs.
@@ -109,13 +109,13 @@ class Trainer:
             moments: read the optimizer's moments too; they start at zero otherwise.
         """
         config, mesh, specs = self.config, self.mesh, self.specs
-        self.places = parameter_places(specs, mesh, config.model.num_layers)
+        self.shards = parameter_shards(specs, mesh, config.model.num_layers)
 
         def first_value(name: str):
-            place = self.places[name]
-            return self._device_value(name, read(name, place.offset, place.shape))
+            shard = self.shards[name]
+            return self._device_value(name, read(name, shard.offset, shard.shape))
 
-        self.weights = Weights(OneByOne(self.places, first_value), mesh,
+        self.weights = Weights(OneByOne(self.shards, first_value), mesh,
                                {name for name, spec in specs.items() if is_spread(spec, mesh)})
         parts = self._parts(config)
         stage = PanguStage(dataclasses.replace(parts, experts=Experts))
@@ -157,23 +157,23 @@ class Trainer:
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
         """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
-        self.moment_places = {name: moment_place(specs[name], place, self.mesh)
-                              for name, place in self.places.items()}
-        rows = [None if self.moment_places[name] == place else
-                (self.moment_places[name].offset[0] - place.offset[0],
-                 self.moment_places[name].offset[0] - place.offset[0] + self.moment_places[name].shape[0])
-                for name, place in self.places.items()]
+        self.moment_shards = {name: moment_shard(specs[name], shard, self.mesh)
+                              for name, shard in self.shards.items()}
+        rows = [None if self.moment_shards[name] == shard else
+                (self.moment_shards[name].offset[0] - shard.offset[0],
+                 self.moment_shards[name].offset[0] - shard.offset[0] + self.moment_shards[name].shape[0])
+                for name, shard in self.shards.items()]
         weights, decay = self.parameters, [spec.decay for spec in specs.values()]
         together = (self.step, rows, group_of(self.mesh, "data"))
         if self.config.train.offload == "optimizer":
 
             def own(name: str, shape: tuple[int, ...]):
-                place = self.moment_places[name.removeprefix("adam_m.").removeprefix("adam_v.")]
-                return read(name, place.offset, place.shape)
+                shard = self.moment_shards[name.removeprefix("adam_m.").removeprefix("adam_v.")]
+                return read(name, shard.offset, shard.shape)
 
             self.optimizer = HostAdamW(weights, decay, self.config.train, own, own if moments else None, *together)
             return
-        moment_of = {f"{kind}.{name}": place for name, place in self.moment_places.items() for kind in ("adam_m", "adam_v")}
+        moment_of = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items() for kind in ("adam_m", "adam_v")}
         values = OneByOne(moment_of, lambda name: read(name, moment_of[name].offset, moment_of[name].shape)) if moments else {}
         self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.backend)
 
@@ -287,21 +287,21 @@ class Trainer:
     def _own_tensors(self):
         """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
         tensors, places, specs = {}, {}, self.specs
-        for name, place in self.places.items():  # copies on other ranks need no second writing
+        for name, shard in self.shards.items():  # copies on other ranks need no second writing
             if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
-                tensors[name], places[name] = self.weights(name).asnumpy(), (place.whole, place.offset)
+                tensors[name], places[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
             parameter = name.removeprefix("adam_m.").removeprefix("adam_v.")
-            place, spec = self.moment_places[parameter], specs[parameter]
-            sliced = place != self.places[parameter]
+            shard, spec = self.moment_shards[parameter], specs[parameter]
+            sliced = shard != self.shards[parameter]
             if is_owner(spec, self.mesh) or sliced and is_first_copy(spec, self.mesh):
-                tensors[name], places[name] = value, (place.whole, place.offset)
+                tensors[name], places[name] = value, (shard.whole, shard.offset)
         return tensors, places
 
     def tell_memory(self) -> None:
         """What each rank took, into an event; every rank must call it."""
-        weights = sum(value.nbytes for value in (self.weights(name) for name in self.places))
-        moments = sum(2 * 4 * math.prod(place.shape) for place in self.moment_places.values())
+        weights = sum(value.nbytes for value in (self.weights(name) for name in self.shards))
+        moments = sum(2 * 4 * math.prod(shard.shape) for shard in self.moment_shards.values())
         own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
         self.run.event("memory", step=self.step, ranks=by_rank(self.ranks.by_rank(own)))
 

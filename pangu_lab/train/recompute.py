@@ -25,7 +25,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from pangu_lab.config import RunConfig
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
 from pangu_lab.ops.dropout import Dropout
-from pangu_lab.parallel.placement import is_plain
+from pangu_lab.parallel.sharding import is_plain
 from pangu_lab.train.backward import LastBackward, StageBackward
 
 

@@ -20,7 +20,7 @@ from pangu_lab.config import ModelConfig, RunConfig
 from pangu_lab.data import TokenDataset
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import initial_value, parameter_specs
-from pangu_lab.parallel.placement import Place
+from pangu_lab.parallel.sharding import Shard
 from pangu_lab.tokenizer import load_tokenizer
 
 Read = Callable[..., Any]
@@ -42,7 +42,7 @@ def starting_values(config: RunConfig) -> Read:
     specs = parameter_specs(config.model)
 
     def read(name: str, offset: tuple[int, ...], shape: tuple[int, ...]):
-        return Place(specs[name].shape, offset, shape).of(initial_value(specs[name], config.train.seed))
+        return Shard(specs[name].shape, offset, shape).of(initial_value(specs[name], config.train.seed))
 
     return read
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from pangu_lab.errors import InputError
-from pangu_lab.launch.worker import Place, run_rank
+from pangu_lab.launch.worker import Rank, run_rank
 from pangu_lab.runs.heartbeat import beat
 
 STEPS = 6
@@ -56,25 +56,25 @@ def make_network(broken: bool):
     return Sum()
 
 
-def work(place: Place, fault: str, run: Path) -> str:
-    network = make_network(broken=fault == "compile" and place.rank == 1)
+def work(rank: Rank, fault: str, run: Path) -> str:
+    network = make_network(broken=fault == "compile" and rank.number == 1)
     import numpy as np
     from mindspore import Tensor
 
     steps = 100_000 if fault == "endless" else STEPS
     for step in range(1, steps + 1):
-        if place.rank == 1 and step == 3:
+        if rank.number == 1 and step == 3:
             do_fault(fault, run)
         beat("training", step)
-        total = network(Tensor(np.full((4,), place.rank + 1, np.float32))).asnumpy()
-        assert (total == place.world * (place.world + 1) / 2).all()
+        total = network(Tensor(np.full((4,), rank.number + 1, np.float32))).asnumpy()
+        assert (total == rank.world * (rank.world + 1) / 2).all()
         if fault == "endless":
             time.sleep(0.05)
             asked = Tensor(np.full((4,), float((run / "stop").exists()), np.float32))
             if network(asked).asnumpy()[0]:  # all ranks stop at the same step
-                (run / f"saved-{place.rank}").write_text(str(step))
+                (run / f"saved-{rank.number}").write_text(str(step))
                 return "stop file"
-    (run / f"saw-{place.rank}").write_text(" ".join(f"{name}={os.environ.get(name)}" for name in (
+    (run / f"saw-{rank.number}").write_text(" ".join(f"{name}={os.environ.get(name)}" for name in (
         "OMP_NUM_THREADS", "MS_NODE_ID", "DEVICE_ID")))
     return "finished"
 
@@ -86,4 +86,4 @@ if __name__ == "__main__":
         from pangu_lab.launch.worker import main
 
         sys.exit(main(["--run", str(folder)]))
-    run_rank(folder, lambda place: work(place, fault, folder))
+    run_rank(folder, lambda rank: work(rank, fault, folder))

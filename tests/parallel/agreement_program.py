@@ -47,20 +47,20 @@ class Watched:
     """The trainer's own methods."""
 
 
-def work(run: Path, place) -> str:
+def work(run: Path, rank) -> str:
     from pangu_lab.train import train
     from pangu_lab.train.loop import Trainer
 
     Watched.gradients, Watched.train_batch = Trainer.gradients, Trainer.train_batch
     for name, changes in json.loads((run / "trainings.json").read_text(encoding="utf-8")):
         seen = {"events": [], "passes": []}
-        watch(seen, place.rank, place.world - 1)
+        watch(seen, rank.number, rank.world - 1)
         train(read_config(run).replace(**changes), run / "runs" / name)
         trainer = seen.pop("trainer")
         seen["digests"] = {parameter: hashlib.sha256(trainer.weights(parameter).asnumpy().tobytes()).hexdigest()
                            for parameter in trainer.specs}
         seen["kept"] = getattr(trainer.gradient_step, "most_kept", 0)
-        (run / f"agreement-{name}-{place.rank}.json").write_text(json.dumps(seen), encoding="utf-8")
+        (run / f"agreement-{name}-{rank.number}.json").write_text(json.dumps(seen), encoding="utf-8")
     return "agreed"
 
 
@@ -68,4 +68,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", required=True)
     folder = Path(parser.parse_args().run)
-    run_rank(folder, lambda place: work(folder, place))
+    run_rank(folder, lambda rank: work(folder, rank))

@@ -11,7 +11,7 @@ from pathlib import Path
 from pangu_lab.launch.worker import run_rank
 
 
-def check(place) -> str:
+def check(rank) -> str:
     import mindspore as ms
     import numpy as np
     from mindspore import Tensor, nn, ops
@@ -28,7 +28,7 @@ def check(place) -> str:
             return self.grad(self.cell)(x, dout)
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    rank, world = place.rank, place.world
+    rank, world = rank.number, rank.world
     pairs = [tuple(range(world))] + ([(0, 1), (2, 3)] if world == 4 else [])
     for ranks in pairs:
         if rank not in ranks:

@@ -9,7 +9,7 @@ from pangu_lab.config import ParallelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.placement import is_owner, parameter_places
+from pangu_lab.parallel.sharding import is_owner, parameter_shards
 from pangu_lab.presets import preset
 
 LAYOUT = ParallelConfig(pipeline=2, data=3, tensor=4, micro_batches=2)
@@ -42,9 +42,9 @@ def test_every_element_of_every_parameter_counts_once_in_the_norm():
     counted = {name: np.zeros(spec.shape, int) for name, spec in specs.items()}
     for rank in range(4):
         mesh = Mesh(layout, rank)
-        for name, place in parameter_places(specs, mesh, config.num_layers).items():
+        for name, shard in parameter_shards(specs, mesh, config.num_layers).items():
             if is_owner(specs[name], mesh):
-                place.of(counted[name])[...] += 1
+                shard.of(counted[name])[...] += 1
     assert all((count == 1).all() for count in counted.values())
 
 

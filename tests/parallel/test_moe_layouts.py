@@ -10,7 +10,7 @@ from pangu_lab.config import ParallelConfig
 from pangu_lab.launch import launch
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import is_owner, parameter_places
+from pangu_lab.parallel.sharding import is_owner, parameter_shards
 from pangu_lab.presets import preset
 from pangu_lab.runs import read_curves
 from pangu_lab.train import train
@@ -30,7 +30,7 @@ slow = [pytest.param(layout, id=name, marks=pytest.mark.slow) for name, layout i
 
 @pytest.fixture(scope="module")
 def config(debug_config):
-    """The debug mixture on the debug preset's data, two blocks with experts, and places few enough to drop tokens."""
+    """The debug mixture on the debug preset's data, two blocks with experts, and capacity small enough to drop tokens."""
     made = preset("debug_moe").replace(**{"data.path": debug_config.data.path, "data.eval_path": debug_config.data.eval_path})
     return made.replace(**{"train.decay_steps": 20, "model.dropout_rate": 0.1, "model.capacity_factor": 1.0})
 
@@ -108,9 +108,9 @@ def test_every_element_of_experts_spread_over_ranks_counts_and_is_written_once()
     owned = {name: np.zeros(spec.shape, int) for name, spec in specs.items()}
     for rank in range(8):
         mesh = Mesh(layout, rank)
-        for name, place in parameter_places(specs, mesh, model.num_layers).items():
+        for name, shard in parameter_shards(specs, mesh, model.num_layers).items():
             if is_owner(specs[name], mesh):
-                place.of(owned[name])[...] += 1
+                shard.of(owned[name])[...] += 1
     assert all((count == 1).all() for count in owned.values())
 
 

@@ -24,4 +24,4 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--run", required=True)
     folder = Path(parser.parse_args().run)
-    run_rank(folder, lambda place: work(folder))
+    run_rank(folder, lambda rank: work(folder))

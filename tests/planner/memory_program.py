@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from pangu_lab.launch.worker import Place, read_config, run_rank
+from pangu_lab.launch.worker import Rank, read_config, run_rank
 from pangu_lab.runs.heartbeat import beat
 
 
@@ -44,7 +44,7 @@ def random_batch(config, rank: int, ranks: int):
                  np.arange(batch, dtype=np.int32), float(batch * seq * ranks))
 
 
-def work(place: Place, run: Path) -> str:
+def work(rank: Rank, run: Path) -> str:
     warm_up()
     from pangu_lab.parallel.mesh import Mesh
     from pangu_lab.train.loop import Trainer
@@ -52,7 +52,7 @@ def work(place: Place, run: Path) -> str:
     from pangu_lab.train.starting import starting_values
 
     config = read_config(run)
-    mesh = Mesh(config.parallel, place.rank)
+    mesh = Mesh(config.parallel, rank.number)
     Path("/proc/self/clear_refs").write_text("5")  # the highest so far starts anew from here
     idle = resident("VmRSS")
     trainer = Trainer(config, RunFolder(run, owner=False), [0], None, mesh)
@@ -62,11 +62,11 @@ def work(place: Place, run: Path) -> str:
     for step in range(3):
         beat("training", step)
         trainer.train_batch(batch)
-    (run / f"memory-{place.rank}.json").write_text(json.dumps(
+    (run / f"memory-{rank.number}.json").write_text(json.dumps(
         {"idle": idle, "built": built - idle, "peak": resident("VmHWM") - idle, "after": resident("VmRSS") - idle}))
     return "finished"
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[sys.argv.index("--run") + 1])
-    run_rank(folder, lambda place: work(place, folder))
+    run_rank(folder, lambda rank: work(rank, folder))

@@ -10,7 +10,7 @@ from pangu_lab.config import ParallelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import parameter_specs
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.parallel.placement import moment_place, parameter_places
+from pangu_lab.parallel.sharding import moment_shard, parameter_shards
 from pangu_lab.planner import KINDS, estimate, memory_size, plan
 from pangu_lab.planner.cost import bubble, communication, flops_per_token
 from pangu_lab.planner.memory import held
@@ -85,9 +85,9 @@ def test_parameters_of_a_device_are_those_that_training_gives_it(pipeline, data,
     specs = parameter_specs(model)
     for stage in range(pipeline):
         mesh = Mesh(parallel, stage * data * tensor)
-        places = parameter_places(specs, mesh, model.num_layers)
-        elements = [_elements(place.shape) for place in places.values()]
-        moments = [_elements(moment_place(specs[name], place, mesh).shape) for name, place in places.items()]
+        shards = parameter_shards(specs, mesh, model.num_layers)
+        elements = [_elements(shard.shape) for shard in shards.values()]
+        moments = [_elements(moment_shard(specs[name], shard, mesh).shape) for name, shard in shards.items()]
         own = held(model, parallel, stage)
         assert (own.weights, own.moments) == (sum(elements), sum(moments))
         assert own.own == sum(m for m, e in zip(moments, elements) if m != e)

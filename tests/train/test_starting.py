@@ -57,7 +57,7 @@ def test_what_a_run_begins_with_is_in_memory_once(debug_config, moments):
 
     trainer = Trainer(debug_config, None, [0], None)
     trainer.build(read, moments)
-    assert len(alive) == len(trainer.places) * (3 if moments else 1)
+    assert len(alive) == len(trainer.shards) * (3 if moments else 1)
     assert most <= 2 and not any(one() is not None for one in alive), "each is read, copied and let go"
 
 

@@ -20,7 +20,7 @@ WORD = "backbone.word_embedding.embedding_table"
 
 
 @dataclass(frozen=True)
-class Place:
+class Shard:
     """A region of a whole tensor."""
 
     whole: tuple[int, ...]
@@ -31,11 +31,11 @@ class Place:
         """The region of ``array``."""
         return array[tuple(slice(o, o + n) for o, n in zip(self.offset, self.shape))]
 
-    def slice(self, axis: int, index: int, parts: int) -> Place:
+    def slice(self, axis: int, index: int, parts: int) -> Shard:
         """Part ``index`` of ``parts`` equal ones along ``axis``."""
         size = self.shape[axis] // parts
         offset = tuple(o + (index * size if a == axis else 0) for a, o in enumerate(self.offset))
-        return Place(self.whole, offset, tuple(size if a == axis else n for a, n in enumerate(self.shape)))
+        return Shard(self.whole, offset, tuple(size if a == axis else n for a, n in enumerate(self.shape)))
 
 
 def on_stage(spec, mesh: Mesh, num_layers: int) -> bool:
@@ -50,21 +50,21 @@ def is_plain(layer: int, num_layers: int) -> bool:
     return 0 < layer < num_layers - 2
 
 
-def parameter_places(specs: Mapping, mesh: Mesh, num_layers: int) -> dict[str, Place]:
+def parameter_shards(specs: Mapping, mesh: Mesh, num_layers: int) -> dict[str, Shard]:
     """This rank's parameters by name, and the region of each that it holds."""
-    places = {}
+    shards = {}
     for name, spec in specs.items():
         if not on_stage(spec, mesh, num_layers):
             continue
-        place = Place(spec.shape, (0,) * len(spec.shape), spec.shape)
+        shard = Shard(spec.shape, (0,) * len(spec.shape), spec.shape)
         if spec.tensor_axis is not None:
-            place = place.slice(spec.tensor_axis, mesh.index("tensor"), mesh.size("tensor"))
+            shard = shard.slice(spec.tensor_axis, mesh.index("tensor"), mesh.size("tensor"))
         if spec.expert:
-            place = place.slice(0, mesh.index("expert"), mesh.size("expert"))
+            shard = shard.slice(0, mesh.index("expert"), mesh.size("expert"))
         if is_spread(spec, mesh):
-            place = place.slice(0, mesh.index("data"), mesh.size("data"))
-        places[name] = place
-    return places
+            shard = shard.slice(0, mesh.index("data"), mesh.size("data"))
+        shards[name] = shard
+    return shards
 
 
 def is_spread(spec, mesh: Mesh) -> bool:
@@ -85,13 +85,13 @@ def gradient_dimensions(spec, mesh: Mesh) -> tuple[str, ...]:
     return (copies,) * over_data + ("tensor",) * over_tensor
 
 
-def moment_place(spec, place: Place, mesh: Mesh) -> Place:
+def moment_shard(spec, shard: Shard, mesh: Mesh) -> Shard:
     """The region of a parameter whose optimizer moments this rank keeps and updates."""
     parts = mesh.size("data")
     spread = is_spread(spec, mesh) or spec.expert and mesh.size("expert") > 1
-    if not mesh.parallel.optimizer or spread or parts == 1 or place.shape[0] % parts:
-        return place
-    return place.slice(0, mesh.index("data"), parts)
+    if not mesh.parallel.optimizer or spread or parts == 1 or shard.shape[0] % parts:
+        return shard
+    return shard.slice(0, mesh.index("data"), parts)
 
 
 def is_owner(spec, mesh: Mesh) -> bool:
