@@ -57,14 +57,6 @@ class Layout:
         """Shape of a tensor-parallel slice, before optimizer shards."""
         return tuple(size // self.split(axis) for axis, size in enumerate(whole))
 
-    def shard_shape(self, whole: tuple[int, ...], optimizer: bool = True) -> tuple[int, ...]:
-        """Shape of one rank's slice. MindSpore leaves whole what the optimizer shards do not divide."""
-        shape = self.tensor_shape(whole)
-        count = self.optimizer_shards
-        if not optimizer or count == 1 or shape[0] % count:
-            return shape
-        return (shape[0] // count, *shape[1:])
-
     def offset(self, rank: int, whole: tuple[int, ...], shard: tuple[int, ...]) -> tuple[int, ...]:
         """Where the slice of ``rank``, of shape ``shard``, begins in the whole."""
         shape = self.tensor_shape(whole)

@@ -201,13 +201,3 @@ def tables(language: str = "en") -> str:
         ours = "<br>".join(f"`{shlex.join(command)}`" for command in commands if command)
         lines.append(f"| `{item.script}` `{' '.join(item.arguments)}`<br>`{item.example}` | {ours} |")
     return "\n".join(lines)
-
-
-BEGIN, END = "<!-- reference launches -->", "<!-- end of reference launches -->"
-
-
-def with_tables(text: str, language: str) -> str:
-    """A README's text with the tables, as they are now, between its two marks."""
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{tables(language)}\n\n{END}{after}"

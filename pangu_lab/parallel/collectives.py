@@ -3,8 +3,8 @@
 One small interface for every back end. ``NATIVE`` says where MindSpore has an operator of its own for a collective,
 and there it is used; everything else is built from ``AllReduce``, the one operator that MindSpore's CPU back end has
 in sub-groups: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
-receiver adds zeros. Over the whole world a CPU has ``AllGather`` and ``Broadcast`` as well, which take about half
-the time of the sums. A group of one rank costs nothing: every cell is then an identity, and the collective is not in
+receiver adds zeros. Over the whole world a CPU has ``AllGather`` as well, which takes about half the time of the
+sums. A group of one rank costs nothing: every cell is then an identity, and the collective is not in
 the graph.
 
 Gradients follow from what each collective computes: a sum's gradient is the identity where the result is used alike
@@ -23,9 +23,8 @@ from mindspore import dtype as mstype
 
 from pangu_lab.parallel.mesh import Mesh
 
-NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "Broadcast": ("GPU", "Ascend", "CPU world"),
-          "ReduceScatter": ("GPU", "Ascend"), "Send": ("GPU", "Ascend"), "AlltoAll": ("Ascend",),
-          "NeighborExchange": ("Ascend",), "Barrier": ("Ascend",)}
+NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "ReduceScatter": ("GPU", "Ascend"), "AlltoAll": ("Ascend",),
+          "NeighborExchange": ("Ascend",)}
 
 
 @dataclass(frozen=True)
@@ -198,73 +197,6 @@ class AllToAll(nn.Cell):
         return (self._exchange(dout),)
 
 
-class Broadcast(nn.Cell):
-    """The tensor of the group's rank ``root``, on every rank. Gradient: the sum, at the root alone."""
-
-    def __init__(self, group: Group, root: int = 0):
-        super().__init__(auto_prefix=False)
-        self.alone = group.size == 1
-        self.reduce = None if self.alone else ops.AllReduce(ops.ReduceOp.SUM, group.name)
-        self.is_root = Tensor(float(group.index == root), mstype.float32)
-        self.native = has_native("Broadcast", group)
-        self.native_broadcast = ops.Broadcast(group.ranks[root], group.name) if self.native else None
-
-    def _from_root(self, x):
-        return ops.mul(x, ops.cast(self.is_root, x.dtype))
-
-    def construct(self, x):
-        if self.alone:
-            return x
-        return self.native_broadcast((x,))[0] if self.native else self.reduce(self._from_root(x))
-
-    def bprop(self, x, out, dout):
-        return (dout if self.alone else self._from_root(self.reduce(dout)),)
-
-
-class _Transfer(nn.Cell):
-    """What ``source`` of two ranks gives is what the other returns; the source returns zeros. No gradient."""
-
-    def __init__(self, group: Group, source: int, shape: tuple[int, ...], dtype):
-        super().__init__(auto_prefix=False)
-        self.gives = group.index == source
-        self.native = has_native("Send", group)
-        self.share = Tensor(np.array([self.gives, not self.gives], np.float32))
-        self.reduce = None if self.native else ops.AllReduce(ops.ReduceOp.SUM, group.name)
-        self.send = ops.Send(source, 1 - source, group.name) if self.native and self.gives else None
-        self.receive = (ops.Receive(source, source, list(shape), dtype, group.name)
-                        if self.native and not self.gives else None)
-
-    def construct(self, x):
-        if self.native and self.gives:
-            return ops.depend(ops.mul(x, 0), self.send(x))
-        if self.native:
-            return self.receive(x)  # the argument gives the operator its place among the others
-        given, taken = ops.cast(self.share[0], x.dtype), ops.cast(self.share[1], x.dtype)
-        return ops.mul(self.reduce(ops.mul(x, given)), taken)
-
-
-class SendReceive(nn.Cell):
-    """A message: what rank ``source`` of a group of two gives is what the other rank returns; it returns zeros itself.
-
-    Gradient: the message back, from the receiver's gradient to the sender's tensor.
-
-    Args:
-        shape: of the tensors, which a receiver's native operator must know beforehand.
-    """
-
-    def __init__(self, group: Group, source: int, shape: tuple[int, ...], dtype=mstype.float32):
-        super().__init__(auto_prefix=False)
-        assert group.size == 2, "a message has two ends"
-        self.there = _Transfer(group, source, shape, dtype)
-        self.back = _Transfer(group, 1 - source, shape, dtype)
-
-    def construct(self, x):
-        return self.there(x)
-
-    def bprop(self, x, out, dout):
-        return (self.back(dout),)
-
-
 class Exchange(nn.Cell):
     """Two neighbours hand each other a tensor in one step: what I give, my partner gets, and the other way round.
 
@@ -293,17 +225,3 @@ class Exchange(nn.Cell):
 
     def bprop(self, x, out, dout):
         return (self._exchange(dout),)
-
-
-class Barrier(nn.Cell):
-    """Returns when every rank of the group has come here: the number of ranks times ``one``."""
-
-    def __init__(self, group: Group):
-        super().__init__(auto_prefix=False)
-        self.size = group.size
-        self.native = has_native("Barrier", group)
-        self.wait = ops.Barrier(group.name) if self.native else None
-        self.reduce = None if self.native else AllReduce(group)
-
-    def construct(self, one):
-        return ops.depend(ops.mul(one, self.size), self.wait()) if self.native else self.reduce(one)
