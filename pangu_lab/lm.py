@@ -146,7 +146,7 @@ class PanguLM:
         """
         ids = self._checked(np.asarray(ids))
         batch, seq = ids.shape
-        group = max(1, self.runner.pool.places // seq)
+        group = max(1, self.runner.pool.slots // seq)
         if self._engine is not None:
             self._engine.make_room(min(batch, group) * seq)
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]

@@ -14,7 +14,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import Engine, generate
 from pangu_lab.generate.sequence import prepare_prompt
-from pangu_lab.generate.steady import make_steady
+from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve.limits import Limits, parse_limits
 from pangu_lab.serve import scheduler as scheduling
 from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, TooLate, Unavailable
@@ -62,7 +62,7 @@ def random_request(rng: random.Random) -> tuple[str, SamplingConfig]:
 def offline(debug_bundle):
     """The same bundle in steady batches, without a scheduler."""
     engine = load_bundle(debug_bundle)
-    make_steady(engine.runner)
+    make_batch_invariant(engine.runner)
     return engine
 
 
@@ -88,7 +88,7 @@ def test_random_arrivals_write_what_each_would_offline_to_the_last_bit(start, de
     for index, (text, config) in enumerate(requests):
         assert tickets[index].result() == generate(offline, text, config), (text, config)
     assert max(largest, default=0) >= 4, "the requests never met: this test says nothing"
-    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.slots
 
 
 def test_steady_batches_write_the_tokens_of_the_quickest_way(debug_bundle, offline):
@@ -130,8 +130,8 @@ def test_sizes_that_do_not_agree_are_left_out():
 
     tokenizer = CharacterTokenizer()
     runner = Uneven(random_table(tokenizer.vocab_size), tokenizer.vocab_size)
-    assert make_steady(runner) == (1, 8, 12) == runner.steady_sizes
-    assert runner.pool.free == runner.pool.places
+    assert make_batch_invariant(runner) == (1, 8, 12) == runner.batch_sizes
+    assert runner.pool.free == runner.pool.slots
 
 
 # ---------------------------------------------------------------------------------------------------- turns, bounds
@@ -248,7 +248,7 @@ def test_whatever_choosing_raises_ends_one_request_and_no_other(start, monkeypat
         unlucky.result()
     assert [one.result().text for one in [*others, ask(scheduler, "ab")]] == [before.text] * 3
     assert scheduler.state == "ready" and scheduler.counts.failed == 1 and scheduler.running == 0
-    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.slots
 
 
 class BreakingStream:
