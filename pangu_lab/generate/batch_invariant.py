@@ -1,6 +1,6 @@
 """Batch-invariant decoding: the same bits for a sequence, whoever shares its batch.
 
-A
+The C kernels (``native.py``) add every row's products in one order, so where they decode there is nothing to do. A
 graph computes a product of m rows by other kernels for other m, which add in another order: logits of a sequence
 alone and in a batch differ in their last bits (1e-6 of a logit), and in one text of many thousands such a difference
 turns a choice between two equals. What was seen on an AVX-512 machine (oneDNN, blocks of six rows): batches of 4, 5,
@@ -30,18 +30,17 @@ def make_batch_invariant(runner: Runner, largest: int = TRIED[0]) -> tuple[int, 
         largest: the most sequences that will be decoded at once.
 
     Returns:
-        The sizes, ascending; (1,) where no larger one agrees with itself, so that sequences take turns.
+        The sizes, ascending; (1,) where no larger one agrees with itself, so that sequences take turns; () where the
+        kernels decode and every size will do.
     """
     runner.batch_sizes = ()
     largest = min(largest, runner.pool.slots // STEPS)
-    slots = runner.pool.take(largest * STEPS)
-    try:
+    with runner.pool.holding(largest * STEPS) as slots:
         trial = _Trial(runner, np.array(slots).reshape(largest, STEPS))
-        sizes = [size for size in TRIED if size <= largest]
+        trial.logits([0])  # after a first step it is known who decodes
+        sizes = [] if runner.decodes_by_kernels else [size for size in TRIED if size <= largest]
         runner.batch_sizes = next((found for index in range(len(sizes))
                                    if (found := _agreeing(trial, sizes[index:]))), ())
-    finally:
-        runner.pool.give_back(slots)
     return runner.batch_sizes
 
 

@@ -8,7 +8,7 @@ sequences share the prompt's slots, and a sequence that forks shares those of it
 
 The loop belongs to one thread and knows nothing of clients. ``generate_many`` puts all its requests in and steps until
 they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork (``beam.py``);
-the server is a thread that steps, with a queue of its own. Several loops may share a runner, each with its own slots.
+the server is a thread that steps. Several loops may share a runner, each with its own slots.
 
 What goes wrong with one request (choosing, writing, telling its client) ends that request alone and is kept in its
 ``error``; whatever a step itself raises is the network's.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from typing import Optional, Protocol
 import numpy as np
 
 from pangu_lab.generate.runner import Runner
-from pangu_lab.generate.sequence import CANCELLED, Completion, Delta, Prompt
+from pangu_lab.generate.sequence import CANCELLED, Completion, Delta, Prompt, grouped
 
 MAX_BATCH = 16  # sequences that one call of the network takes; more gains little on a CPU
 
@@ -75,14 +76,15 @@ class Request:
 
     Attributes:
         prompt, policy: what is read, and how the rest is chosen.
+        owner: whose turn it is counted as while it waits.
         slots: of the cache that it holds.
         tokens: chosen so far, over all its sequences.
         taken_out: whether it was taken out before its own end.
         error: what went wrong with it.
     """
 
-    def __init__(self, prompt: Prompt, policy: Policy) -> None:
-        self.prompt, self.policy = prompt, policy
+    def __init__(self, prompt: Prompt, policy: Policy, owner: str = "") -> None:
+        self.prompt, self.policy, self.owner = prompt, policy, owner
         self.slots: list[int] = []
         self.tokens, self.taken_out = 0, False
         self.error: Optional[Exception] = None
@@ -97,8 +99,7 @@ class Request:
     @property
     def completion(self) -> Completion:
         """What there is; final once it has ended. Of several, the first with the rest in ``others``."""
-        first, *others = self.policy.completions()
-        return first.with_others(tuple(others))
+        return grouped(self.policy.completions())
 
     def cancel(self) -> None:
         """End it after the step that is being made; from any thread, and once is as good as twice."""
@@ -134,29 +135,52 @@ class Request:
         self.error = error
 
 
-class Queue:
-    """Requests in the order they came."""
+class FairQueue:
+    """Waiting requests, a queue for each owner; the owners take turns. Any thread may look, and put something in."""
 
-    def __init__(self, requests: Sequence[Request] = ()) -> None:
-        self._requests = collections.deque(requests)
+    def __init__(self) -> None:
+        self._owners: collections.OrderedDict[str, collections.deque[Request]] = collections.OrderedDict()
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
-        return len(self._requests)
+        with self._lock:
+            return sum(map(len, self._owners.values()))
 
-    def __iter__(self) -> Iterator[Request]:
-        """In the order in which they will be let in if nobody comes."""
-        return iter(list(self._requests))
+    def of_owner(self, owner: str) -> int:
+        return len(self._owners.get(owner, ()))
+
+    def put(self, request: Request) -> None:
+        with self._lock:
+            self._owners.setdefault(request.owner, collections.deque()).append(request)
+
+    def first(self) -> Optional[Request]:
+        with self._lock:
+            return next(iter(self._owners.values()))[0] if self._owners else None
 
     def pop(self) -> Request:
-        """Take the first."""
-        return self._requests.popleft()
+        """Take the first; its owner is last in turn from now on."""
+        with self._lock:
+            owner, requests = self._owners.popitem(last=False)
+            request = requests.popleft()
+            if requests:
+                self._owners[owner] = requests
+            return request
 
     def remove(self, unwanted: Callable[[Request], bool]) -> list[Request]:
         """Take out, and give, all that are unwanted."""
-        removed = [request for request in self._requests if unwanted(request)]
-        for request in removed:
-            self._requests.remove(request)
-        return removed
+        with self._lock:
+            removed = [request for requests in self._owners.values() for request in requests if unwanted(request)]
+            for request in removed:
+                self._owners[request.owner].remove(request)
+                if not self._owners[request.owner]:
+                    del self._owners[request.owner]
+            return removed
+
+    def order(self) -> list[Request]:
+        """All of them as they will be let in if nobody comes."""
+        with self._lock:
+            rounds = itertools.zip_longest(*self._owners.values())
+            return [request for one_round in rounds for request in one_round if request is not None]
 
 
 @dataclass
@@ -183,7 +207,7 @@ class DecodeLoop:
         on_step: called after a decode step with its sequences and seconds.
     """
 
-    def __init__(self, runner: Runner, waiting: Queue, at_once: int = MAX_BATCH, prefills: int = MAX_BATCH) -> None:
+    def __init__(self, runner: Runner, waiting: FairQueue, at_once: int = MAX_BATCH, prefills: int = MAX_BATCH) -> None:
         self.runner, self.waiting, self.at_once, self.prefills = runner, waiting, at_once, prefills
         self.running: list[Request] = []
         self.counts = Counts()
@@ -197,7 +221,7 @@ class DecodeLoop:
     @property
     def next_in(self) -> Optional[Request]:
         """The first in turn, when there is room for it in the batch and in the cache."""
-        request = next(iter(self.waiting), None)
+        request = self.waiting.first()
         if request is None or request.slots_needed > self.runner.pool.free:
             return None
         return request if not self.running or self.sequences + request.policy.width <= self.at_once else None

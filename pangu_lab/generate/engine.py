@@ -13,22 +13,22 @@ end-of-document token, at a stop id or string, at ``max_new_tokens``, or when th
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Optional, TypeVar
+import contextlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Optional
 
 import numpy as np
 
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.beam import BeamSearch
-from pangu_lab.generate.decode_loop import MAX_BATCH, DecodeLoop, Queue, Request, prefill
+from pangu_lab.generate.decode_loop import MAX_BATCH, DecodeLoop, FairQueue, Request, prefill
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import check_ids, seed_of
-from pangu_lab.generate.sequence import Completion, Delta, Prompt, Sampling, prepare_prompt
+from pangu_lab.generate.sequence import Completion, Delta, Prompt, Sampling, grouped, prepare_prompt
 from pangu_lab.generate.text import TokenizerLike
 from pangu_lab.progress import Progress, silent
-
-Result = TypeVar("Result")
 
 
 class Engine:
@@ -104,16 +104,8 @@ class Engine:
         if len(ids) > self.max_length:
             raise InputError(f"the text has {len(ids)} tokens, the model holds {self.max_length}")
         self.make_room(len(ids))
-        return with_slots(self.runner, len(ids), lambda slots: prefill(self.runner, ids, slots, all_rows=True))
-
-
-def with_slots(runner: Runner, count: int, work: Callable[[list[int]], Result]) -> Result:
-    """``work(slots)`` with ``count`` slots of the cache, freed afterwards whatever happens."""
-    slots = runner.pool.take(count)
-    try:
-        return work(slots)
-    finally:
-        runner.pool.give_back(slots)
+        with self.runner.pool.holding(len(ids)) as slots:
+            return prefill(self.runner, ids, slots, all_rows=True)
 
 
 def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
@@ -173,15 +165,15 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
         raise InputError("a search with beams weighs whole texts, not the next token: explain needs "
                          "sampling.num_beams of 1")
     seed = seed_of(config)
-    grouped = [_requests_of(engine, prompt, config, seed, explain) for prompt in prompts]
-    requests, done = [request for group in grouped for request in group], 0
+    groups = [_requests_of(engine, prompt, config, seed, explain) for prompt in prompts]
+    requests, done = [request for group in groups for request in group], 0
     total = sum(request.policy.width for request in requests)
     progress(0, total, "sequences")
-    for ended in _decode(engine, requests):
-        if ended:
+    with contextlib.closing(_decode(engine, requests)) as steps:
+        for ended in filter(None, steps):
             done += sum(request.policy.width for request in ended)
             progress(done, total, "sequences")
-    return [_completion_of(group) for group in grouped]
+    return [grouped([one for request in group for one in request.policy.completions()]) for group in groups]
 
 
 def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None) -> CompletionStream:
@@ -262,11 +254,6 @@ def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, e
             for start in range(0, len(numbers), size)]
 
 
-def _completion_of(requests: Sequence[Request]) -> Completion:
-    first, *others = [one for request in requests for one in request.policy.completions()]
-    return first.with_others(tuple(others))
-
-
 def _decode(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Request]]:
     """Run requests in a loop of their own; after each step those that have ended.
 
@@ -274,12 +261,16 @@ def _decode(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Reques
         InputError: the cache is too small, or others hold it.
         Exception: what went wrong with a request, or in the network.
     """
-    loop = DecodeLoop(engine.runner, Queue(requests))
+    loop, left = DecodeLoop(engine.runner, FairQueue()), iter(requests)
     try:
-        while loop.running or len(loop.waiting):
+        while True:
+            for request in itertools.islice(left, MAX_BATCH - len(loop.waiting)):
+                loop.waiting.put(request)
             if not loop.running:
-                engine.make_room(min(sum(request.slots_needed for request in loop.waiting), engine.runner.pool.slots))
-                engine.runner.pool.wait_for(next(iter(loop.waiting)).slots_needed)
+                if not loop.waiting:
+                    return
+                engine.make_room(min(sum(one.slots_needed for one in loop.waiting.order()), engine.runner.pool.slots))
+                engine.runner.pool.wait_for(loop.waiting.first().slots_needed)
             ended = loop.step()
             for request in ended:
                 if request.error:

@@ -9,9 +9,10 @@ the whole process: MindSpore 2.10 hangs for ever when two threads run graphs at 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -51,6 +52,15 @@ class SlotPool:
         with self._changed:
             self.wait_for(count)
             return [self._free.pop() for _ in range(count)]
+
+    @contextlib.contextmanager
+    def holding(self, count: int) -> Iterator[list[int]]:
+        """Slots as ``take`` gives them, freed afterwards whatever happens."""
+        slots = self.take(count)
+        try:
+            yield slots
+        finally:
+            self.give_back(slots)
 
     def take_now(self, count: int) -> Optional[list[int]]:
         """As ``take``, or None when fewer are free."""
@@ -148,7 +158,7 @@ class Runner:
         batch, n = ids.shape
         if rows is None:
             rows = np.arange(n - 1, batch * n, n)
-        if n == 1 and self.batch_sizes and len(rows) == batch:
+        if n == 1 and self.batch_sizes and len(rows) == batch and not self.decodes_by_kernels:
             return self._in_agreeing_batches(ids, positions, write, read)
         if n > 1 and self.at_once is not None and ids.size > self.at_once:
             return self._in_parts(ids, positions, write, read, rows)
@@ -188,6 +198,12 @@ class Runner:
             if len(local):
                 logits[wanted] = made
         return logits
+
+    @property
+    def decodes_by_kernels(self) -> bool:
+        """Whether the C kernels decode, as they do once a first step was compared with the graph's: the bits of a
+        row of theirs do not depend on the batch."""
+        return self._native is not None and self._native.steps.value is True
 
     def _in_agreeing_batches(self, *arrays: np.ndarray) -> np.ndarray:
         """One decode step in batches of ``batch_sizes``, each filled up with repetitions of its last sequence."""

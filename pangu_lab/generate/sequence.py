@@ -65,13 +65,15 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
-    def with_others(self, others: tuple[Completion, ...]) -> Completion:
-        return dataclasses.replace(self, others=others)
-
     @property
     def all(self) -> tuple[Completion, ...]:
         """This completion and the others."""
         return (dataclasses.replace(self, others=()), *self.others)
+
+
+def grouped(completions: Sequence[Completion]) -> Completion:
+    """Completions of one prompt as the first with the rest in ``others``."""
+    return dataclasses.replace(completions[0], others=tuple(completions[1:]))
 
 
 @dataclass(frozen=True)

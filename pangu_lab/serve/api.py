@@ -21,13 +21,14 @@ from pydantic import ValidationError
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.sequence import Prompt
+from pangu_lab.generate.sequence import Delta, Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
                                       parse_json, prompts_of, refused_setting, settings_of,
                                       usage_of)
-from pangu_lab.serve.scheduler import Busy, Delta, RequestFailed, Scheduler, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Scheduler
 
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from pangu_lab.serve.scheduler import Scheduler, ServedRequest
+from pangu_lab.serve.request import ServedRequest
+from pangu_lab.serve.scheduler import Scheduler
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROUTES = ("/v1/completions", "/v1/models", "/model/pangu/version/0:predict", "/query", "/metrics")

@@ -1,9 +1,7 @@
-"""A request of the server: a client of the decode loop that any thread may hold, and the queue in which it waits."""
+"""A request of the server: a client of the decode loop that any thread may hold, and what may become of it."""
 
 from __future__ import annotations
 
-import collections
-import itertools
 import logging
 import threading
 import time
@@ -14,7 +12,7 @@ import numpy as np
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.decode_loop import Queue, Request
+from pangu_lab.generate.decode_loop import Request
 from pangu_lab.generate.sampling import seed_of
 from pangu_lab.generate.sequence import Completion, Delta, Prompt, Sampling
 from pangu_lab.generate.text import TokenizerLike
@@ -54,18 +52,18 @@ class ServedRequest(Request):
         keep_logits: keep those of what follows the prompt.
 
     Attributes:
-        config, seed, session: what was asked, and whose turn it is counted as.
+        config, seed: what was asked.
         state: ``waiting``, ``running`` or ``done``.
         submitted, started, first_token, ended_at: ``time.monotonic()`` of each, None before.
         logits: (vocab,) of what follows the prompt, when ``keep_logits`` was asked for.
         on_cancel, on_end: called when it is cancelled, and before it counts as done; the scheduler's.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, session: str, deadline: float,
+    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, owner: str, deadline: float,
                  notify: Callable[[], None] = nothing, keep_logits: bool = False) -> None:
         self.seed = seed_of(config)
-        super().__init__(prompt, Sampling(tokenizer, prompt, config, self.seed, range(config.num_return_sequences)))
-        self.config, self.session, self.deadline, self.keep_logits = config, session, deadline, keep_logits
+        super().__init__(prompt, Sampling(tokenizer, prompt, config, self.seed, range(config.num_return_sequences)), owner)
+        self.config, self.deadline, self.keep_logits = config, deadline, keep_logits
         self.state, self.submitted = "waiting", time.monotonic()
         self.started: Optional[float] = None
         self.first_token: Optional[float] = None
@@ -158,47 +156,3 @@ class ServedRequest(Request):
             self._notify()
         except Exception:  # whoever waits may have gone; that is no trouble of the thread that tells
             logger.exception("a request's deltas could not be told")
-
-
-class FairQueue(Queue):
-    """Waiting requests, a queue for each session; the sessions take turns. For many threads: it has a lock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._sessions: collections.OrderedDict[str, collections.deque[ServedRequest]] = collections.OrderedDict()
-        self._lock = threading.RLock()
-
-    def __len__(self) -> int:
-        with self._lock:
-            return sum(map(len, self._sessions.values()))
-
-    def __iter__(self) -> Iterator[ServedRequest]:
-        with self._lock:
-            rounds = list(itertools.zip_longest(*self._sessions.values()))
-        return (request for one_round in rounds for request in one_round if request is not None)
-
-    def of_session(self, session: str) -> int:
-        with self._lock:
-            return len(self._sessions.get(session, ()))
-
-    def put(self, request: ServedRequest) -> None:
-        with self._lock:
-            self._sessions.setdefault(request.session, collections.deque()).append(request)
-
-    def pop(self) -> ServedRequest:
-        """Take the first; its session is last in turn from now on."""
-        with self._lock:
-            session, requests = self._sessions.popitem(last=False)
-            request = requests.popleft()
-            if requests:
-                self._sessions[session] = requests
-            return request
-
-    def remove(self, unwanted: Callable[[ServedRequest], bool]) -> list[ServedRequest]:
-        with self._lock:
-            removed = [request for requests in self._sessions.values() for request in requests if unwanted(request)]
-            for request in removed:
-                self._sessions[request.session].remove(request)
-                if not self._sessions[request.session]:
-                    del self._sessions[request.session]
-            return removed

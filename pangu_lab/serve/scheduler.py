@@ -24,17 +24,15 @@ from typing import Any, Optional
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.batch_invariant import make_batch_invariant
-from pangu_lab.generate.decode_loop import Counts, DecodeLoop
-from pangu_lab.generate.engine import Engine
+from pangu_lab.generate.decode_loop import Counts, DecodeLoop, FairQueue
+from pangu_lab.generate.engine import Engine, check_prompt
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.generate.sampling import check_ids, seed_of
-from pangu_lab.generate.sequence import Delta, Prompt
+from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve.limits import Limits
-from pangu_lab.serve.request import (Busy, FairQueue, RequestFailed, ServedRequest, TooLate, Unavailable, nothing)
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable, nothing
 
 logger = logging.getLogger(__name__)
-__all__ = ["Busy", "Delta", "RequestFailed", "Scheduler", "ServedRequest", "TooLate", "Unavailable", "prompt_of_ids",
-           "with_seed"]
 RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each time that a network is loaded anew
 RELOAD_WINDOW = 600.0  # so many failures within so many seconds; one more, and it has failed for good
 IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; it is woken for everything else
@@ -57,7 +55,7 @@ class Scheduler:
         engine: whose runner nobody else should use meanwhile.
         limits: bounds of the queue, the batch and the wall clock.
         batch_invariant: hold a graph's decode steps to batch sizes that agree to the last bit; without, few requests
-            at once are quicker.
+            at once are quicker. Where the C kernels decode it costs nothing.
 
     Attributes:
         counts: since the start.
@@ -137,7 +135,7 @@ class Scheduler:
 
     def position(self, request: ServedRequest) -> int:
         """How many requests are served before this waiting one; 0 for one that runs or has ended."""
-        order = list(self._waiting)
+        order = self._waiting.order()
         return order.index(request) + 1 if request in order else 0
 
     @property
@@ -168,7 +166,7 @@ class Scheduler:
         if drain:
             self._thread_idle(time.monotonic() + (self.limits.drain_seconds if seconds is None else seconds))
         with self._changed:
-            left = [*self._waiting, *self._loop.running]  # in this order, or one that is let in just now is missed
+            left = [*self._waiting.order(), *self._loop.running]  # in this order, or one that is let in just now is missed
             self._closing = ENDED
         for request in left:
             request.cancel()
@@ -201,8 +199,8 @@ class Scheduler:
         if len(self._waiting) + count > self.limits.waiting:
             raise Busy(f"{len(self._waiting)} requests wait already and the queue holds {self.limits.waiting}: "
                        "try again in a moment")
-        if self._waiting.of_session(session) + count > self.limits.waiting_per_session:
-            raise Busy(f"{self._waiting.of_session(session)} of your requests wait already and one session may have "
+        if self._waiting.of_owner(session) + count > self.limits.waiting_per_session:
+            raise Busy(f"{self._waiting.of_owner(session)} of your requests wait already and one session may have "
                        f"{self.limits.waiting_per_session} waiting: try again in a moment")
 
     # ------------------------------------------------------------------------------- the thread of the scheduler
@@ -320,10 +318,7 @@ def prompt_of_ids(engine: Engine, ids: Sequence[int], measured: bool = False) ->
     """
     if not len(ids):
         ids = [engine.tokenizer.eod_id]
-    for index in ids:
-        if not 0 <= index < engine.tokenizer.vocab_size:
-            raise InputError(f"token {index} is outside the vocabulary: there are 0 to "
-                             f"{engine.tokenizer.vocab_size - 1}")
+    check_prompt(ids, engine.tokenizer.vocab_size)
     if len(ids) > engine.max_length + measured:
         raise InputError(f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
                          f"{len(ids)}: shorten it")

@@ -86,7 +86,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         names: host names, beside this machine's own, under which the server may be called; empty for any when it is
             served beyond this machine.
         quick: let a graph decode in batches of any size: quicker with few requests at once, but the last bits of a
-            text's numbers then depend on what runs beside it.
+            text's numbers then depend on what runs beside it. The C kernels are batch-invariant by themselves.
         nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
         master_addr, master_port: where agents of other hosts reach this process; by default port 8119, or any free one
             when there are none.

@@ -14,7 +14,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.sampling import History, explain
 from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.text import unknown_ids
-from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.tokenizer.display import VISIBLE
 

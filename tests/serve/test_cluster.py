@@ -221,8 +221,8 @@ def test_a_lost_network_ends_requests_refuses_new_ones_and_comes_back():
 
     prompt = prompt_of_ids(network.engine, network.engine.tokenizer.encode("ab"))
     config = SamplingConfig(temperature=0, max_new_tokens=16)
-    [ticket] = scheduler.submit([prompt], config)
-    expected = ticket.result().text
+    [alone] = scheduler.submit([prompt], config)
+    expected = alone.result().text
     [running_one], [waiting] = scheduler.submit([prompt], config), scheduler.submit([prompt], config)
     network.there.clear()
     for one in (running_one, waiting):
