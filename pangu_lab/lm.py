@@ -81,7 +81,7 @@ class PanguLM(Model):
         """
         ids = self._checked(np.asarray(ids))
         batch, seq = ids.shape
-        group = max(1, self.runner.pool.places // seq)
+        group = max(1, self.runner.pool.slots // seq)
         if self.tokenizer is not None:
             self.engine.make_room(min(batch, group) * seq)
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]

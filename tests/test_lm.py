@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_network_that_is_trained(lm, debug_run):
     want = network(Tensor(ids.astype(np.int32)), Tensor(positions.astype(np.int32))).asnumpy()
     got = lm.logits(ids)
     assert got.shape == (3, 24, 512) and got.dtype == np.float32 and np.abs(got - want).max() < 1e-4
-    assert lm.runner.pool.free == lm.runner.pool.places
+    assert lm.runner.pool.free == lm.runner.pool.slots
 
 
 def test_more_rows_than_the_cache_holds_are_taken_in_turns(lm):

@@ -83,7 +83,7 @@ def test_a_prompt_in_parts_gives_the_same_as_at_once(debug_run):
         assert np.abs(lm.logits(ids) - whole).max() < 1e-5
         assert lm.generate("春天来了，" * 5, max_new_tokens=8, temperature=0).ids == said.ids
         assert lm.score("春天来", "了，花开了。" * 3).tokens > 3
-    assert lm.runner.pool.free == lm.runner.pool.places
+    assert lm.runner.pool.free == lm.runner.pool.slots
 
 
 def test_large_models_are_fed_in_small_parts_and_small_ones_whole():

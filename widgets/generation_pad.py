@@ -126,7 +126,7 @@ class GenerationPad(LabWidget):
             while live:
                 for number, pieces in list(live.items()):
                     pool = self._engines[columns[number]["model"]].runner.pool
-                    if number not in begun and len(begun.keys() & live.keys()) and pool.free < pieces.places_needed:
+                    if number not in begun and len(begun.keys() & live.keys()) and pool.free < pieces.slots_needed:
                         continue  # another column holds the cache; it ends some time
                     begun.setdefault(number, time.monotonic())
                     outputs[number] = _advance(pieces, outputs[number], begun[number])

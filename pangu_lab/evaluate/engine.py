@@ -13,7 +13,7 @@ import numpy as np
 
 from pangu_lab.evaluate.scoring import Score, TokenScorer, make_score
 from pangu_lab.evaluate.split import TokenPair
-from pangu_lab.generate.engine import Engine, with_places
+from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sampling import log_softmax
 from pangu_lab.progress import Progress, silent
 
@@ -41,9 +41,9 @@ class EngineScorer(TokenScorer):
         if not pair.targets:
             return make_score((), True, pair.cut)
         self.engine.make_room(count)
-        logits = with_places(self.engine.runner, count, lambda places: self.engine.runner.run(
-            np.array([pair.inputs]), np.arange(count)[None], np.array([places]), np.array([places]),
-            np.arange(pair.start - 1, count)))
+        with self.engine.runner.pool.holding(count) as slots:
+            logits = self.engine.runner.run(np.array([pair.inputs]), np.arange(count)[None], np.array([slots]),
+                                            np.array([slots]), np.arange(pair.start - 1, count))
         logprobs = log_softmax(logits)
         chosen = logprobs[np.arange(len(pair.targets)), list(pair.targets)]
         return make_score(chosen, bool(np.all(chosen >= logprobs.max(-1))), pair.cut)

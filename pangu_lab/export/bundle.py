@@ -4,7 +4,7 @@
     decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of
                        weights, where it gains nothing and its loading would hold the weights twice for a moment
     decode_4.mindir    for one token each of four sequences: what a server that promises the same bits in any company
-                       decodes a single text with (``generate/steady.py``), 20 % quicker than the general graph
+                       decodes a single text with (``generate/batch_invariant.py``), 20 % quicker than the general graph
     prefill_64.mindir  for one prompt of up to 64 tokens, when asked for: devices that compile for every shape anew
                        (Ascend) want a few fixed ones
     eval_loss.mindir   negative log-likelihoods of whole sequences
@@ -34,7 +34,7 @@ from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export.mindir import SharedWeights, export_graph
 from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
-from pangu_lab.generate.runner import default_places
+from pangu_lab.generate.runner import default_slots
 from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
 from pangu_lab.progress import Progress, silent
@@ -147,7 +147,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in range(tensor_parallel)]
     check_group(config, groups[0])
     Variants(**variants).fixed(config)
-    writing = _Writing(weights, config, tokenizer, sampling, default_places(config, places), out.name,
+    writing = _Writing(weights, config, tokenizer, sampling, default_slots(config, places), out.name,
                        Variants(**variants), secrets.token_hex(8), progress)
     with whole_folder(out) as folder:
         for group in groups:

@@ -1,7 +1,8 @@
 """From a prompt to its completion: one sequence or many, at once or as a stream.
 
 An ``Engine`` is a runner (weights compiled here, or an exported bundle) and a tokenizer. ``generate`` writes a
-completion, ``generate_many`` one for each of many prompts in batches, ``stream`` gives the text while it is made.
+completion, ``generate_many`` one for each of many prompts, several at a time, ``stream`` gives the text while it is
+made: each puts its requests into a decode loop of its own and steps it in the caller's thread (``decode_loop.py``).
 Whatever the way, a sequence's tokens depend on its prompt, its settings and its seed alone.
 
 Conduct at the edges: an empty prompt starts as a document does, after an end-of-document token; a prompt longer
@@ -11,7 +12,9 @@ end-of-document token, at a stop id or string, at ``max_new_tokens``, or when th
 
 from __future__ import annotations
 
-import threading
+import collections
+import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Optional
 
@@ -19,14 +22,13 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
+from pangu_lab.generate.beam import BeamSearch
+from pangu_lab.generate.decode_loop import MAX_BATCH, DecodeLoop, FairQueue, Request, prefill
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import check_ids, seed_of
-from pangu_lab.generate.sequence import (CANCELLED, Completion, Prompt, SequenceInProgress, prepare_prompt,
-                                         prompt_logprobs)
+from pangu_lab.generate.sequence import Completion, Delta, Prompt, Sampling, grouped, prepare_prompt
 from pangu_lab.generate.text import TokenizerLike
 from pangu_lab.progress import Progress, silent
-
-MAX_BATCH = 16  # sequences that one call of the network takes; more gains little on a CPU
 
 
 class Engine:
@@ -47,7 +49,7 @@ class Engine:
                              "give the tokenizer that the model was trained with")
         self.runner, self.tokenizer, self.sampling, self.name = runner, tokenizer, sampling, name
         self.vocab_size, self.max_length = runner.vocab_size, runner.max_length
-        self._places: list[int] = []
+        self._slots: list[int] = []
         self.length = 0
 
     def prefill(self, ids: Sequence[int]) -> np.ndarray:
@@ -72,13 +74,13 @@ class Engine:
 
     def make_room(self, count: int) -> None:
         """End the sequence of ``prefill`` and ``step`` when a generation needs its part of the cache."""
-        if self._places and self.runner.pool.free < count:
+        if self._slots and self.runner.pool.free < count:
             self.reset()
 
     def reset(self) -> None:
         """Forget the sequence and free its part of the cache."""
-        self.runner.pool.give_back(self._places)
-        self._places, self.length = [], 0
+        self.runner.pool.give_back(self._slots)
+        self._slots, self.length = [], 0
 
     def _feed(self, ids: Sequence[int]) -> np.ndarray:
         check_prompt(ids, self.vocab_size)
@@ -86,9 +88,9 @@ class Engine:
             raise InputError(f"the sequence would have {self.length + len(ids)} tokens, the model holds "
                              f"{self.max_length}")
         new = self.runner.pool.take(len(ids))
-        self._places += new
+        self._slots += new
         logits = self.runner.run(np.array([ids]), np.arange(self.length, self.length + len(ids))[None],
-                                 np.array([new]), np.array([self._places]))
+                                 np.array([new]), np.array([self._slots]))
         self.length += len(ids)
         return logits[0]
 
@@ -102,16 +104,8 @@ class Engine:
         if len(ids) > self.max_length:
             raise InputError(f"the text has {len(ids)} tokens, the model holds {self.max_length}")
         self.make_room(len(ids))
-        return with_places(self.runner, len(ids), lambda places: prefill(self.runner, ids, places, all_rows=True))
-
-
-def with_places(runner: Runner, count: int, work):
-    """``work(places)`` with ``count`` places of the cache, freed afterwards whatever happens."""
-    places = runner.pool.take(count)
-    try:
-        return work(places)
-    finally:
-        runner.pool.give_back(places)
+        with self.runner.pool.holding(len(ids)) as slots:
+            return prefill(self.runner, ids, slots, all_rows=True)
 
 
 def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
@@ -145,9 +139,6 @@ def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, 
     return Engine(network_runner(weights, config, places), tokenizer, sampling, name)
 
 
-# ----------------------------------------------------------------------------------------------------- generating
-
-
 def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
              explain: bool = False) -> Completion:
     """Continue ``prompt``.
@@ -170,26 +161,19 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     """Continue every prompt, several at a time; each as ``generate`` would by itself."""
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
+    if config.num_beams > 1 and explain:
+        raise InputError("a search with beams weighs whole texts, not the next token: explain needs "
+                         "sampling.num_beams of 1")
     seed = seed_of(config)
-    if config.num_beams > 1:
-        if explain:
-            raise InputError("a search with beams weighs whole texts, not the next token: explain needs "
-                             "sampling.num_beams of 1")
-        from pangu_lab.generate.beam import beam_search
-
-        engine.make_room(engine.runner.pool.places)
-        return [_grouped(beam_search(engine.runner, engine.tokenizer, _prompt(engine, text, config), config))
-                for text in prompts]
-    batches = [_Batch(engine, _prompt(engine, text, config), config, seed, explain) for text in prompts]
-    parts = [part for batch in batches for part in batch.split(engine.runner.pool.places)]
-    done = 0
-    for wave in _waves(parts, engine.runner.pool.places):
-        progress(done, sum(len(part.sequences) for part in parts), "sequences")
-        need = sum(part.places_needed for part in wave)
-        engine.make_room(need)
-        with_places(engine.runner, need, lambda places, wave=wave: _run_wave(engine.runner, wave, places))
-        done += sum(len(part.sequences) for part in wave)
-    return [_grouped([item.completion() for item in batch.sequences]) for batch in batches]
+    groups = [_requests_of(engine, prompt, config, seed, explain) for prompt in prompts]
+    requests, done = [request for group in groups for request in group], 0
+    total = sum(request.policy.width for request in requests)
+    progress(0, total, "sequences")
+    with contextlib.closing(_decode(engine, requests)) as steps:
+        for ended in filter(None, steps):
+            done += sum(request.policy.width for request in ended)
+            progress(done, total, "sequences")
+    return [grouped([one for request in group for one in request.policy.completions()]) for group in groups]
 
 
 def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None) -> CompletionStream:
@@ -205,154 +189,92 @@ def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = Non
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 or config.num_return_sequences > 1:
         raise InputError("a stream writes one text: set sampling.num_beams and sampling.num_return_sequences to 1")
-    item = SequenceInProgress(_prompt(engine, prompt, config), engine.tokenizer, config, seed_of(config))
-    return CompletionStream(engine, item)
+    return CompletionStream(engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config)
 
 
 class CompletionStream(Iterator[str]):
-    """Pieces of text as they become safe to show.
+    """Pieces of text as they become safe to show. Who drops it, or leaves it by ``close``, frees its cache.
 
     Attributes:
         completion: what there is so far; final once the iteration has ended.
         tokens: how many tokens were chosen so far.
+        slots_needed: of the cache, taken when the iteration begins.
     """
 
-    def __init__(self, engine: Engine, item: SequenceInProgress) -> None:
-        self._item = item
-        self._cancelled = threading.Event()
-        self._pieces = self._write(engine)
+    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig) -> None:
+        self._request = _Told(prompt, Sampling(engine.tokenizer, prompt, config, seed_of(config)))
+        self._steps = _decode(engine, [self._request])
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        while not self._request.pieces:
+            next(self._steps)
+        return self._request.pieces.popleft()
 
     @property
     def completion(self) -> Completion:
-        return self._item.completion()
+        return self._request.completion
 
     @property
     def tokens(self) -> int:
-        return len(self._item.new_ids)
+        return self._request.tokens
 
     @property
-    def places_needed(self) -> int:
-        """Positions of the cache that it takes when its iteration begins."""
-        return _Batch.of(self._item).places_needed
+    def slots_needed(self) -> int:
+        return self._request.slots_needed
 
     def cancel(self) -> None:
         """Stop after the token that is being made; from any thread. The iteration then ends."""
-        self._cancelled.set()
+        self._request.cancel()
 
     def close(self) -> None:
         """Stop now and free the cache; for whoever leaves the iteration before its end."""
-        self._pieces.close()
-
-    def _write(self, engine: Engine) -> Iterator[str]:
-        item, runner = self._item, engine.runner
-        batch = _Batch.of(item)
-        engine.make_room(batch.places_needed)
-        places = runner.pool.take(batch.places_needed)
-        try:
-            if text := "".join(batch.start(runner, places)):
-                yield text
-            while item.running:
-                if self._cancelled.is_set():
-                    text = item.end(CANCELLED)
-                else:
-                    text = item.accept(decode_step(runner, [item])[0])
-                if text:
-                    yield text
-        finally:
-            runner.pool.give_back(places)
+        self._steps.close()
 
 
-# ------------------------------------------------------------------------------------------------- many at a time
+class _Told(Request):
+    """A request that keeps the pieces of its text until they are fetched."""
+
+    def __init__(self, prompt: Prompt, policy: Sampling) -> None:
+        super().__init__(prompt, policy)
+        self.pieces: collections.deque[str] = collections.deque()
+
+    def tell(self, deltas: Sequence[Delta]) -> None:
+        self.pieces.extend(delta.text for delta in deltas if delta.text)
 
 
-def _prompt(engine: Engine, text: str, config: SamplingConfig) -> Prompt:
-    return prepare_prompt(text, engine.tokenizer, config, engine.max_length)
+def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, explain: bool) -> list[Request]:
+    """The sequences of a prompt in parts that fit the cache and the size of a batch."""
+    prompt = prepare_prompt(text, engine.tokenizer, config, engine.max_length)
+    if config.num_beams > 1:
+        return [Request(prompt, BeamSearch(engine.tokenizer, prompt, config))]
+    free = engine.runner.pool.slots - len(prompt.ids)
+    size = max(1, min(free // max(min(config.max_new_tokens, prompt.room) - 1, 1), MAX_BATCH))
+    numbers = range(config.num_return_sequences)
+    return [Request(prompt, Sampling(engine.tokenizer, prompt, config, seed, numbers[start:start + size], explain))
+            for start in range(0, len(numbers), size)]
 
 
-def _grouped(completions: Sequence[Completion]) -> Completion:
-    return completions[0].with_others(tuple(completions[1:]))
+def _decode(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Request]]:
+    """Run requests in a loop of their own; after each step those that have ended.
 
-
-class _Batch:
-    """The sequences of one prompt: they share the prompt's part of the cache."""
-
-    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig, seed: int, explain: bool) -> None:
-        self.prompt, self.config = prompt, config
-        self.sequences = [SequenceInProgress(prompt, engine.tokenizer, config, seed, number, explain)
-                          for number in range(config.num_return_sequences)]
-
-    @classmethod
-    def of(cls, *sequences: SequenceInProgress) -> _Batch:
-        batch = cls.__new__(cls)
-        batch.prompt, batch.config, batch.sequences = sequences[0].prompt, sequences[0].config, list(sequences)
-        return batch
-
-    @property
-    def places_needed(self) -> int:
-        return len(self.prompt.ids) + sum(item.new_places for item in self.sequences)
-
-    def split(self, places: int) -> list[_Batch]:
-        """Parts that fit a cache of ``places`` and the size of a batch."""
-        room = (places - len(self.prompt.ids)) // max(self.sequences[0].new_places, 1)
-        size = max(1, min(room, MAX_BATCH))
-        return [_Batch.of(*self.sequences[start:start + size]) for start in range(0, len(self.sequences), size)]
-
-    def start(self, runner: Runner, places: list[int]) -> list[str]:
-        """Feed the prompt and choose every sequence's first token; the texts that became safe to show."""
-        shared, start = places[:len(self.prompt.ids)], len(self.prompt.ids)
-        for item in self.sequences:
-            item.places = shared + places[start:start + item.new_places]
-            start += item.new_places
-        wants_all = self.config.echo and self.config.logprobs is not None
-        if not (wants_all or self.sequences[0].running):
-            return []
-        logits = prefill(runner, self.prompt.ids, shared, wants_all)
-        if wants_all:
-            told = prompt_logprobs(self.sequences[0].tokenizer, self.prompt.ids, logits, self.config.logprobs)
-            for item in self.sequences:
-                item.prompt_logprobs = told
-        return [item.accept(logits[-1]) for item in self.sequences if item.running]
-
-
-def _waves(parts: Sequence[_Batch], places: int) -> Iterator[list[_Batch]]:
-    """Pack the parts into waves that fit the cache and the size of a batch, in order."""
-    wave: list[_Batch] = []
-    for part in parts:
-        together = [*wave, part]
-        too_many = sum(len(item.sequences) for item in together) > MAX_BATCH
-        if wave and (too_many or sum(item.places_needed for item in together) > places):
-            yield wave
-            together = [part]
-        wave = together
-    if wave:
-        yield wave
-
-
-def _run_wave(runner: Runner, wave: Sequence[_Batch], places: list[int]) -> None:
-    start = 0
-    for part in wave:
-        part.start(runner, places[start:start + part.places_needed])
-        start += part.places_needed
-    sequences = [item for part in wave for item in part.sequences]
-    while running := [item for item in sequences if item.running]:
-        for item, logits in zip(running, decode_step(runner, running)):
-            item.accept(logits)
-
-
-def prefill(runner: Runner, ids: Sequence[int], places: Sequence[int], all_rows: bool = False) -> np.ndarray:
-    """Feed a prompt; logits of its last token (1, vocab), or of all of them (len(ids), vocab)."""
-    rows = np.arange(len(ids)) if all_rows else None
-    return runner.run(np.array([ids]), np.arange(len(ids))[None], np.array([places]), np.array([places]), rows)
-
-
-def decode_step(runner: Runner, items: Sequence[SequenceInProgress]) -> np.ndarray:
-    """Feed the last token of every sequence; logits (sequences, vocab)."""
-    lengths = np.array([item.length for item in items])
-    longest = int(lengths.max())
-    read = np.array([item.places[:length] + [item.places[length - 1]] * (longest - length)
-                     for item, length in zip(items, lengths)])
-    return runner.run(np.array([[item.new_ids[-1]] for item in items]), (lengths - 1)[:, None],
-                      np.array([[item.places[item.length - 1]] for item in items]), read)
+    Raises:
+        InputError: the cache is too small, or others hold it.
+        Exception: what went wrong with a request, or in the network.
+    """
+    loop, left = DecodeLoop(engine.runner, FairQueue()), iter(requests)
+    try:
+        while True:
+            for request in itertools.islice(left, MAX_BATCH - len(loop.waiting)):
+                loop.waiting.put(request)
+            if not loop.running:
+                if not loop.waiting:
+                    return
+                engine.make_room(min(sum(one.slots_needed for one in loop.waiting.order()), engine.runner.pool.slots))
+                engine.runner.pool.wait_for(loop.waiting.first().slots_needed)
+            ended = loop.step()
+            for request in ended:
+                if request.error:
+                    raise request.error
+            yield ended
+    finally:
+        loop.end_all()

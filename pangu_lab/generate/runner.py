@@ -1,17 +1,18 @@
 """The one door to a compiled network: numpy in, logits out, whoever compiled it.
 
-A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its places. The graph
+A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its slots. The graph
 may come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell.
 Calls are serialised by a lock, because the cache is state inside the graph; several generations may take turns
-step by step, each with places of its own, or share places where their texts share a beginning. The lock is one for
+step by step, each with slots of its own, or share slots where their texts share a beginning. The lock is one for
 the whole process: MindSpore 2.10 hangs for ever when two threads run graphs at once, be they of different networks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -24,9 +25,9 @@ from pangu_lab.memory import tokens_at_once
 if TYPE_CHECKING:  # the kernels' package brings MindSpore
     from pangu_lab.generate.native import NativeDecoder
 
-BUCKET = 64  # the number of places that the general graph looks at is rounded up to this
-DEFAULT_PLACES = 1024
-PATIENCE = 60.0  # seconds to wait for places that others hold; who holds them may be the one who waits
+BUCKET = 64  # the number of slots that the general graph looks at is rounded up to this
+DEFAULT_SLOTS = 1024
+PATIENCE = 60.0  # seconds to wait for slots that others hold; who holds them may be the one who waits
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
 
@@ -38,38 +39,57 @@ class NetworkLost(Exception):
 ONE_AT_A_TIME = threading.RLock()
 
 
-class PlacePool:
-    """Which places of the cache are free. Taking waits until enough are, but not for ever."""
+class SlotPool:
+    """Which slots of the cache are free; a slot keeps the keys and values of one position."""
 
-    def __init__(self, places: int) -> None:
-        self.places = places
-        self._free = list(range(places - 1, -1, -1))
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._free = list(range(slots - 1, -1, -1))
         self._changed = threading.Condition()
 
     def take(self, count: int) -> list[int]:
-        """``count`` places that nobody else uses, in ascending order where possible.
+        """``count`` slots that nobody else uses, in ascending order where possible; waits as ``wait_for`` does."""
+        with self._changed:
+            self.wait_for(count)
+            return [self._free.pop() for _ in range(count)]
+
+    @contextlib.contextmanager
+    def holding(self, count: int) -> Iterator[list[int]]:
+        """Slots as ``take`` gives them, freed afterwards whatever happens."""
+        slots = self.take(count)
+        try:
+            yield slots
+        finally:
+            self.give_back(slots)
+
+    def take_now(self, count: int) -> Optional[list[int]]:
+        """As ``take``, or None when fewer are free."""
+        with self._changed:
+            return self.take(count) if count <= len(self._free) else None
+
+    def wait_for(self, count: int) -> None:
+        """Wait until ``count`` slots are free, but not for ever.
 
         Raises:
             InputError: the cache is smaller than that altogether, or others did not free enough in time.
         """
-        if count > self.places:
-            raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.places}: "
+        if count > self.slots:
+            raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.slots}: "
                              f"ask for fewer new tokens, sequences or beams, or load with more places")
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._free) >= count, PATIENCE):
-                raise InputError(f"other generations hold {self.places - len(self._free)} of the {self.places} "
+                raise InputError(f"other generations hold {self.slots - len(self._free)} of the {self.slots} "
                                  "positions of key-value cache: finish, cancel or close them, or load with more "
                                  "places")
-            return [self._free.pop() for _ in range(count)]
 
     @property
     def free(self) -> int:
-        """How many places nobody uses."""
+        """How many slots nobody uses."""
         return len(self._free)
 
-    def give_back(self, places: Sequence[int]) -> None:
+    def give_back(self, slots: Sequence[int]) -> None:
         with self._changed:
-            self._free.extend(sorted(places, reverse=True))
+            self._free.extend(slots)
             self._free.sort(reverse=True)
             self._changed.notify_all()
 
@@ -79,33 +99,33 @@ class Runner:
 
     Args:
         graph: takes (ids, positions, write, read, rows) as MindSpore tensors of int32 and gives logits.
-        places: positions that the cache holds in all.
+        slots: positions that the cache holds in all.
         fixed: the same graph compiled for (sequences, tokens of each), sharing the cache: (1, 1) for one token of one
             sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is compiled anew
-            for each number of places it looks at, with all shapes fixed, hence
+            for each number of slots it looks at, with all shapes fixed, hence
         read_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
         native: does the work of all these graphs, over their parameters.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
-        pool: the free places of the cache.
+        pool: the free slots of the cache.
         at_once: tokens that one call feeds at most; more are fed in parts, so that memory does not grow with a prompt.
-        steady_sizes: batches that decode steps are brought to, ascending, so that a sequence's logits do not depend
-            on its company (see ``steady.py``); empty for the quickest way of each call.
+        batch_sizes: batches that the graph's decode steps are brought to, ascending, so that a sequence's logits do
+            not depend on its company (see ``batch_invariant.py``); empty for the quickest way of each call.
         reload: gives another runner of the same network, whose graphs take the place of those that failed; None where
             nobody knows how.
     """
 
-    def __init__(self, graph: Graph, vocab_size: int, max_length: int, places: int,
+    def __init__(self, graph: Graph, vocab_size: int, max_length: int, slots: int,
                  fixed: Mapping[tuple[int, int], Graph] = MappingProxyType({}), read_sizes: Sequence[int] = (),
                  at_once: Optional[int] = None, native: Optional[NativeDecoder] = None) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
-        self.pool = PlacePool(places)
+        self.pool = SlotPool(slots)
         self._graph, self._fixed = graph, dict(fixed)
         self._read_sizes = sorted({min(size, max_length) for size in read_sizes})
         self._prompt_sizes = sorted(n for batch, n in self._fixed if batch == 1 and n > 1)
         self.at_once = at_once
-        self.steady_sizes: tuple[int, ...] = ()
+        self.batch_sizes: tuple[int, ...] = ()
         self._native = native
         self.reload: Optional[Callable[[], Runner]] = None
 
@@ -128,8 +148,8 @@ class Runner:
         """Feed new tokens to the network.
 
         Args:
-            ids, positions, write: (batch, n) tokens, their positions, and the places to keep them in.
-            read: (batch, t) the places of each sequence from its position 0 on; t is rounded up here.
+            ids, positions, write: (batch, n) tokens, their positions, and the slots to keep them in.
+            read: (batch, t) the slots of each sequence from its position 0 on; t is rounded up here.
             rows: (m,) which of the batch·n tokens to give logits for; the last of each sequence by default.
 
         Returns:
@@ -138,8 +158,8 @@ class Runner:
         batch, n = ids.shape
         if rows is None:
             rows = np.arange(n - 1, batch * n, n)
-        if n == 1 and self.steady_sizes and len(rows) == batch:
-            return self._steady(ids, positions, write, read)
+        if n == 1 and self.batch_sizes and len(rows) == batch and not self.decodes_by_kernels:
+            return self._in_agreeing_batches(ids, positions, write, read)
         if n > 1 and self.at_once is not None and ids.size > self.at_once:
             return self._in_parts(ids, positions, write, read, rows)
         return self.call(ids, positions, write, read, rows)
@@ -179,13 +199,19 @@ class Runner:
                 logits[wanted] = made
         return logits
 
-    def _steady(self, *arrays: np.ndarray) -> np.ndarray:
-        """One decode step in batches of steady sizes, each filled up with repetitions of its last sequence."""
-        most, parts = self.steady_sizes[-1], []
+    @property
+    def decodes_by_kernels(self) -> bool:
+        """Whether the C kernels decode, as they do once a first step was compared with the graph's: the bits of a
+        row of theirs do not depend on the batch."""
+        return self._native is not None and self._native.steps.value is True
+
+    def _in_agreeing_batches(self, *arrays: np.ndarray) -> np.ndarray:
+        """One decode step in batches of ``batch_sizes``, each filled up with repetitions of its last sequence."""
+        most, parts = self.batch_sizes[-1], []
         for start in range(0, len(arrays[0]), most):
             part = [array[start:start + most] for array in arrays]
             count = len(part[0])
-            size = next(size for size in self.steady_sizes if size >= count)
+            size = next(size for size in self.batch_sizes if size >= count)
             filled = [np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part]
             parts.append(self.call(*filled, np.arange(size))[:count])
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
@@ -241,7 +267,7 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
 
     Args:
         weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
-        places: positions that the cache holds; by default one full sequence, and no fewer than 1024.
+        places: cache slots, one a position; by default one full sequence, and no fewer than 1024.
 
     Raises:
         InputError: the weights are not those of ``config``.
@@ -252,7 +278,7 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
     from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    parts = cached_parts(weights, config, default_places(config, places))
+    parts = cached_parts(weights, config, default_slots(config, places))
     network = CachedNetwork(parts)
     network.set_inputs(*dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
@@ -261,14 +287,14 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
                   tokens_at_once(config), native)
 
 
-def default_places(config: ModelConfig, places: Optional[int] = None) -> int:
+def default_slots(config: ModelConfig, places: Optional[int] = None) -> int:
     """How many positions the cache holds.
 
     Raises:
         InputError: fewer than one whole sequence needs.
     """
     if places is None:
-        return max(config.num_positions, DEFAULT_PLACES)
+        return max(config.num_positions, DEFAULT_SLOTS)
     if places < config.num_positions:
         raise InputError(f"places={places} must be at least model.num_positions={config.num_positions}")
     return places

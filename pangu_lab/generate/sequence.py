@@ -1,4 +1,8 @@
-"""One text being written: what it has, what it may do next, when it ends, and what is told about it afterwards."""
+"""One text being written: what it has, what it may do next, when it ends, and what is told about it afterwards.
+
+``SequenceInProgress`` is one sequence; ``Sampling`` is the sequences of one prompt, drawn each by itself, as the decode
+loop takes them (``decode_loop.Policy``).
+"""
 
 from __future__ import annotations
 
@@ -61,13 +65,29 @@ class Completion:
     def __str__(self) -> str:
         return self.text
 
-    def with_others(self, others: tuple[Completion, ...]) -> Completion:
-        return dataclasses.replace(self, others=others)
-
     @property
     def all(self) -> tuple[Completion, ...]:
         """This completion and the others."""
         return (dataclasses.replace(self, others=()), *self.others)
+
+
+def grouped(completions: Sequence[Completion]) -> Completion:
+    """Completions of one prompt as the first with the rest in ``others``."""
+    return dataclasses.replace(completions[0], others=tuple(completions[1:]))
+
+
+@dataclass(frozen=True)
+class Delta:
+    """What one step added to sequence ``number`` of a request: text that became safe to show, and the token when
+    logprobs were asked for (it may come before its text); with a ``finish_reason`` the last one."""
+
+    number: int
+    text: str
+    tokens: tuple[TokenLogprob, ...] = ()
+    finish_reason: Optional[str] = None
+
+    def __bool__(self) -> bool:
+        return bool(self.text or self.tokens or self.finish_reason)
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,7 @@ class Prompt:
         ids: at least one, at most ``max_length``, beside a last one that is not read.
         room: new tokens that the sequence has room for. The last one need not be fed, so this is at least 1.
         unread: tokens at the end that are only predicted, never fed: 1 where a text is measured that fills the
-            sequence and one place more; nothing can be written after it.
+            sequence and one token more; nothing can be written after it.
     """
 
     text: str
@@ -115,7 +135,7 @@ class SequenceInProgress:
 
     Attributes:
         number: among the sequences of one prompt; with the seed it is the key of its draws.
-        places: of the cache, one for each position that will be fed; set by whoever runs it.
+        slots: of the cache, one for each position that was fed; kept by whoever runs it.
         running: whether it wants more logits.
     """
 
@@ -123,7 +143,7 @@ class SequenceInProgress:
                  number: int = 0, explained: bool = False) -> None:
         self.prompt, self.tokenizer, self.config, self.seed, self.number = prompt, tokenizer, config, seed, number
         self._explained: Optional[list[tuple[Stage, ...]]] = [] if explained else None
-        self.places: list[int] = []
+        self.slots: list[int] = []
         self._draws = Draws(seed, number)
         self._bad_words = BadWords(tokenizer, config.bad_words)
         self._writer = TextWriter(tokenizer.stream(), written_forms(tokenizer, config.stop))
@@ -144,17 +164,7 @@ class SequenceInProgress:
         return self._history.new
 
     @property
-    def logprobs_so_far(self) -> Sequence[TokenLogprob]:
-        """One for each token chosen so far but the one that ended the text, when they were asked for."""
-        return self._logprobs
-
-    @property
-    def length(self) -> int:
-        """Positions of the sequence when its last token is fed."""
-        return len(self.prompt.ids) + len(self._history.new)
-
-    @property
-    def new_places(self) -> int:
+    def new_slots(self) -> int:
         """Positions that are fed after the prompt at most: the last token need not be."""
         return max(self.limit - 1, 0)
 
@@ -165,32 +175,37 @@ class SequenceInProgress:
             self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
         return self._history
 
-    def accept(self, logits: np.ndarray) -> str:
-        """Choose the next token from logits (vocab,); gives the text that became safe to show."""
-        step = len(self._history.new)
-        logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than its tokenizer has pieces
-        random = self._draws.at(step) if self.config.temperature else 0.0
-        history = self.history()
-        index = choose(logits, self.config, history, random)
-        stages = None if self._explained is None else tuple(explain(logits, self.config, history))
-        self._history.new.append(index)
+    def accept(self, logits: np.ndarray) -> Delta:
+        """Choose the next token from logits (vocab,)."""
+        told, logits = len(self._logprobs), logits[:self.tokenizer.vocab_size]  # a model may have more rows than pieces
+        index = self._choose(logits)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
         if self.config.logprobs is not None:
             self._logprobs.append(token_logprob(self.tokenizer, log_softmax(logits), index, self.config.logprobs))
-        if stages is not None:
-            self._explained.append(stages)
-        text = self._writer.push(index, may_stop=step + 1 > self.config.min_new_tokens)
+        written = len(self.new_ids)
+        text = self._writer.push(index, may_stop=written > self.config.min_new_tokens)
         if self._writer.stopped:
             self.finish_reason = STOP
-        elif step + 1 == self.limit:
-            text += self.end(LENGTH if self.limit == self.config.max_new_tokens else FULL)
-        return text
+        elif written == self.limit:
+            text += self.end(LENGTH if self.limit == self.config.max_new_tokens else FULL).text
+        return Delta(self.number, text, tuple(self._logprobs[told:]), self.finish_reason)
 
-    def end(self, reason: str) -> str:
-        """Stop here; gives the text that was held back."""
+    def _choose(self, logits: np.ndarray) -> int:
+        """The next token; it is added to the history, and what led to it is kept when that was asked for."""
+        history = self.history()
+        random = self._draws.at(len(history.new)) if self.config.temperature else 0.0
+        index = choose(logits, self.config, history, random)
+        stages = None if self._explained is None else tuple(explain(logits, self.config, history))
+        history.new.append(index)
+        if stages is not None and index not in history.ends:
+            self._explained.append(stages)
+        return index
+
+    def end(self, reason: str) -> Delta:
+        """Stop here; the text that was held back."""
         self.finish_reason = reason
-        return self._writer.end()
+        return Delta(self.number, self._writer.end(), (), reason)
 
     def completion(self) -> Completion:
         """What there is now."""
@@ -203,6 +218,47 @@ class SequenceInProgress:
                           explained=explained)
 
 
+class Sampling:
+    """The sequences of one prompt, each drawn by itself (greedily at temperature 0).
+
+    Args:
+        numbers: of the sequences; with the seed they are the keys of their draws.
+        explained: keep the distributions after each step of the sampling chain.
+    """
+
+    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, seed: int,
+                 numbers: Sequence[int] = (0,), explained: bool = False) -> None:
+        self.prompt, self.config = prompt, config
+        self.sequences = [SequenceInProgress(prompt, tokenizer, config, seed, number, explained) for number in numbers]
+        self.width = len(self.sequences)
+        self.new_slots = sum(sequence.new_slots for sequence in self.sequences)
+        self.whole_prompt = config.echo and config.logprobs is not None
+
+    @property
+    def rows(self) -> list[SequenceInProgress]:
+        return [sequence for sequence in self.sequences if sequence.running]
+
+    def begin(self, logits: Optional[np.ndarray]) -> list[Delta]:
+        """Choose every sequence's first token; all see the same logits."""
+        if self.whole_prompt:
+            first = self.sequences[0]
+            told = prompt_logprobs(first.tokenizer, self.prompt.ids, logits, self.config.logprobs)
+            for sequence in self.sequences:
+                sequence.prompt_logprobs = told
+        if not self.rows:  # nothing was asked to be written
+            return [Delta(sequence.number, "", (), sequence.finish_reason) for sequence in self.sequences]
+        return self.accept([logits[-1]] * self.width)
+
+    def accept(self, logits: Sequence[np.ndarray]) -> list[Delta]:
+        return [delta for sequence, row in zip(self.rows, logits) if (delta := sequence.accept(row))]
+
+    def end(self, reason: str) -> list[Delta]:
+        return [sequence.end(reason) for sequence in self.rows]
+
+    def completions(self) -> list[Completion]:
+        return [sequence.completion() for sequence in self.sequences]
+
+
 def token_logprob(tokenizer: TokenizerLike, logprobs: np.ndarray, index: int, top: int) -> TokenLogprob:
     """What ``logprobs`` (vocab,) says of the token ``index``."""
     return TokenLogprob(index, tokenizer.decode([index]), float(logprobs[index]), top_tokens(logprobs, top))
@@ -212,6 +268,6 @@ def prompt_logprobs(tokenizer: TokenizerLike, ids: Sequence[int], logits: np.nda
                     top: int) -> tuple[TokenLogprob, ...]:
     """A TokenLogprob for each token of a prompt from its logits (len(ids), vocab)."""
     first = TokenLogprob(ids[0], tokenizer.decode([ids[0]]), None)
-    rest = (token_logprob(tokenizer, log_softmax(logits[place, :tokenizer.vocab_size]), index, top)
-            for place, index in enumerate(ids[1:]))
+    rest = (token_logprob(tokenizer, log_softmax(logits[row, :tokenizer.vocab_size]), index, top)
+            for row, index in enumerate(ids[1:]))
     return (first, *rest)

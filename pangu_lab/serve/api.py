@@ -12,7 +12,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Optional
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
+from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -20,13 +21,14 @@ from pydantic import ValidationError
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.sequence import Prompt
+from pangu_lab.generate.sequence import Delta, Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
                                       parse_json, prompts_of, refused_setting, settings_of,
                                       usage_of)
-from pangu_lab.serve.scheduler import Busy, News, RequestFailed, Scheduler, Ticket, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Scheduler
 
 SSE = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
@@ -53,21 +55,21 @@ def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     return app
 
 
-async def _no_route(request: Request) -> None:
+async def _no_route(request: HttpRequest) -> None:
     raise Refused(404, f"{request.method} {request.url.path[:100]} does not exist here", code="unknown_url")
 
 
-async def _answer(request: Request, error: Refused) -> JSONResponse:
+async def _answer(request: HttpRequest, error: Refused) -> JSONResponse:
     headers = {"Retry-After": "1"} if error.status in (429, 503) else None
     return JSONResponse(error.body(), error.status, headers)
 
 
-async def _answer_http(request: Request, error: Any) -> JSONResponse:
+async def _answer_http(request: HttpRequest, error: Any) -> JSONResponse:
     status, detail = getattr(error, "status_code", 422), getattr(error, "detail", "the request has another form")
     return await _answer(request, Refused(status, str(detail)))
 
 
-async def _answer_unforeseen(request: Request, error: Exception) -> JSONResponse:
+async def _answer_unforeseen(request: HttpRequest, error: Exception) -> JSONResponse:
     return await _answer(request, refusal(RequestFailed("this request failed inside the server, whose log says why")))
 
 
@@ -87,57 +89,57 @@ def refusal(error: Exception) -> Refused:
 
 
 class _Asking:
-    """The tickets of one HTTP request and the event loop that waits for them."""
+    """The scheduler's requests of one HTTP request, and the event loop that waits for them."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self.scheduler, self.tickets = scheduler, []
-        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+        self.scheduler, self.requests = scheduler, []
+        self._loop, self._told = asyncio.get_running_loop(), asyncio.Event()
 
     async def submit(self, prompts: Sequence[Prompt], configs: Any, session: str) -> None:
         try:
-            self.tickets = await run_in_threadpool(self.scheduler.submit, prompts, configs, session, None,
+            self.requests = await run_in_threadpool(self.scheduler.submit, prompts, configs, session, None,
                                                    self._notify)
         except (InputError, Busy, Unavailable) as error:
             raise refusal(error) from None
 
     def _notify(self) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._news.set)
+            self._loop.call_soon_threadsafe(self._told.set)
         except RuntimeError:  # the loop has ended, and nobody waits any more
             pass
 
-    async def news(self) -> AsyncIterator[tuple[int, News]]:
-        """(index of the prompt, news) until every ticket has ended.
+    async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
+        """(index of the prompt, delta) until every request has ended.
 
         Raises:
             Refused: one of them failed.
         """
-        left = dict(enumerate(self.tickets))
+        left = dict(enumerate(self.requests))
         while left:
-            self._news.clear()
-            for index, ticket in list(left.items()):
-                while taken := self._take(ticket):
+            self._told.clear()
+            for index, asked in list(left.items()):
+                while taken := self._take(asked):
                     for one in taken:
                         yield index, one
                 if taken is None:
                     del left[index]
             if left:
-                await self._news.wait()
+                await self._told.wait()
 
     @staticmethod
-    def _take(ticket: Ticket) -> Optional[list[News]]:
+    def _take(asked: ServedRequest) -> Optional[list[Delta]]:
         try:
-            return ticket.take()
+            return asked.take()
         except (InputError, RequestFailed, TooLate, Unavailable) as error:
             raise refusal(error) from None
 
-    async def finish(self, request: Request) -> None:
+    async def finish(self, request: HttpRequest) -> None:
         """Wait for the end of all, or of the client's patience."""
-        async def all_news() -> None:
-            async for _ in self.news():
+        async def all_deltas() -> None:
+            async for _ in self.deltas():
                 pass
 
-        working = asyncio.ensure_future(all_news())
+        working = asyncio.ensure_future(all_deltas())
         watching = asyncio.ensure_future(_hung_up(request))
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -150,21 +152,21 @@ class _Asking:
             watching.cancel()
 
     def cancel(self) -> None:
-        for ticket in self.tickets:
-            if ticket.state != "done":
-                ticket.cancel()
+        for asked in self.requests:
+            if asked.state != "done":
+                asked.cancel()
 
 
-async def _hung_up(request: Request) -> None:
+async def _hung_up(request: HttpRequest) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
-async def _json_of(request: Request) -> Any:
+async def _json_of(request: HttpRequest) -> Any:
     return parse_json(await request.body())
 
 
-def _session_of(request: Request, user: Optional[str] = None) -> str:
+def _session_of(request: HttpRequest, user: Optional[str] = None) -> str:
     return f"{request.client.host if request.client else ''}/{(user or '')[:64]}"
 
 
@@ -194,7 +196,7 @@ class _Api:
     async def ready(self) -> PlainTextResponse:
         return PlainTextResponse(self.scheduler.state + "\n", 200 if self.scheduler.ready.is_set() else 503)
 
-    async def completions(self, request: Request) -> Response:
+    async def completions(self, request: HttpRequest) -> Response:
         body = _completion_body(await _json_of(request))
         self._check_name(body.model)
         config = settings_of(body, self.limits)
@@ -205,24 +207,24 @@ class _Api:
             usage = bool(body.stream_options and body.stream_options.include_usage)
             return StreamingResponse(self._pieces(asking, config, usage), media_type="text/event-stream", headers=SSE)
         await asking.finish(request)
-        done = [one for ticket in asking.tickets for one in ticket.completion.all]
+        done = [one for asked in asking.requests for one in asked.completion.all]
         choices = [choice_of(index, one, self.engine.tokenizer) for index, one in enumerate(done)]
-        written = sum(ticket.tokens for ticket in asking.tickets)
+        written = sum(asked.tokens for asked in asking.requests)
         return JSONResponse({**new_head(self.name), "choices": choices, "usage": usage_of(prompts, written)})
 
     async def _pieces(self, asking: _Asking, config: SamplingConfig, usage: bool) -> AsyncIterator[str]:
         """The events of a streamed answer."""
         head, streams = new_head(self.name), {}
         try:
-            async for index, news in asking.news():
-                number = index * config.num_return_sequences + news.number
+            async for index, delta in asking.deltas():
+                number = index * config.num_return_sequences + delta.number
                 if number not in streams:
-                    streams[number] = _Choice(number, asking.tickets[index], config, self.engine.tokenizer)
+                    streams[number] = _Choice(number, asking.requests[index], config, self.engine.tokenizer)
                 more = {"usage": None} if usage else {}
-                yield _event({**head, "choices": [streams[number].piece(news)], **more})
+                yield _event({**head, "choices": [streams[number].piece(delta)], **more})
             if usage:
-                prompts = [ticket.prompt for ticket in asking.tickets]
-                written = sum(ticket.tokens for ticket in asking.tickets)
+                prompts = [asked.prompt for asked in asking.requests]
+                written = sum(asked.tokens for asked in asking.requests)
                 yield _event({**head, "choices": [], "usage": usage_of(prompts, written)})
             yield "data: [DONE]\n\n"
         except Refused as error:
@@ -230,45 +232,45 @@ class _Api:
         finally:
             asking.cancel()
 
-    async def predict(self, request: Request) -> JSONResponse:
+    async def predict(self, request: HttpRequest) -> JSONResponse:
         instances = reference.instances_of(await _json_of(request), self.limits)
         asked = [await run_in_threadpool(reference.asked_of, one, self.engine, self.limits, self.scheduler.encode)
                  for one in instances]
         asking = _Asking(self.scheduler)
         await asking.submit([one.prompt for one in asked], [one.config for one in asked], _session_of(request))
         await asking.finish(request)
-        return JSONResponse({"instances": [reference.reply_of(one, ticket.completion)
-                                           for one, ticket in zip(asked, asking.tickets)]})
+        return JSONResponse({"instances": [reference.reply_of(one, written.completion)
+                                           for one, written in zip(asked, asking.requests)]})
 
-    async def query(self, request: Request) -> PlainTextResponse:
+    async def query(self, request: HttpRequest) -> PlainTextResponse:
         text = request.query_params.get("u", "")
         asked = await run_in_threadpool(reference.asked_of, {"input_sentence": text}, self.engine, self.limits,
                                         self.scheduler.encode)
         asking = _Asking(self.scheduler)
         await asking.submit([asked.prompt], asked.config, _session_of(request))
         await asking.finish(request)
-        return PlainTextResponse(asking.tickets[0].completion.text)
+        return PlainTextResponse(asking.requests[0].completion.text)
 
 
 class _Choice:
     """One completion of a streamed answer: what has been told of it."""
 
-    def __init__(self, number: int, ticket: Ticket, config: SamplingConfig, tokenizer: Any) -> None:
-        self.number, self.ticket, self.config, self.tokenizer = number, ticket, config, tokenizer
+    def __init__(self, number: int, request: ServedRequest, config: SamplingConfig, tokenizer: Any) -> None:
+        self.number, self.request, self.config, self.tokenizer = number, request, config, tokenizer
         self.begun, self.offset = False, 0
 
-    def piece(self, news: News) -> dict[str, Any]:
-        text, tokens = news.text, list(news.tokens)
+    def piece(self, delta: Delta) -> dict[str, Any]:
+        text, tokens = delta.text, list(delta.tokens)
         if self.config.echo and not self.begun:
-            text = self.ticket.prompt.text + text
-            tokens = [*(self.ticket.completion.all[news.number].prompt_logprobs or ()), *tokens]
+            text = self.request.prompt.text + text
+            tokens = [*(self.request.completion.all[delta.number].prompt_logprobs or ()), *tokens]
         self.begun = True
         logprobs = None
         if self.config.logprobs is not None and tokens:
             logprobs = logprobs_of(tokens, self.tokenizer, self.offset)
             self.offset += sum(len(token.text) for token in tokens)
         return {"index": self.number, "text": text, "logprobs": logprobs,
-                "finish_reason": finish_of(news.finish_reason)}
+                "finish_reason": finish_of(delta.finish_reason)}
 
 
 def _completion_body(values: Any) -> CompletionBody:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from pangu_lab.serve.scheduler import Scheduler, Ticket
+from pangu_lab.serve.request import ServedRequest
+from pangu_lab.serve.scheduler import Scheduler
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 ROUTES = ("/v1/completions", "/v1/models", "/model/pangu/version/0:predict", "/query", "/metrics")
@@ -40,10 +41,10 @@ class Metrics:
         self._step.observe(seconds)
         self._batch.observe(batch)
 
-    def _ended(self, ticket: Ticket) -> None:
-        if ticket.first_token is not None:
-            self._first.observe(ticket.first_token - ticket.submitted)
-        self._whole.observe(ticket.ended - ticket.submitted)
+    def _ended(self, request: ServedRequest) -> None:
+        if request.first_token is not None:
+            self._first.observe(request.first_token - request.submitted)
+        self._whole.observe(request.ended_at - request.submitted)
 
 
 class _OfScheduler:
@@ -57,8 +58,8 @@ class _OfScheduler:
         for name, text, value in (("ready", "1 while requests are taken", float(self.scheduler.ready.is_set())),
                                   ("queue_length", "Prompts that wait", self.scheduler.waiting),
                                   ("running_sequences", "Sequences in the batch", self.scheduler.running),
-                                  ("cache_places", "Positions of key-value cache", pool.places),
-                                  ("cache_places_used", "Of these, taken", pool.places - pool.free)):
+                                  ("cache_places", "Positions of key-value cache", pool.slots),
+                                  ("cache_places_used", "Of these, taken", pool.slots - pool.free)):
             yield GaugeMetricFamily(f"pangu_{name}", text, value=value)
         for name, text, value in (("prompt_tokens", "Tokens read", counts.prompt_tokens),
                                   ("generated_tokens", "Tokens written", counts.new_tokens),

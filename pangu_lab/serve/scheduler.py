@@ -1,59 +1,48 @@
-"""Many requests over one model: sequences join and leave the batch between two steps (continuous batching).
+"""The server's thread over the decode loop: who may come in, in whose turn, for how long, and what if the network fails.
 
-One thread owns the network. Between two decode steps it takes cancelled and late requests out, lets one waiting
-request in (its prompt is fed alone, so that nobody waits for more than one prompt), and then feeds the last token
-of every running sequence together. Requests wait in a bounded queue that serves sessions in turn: somebody with a
-hundred prompts does not keep out somebody with one. A request is let in when the places of cache for all that it
-may write are free, so nothing that runs is ever put out again.
+One thread owns the network and steps the loop (``generate/decode_loop.py``), which lets requests in and out between two
+tokens. Here stand the bounds around it: a queue that serves sessions in turn, so that somebody with a hundred prompts
+does not keep out somebody with one; a wall clock for each request; an end that drains; and the states of the server.
 
 What goes wrong with one request is its own: it ends with an error, and the others go on. Only what the network itself
 raises is everybody's: their requests end, and it is loaded anew, a few times at most.
 
 A sequence's tokens depend on its prompt, settings and seed alone: draws are keyed by the request's seed, prompts
-are fed alone, and decode steps are brought to batch sizes that give the same bits (``generate/steady.py``).
+are fed alone, and decode steps are batch-invariant (``generate/batch_invariant.py``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.engine import Engine, decode_step, prefill
+from pangu_lab.generate.batch_invariant import make_batch_invariant
+from pangu_lab.generate.decode_loop import Counts, DecodeLoop, FairQueue
+from pangu_lab.generate.engine import Engine, check_prompt
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.generate.sampling import check_ids, seed_of
-from pangu_lab.generate.sequence import CANCELLED, Prompt, SequenceInProgress, prompt_logprobs
-from pangu_lab.generate.steady import make_steady
+from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve.limits import Limits
-from pangu_lab.serve.ticket import Busy, FairQueue, News, RequestFailed, Ticket, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable, nothing
 
 logger = logging.getLogger(__name__)
-__all__ = ["Busy", "News", "RequestFailed", "Scheduler", "Ticket", "TooLate", "Unavailable", "prompt_of_ids", "with_seed"]
 RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each time that a network is loaded anew
 RELOAD_WINDOW = 600.0  # so many failures within so many seconds; one more, and it has failed for good
 IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; it is woken for everything else
-
-
-class _NetworkFailed(Exception):
-    """The network itself raised something: the cause."""
+ENDED = "the server has ended"
 
 
 @dataclass
-class Counts:
+class ServedCounts(Counts):
     """What happened since the start, for metrics; only the scheduler's thread writes."""
 
-    steps: int = 0
-    prompts: int = 0
-    prompt_tokens: int = 0
-    new_tokens: int = 0
-    step_seconds: float = 0.0
     cancelled: int = 0
     late: int = 0
     failed: int = 0
@@ -63,9 +52,10 @@ class Scheduler:
     """Runs requests over one engine until it is closed.
 
     Args:
-        engine: whose runner nobody else should use meanwhile; its batch sizes are made steady.
+        engine: whose runner nobody else should use meanwhile.
         limits: bounds of the queue, the batch and the wall clock.
-        steady: hold decode steps to batch sizes that agree to the last bit; without, single requests are quicker.
+        batch_invariant: hold a graph's decode steps to batch sizes that agree to the last bit; without, few requests
+            at once are quicker. Where the C kernels decode it costs nothing.
 
     Attributes:
         counts: since the start.
@@ -74,14 +64,16 @@ class Scheduler:
             after a request; for metrics.
     """
 
-    def __init__(self, engine: Engine, limits: Limits = Limits(), steady: bool = True) -> None:
-        self.engine, self.limits, self._steady = engine, limits, steady
-        self.counts = Counts()
+    def __init__(self, engine: Engine, limits: Limits = Limits(), batch_invariant: bool = True) -> None:
+        self.engine, self.limits, self._batch_invariant = engine, limits, batch_invariant
+        self.counts = ServedCounts()
         self.ready = threading.Event()
-        self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
-        self.on_end: Callable[[Ticket], None] = lambda ticket: None
+        self.on_step: Callable[[int, float], None] = nothing
+        self.on_end: Callable[[ServedRequest], None] = nothing
         self._waiting = FairQueue()
-        self._running: list[Ticket] = []
+        self._loop = DecodeLoop(engine.runner, self._waiting, limits.at_once, prefills=1)
+        self._loop.counts = self.counts
+        self._loop.on_step = lambda batch, seconds: _observe(self.on_step, batch, seconds)
         self._changed = threading.Condition()
         self._woken = False
         self._closing: Optional[str] = None
@@ -109,14 +101,14 @@ class Scheduler:
 
     def submit(self, prompts: Sequence[Prompt], configs: SamplingConfig | Sequence[SamplingConfig],
                session: str = "", seconds: Optional[float] = None,
-               notify: Optional[Callable[[], None]] = None, keep_logits: bool = False) -> list[Ticket]:
+               notify: Callable[[], None] = nothing, keep_logits: bool = False) -> list[ServedRequest]:
         """Queue prompts, all or none.
 
         Args:
             configs: for all of them, or one each.
             session: whose turn it is counted as.
             seconds: wall clock from now, waiting included; the limit when not given.
-            notify: called from the scheduler's thread after each piece of news.
+            notify: called from the scheduler's thread after each delta.
             keep_logits: keep those of the first token, for whoever wants to look at the choice.
 
         Raises:
@@ -127,28 +119,24 @@ class Scheduler:
         if isinstance(configs, SamplingConfig):
             configs = [configs] * len(prompts)
         deadline = time.monotonic() + min(seconds or self.limits.seconds, self.limits.seconds)
-        tickets = [Ticket(self.engine, prompt, self._checked(config), session, deadline, notify)
-                   for prompt, config in zip(prompts, configs, strict=True)]
-        for ticket in tickets:
-            self._check_fits(ticket)
+        requests = [self._request(prompt, config, session, deadline, notify, keep_logits)
+                    for prompt, config in zip(prompts, configs, strict=True)]
         with self._changed:
-            self._check_open(session, len(tickets))
-            for ticket in tickets:
-                ticket._wake, ticket.keep_logits = self._wake, keep_logits
-                self._waiting.put(ticket)
+            self._check_open(session, len(requests))
+            for request in requests:
+                self._waiting.put(request)
         self._wake()
-        return tickets
+        return requests
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a text; one thread at a time, since a tokenizer's word cutter keeps state."""
         with self._encoding:
             return self.engine.tokenizer.encode(text)
 
-    def position(self, ticket: Ticket) -> int:
+    def position(self, request: ServedRequest) -> int:
         """How many requests are served before this waiting one; 0 for one that runs or has ended."""
-        with self._changed:
-            order = self._waiting.order()
-        return order.index(ticket) + 1 if ticket in order else 0
+        order = self._waiting.order()
+        return order.index(request) + 1 if request in order else 0
 
     @property
     def waiting(self) -> int:
@@ -157,7 +145,7 @@ class Scheduler:
     @property
     def running(self) -> int:
         """Sequences in the batch."""
-        return sum(item.running for ticket in list(self._running) for item in ticket._sequences)
+        return self._loop.sequences
 
     @property
     def state(self) -> str:
@@ -178,30 +166,30 @@ class Scheduler:
         if drain:
             self._thread_idle(time.monotonic() + (self.limits.drain_seconds if seconds is None else seconds))
         with self._changed:
-            left = [*self._running, *self._waiting.order()]
-            self._closing = "the server has ended"
-        for ticket in left:
-            ticket.cancel()
+            left = [*self._waiting.order(), *self._loop.running]  # in this order, or one that is let in just now is missed
+            self._closing = ENDED
+        for request in left:
+            request.cancel()
         self._wake()
         self._thread.join(timeout=60)
         return not left
 
     # ------------------------------------------------------------------------------------------ what is checked
 
-    def _checked(self, config: SamplingConfig) -> SamplingConfig:
+    def _request(self, prompt: Prompt, config: SamplingConfig, *more: Any) -> ServedRequest:
+        """A request that can work with this model and its cache."""
         check_ids(config, self.engine.tokenizer.vocab_size)
         if config.num_beams > 1:
             raise InputError("beam search is not served: set num_beams to 1")
-        if config.num_return_sequences > min(self.limits.choices, self.limits.at_once):
-            raise InputError(f"n={config.num_return_sequences} is more than this server's "
-                             f"{min(self.limits.choices, self.limits.at_once)}")
-        return config
-
-    def _check_fits(self, ticket: Ticket) -> None:
-        places = self.engine.runner.pool.places
-        if ticket.places_needed > places:
-            raise InputError(f"this needs {ticket.places_needed} positions of key-value cache and the bundle has "
-                             f"{places}: ask for fewer new tokens or choices, or export it with more places")
+        choices, slots = min(self.limits.choices, self.limits.at_once), self.engine.runner.pool.slots
+        if config.num_return_sequences > choices:
+            raise InputError(f"n={config.num_return_sequences} is more than this server's {choices}")
+        request = ServedRequest(self.engine.tokenizer, prompt, config, *more)
+        if request.slots_needed > slots:
+            raise InputError(f"this needs {request.slots_needed} positions of key-value cache and the bundle has "
+                             f"{slots}: ask for fewer new tokens or choices, or export it with more places")
+        request.on_cancel, request.on_end = self._wake, self._count
+        return request
 
     def _check_open(self, session: str, count: int) -> None:
         if self._failure or self._closing or not self.ready.is_set():
@@ -211,8 +199,8 @@ class Scheduler:
         if len(self._waiting) + count > self.limits.waiting:
             raise Busy(f"{len(self._waiting)} requests wait already and the queue holds {self.limits.waiting}: "
                        "try again in a moment")
-        if self._waiting.of_session(session) + count > self.limits.waiting_per_session:
-            raise Busy(f"{self._waiting.of_session(session)} of your requests wait already and one session may have "
+        if self._waiting.of_owner(session) + count > self.limits.waiting_per_session:
+            raise Busy(f"{self._waiting.of_owner(session)} of your requests wait already and one session may have "
                        f"{self.limits.waiting_per_session} waiting: try again in a moment")
 
     # ------------------------------------------------------------------------------- the thread of the scheduler
@@ -223,7 +211,7 @@ class Scheduler:
             self._changed.notify_all()
 
     def _thread_idle(self, until: float) -> None:
-        while time.monotonic() < until and self._thread.is_alive() and (self._running or len(self._waiting)):
+        while time.monotonic() < until and self._thread.is_alive() and (self._loop.running or len(self._waiting)):
             time.sleep(0.02)
 
     def _run(self) -> None:
@@ -236,51 +224,37 @@ class Scheduler:
                 logger.error("the network cannot be loaded anew: %s", error)
         except Exception as error:  # say so to everybody and take nothing more
             logger.exception("the network failed for good")
-            self._failure = error.__cause__ if isinstance(error, _NetworkFailed) else error
+            self._failure = error
             self.ready.clear()
         finally:
-            self._end_all(Unavailable(self.state))
+            self._loop.end_all(Unavailable(self.state))
 
     def _serve(self) -> bool:
         """Wait for the network and run requests until the server is closed, or the network lost; whether closed."""
         try:
             self._begin()
-            while self._closing != "the server has ended" or self._running:
+            while self._closing != ENDED or self._loop.running:
                 self._wait_for_work()
-                self._step()
+                self.engine.runner.check()
+                self._loop.step()
             return True
         except NetworkLost as error:
             self._refuse_all(str(error))
-        except _NetworkFailed as error:
+        except Exception as error:  # the network's: those of requests stay with them
+            if isinstance(error, InputError) and not self.ready.is_set():
+                raise
             self._prepare_reload(error)
         return self._closing is not None
 
     def _begin(self) -> None:
-        self._network(lambda runner: runner.recover(lambda: self._closing is None))
+        self.engine.runner.recover(lambda: self._closing is None)
         if self._closing is None:
-            self._network(lambda runner: self._warm_up())
+            self._warm_up()
         if self._closing is None:
             self._lost, self._begun = None, True
             self.ready.set()
 
-    def _network(self, call: Callable[..., Any], *values: Any) -> Any:
-        """``call(runner, …)``, where whatever it raises is the network's.
-
-        Raises:
-            NetworkLost: processes have gone.
-            InputError: while it is loaded; nothing that a request does comes here.
-            _NetworkFailed: anything else.
-        """
-        try:
-            return call(self.engine.runner, *values)
-        except NetworkLost:
-            raise
-        except Exception as error:
-            if isinstance(error, InputError) and not self.ready.is_set():
-                raise
-            raise _NetworkFailed(str(error)) from error
-
-    def _prepare_reload(self, error: _NetworkFailed) -> None:
+    def _prepare_reload(self, error: Exception) -> None:
         """End what runs and wait a little; raises the error when the network never worked, or failed too often."""
         now = time.monotonic()
         self._failures = [*(then for then in self._failures if now - then < RELOAD_WINDOW), now]
@@ -288,7 +262,7 @@ class Scheduler:
         if not self._begun or count > len(RELOAD_WAITS):
             raise error
         wait = RELOAD_WAITS[count - 1]
-        logger.error("the network failed; it is loaded anew in %.0f s", wait, exc_info=error.__cause__)
+        logger.error("the network failed; it is loaded anew in %.0f s", wait, exc_info=error)
         self._refuse_all(f"the network has failed and is loaded anew in {wait:.0f} s (try {count} of "
                          f"{len(RELOAD_WAITS)}): ask again after that")
         self.engine.runner.drop()
@@ -298,156 +272,31 @@ class Scheduler:
     def _refuse_all(self, reason: str) -> None:
         self._lost = reason
         self.ready.clear()
-        self._end_all(Unavailable(reason))
+        self._loop.end_all(Unavailable(reason))
 
     def _warm_up(self) -> None:
         """Compile what will be called, and find the batch sizes that agree."""
         engine = self.engine
         try:
             engine.prefill([engine.tokenizer.eod_id] * min(2, engine.max_length))
-            if not self._steady and engine.max_length > 2:
-                engine.prefill([engine.tokenizer.eod_id])
+            if engine.max_length > 2:
                 engine.step(engine.tokenizer.eod_id)
         finally:
             engine.reset()
-        if self._steady:
-            make_steady(engine.runner, self.limits.at_once)
+        if self._batch_invariant:
+            make_batch_invariant(engine.runner, self.limits.at_once)
 
     def _wait_for_work(self) -> None:
         with self._changed:
-            if not self._running:
-                self._changed.wait_for(lambda: self._woken or self._startable(), IDLE_SECONDS)
+            if not self._loop.running:
+                self._changed.wait_for(lambda: self._woken or self._loop.next_in, IDLE_SECONDS)
             self._woken = False
-        self._network(lambda runner: runner.check())
 
-    def _startable(self) -> Optional[Ticket]:
-        """The first in turn, when slots and places are free for it."""
-        ticket = self._waiting.first()
-        if ticket is None or self.running + len(ticket._sequences) > self.limits.at_once:
-            return None
-        return ticket if ticket.places_needed <= self.engine.runner.pool.free else None
-
-    def _step(self) -> None:
-        self._drop_unwanted()
-        with self._changed:
-            ticket = self._waiting.pop() if self._startable() else None
-            if ticket:
-                self._running.append(ticket)
-        if ticket:
-            self._start(ticket)
-        items = [(ticket, item) for ticket in self._running for item in ticket._sequences if item.running]
-        if items:
-            self._decode(items)
-        for ticket in [ticket for ticket in self._running if not any(item.running for item in ticket._sequences)]:
-            self._finish(ticket)
-
-    def _drop_unwanted(self) -> None:
-        now = time.monotonic()
-
-        def unwanted(ticket: Ticket) -> bool:
-            return ticket._cancelled.is_set() or now > ticket.deadline
-
-        with self._changed:
-            dropped = self._waiting.remove(unwanted)
-        for ticket in [*dropped, *filter(unwanted, list(self._running))]:
-            late = not ticket._cancelled.is_set()
-            for item in ticket._sequences:
-                if item.running:
-                    with self._own(ticket):
-                        told = len(item.logprobs_so_far)
-                        ticket._tell(item, item.end(CANCELLED), told)
-            self.counts.late += late
-            self.counts.cancelled += not late
-            self._finish(ticket, TooLate("the request took longer than it may") if late else None)
-
-    def _start(self, ticket: Ticket) -> None:
-        """Feed the prompt and choose the first token of each of its sequences."""
-        ticket.state, ticket.started = "running", time.monotonic()
-        items, whole = ticket._sequences, ticket.config.echo and ticket.config.logprobs is not None
-        with self._own(ticket):
-            self._take_places(ticket)
-            if whole or items[0].running:
-                self._read_prompt(ticket, whole)
-            for item in items:
-                if not item.new_ids and not item.running:  # nothing was asked to be written
-                    ticket._tell(item, "", 0)
-
-    def _take_places(self, ticket: Ticket) -> None:
-        """Places of cache for all that it may write; the prompt's are shared.
-
-        Raises:
-            InputError: there are none, which happens only when somebody else uses this network too.
-        """
-        ticket._places = self.engine.runner.pool.take(ticket.places_needed)
-        start = len(ticket.prompt.read)
-        shared = ticket._places[:start]
-        for item in ticket._sequences:
-            item.places = shared + ticket._places[start:start + item.new_places]
-            start += item.new_places
-
-    def _read_prompt(self, ticket: Ticket, whole: bool) -> None:
-        read = ticket.prompt.read
-        logits = self._network(prefill, read, ticket._places[:len(read)], whole)
-        self.counts.prompts += 1
-        self.counts.prompt_tokens += len(read)
-        if whole:
-            told = prompt_logprobs(self.engine.tokenizer, ticket.prompt.ids, logits, ticket.config.logprobs)
-            for item in ticket._sequences:
-                item.prompt_logprobs = told
-        if ticket.keep_logits:
-            ticket.logits = logits[-1]
-        for item in ticket._sequences:
-            self._accept(ticket, item, logits[-1])
-
-    def _decode(self, items: Sequence[tuple[Ticket, SequenceInProgress]]) -> None:
-        started = time.monotonic()
-        logits = self._network(decode_step, [item for _, item in items])
-        for (ticket, item), row in zip(items, logits):
-            self._accept(ticket, item, row)
-        seconds = time.monotonic() - started
-        self.counts.steps += 1
-        self.counts.step_seconds += seconds
-        _observe(self.on_step, len(items), seconds)
-
-    def _accept(self, ticket: Ticket, item: SequenceInProgress, logits: Any) -> None:
-        if not item.running:
-            return
-        with self._own(ticket):
-            told = len(item.logprobs_so_far)
-            text = item.accept(logits)
-            self.counts.new_tokens += 1
-            ticket.first_token = ticket.first_token or time.monotonic()
-            ticket._tell(item, text, told)
-
-    @contextlib.contextmanager
-    def _own(self, ticket: Ticket) -> Iterator[None]:
-        """What goes wrong within is this request's, and ends it alone; but not what the network raises."""
-        try:
-            yield
-        except (NetworkLost, _NetworkFailed):
-            raise
-        except Exception as error:
-            if not isinstance(error, InputError):
-                logger.error("a request failed; the others go on", exc_info=error)
-                error = RequestFailed("this request failed inside the server, whose log says why; others go on")
-            self.counts.failed += 1
-            ticket._error = error
-            ticket._cut()
-
-    def _finish(self, ticket: Ticket, error: Optional[Exception] = None) -> None:
-        if ticket in self._running:
-            self._running.remove(ticket)
-        self.engine.runner.pool.give_back(ticket._places)
-        ticket._places = []
-        ticket._end(error or ticket._error)
-        _observe(self.on_end, ticket)
-
-    def _end_all(self, error: Exception) -> None:
-        with self._changed:
-            left = [*self._running, *self._waiting.remove(lambda ticket: True)]
-        for ticket in left:
-            ticket._cut()
-            self._finish(ticket, error)
+    def _count(self, request: ServedRequest) -> None:
+        self.counts.late += request.late
+        self.counts.cancelled += request.taken_out and not request.late
+        self.counts.failed += isinstance(request.error, (InputError, RequestFailed))
+        _observe(self.on_end, request)
 
 
 def _observe(told: Callable[..., None], *values: Any) -> None:
@@ -469,10 +318,7 @@ def prompt_of_ids(engine: Engine, ids: Sequence[int], measured: bool = False) ->
     """
     if not len(ids):
         ids = [engine.tokenizer.eod_id]
-    for index in ids:
-        if not 0 <= index < engine.tokenizer.vocab_size:
-            raise InputError(f"token {index} is outside the vocabulary: there are 0 to "
-                             f"{engine.tokenizer.vocab_size - 1}")
+    check_prompt(ids, engine.tokenizer.vocab_size)
     if len(ids) > engine.max_length + measured:
         raise InputError(f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
                          f"{len(ids)}: shorten it")

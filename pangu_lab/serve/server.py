@@ -85,8 +85,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         page: whether the page is served beside the API.
         names: host names, beside this machine's own, under which the server may be called; empty for any when it is
             served beyond this machine.
-        quick: decode in batches of any size: quicker with few requests at once, but the last bits of a text's
-            numbers then depend on what runs beside it.
+        quick: let a graph decode in batches of any size: quicker with few requests at once, but the last bits of a
+            text's numbers then depend on what runs beside it. The C kernels are batch-invariant by themselves.
         nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
         master_addr, master_port: where agents of other hosts reach this process; by default port 8119, or any free one
             when there are none.
@@ -104,7 +104,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         if not isinstance(bundle, Engine):
             bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key)
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine of weights is only tried again as it is
-        scheduler = Scheduler(bundle, limits, steady=not quick)
+        scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
         app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path)
         runner, thread = _start(app, listening, limits)

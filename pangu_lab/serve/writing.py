@@ -1,4 +1,4 @@
-"""What the page's buttons do: requests to the scheduler, and their news as texts for people."""
+"""What the page's buttons do: requests to the scheduler, and their deltas as texts for people."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.sampling import History, explain
 from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.text import unknown_ids
-from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, Ticket, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.tokenizer.display import VISIBLE
 
@@ -26,26 +27,26 @@ class _Running:
     """The requests of every open page, so that a stop button finds its own."""
 
     def __init__(self) -> None:
-        self._tickets: dict[str, Ticket] = {}
+        self._requests: dict[str, ServedRequest] = {}
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def one(self, session: str, ticket: Ticket) -> Iterator[Ticket]:
+    def one(self, session: str, request: ServedRequest) -> Iterator[ServedRequest]:
         with self._lock:
-            self._tickets[session] = ticket
+            self._requests[session] = request
         try:
-            yield ticket
+            yield request
         finally:
-            ticket.cancel()
+            request.cancel()
             with self._lock:
-                if self._tickets.get(session) is ticket:
-                    del self._tickets[session]
+                if self._requests.get(session) is request:
+                    del self._requests[session]
 
     def cancel(self, session: str) -> None:
         with self._lock:
-            ticket = self._tickets.get(session)
-        if ticket is not None:
-            ticket.cancel()
+            request = self._requests.get(session)
+        if request is not None:
+            request.cancel()
 
 
 class Writer:
@@ -81,36 +82,36 @@ class Writer:
             return
         yield "", texts["starting"]
         try:
-            with self.running.one(session, self._submit(session, prompt, config)) as ticket:
-                yield from self._pieces(texts, ticket)
+            with self.running.one(session, self._submit(session, prompt, config)) as request:
+                yield from self._pieces(texts, request)
         except Busy:
             yield "", texts["busy"]
         except (RequestFailed, Unavailable) as error:
             yield "", f"{texts['refused']} {plain(str(error))}"
 
-    def _submit(self, session: str, prompt: str, config: SamplingConfig, **more: Any) -> Ticket:
+    def _submit(self, session: str, prompt: str, config: SamplingConfig, **more: Any) -> ServedRequest:
         config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, self.limits.new_tokens))
         read = prepare_prompt(prompt, _Encoding(self.scheduler), config, self.engine.max_length)
         return self.scheduler.submit([read], config, f"page/{session}", **more)[0]
 
-    def _pieces(self, texts: dict[str, str], ticket: Ticket) -> Iterator[tuple[str, str]]:
+    def _pieces(self, texts: dict[str, str], request: ServedRequest) -> Iterator[tuple[str, str]]:
         text, late = "", False
         try:
-            while (news := ticket.take(REFRESH_SECONDS)) is not None:
-                text += "".join(one.text for one in news)
-                yield text, self._status(texts, ticket)
-                time.sleep(REFRESH_SECONDS if news else 0)
+            while (deltas := request.take(REFRESH_SECONDS)) is not None:
+                text += "".join(delta.text for delta in deltas)
+                yield text, self._status(texts, request)
+                time.sleep(REFRESH_SECONDS if deltas else 0)
         except TooLate:
             late = True
-        done = ticket.completion
+        done = request.completion
         reason = texts["late" if late else "stop_reason" if done.finish_reason == "stop" else done.finish_reason]
-        news = [_speed(texts, ticket), reason, texts["seed_was"].format(seed=done.seed)]
-        yield done.text, " · ".join([*news, *map(plain, done.warnings)])
+        said = [_speed(texts, request), reason, texts["seed_was"].format(seed=done.seed)]
+        yield done.text, " · ".join([*said, *map(plain, done.warnings)])
 
-    def _status(self, texts: dict[str, str], ticket: Ticket) -> str:
-        if ticket.state == "waiting" and (place := self.scheduler.position(ticket)):
+    def _status(self, texts: dict[str, str], request: ServedRequest) -> str:
+        if request.state == "waiting" and (place := self.scheduler.position(request)):
             return texts["queue"].format(place=place)
-        return _speed(texts, ticket) if ticket.first_token else texts["starting"]
+        return _speed(texts, request) if request.first_token else texts["starting"]
 
     def complete(self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
                  seed: int = -1) -> str:
@@ -148,9 +149,9 @@ class Writer:
         """
         try:
             config = sampling_of(self.engine.sampling, *controls)
-            ticket = self._submit(session, prompt, dataclasses.replace(config, max_new_tokens=1), keep_logits=True)
-            ticket.result()
-            stages = self._stages(ticket, config)
+            request = self._submit(session, prompt, dataclasses.replace(config, max_new_tokens=1), keep_logits=True)
+            request.result()
+            stages = self._stages(request, config)
         except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             return [], [], f"{texts['refused']} {plain(str(error))}"
         best = [index for index, _ in stages["model"].top(CANDIDATES)]
@@ -161,12 +162,12 @@ class Writer:
                 for index, text in zip(best, written)]
         return rows, written, texts["choose"]
 
-    def _stages(self, ticket: Ticket, config: SamplingConfig) -> dict[str, Any]:
+    def _stages(self, request: ServedRequest, config: SamplingConfig) -> dict[str, Any]:
         """What the table shows: the model's own, all bans and penalties as one, and each sampler."""
         tokenizer = self.engine.tokenizer
         ends = (tokenizer.eod_id, *config.stop_ids)
-        history = History(ticket.prompt.ids, [], ends, unknown=unknown_ids(tokenizer))
-        stages = {stage.name: stage for stage in explain(ticket.logits[:tokenizer.vocab_size], config, history)}
+        history = History(request.prompt.ids, [], ends, unknown=unknown_ids(tokenizer))
+        stages = {stage.name: stage for stage in explain(request.logits[:tokenizer.vocab_size], config, history)}
         shown = {"model": stages["model"], "penalties": stages["frequency_and_presence"]}
         for name in STAGES[2:-1]:
             shown[name] = stages.get(name, list(stages.values())[-1])
@@ -227,8 +228,8 @@ def _visible(text: str, index: int, tokenizer: Any) -> str:
     return text.translate(VISIBLE) or tokenizer.piece(index)
 
 
-def _speed(texts: dict[str, str], ticket: Ticket) -> str:
+def _speed(texts: dict[str, str], request: ServedRequest) -> str:
     """Tokens, and tokens a second since the first was chosen."""
-    end = ticket.ended or time.monotonic()
-    seconds = max(end - (ticket.started or end), 1e-9)
-    return texts["speed"].format(tokens=ticket.tokens, rate=ticket.tokens / seconds)
+    end = request.ended_at or time.monotonic()
+    seconds = max(end - (request.started or end), 1e-9)
+    return texts["speed"].format(tokens=request.tokens, rate=request.tokens / seconds)

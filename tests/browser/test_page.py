@@ -160,7 +160,7 @@ def test_the_text_grows_and_the_stop_button_stops_it(served):
     length = len(reader.text)
     time.sleep(10 * SLOW_SECONDS)
     assert 3 < length == len(reader.text) < 200
-    assert reader.engine.runner.pool.free == reader.engine.runner.pool.places
+    assert reader.engine.runner.pool.free == reader.engine.runner.pool.slots
 
 
 def test_closing_the_tab_ends_the_generation(served):
@@ -170,9 +170,9 @@ def test_closing_the_tab_ends_the_generation(served):
     calls = reader.engine.runner.calls
     reader.driver.get("about:blank")
     end = time.monotonic() + 8
-    while reader.engine.runner.pool.free < reader.engine.runner.pool.places and time.monotonic() < end:
+    while reader.engine.runner.pool.free < reader.engine.runner.pool.slots and time.monotonic() < end:
         time.sleep(0.05)
-    assert reader.engine.runner.pool.free == reader.engine.runner.pool.places and len(calls) < 190
+    assert reader.engine.runner.pool.free == reader.engine.runner.pool.slots and len(calls) < 190
 
 
 def test_a_phone_with_a_chinese_browser_sees_chinese_and_nothing_sticks_out(served):

@@ -120,7 +120,7 @@ def test_a_bundle_without_the_one_token_graph_writes_the_same(tokenizer, engine,
     bundle = load_bundle(tmp_path / "out")
     assert not (tmp_path / "out" / "decode.mindir").exists()
     assert generate(bundle, PROMPTS[0], GREEDY).ids == generate(engine, PROMPTS[0], GREEDY).ids
-    assert bundle.runner.pool.places == 1024
+    assert bundle.runner.pool.slots == 1024
 
 
 def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tmp_path):

@@ -76,7 +76,7 @@ def test_beams_obey_bans_and_stop_strings():
                             min_new_tokens=3)
     for item in generate(engine, "c", config).all:
         assert "ab" not in item.text and "cc" not in item.text[3:]
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_beams_of_the_real_network_score_their_own_tokens(engine):

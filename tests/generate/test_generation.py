@@ -82,7 +82,7 @@ def test_several_sequences_of_a_prompt_differ_and_each_has_its_place_in_the_seed
     done = generate(engine, "春天", SamplingConfig(max_new_tokens=8, seed=3, num_return_sequences=3))
     assert len({item.ids for item in done.all}) == 3
     assert generate(engine, "春天", SamplingConfig(max_new_tokens=8, seed=3)).ids == done.ids
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_more_sequences_than_the_cache_holds_are_made_in_turns(engine):
@@ -99,7 +99,7 @@ def test_streams_that_take_turns_do_not_touch_each_other(engine):
     for _ in range(2 * DRAWN.max_new_tokens):
         texts = [text + next(item, "") for text, item in zip(texts, streams)]
     assert texts == alone
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_generation_works_from_other_threads(engine):
@@ -300,7 +300,7 @@ def test_cancel_stops_a_stream_and_frees_its_cache(tokenizer):
     running.cancel()
     assert list(running) == []
     assert (running.completion.text, running.completion.finish_reason, running.tokens) == ("ab", "cancelled", 2)
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_cancel_shows_what_was_held_back(tokenizer):
@@ -314,13 +314,13 @@ def test_a_stream_left_in_the_middle_frees_its_cache(tokenizer):
     running = stream(engine, "ab", SamplingConfig(temperature=0))
     next(running)
     running.close()
-    assert engine.runner.pool.free == engine.runner.pool.places and list(running) == []
+    assert engine.runner.pool.free == engine.runner.pool.slots and list(running) == []
 
 
 def test_a_stream_never_started_takes_no_cache(tokenizer):
     engine = scripted(tokenizer, "abc")
     stream(engine, "ab", SamplingConfig(temperature=0)).close()
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_a_stream_writes_one_text(tokenizer):

@@ -31,7 +31,7 @@ def test_the_cache_is_timed_against_feeding_the_whole_text(lm, tmp_path):
     ids = list(range(20, 40))
     seconds = {name: decode_seconds(lm.engine, ids, cached) for name, cached in (("cached", True), ("whole", False))}
     assert all(values.shape == (19,) and (values > 0).all() for values in seconds.values())
-    assert lm.runner.pool.free == lm.runner.pool.places
+    assert lm.runner.pool.free == lm.runner.pool.slots
     assert plot_seconds(seconds, tmp_path / "seconds.png").read_bytes().startswith(PNG)
 
 

@@ -16,7 +16,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.evaluate import open_scorer, ServerScorer
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
-from pangu_lab.generate.steady import make_steady
+from pangu_lab.generate.batch_invariant import make_batch_invariant
 
 from tests.evaluate.letters import sample_lines
 from tests.serve.running import running
@@ -44,7 +44,7 @@ def http(server):
 @pytest.fixture(scope="module")
 def offline(debug_bundle):
     engine = load_bundle(debug_bundle)
-    make_steady(engine.runner)
+    make_batch_invariant(engine.runner)
     return engine
 
 

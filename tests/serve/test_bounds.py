@@ -19,7 +19,7 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
-from pangu_lab.generate.steady import make_steady
+from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.pid_file import pid_file, read_pid
 
@@ -244,7 +244,7 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(debug_bundle):
         cancelled = float(re.search(r"^pangu_cancelled_requests_total (\S+)", text, re.M).group(1))
         assert cancelled > 50, "they all came to their end: this test says nothing"
         engine = load_bundle(debug_bundle)
-        make_steady(engine.runner)
+        make_batch_invariant(engine.runner)
         answer = client.post("/v1/completions", json={"prompt": "春天", "max_tokens": 20, "seed": 1}).json()
         expected = generate(engine, "春天", SamplingConfig(max_new_tokens=20, seed=1)).text
         assert answer["choices"][0]["text"] == expected

@@ -215,14 +215,14 @@ class Losing:
 
 def test_a_lost_network_ends_requests_refuses_new_ones_and_comes_back():
     network = Losing()
-    scheduler = Scheduler(network.engine, steady=False)
+    scheduler = Scheduler(network.engine, batch_invariant=False)
     scheduler.wait_ready()
     from pangu_lab.serve.scheduler import prompt_of_ids
 
     prompt = prompt_of_ids(network.engine, network.engine.tokenizer.encode("ab"))
     config = SamplingConfig(temperature=0, max_new_tokens=16)
-    [ticket] = scheduler.submit([prompt], config)
-    expected = ticket.result().text
+    [alone] = scheduler.submit([prompt], config)
+    expected = alone.result().text
     [running_one], [waiting] = scheduler.submit([prompt], config), scheduler.submit([prompt], config)
     network.there.clear()
     for one in (running_one, waiting):
@@ -232,7 +232,7 @@ def test_a_lost_network_ends_requests_refuses_new_ones_and_comes_back():
     assert scheduler.state == "rank 1 on elsewhere is lost"
     with pytest.raises(Unavailable):
         scheduler.submit([prompt], config)
-    assert network.engine.runner.pool.free == network.engine.runner.pool.places
+    assert network.engine.runner.pool.free == network.engine.runner.pool.slots
     network.there.set()
     wait_for(scheduler.ready.is_set, 5)
     assert scheduler.submit([prompt], config)[0].result().text == expected and scheduler.state == "ready"

@@ -12,9 +12,9 @@ import pytest
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import load_bundle
-from pangu_lab.generate import Engine, generate
+from pangu_lab.generate import Engine, generate, generate_many, stream
 from pangu_lab.generate.sequence import prepare_prompt
-from pangu_lab.generate.steady import make_steady
+from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve.limits import Limits, parse_limits
 from pangu_lab.serve import scheduler as scheduling
 from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, TooLate, Unavailable
@@ -58,65 +58,104 @@ def random_request(rng: random.Random) -> tuple[str, SamplingConfig]:
         echo=rng.random() < 0.2, repetition_penalty=rng.choice([1.0, 1.2]))
 
 
-@pytest.fixture(scope="module")
-def offline(debug_bundle):
-    """The same bundle in steady batches, without a scheduler."""
-    engine = load_bundle(debug_bundle)
-    make_steady(engine.runner)
+def loaded(bundle, by: str) -> Engine:
+    """A bundle whose decode steps are made by the C kernels, or by its graphs as where there are none."""
+    engine = load_bundle(bundle)
+    if by == "graphs":
+        engine.runner._native = None
     return engine
 
 
+@pytest.fixture(scope="module", params=["kernels", "graphs"])
+def offline(debug_bundle, request):
+    """The same bundle, batch-invariant, without a scheduler."""
+    engine = loaded(debug_bundle, request.param)
+    make_batch_invariant(engine.runner)
+    return engine
+
+
+def decoded_by(engine: Engine) -> str:
+    return "kernels" if engine.runner._native is not None else "graphs"
+
+
+def some(engine: Engine, count: int) -> int:
+    """Graphs are slow: a quarter of the trials will do."""
+    return count if decoded_by(engine) == "kernels" else count // 4
+
+
 def test_random_arrivals_write_what_each_would_offline_to_the_last_bit(start, debug_bundle, offline):
-    scheduler = start(load_bundle(debug_bundle))
+    scheduler, largest = start(loaded(debug_bundle, decoded_by(offline))), []
+    scheduler.on_step = lambda batch, seconds: largest.append(batch)
     rng = random.Random(5)
-    requests = [random_request(rng) for _ in range(100)]
+    requests = [random_request(rng) for _ in range(some(offline, 80))]
     pauses = [rng.random() * 0.02 for _ in requests]
-    tickets = {}
+    asked = {}
 
     def somebody(number: int) -> None:
         for index in range(number, len(requests), 4):
             time.sleep(pauses[index])
-            tickets[index] = ask(scheduler, *requests[index], session=str(number))
+            asked[index] = ask(scheduler, *requests[index], session=str(number))
 
     people = [threading.Thread(target=somebody, args=(number,)) for number in range(4)]
     for person in people:
         person.start()
     for person in people:
         person.join()
-    largest = []
-    scheduler.on_step = lambda batch, seconds: largest.append(batch)
     for index, (text, config) in enumerate(requests):
-        assert tickets[index].result() == generate(offline, text, config), (text, config)
+        assert asked[index].result() == generate(offline, text, config), (text, config)
     assert max(largest, default=0) >= 4, "the requests never met: this test says nothing"
-    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.slots
 
 
-def test_steady_batches_write_the_tokens_of_the_quickest_way(debug_bundle, offline):
-    plain = load_bundle(debug_bundle)
+def test_the_server_streams_and_batches_write_what_generate_writes(start, debug_bundle, offline):
+    scheduler, rng = start(loaded(debug_bundle, decoded_by(offline))), random.Random(7)
+    for config in [random_request(rng)[1] for _ in range(some(offline, 8))]:
+        expected = [generate(offline, text, config) for text in TEXTS]
+        assert generate_many(offline, TEXTS, config) == expected
+        asked = [ask(scheduler, text, config) for text in TEXTS]
+        assert [request.result() for request in asked] == expected
+        if config.num_return_sequences == 1:
+            streams = [stream(offline, text, config) for text in TEXTS]
+            echoed = [text if config.echo else "" for text in TEXTS]
+            assert [text + "".join(pieces) for text, pieces in zip(echoed, streams)] == [done.text for done in expected]
+            assert [pieces.completion for pieces in streams] == expected
+
+
+def test_batch_invariant_steps_write_the_tokens_of_the_quickest_way(debug_bundle, offline):
+    plain = loaded(debug_bundle, decoded_by(offline))
     rng = random.Random(6)
-    for text, config in [random_request(rng) for _ in range(12)]:
+    for text, config in [random_request(rng) for _ in range(some(offline, 12))]:
         ours, theirs = generate(offline, text, config), generate(plain, text, config)
         assert [one.ids for one in ours.all] == [one.ids for one in theirs.all]
 
 
-def test_rows_of_every_steady_size_have_the_same_bits_at_any_position(offline):
+def test_rows_of_every_batch_size_have_the_same_bits_at_any_position(offline):
     runner, rng = offline.runner, np.random.default_rng(1)
-    places = np.array(runner.pool.take(16 * 20)).reshape(16, 20)
     ids, lengths = rng.integers(10, 500, (16, 20)), rng.integers(1, 20, 16)
-    for row in range(16):
-        known = slice(0, lengths[row])
-        runner.run(ids[row:row + 1, known], np.arange(20)[None, known], places[row:row + 1, known],
-                   places[row:row + 1, known])
+    with runner.pool.holding(16 * 20) as taken:
+        slots = np.array(taken).reshape(16, 20)
+        for row in range(16):
+            known = slice(0, lengths[row])
+            runner.run(ids[row:row + 1, known], np.arange(20)[None, known], slots[row:row + 1, known],
+                       slots[row:row + 1, known])
 
-    def step(rows):
-        at = lengths[rows]
-        return runner.run(ids[rows, at][:, None], at[:, None], places[rows, at][:, None], places[rows])
+        def step(rows):
+            at = lengths[rows]
+            return runner.run(ids[rows, at][:, None], at[:, None], slots[rows, at][:, None], slots[rows])
 
-    alone = [step(np.array([row]))[0] for row in range(16)]
-    for size in range(2, 17):
-        rows = rng.permutation(16)[:size]
-        assert np.array_equal(step(rows), [alone[row] for row in rows]), size
-    runner.pool.give_back(places.reshape(-1).tolist())
+        alone = [step(np.array([row]))[0] for row in range(16)]
+        for size in range(2, 17):
+            rows = rng.permutation(16)[:size]
+            assert np.array_equal(step(rows), [alone[row] for row in rows]), size
+
+
+def test_only_graphs_are_held_to_batch_sizes(offline, monkeypatch):
+    runner, made = offline.runner, []
+    call = runner.call
+    monkeypatch.setattr(runner, "call", lambda ids, *others: made.append(ids.shape) or call(ids, *others))
+    generate(offline, "春天", SamplingConfig(max_new_tokens=3, min_new_tokens=3, num_return_sequences=7, seed=1))
+    size = next((size for size in runner.batch_sizes if size >= 7), 7)
+    assert made[1:] == [(size, 1)] * 2 and runner.decodes_by_kernels == (runner.batch_sizes == ())
 
 
 def test_sizes_that_do_not_agree_are_left_out():
@@ -130,8 +169,8 @@ def test_sizes_that_do_not_agree_are_left_out():
 
     tokenizer = CharacterTokenizer()
     runner = Uneven(random_table(tokenizer.vocab_size), tokenizer.vocab_size)
-    assert make_steady(runner) == (1, 8, 12) == runner.steady_sizes
-    assert runner.pool.free == runner.pool.places
+    assert make_batch_invariant(runner) == (1, 8, 12) == runner.batch_sizes
+    assert runner.pool.free == runner.pool.slots
 
 
 # ---------------------------------------------------------------------------------------------------- turns, bounds
@@ -140,13 +179,13 @@ def test_sizes_that_do_not_agree_are_left_out():
 def test_sessions_take_turns(start):
     scheduler = start(scripted(seconds=0.002), at_once=1)
     ended = []
-    scheduler.on_end = lambda ticket: ended.append(ticket.session)
-    tickets = [ask(scheduler, "ab", session="busy") for _ in range(4)]
-    tickets += [ask(scheduler, "ab", session="late"), ask(scheduler, "ab", session="later")]
-    assert scheduler.position(tickets[-1]) in (2, 3) and scheduler.position(tickets[3]) > 3
-    for ticket in tickets:
-        assert ticket.result().text == ("abc" * 8)[:16]
-    assert ended[:4].count("busy") <= 2 and scheduler.position(tickets[-1]) == 0
+    scheduler.on_end = lambda request: ended.append(request.owner)
+    asked = [ask(scheduler, "ab", session="busy") for _ in range(4)]
+    asked += [ask(scheduler, "ab", session="late"), ask(scheduler, "ab", session="later")]
+    assert scheduler.position(asked[-1]) in (2, 3) and scheduler.position(asked[3]) > 3
+    for request in asked:
+        assert request.result().text == ("abc" * 8)[:16]
+    assert ended[:4].count("busy") <= 2 and scheduler.position(asked[-1]) == 0
 
 
 def test_the_queue_is_bounded_for_all_and_for_each_session(start):
@@ -162,12 +201,12 @@ def test_the_queue_is_bounded_for_all_and_for_each_session(start):
         scheduler.submit([prompt] * 3, GREEDY)
 
 
-def test_a_cancelled_request_gives_its_places_back_and_keeps_its_text(start):
+def test_a_cancelled_request_gives_its_slots_back_and_keeps_its_text(start):
     scheduler = start(scripted(seconds=0.005))
-    ticket = ask(scheduler, "ab")
-    next(iter(ticket))
-    ticket.cancel()
-    done = ticket.result()
+    request = ask(scheduler, "ab")
+    next(iter(request))
+    request.cancel()
+    done = request.result()
     assert done.finish_reason == "cancelled" and "abcabc".startswith(done.text[:6]) and done.text
     assert scheduler.engine.runner.pool.free == 256 and scheduler.counts.cancelled == 1
 
@@ -182,9 +221,9 @@ def test_a_waiting_request_can_be_cancelled(start):
 def test_a_late_request_ends_with_what_it_has(start):
     scheduler = start(scripted(seconds=0.02), at_once=1)
     running, waiting = ask(scheduler, "ab", seconds=0.15), ask(scheduler, "ab", seconds=0.1)
-    for ticket in (running, waiting):
+    for request in (running, waiting):
         with pytest.raises(TooLate):
-            ticket.result()
+            request.result()
     assert running.completion.text and not waiting.completion.text
     assert scheduler.counts.late == 2 and scheduler.engine.runner.pool.free == 256
 
@@ -248,7 +287,7 @@ def test_whatever_choosing_raises_ends_one_request_and_no_other(start, monkeypat
         unlucky.result()
     assert [one.result().text for one in [*others, ask(scheduler, "ab")]] == [before.text] * 3
     assert scheduler.state == "ready" and scheduler.counts.failed == 1 and scheduler.running == 0
-    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.places
+    assert scheduler.engine.runner.pool.free == scheduler.engine.runner.pool.slots
 
 
 class BreakingStream:
@@ -356,9 +395,9 @@ def test_while_it_is_loaded_anew_nothing_is_taken(start, monkeypatch):
     monkeypatch.setattr(scheduling, "RELOAD_WAITS", (60.0,))
     network = Failing(scripted(seconds=0.002))
     scheduler = start(network.engine)
-    ticket, network.broken = ask(scheduler, "ab"), True
+    request, network.broken = ask(scheduler, "ab"), True
     with pytest.raises(Unavailable):
-        ticket.result()
+        request.result()
     with pytest.raises(Unavailable, match=r"loaded anew in 60 s \(try 1 of 1\): ask again"):
         ask(scheduler, "ab")
     assert scheduler.close(seconds=1)  # and its end does not wait for that minute
@@ -367,9 +406,9 @@ def test_while_it_is_loaded_anew_nothing_is_taken(start, monkeypatch):
 def test_a_network_that_fails_again_and_again_has_failed_for_good(start, no_waits):
     network = Failing(scripted(seconds=0.002))
     scheduler = start(network.engine)
-    ticket, network.broken = ask(scheduler, "ab"), True
+    request, network.broken = ask(scheduler, "ab"), True
     with pytest.raises(Unavailable, match="the network has failed"):
-        ticket.result()
+        request.result()
     wait_for(lambda: scheduler.state == "the network has failed; see the server's log")
     with pytest.raises(Unavailable):
         ask(scheduler, "ab")
@@ -382,9 +421,9 @@ def test_failures_of_long_ago_do_not_count(start, no_waits, monkeypatch):
     network = Failing(scripted(seconds=0.002))
     scheduler = start(network.engine)
     for _ in range(5):
-        ticket, network.broken = ask(scheduler, "ab"), True
+        request, network.broken = ask(scheduler, "ab"), True
         with pytest.raises(Unavailable):
-            ticket.result()
+            request.result()
         network.broken = False
         wait_for(scheduler.ready.is_set)
     assert ask(scheduler, "ab").result().text
@@ -418,21 +457,21 @@ def test_a_bundle_whose_graphs_fail_is_read_again_and_writes_the_same(start, no_
 
 def test_a_draining_end_finishes_what_was_taken_and_takes_nothing_new(start):
     scheduler = start(scripted(seconds=0.005), at_once=1)
-    tickets = [ask(scheduler, "ab") for _ in range(3)]
+    asked = [ask(scheduler, "ab") for _ in range(3)]
     closing = threading.Thread(target=scheduler.close)
     closing.start()
     time.sleep(0.05)
     with pytest.raises(Unavailable, match="the server is ending"):
         ask(scheduler, "ab")
     closing.join()
-    assert [ticket.result().finish_reason for ticket in tickets] == ["length"] * 3
+    assert [request.result().finish_reason for request in asked] == ["length"] * 3
 
 
 def test_an_end_that_does_not_wait_cuts_off(start):
     scheduler = start(scripted(seconds=0.01), at_once=1)
-    tickets = [ask(scheduler, "ab") for _ in range(3)]
+    asked = [ask(scheduler, "ab") for _ in range(3)]
     assert not scheduler.close(drain=False)
-    assert all(ticket.result().finish_reason == "cancelled" for ticket in tickets)
+    assert all(request.result().finish_reason == "cancelled" for request in asked)
 
 
 def test_limits_are_read_from_words():

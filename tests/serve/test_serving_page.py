@@ -100,7 +100,7 @@ def test_a_generation_ends_at_its_time_limit(writer):
     slow = writer(scripted("abc" * 8, seconds=0.05), seconds=0.3)
     text, status = told(slow, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
     assert "abcabcabc".startswith(text[:9]) and text and "the time was up" in status
-    assert slow.engine.runner.pool.free == slow.engine.runner.pool.places
+    assert slow.engine.runner.pool.free == slow.engine.runner.pool.slots
 
 
 @pytest.mark.parametrize("place, name", [(0, "max_new_tokens"), (1, "temperature"), (2, "top_p"), (3, "top_k"),

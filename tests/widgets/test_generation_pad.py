@@ -58,7 +58,7 @@ def test_a_column_writes_what_generate_writes_and_it_goes_into_the_history():
     assert pad.wait(30) and [entry["prompt"] for entry in pad.history] == ["好", "春天"]
     ask(pad, "recall", number=1)
     assert pad.prompt == "春天" and pad.outputs[0]["text"] == want.text
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 @pytest.mark.parametrize("places", [256, 32])  # 32: one column at a time has room
@@ -104,7 +104,7 @@ def test_stop_ends_it_after_the_token_that_is_being_made():
     ask(pad, "stop")
     engine.runner.turn.release()
     assert pad.wait(30) and pad.outputs[0]["reason"] == "cancelled" and pad.outputs[0]["tokens"] == 4
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_what_cannot_work_is_said_in_its_column_and_the_other_writes():
@@ -132,7 +132,7 @@ def test_a_network_that_fails_is_said_in_its_column_and_the_other_writes_to_its_
     assert pad.wait(30)
     assert [output["state"] for output in pad.outputs] == ["refused", "done"]
     assert pad.outputs[0]["note"] == "RuntimeError: out of memory" and len(pad.outputs[0]["text"]) >= 3
-    assert engine.runner.pool.free == engine.runner.pool.places
+    assert engine.runner.pool.free == engine.runner.pool.slots
     engine.runner.logits_of = table
     pad.write()
     assert pad.wait(30) and pad.outputs[0]["state"] == "done"

@@ -1,0 +1,330 @@
+"""The one loop that writes text: requests join and leave it between two tokens (continuous batching).
+
+A ``Request`` is a prompt, a policy that chooses its next tokens, and a client that is told what was added. A step of
+the loop takes out the requests that nobody wants any more, feeds the last token of every running sequence together,
+hands each request the logits of its rows, and then lets waiting requests in: each prompt is fed alone. A request is
+let in when the cache slots for all that it may write are free, so nothing that runs is ever put out again; its
+sequences share the prompt's slots, and a sequence that forks shares those of its beginning.
+
+The loop belongs to one thread and knows nothing of clients. ``generate_many`` puts all its requests in and steps until
+they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork (``beam.py``);
+the server is a thread that steps. Several loops may share a runner, each with its own slots.
+
+What goes wrong with one request (choosing, writing, telling its client) ends that request alone and is kept in its
+``error``; whatever a step itself raises is the network's.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Optional, Protocol
+
+import numpy as np
+
+from pangu_lab.generate.runner import Runner
+from pangu_lab.generate.sequence import CANCELLED, Completion, Delta, Prompt, grouped
+
+MAX_BATCH = 16  # sequences that one call of the network takes; more gains little on a CPU
+
+
+class Row(Protocol):
+    """A sequence that wants logits: its new tokens, and the cache slots of its fed positions."""
+
+    @property
+    def new_ids(self) -> Sequence[int]: ...
+
+    slots: list[int]
+
+
+class Policy(Protocol):
+    """How the next tokens of a request are chosen from the logits of all its rows.
+
+    Attributes:
+        width: sequences that it decodes at once, at most.
+        new_slots: cache slots that it takes after those of the prompt, at most.
+        whole_prompt: whether it wants the logits of every token of the prompt, even when nothing is written.
+        rows: the sequences that go on; before ``begin`` those that will. They may fork and end in every ``accept``.
+    """
+
+    width: int
+    new_slots: int
+    whole_prompt: bool
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
+        """Take the logits of the prompt: of all its tokens, or of the last; None when nothing was wanted."""
+
+    def accept(self, logits: np.ndarray) -> Sequence[Delta]:
+        """Choose a token for each row from logits (rows, vocab)."""
+
+    def end(self, reason: str) -> Sequence[Delta]:
+        """No more tokens are chosen."""
+
+    def completions(self) -> Sequence[Completion]: ...
+
+
+class Request:
+    """One prompt on its way through a loop. A client is a subclass that overrides ``tell`` and ``ended``.
+
+    Attributes:
+        prompt, policy: what is read, and how the rest is chosen.
+        owner: whose turn it is counted as while it waits.
+        slots: of the cache that it holds.
+        tokens: chosen so far, over all its sequences.
+        taken_out: whether it was taken out before its own end.
+        error: what went wrong with it.
+    """
+
+    def __init__(self, prompt: Prompt, policy: Policy, owner: str = "") -> None:
+        self.prompt, self.policy, self.owner = prompt, policy, owner
+        self.slots: list[int] = []
+        self.tokens, self.taken_out = 0, False
+        self.error: Optional[Exception] = None
+        self._unused: list[int] = []
+        self._cancelled = threading.Event()
+
+    @property
+    def slots_needed(self) -> int:
+        """Of the cache, for all that it may write."""
+        return len(self.prompt.read) + self.policy.new_slots
+
+    @property
+    def completion(self) -> Completion:
+        """What there is; final once it has ended. Of several, the first with the rest in ``others``."""
+        return grouped(self.policy.completions())
+
+    def cancel(self) -> None:
+        """End it after the step that is being made; from any thread, and once is as good as twice."""
+        self._cancelled.set()
+
+    def unwanted(self) -> bool:
+        """Whether it is to be taken out before its end."""
+        return self._cancelled.is_set()
+
+    def admitted(self, slots: list[int]) -> None:
+        """It is let in, with slots for all that it may write."""
+        count = len(self.prompt.read)
+        self.slots, self._unused = slots, slots[count:][::-1]
+        for row in self.policy.rows:
+            row.slots = slots[:count]
+
+    def next_rows(self) -> Sequence[Row]:
+        """The rows to feed, each with a slot for its last token."""
+        rows = self.policy.rows
+        for row in rows:
+            row.slots.append(self._unused.pop())
+        return rows
+
+    def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
+        """Its prompt has been fed."""
+        return self.policy.begin(logits)
+
+    def tell(self, deltas: Sequence[Delta]) -> None:
+        """Something was added; called after every step, with what can be shown."""
+
+    def ended(self, error: Optional[Exception]) -> None:
+        """It has left the loop and holds no slots any more; ``error`` is what went wrong with it or the network."""
+        self.error = error
+
+
+class FairQueue:
+    """Waiting requests, a queue for each owner; the owners take turns. Any thread may look, and put something in."""
+
+    def __init__(self) -> None:
+        self._owners: collections.OrderedDict[str, collections.deque[Request]] = collections.OrderedDict()
+        self._lock = threading.RLock()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._owners.values()))
+
+    def of_owner(self, owner: str) -> int:
+        return len(self._owners.get(owner, ()))
+
+    def put(self, request: Request) -> None:
+        with self._lock:
+            self._owners.setdefault(request.owner, collections.deque()).append(request)
+
+    def first(self) -> Optional[Request]:
+        with self._lock:
+            return next(iter(self._owners.values()))[0] if self._owners else None
+
+    def pop(self) -> Request:
+        """Take the first; its owner is last in turn from now on."""
+        with self._lock:
+            owner, requests = self._owners.popitem(last=False)
+            request = requests.popleft()
+            if requests:
+                self._owners[owner] = requests
+            return request
+
+    def remove(self, unwanted: Callable[[Request], bool]) -> list[Request]:
+        """Take out, and give, all that are unwanted."""
+        with self._lock:
+            removed = [request for requests in self._owners.values() for request in requests if unwanted(request)]
+            for request in removed:
+                self._owners[request.owner].remove(request)
+                if not self._owners[request.owner]:
+                    del self._owners[request.owner]
+            return removed
+
+    def order(self) -> list[Request]:
+        """All of them as they will be let in if nobody comes."""
+        with self._lock:
+            rounds = itertools.zip_longest(*self._owners.values())
+            return [request for one_round in rounds for request in one_round if request is not None]
+
+
+@dataclass
+class Counts:
+    """What happened since the start; only the loop's thread writes."""
+
+    steps: int = 0
+    step_seconds: float = 0.0
+    prompts: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+
+
+class DecodeLoop:
+    """Runs requests over one runner.
+
+    Args:
+        waiting: in what order they are let in.
+        at_once: sequences decoded together; a request that has more by itself runs alone.
+        prefills: prompts fed in one step at most. With one, nobody who runs waits for more than one prompt.
+
+    Attributes:
+        running: requests that hold slots.
+        on_step: called after a decode step with its sequences and seconds.
+    """
+
+    def __init__(self, runner: Runner, waiting: FairQueue, at_once: int = MAX_BATCH, prefills: int = MAX_BATCH) -> None:
+        self.runner, self.waiting, self.at_once, self.prefills = runner, waiting, at_once, prefills
+        self.running: list[Request] = []
+        self.counts = Counts()
+        self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
+
+    @property
+    def sequences(self) -> int:
+        """How many are decoded together."""
+        return sum(len(request.policy.rows) for request in list(self.running))
+
+    @property
+    def next_in(self) -> Optional[Request]:
+        """The first in turn, when there is room for it in the batch and in the cache."""
+        request = self.waiting.first()
+        if request is None or request.slots_needed > self.runner.pool.free:
+            return None
+        return request if not self.running or self.sequences + request.policy.width <= self.at_once else None
+
+    def step(self) -> list[Request]:
+        """A token of every running sequence, and the prompts of those that there is room for; who has ended."""
+        ended = self._take_out([request for request in self.running if request.unwanted()])
+        ended += self._decode()
+        ended += self._take_out(self.waiting.remove(lambda request: request.unwanted()))
+        for _ in range(self.prefills):
+            if (request := self.next_in) is None or not self._admit(request):
+                break
+            ended += self._prefill(request)
+        return ended
+
+    def end_all(self, error: Optional[Exception] = None) -> None:
+        """Take out everything, running and waiting, as it is."""
+        for request in [*self.running, *self.waiting.remove(lambda request: True)]:
+            self._finish(request, error)
+
+    def _take_out(self, unwanted: list[Request]) -> list[Request]:
+        """End requests that nobody wants any more; what was held back of their texts is told."""
+        for request in unwanted:
+            request.taken_out = True
+            with _its_own(request):
+                request.tell(request.policy.end(CANCELLED))
+            self._finish(request, request.error)
+        return unwanted
+
+    def _admit(self, request: Request) -> bool:
+        slots = self.runner.pool.take_now(request.slots_needed)
+        if slots is None:  # another loop was quicker
+            return False
+        self.running.append(request)
+        self.waiting.pop()
+        request.admitted(slots)
+        return True
+
+    def _prefill(self, request: Request) -> list[Request]:
+        ids, policy, logits = request.prompt.read, request.policy, None
+        if policy.rows or policy.whole_prompt:
+            logits = prefill(self.runner, ids, request.slots[:len(ids)], policy.whole_prompt)
+            self.counts.prompts += 1
+            self.counts.prompt_tokens += len(ids)
+        return self._advance(request, policy.width if policy.rows else 0, request.begin, logits)
+
+    def _decode(self) -> list[Request]:
+        parts = [(request, request.next_rows()) for request in self.running]
+        batch = [row for _, rows in parts for row in rows]
+        if not batch:
+            return []
+        started, start, ended = time.monotonic(), 0, []
+        logits = decode_step(self.runner, batch)
+        for request, rows in parts:
+            count = len(rows)
+            ended += self._advance(request, count, request.policy.accept, logits[start:start + count])
+            start += count
+        seconds = time.monotonic() - started
+        self.counts.steps += 1
+        self.counts.step_seconds += seconds
+        self.on_step(len(batch), seconds)
+        return ended
+
+    def _advance(self, request: Request, count: int, choose: Callable[..., Sequence[Delta]],
+                 logits: Optional[np.ndarray]) -> list[Request]:
+        """Choose ``count`` tokens of a request and tell its client; the request, if it has ended with that."""
+        with _its_own(request):
+            deltas = choose(logits)
+            request.tokens += count
+            self.counts.new_tokens += count
+            request.tell(deltas)
+        if request.policy.rows and request.error is None:
+            return []
+        self._finish(request, request.error)
+        return [request]
+
+    def _finish(self, request: Request, error: Optional[Exception]) -> None:
+        if request in self.running:
+            self.running.remove(request)
+        self.runner.pool.give_back(request.slots)
+        request.slots = []
+        request.ended(error)
+
+
+@contextlib.contextmanager
+def _its_own(request: Request) -> Iterator[None]:
+    """What goes wrong within is the request's."""
+    try:
+        yield
+    except Exception as error:
+        request.error = error
+
+
+def prefill(runner: Runner, ids: Sequence[int], slots: Sequence[int], all_rows: bool = False) -> np.ndarray:
+    """Feed a prompt; logits of its last token (1, vocab), or of all of them (len(ids), vocab)."""
+    rows = np.arange(len(ids)) if all_rows else None
+    return runner.run(np.array([ids]), np.arange(len(ids))[None], np.array([slots]), np.array([slots]), rows)
+
+
+def decode_step(runner: Runner, rows: Sequence[Row]) -> np.ndarray:
+    """Feed the last token of every row; logits (rows, vocab)."""
+    lengths = np.array([len(row.slots) for row in rows])
+    longest = int(lengths.max())
+    read = np.array([row.slots + row.slots[-1:] * (longest - length) for row, length in zip(rows, lengths)])
+    return runner.run(np.array([[row.new_ids[-1]] for row in rows]), (lengths - 1)[:, None],
+                      np.array([[row.slots[-1]] for row in rows]), read)
