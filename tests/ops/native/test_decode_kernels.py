@@ -1,7 +1,7 @@
 """Decode steps and prompts by the kernels, against numpy in double precision over random shapes.
 
 Needs no graph and no MindSpore, so that `make test-native` can run it under AddressSanitizer: every array is as large as
-the kernels are told, the working memory too.
+the kernels are told, the scratch too.
 """
 
 from __future__ import annotations
@@ -62,11 +62,11 @@ def random_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 class Tight(NativeDecoder):
-    """Gets no more working memory for a call than that call asks for."""
+    """Gets no more scratch for a call than that call asks for."""
 
-    def _room_for(self, floats: int) -> int:
-        self._room = np.empty(0, np.float32)
-        return super()._room_for(floats)
+    def _scratch_of(self, floats: int) -> int:
+        self._scratch = np.empty(0, np.float32)
+        return super()._scratch_of(floats)
 
 
 def decoder_of(config: ModelConfig, parameters: dict[str, np.ndarray]) -> NativeDecoder:

@@ -1,21 +1,20 @@
-/* Products of fp32 matrices: packed into panels, multiplied tile by tile (Goto & van de Geijn, ACM TOMS 34, 2008).
+/* GEMM: products of fp32 matrices, packed into panels, multiplied tile by tile (Goto & van de Geijn, ACM TOMS 34, 2008).
 
    Both matrices are copied into panels that a tile reads from the first to the last number, by all threads; then threads
    take tiles. Every sum runs over the inputs in order, DEPTH of them at a time: its bits depend on neither the number of
    threads nor on who does what. */
 
-#ifndef PANGU_LAB_MULTIPLY_H
-#define PANGU_LAB_MULTIPLY_H
+#include "gemm.h"
 
-#include <stdlib.h>
+#include <string.h>
 
-#include "common.h"
-#include "pool.h"
+#include "scratch.h"
+#include "thread_pool.h"
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
 /* Four lines of ``depth`` numbers → columns of a panel of ``width``: squares of four turned in registers. */
-INLINE void turn(float *to, int64_t width, const float *from, int64_t across, int64_t depth) {
+INLINE void transpose_four(float *to, int64_t width, const float *from, int64_t across, int64_t depth) {
     int64_t k = 0;
     for (; k + 4 <= depth; k += 4) {
         four a = *(const four *)(from + k), b = *(const four *)(from + across + k);
@@ -33,97 +32,61 @@ INLINE void turn(float *to, int64_t width, const float *from, int64_t across, in
             to[k * width + i] = from[i * across + k];
 }
 
+void transpose(float *to, int64_t to_line, const float *from, int64_t from_line, int64_t lines, int64_t depth) {
+    int64_t i = 0;
+    for (; i + 4 <= lines; i += 4)
+        transpose_four(to + i, to_line, from + i * from_line, from_line, depth);
+    for (; i < lines; i++)
+        for (int64_t k = 0; k < depth; k++)
+            to[k * to_line + i] = from[i * from_line + k];
+}
+
+struct kind { /* of processor */
+    int bits;           /* of its vectors */
+    int64_t high, wide; /* a tile's rows and columns */
+    void (*pack_rows)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
+    void (*pack_columns)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
+    void (*tile)(int64_t, const float *, int64_t, const float *, const float *, int, float *, int64_t);
+};
+
 #if defined(__x86_64__)
 #define NAME(x) x##_512
 #define TARGET __attribute__((target("avx512f,avx512vl,avx512dq,fma")))
 #define WIDE 16
 #define HIGH 12
-#include "tile.h"
-#undef NAME
-#undef TARGET
-#undef WIDE
-#undef HIGH
+#include "gemm_tile.h"
 #define NAME(x) x##_256
 #define TARGET __attribute__((target("avx2,fma")))
 #define WIDE 8
 #define HIGH 6
-#include "tile.h"
-#undef NAME
-#undef TARGET
-#undef WIDE
-#undef HIGH
+#include "gemm_tile.h"
 #endif
 #define NAME(x) x##_128
 #define TARGET
 #define WIDE 4
 #define HIGH 6
-#include "tile.h"
-#undef NAME
-#undef TARGET
-#undef WIDE
-#undef HIGH
+#include "gemm_tile.h"
 
-static struct {
-    int64_t high, wide; /* a tile's rows and columns */
-    void (*pack_rows)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
-    void (*pack_columns)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
-    void (*tile)(int64_t, const float *, int64_t, const float *, const float *, int, float *, int64_t);
-} processor;
+static struct kind processor; /* of this machine */
 
-/* Use vectors of at most so many bits; how many they have then. */
-static int choose_vectors(int bits) {
+static struct kind best_kind(int bits) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (bits >= 512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-        __builtin_cpu_supports("avx512dq")) {
-        processor.high = 12, processor.wide = 32;
-        processor.pack_rows = pack_rows_512, processor.pack_columns = pack_columns_512, processor.tile = tile_512;
-        return 512;
-    }
-    if (bits >= 256 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        processor.high = 6, processor.wide = 16;
-        processor.pack_rows = pack_rows_256, processor.pack_columns = pack_columns_256, processor.tile = tile_256;
-        return 256;
-    }
+        __builtin_cpu_supports("avx512dq"))
+        return kind_512;
+    if (bits >= 256 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return kind_256;
 #endif
-    processor.high = 6, processor.wide = 8;
-    processor.pack_rows = pack_rows_128, processor.pack_columns = pack_columns_128, processor.tile = tile_128;
-    return 128;
+    return kind_128;
 }
 
-/* From an address that vectors like: a compiler may take the numbers before the first such address one by one, and then a sum's
-   order, and its last bit, would depend on where the system put the memory. Freed by ``free``. */
-static float *aligned(int64_t floats) {
-    return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+/* Before the first kernel; gives the bits of the vectors that products are made with, at most those that are asked for. */
+EXPORT int set_up(int64_t threads, int bits) {
+    grow_pool(threads);
+    processor = best_kind(bits);
+    return processor.bits;
 }
-
-/* Working memory ``which`` of this thread; what it held before is lost. */
-static float *room(int which, int64_t floats) {
-    static _Thread_local float *memory[3];
-    static _Thread_local int64_t size[3];
-    if (floats > size[which]) {
-        free(memory[which]);
-        memory[which] = aligned(floats);
-        size[which] = memory[which] ? floats : 0;
-        if (!memory[which])
-            abort(); /* as everywhere else where the memory ends */
-    }
-    return memory[which];
-}
-
-/* c (m, n) = a (m, k) · b (k, n), plus c with ``add``, else plus bias (n,) in each row if there is one. A matrix's
-   element (row, column) lies at row · rows + column · columns; one of the two is 1; c is by rows. */
-struct product {
-    int64_t m, n, k;
-    const float *a;
-    int64_t a_rows, a_columns;
-    const float *b;
-    int64_t b_rows, b_columns;
-    float *c;
-    int64_t c_rows;
-    const float *bias;
-    int add;
-};
 
 enum {
     DEPTH = 384,   /* inputs at a time: a panel of a tile's rows stays in the first-level cache */
@@ -132,11 +95,12 @@ enum {
     PACKED = 4608, /* rows and columns that are packed at once: a multiple of every tile's */
 };
 
-INLINE int64_t rounded(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+INLINE int64_t parts(int64_t x, int64_t size) { return (x + size - 1) / size; }
 
-/* c (m, n) = a · b, their lines stored ``a_line`` and ``b_line`` apart; a as (k, m) if ``ta``, b as (n, k) if ``tb``. */
-INLINE struct product product(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t a_line, const float *b,
-                              int64_t b_line, float *c, int64_t c_line) {
+INLINE int64_t rounded(int64_t x, int64_t to) { return parts(x, to) * to; }
+
+struct product product(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t a_line, const float *b,
+                       int64_t b_line, float *c, int64_t c_line) {
     return (struct product){m, n, k, a, ta ? 1 : a_line, ta ? a_line : 1, b, tb ? 1 : b_line, tb ? b_line : 1, c, c_line, NULL, 0};
 }
 
@@ -186,10 +150,9 @@ static void pack_columns(const struct product *p, int64_t column, int64_t column
                                smaller(processor.wide, columns - j), depth);
 }
 
-/* By this thread alone; for small products. */
-static void multiply(struct product p) {
+void small_gemm(struct product p) {
     int64_t rows = rounded(p.m, processor.high), columns = rounded(p.n, processor.wide), deep = smaller(DEPTH, p.k);
-    float *a = room(0, (rows + columns) * deep), *b = a + rows * deep;
+    float *a = thread_scratch(OF_SMALL_GEMM, (rows + columns) * deep), *b = a + rows * deep;
     for (int64_t from = 0; from < p.k; from += DEPTH) {
         int64_t depth = smaller(DEPTH, p.k - from);
         pack_rows(&p, 0, p.m, from, depth, a);
@@ -198,48 +161,53 @@ static void multiply(struct product p) {
     }
 }
 
-struct block { /* what is packed of a product at once, and in which parts it is multiplied */
+struct section { /* what is packed of a product at once, and in which parts it is multiplied */
     const struct product *p;
     int64_t row, rows, column, columns, from, depth, packed_rows, part_columns, column_parts;
     float *a, *b;
 };
 
-static void part_of_packing(void *context, int64_t part) {
-    const struct block *k = context;
+/* Parts of ROWS lines each: first those of a that are packed at all, then those of b. */
+static void pack_part(void *context, int64_t part, int64_t end) {
+    const struct section *s = context;
     int64_t start = part * ROWS;
-    if (start < k->packed_rows)
-        pack_rows(k->p, k->row + start, smaller(ROWS, k->rows - start), k->from, k->depth, k->a + start * k->depth);
+    (void)end; /* one part at a time */
+    if (start < s->packed_rows)
+        pack_rows(s->p, s->row + start, smaller(ROWS, s->rows - start), s->from, s->depth, s->a + start * s->depth);
     else {
-        start -= rounded(k->packed_rows, ROWS);
-        pack_columns(k->p, k->column + start, smaller(ROWS, k->columns - start), k->from, k->depth, k->b + start * k->depth);
+        start -= rounded(s->packed_rows, ROWS);
+        pack_columns(s->p, s->column + start, smaller(ROWS, s->columns - start), s->from, s->depth, s->b + start * s->depth);
     }
 }
 
-static void part_of_tiles(void *context, int64_t part) {
-    const struct block *k = context;
-    int64_t row = part / k->column_parts * ROWS, column = part % k->column_parts * k->part_columns;
-    tiles(k->p, k->a + row * k->depth, k->b + column * k->depth, k->row + row, smaller(ROWS, k->rows - row),
-          k->column + column, smaller(k->part_columns, k->columns - column), k->from, k->depth);
+static void multiply_part(void *context, int64_t part, int64_t end) {
+    const struct section *s = context;
+    int64_t row = part / s->column_parts * ROWS, column = part % s->column_parts * s->part_columns;
+    (void)end; /* one part at a time */
+    tiles(s->p, s->a + row * s->depth, s->b + column * s->depth, s->row + row, smaller(ROWS, s->rows - row),
+          s->column + column, smaller(s->part_columns, s->columns - column), s->from, s->depth);
 }
 
-/* By all threads. */
-static void whole_product(struct product p) {
+/* The columns are packed with the first rows, and stay for those that follow. */
+static void multiply_section(struct section *s) {
+    int64_t row_parts = parts(s->rows, ROWS), of_b = s->row ? 0 : parts(s->columns, ROWS);
+    s->packed_rows = stays(s->p) && s->rows % processor.high == 0 ? 0 : s->rows;
+    parallel_for(pack_part, s, parts(s->packed_rows, ROWS) + of_b, 1);
+    s->column_parts = smaller(parts(4 * pool_size(), row_parts), parts(s->columns, ACROSS));
+    s->part_columns = rounded(parts(s->columns, s->column_parts), ACROSS);
+    s->column_parts = parts(s->columns, s->part_columns);
+    parallel_for(multiply_part, s, row_parts * s->column_parts, 1);
+}
+
+void gemm(struct product p) {
     int64_t deep = smaller(DEPTH, p.k), rows = smaller(PACKED, p.m), columns = smaller(PACKED, p.n);
-    struct block k = {.p = &p, .a = room(1, (rounded(rows, ROWS) + rounded(columns, ROWS)) * deep)};
-    k.b = k.a + rounded(rows, ROWS) * deep;
-    for (k.column = 0; k.column < p.n; k.column += PACKED)
-        for (k.from = 0; k.from < p.k; k.from += DEPTH)
-            for (k.row = 0; k.row < p.m; k.row += PACKED) {
-                k.depth = smaller(DEPTH, p.k - k.from);
-                k.rows = smaller(PACKED, p.m - k.row), k.columns = smaller(PACKED, p.n - k.column);
-                int64_t row_parts = (k.rows + ROWS - 1) / ROWS, of_b = k.row ? 0 : (k.columns + ROWS - 1) / ROWS;
-                k.packed_rows = stays(&p) && k.rows % processor.high == 0 ? 0 : k.rows;
-                pool_run(part_of_packing, &k, (k.packed_rows + ROWS - 1) / ROWS + of_b);
-                k.column_parts = smaller((4 * pool.threads + row_parts - 1) / row_parts, (k.columns + ACROSS - 1) / ACROSS);
-                k.part_columns = rounded((k.columns + k.column_parts - 1) / k.column_parts, ACROSS);
-                k.column_parts = (k.columns + k.part_columns - 1) / k.part_columns;
-                pool_run(part_of_tiles, &k, row_parts * k.column_parts);
+    struct section s = {.p = &p, .a = thread_scratch(OF_GEMM, (rounded(rows, ROWS) + rounded(columns, ROWS)) * deep)};
+    s.b = s.a + rounded(rows, ROWS) * deep;
+    for (s.column = 0; s.column < p.n; s.column += PACKED)
+        for (s.from = 0; s.from < p.k; s.from += DEPTH)
+            for (s.row = 0; s.row < p.m; s.row += PACKED) {
+                s.depth = smaller(DEPTH, p.k - s.from);
+                s.rows = smaller(PACKED, p.m - s.row), s.columns = smaller(PACKED, p.n - s.column);
+                multiply_section(&s);
             }
 }
-
-#endif

@@ -1,4 +1,4 @@
-/* Packed matrices, and a tile of their product in registers. Included by multiply.h once for each kind of processor, with
+/* Packed matrices, and a tile of their product in registers: a template, which gemm.c includes once for each kind of processor, with
 
        NAME(x)  the function's name there        WIDE    floats of a vector
        TARGET   the compiler's attribute         HIGH    rows of a tile: HIGH · 2 running sums fill the registers
@@ -19,7 +19,7 @@ INLINE void NAME(pack)(float *restrict to, int width, const float *restrict from
     int64_t done = 0;
     if (along == 1)
         for (; done + 4 <= lines; done += 4)
-            turn(to + done, width, from + done * across, across, depth);
+            transpose_four(to + done, width, from + done * across, across, depth);
     for (int64_t i = done; i < width; i++)
         for (int64_t k = 0; k < depth; k++)
             to[k * width + i] = i < lines ? from[i * across + k * along] : 0;
@@ -69,3 +69,10 @@ TARGET static void NAME(tile)(int64_t depth, const float *a, int64_t line, const
     else
         NAME(sums)(depth, a, 1, HIGH, b, bias, add, c, stride);
 }
+
+static const struct kind NAME(kind) = {32 * WIDE, HIGH, 2 * WIDE, NAME(pack_rows), NAME(pack_columns), NAME(tile)};
+
+#undef NAME
+#undef TARGET
+#undef WIDE
+#undef HIGH
