@@ -1,9 +1,9 @@
 /* GELU in three forms, and their slopes: the activation of every caller, and the training operators. */
 
-#include "exponential.h"
 #include "operator.h"
 #include "rows.h"
 #include "thread_pool.h"
+#include "vectors.h"
 
 /* x · sigmoid(u(x)), u = x (linear + cubic x²): the tanh form and the quick form of GELU. */
 INLINE void sigmoid_gelu(const float *x, const float *dy, float *y, int64_t count, float linear, float cubic) {
@@ -17,7 +17,8 @@ INLINE void sigmoid_gelu(const float *x, const float *dy, float *y, int64_t coun
 INLINE void erf_gelu(const float *x, const float *dy, float *y, int64_t count) {
     for (int64_t i = 0; i < count; i++) {
         float z = fabsf(x[i]) * 0.70710678f, t = 1.0f / (1.0f + 0.3275911f * z), bell = quick_exp(-z * z);
-        float tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+        float tail = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t +
+                      0.254829592f) * t;
         float upper = 1.0f - 0.5f * tail * bell, phi = x[i] < 0 ? 1.0f - upper : upper;
         y[i] = dy ? dy[i] * (phi + x[i] * 0.39894228f * bell) : x[i] * phi;
     }
@@ -33,7 +34,9 @@ CLONES static void activate_elements(const float *x, const float *dy, float *y, 
            : sigmoid_gelu(x, NULL, y, count, 1.5957691216f, 0.0713548163f);
 }
 
-void activate(const float *x, const float *dy, float *y, int64_t count, int kind) { activate_elements(x, dy, y, count, kind); }
+void activate(const float *x, const float *dy, float *y, int64_t count, int kind) {
+    activate_elements(x, dy, y, count, kind);
+}
 
 struct elements {
     const float *x, *dy;
@@ -61,9 +64,9 @@ static int activation(int kind, int backward, void **arrays, int *dimensions, in
 }
 
 /* x → y, and x, dy → dx, of any shape */
-OPERATOR(gelu) { UNUSED; return activation(TANH_GELU, 0, arrays, dimensions, shapes); }
-OPERATOR(gelu_backward) { UNUSED; return activation(TANH_GELU, 1, arrays, dimensions, shapes); }
-OPERATOR(gelu_erf) { UNUSED; return activation(ERF_GELU, 0, arrays, dimensions, shapes); }
-OPERATOR(gelu_erf_backward) { UNUSED; return activation(ERF_GELU, 1, arrays, dimensions, shapes); }
-OPERATOR(fast_gelu) { UNUSED; return activation(FAST_GELU, 0, arrays, dimensions, shapes); }
-OPERATOR(fast_gelu_backward) { UNUSED; return activation(FAST_GELU, 1, arrays, dimensions, shapes); }
+OPERATOR(gelu) { return activation(TANH_GELU, 0, arrays, dimensions, shapes); }
+OPERATOR(gelu_backward) { return activation(TANH_GELU, 1, arrays, dimensions, shapes); }
+OPERATOR(gelu_erf) { return activation(ERF_GELU, 0, arrays, dimensions, shapes); }
+OPERATOR(gelu_erf_backward) { return activation(ERF_GELU, 1, arrays, dimensions, shapes); }
+OPERATOR(fast_gelu) { return activation(FAST_GELU, 0, arrays, dimensions, shapes); }
+OPERATOR(fast_gelu_backward) { return activation(FAST_GELU, 1, arrays, dimensions, shapes); }

@@ -1,17 +1,17 @@
 /* Attention as training operators: within documents, with dropout of the probabilities, and its gradients.
 
-   Of the probabilities only the logarithm of each row's sum is kept. Queries, keys and values are read where the products
-   wrote them; keys outside the document and after the query are not touched. */
+   Of the probabilities only the logarithm of each row's sum is kept. Queries, keys and values are read where the
+   products wrote them; keys outside the document and after the query are not touched. */
 
 #include <string.h>
 
 #include "dropout.h"
-#include "exponential.h"
 #include "gemm.h"
 #include "operator.h"
 #include "rows.h"
 #include "scratch.h"
 #include "thread_pool.h"
+#include "vectors.h"
 
 struct attention {
     const float *q, *k, *v, *out, *dout; /* (batch · seq, heads · dim) */
@@ -57,7 +57,8 @@ INLINE struct keys keys_of(const struct attention *a, const struct window *w, in
     const struct dropout *d = &a->dropout;
     if (!d->rows)
         return (struct keys){0};
-    return (struct keys){d->rows + record * a->seq + w->query, d->columns + w->key, a->head_keys[head], d->threshold, d->scale};
+    return (struct keys){d->rows + record * a->seq + w->query, d->columns + w->key, a->head_keys[head], d->threshold,
+                         d->scale};
 }
 
 INLINE uint32_t row_key(const struct keys *k, int64_t i) { return (uint32_t)k->rows[i] + (uint32_t)k->head; }
@@ -68,8 +69,8 @@ CLONES static void drop(const struct keys *keys, int64_t i, int64_t first, int64
 }
 
 /* products of queries and keys → probabilities, in place, those that dropout keeps; logsum of each row */
-CLONES static void softmax_forward(const struct window *w, const int32_t *positions, const struct keys *keys, float scale,
-                                   float *scores, float *logsum) {
+CLONES static void softmax_forward(const struct window *w, const int32_t *positions, const struct keys *keys,
+                                   float scale, float *scores, float *logsum) {
     for (int64_t i = 0; i < w->queries; i++) {
         int64_t first, last;
         bounds(w, positions, i, &first, &last);
@@ -80,10 +81,11 @@ CLONES static void softmax_forward(const struct window *w, const int32_t *positi
     }
 }
 
-/* products of queries and keys → probabilities p, and dp → scale · p · (dp − Σ dout · out), both in place; with dropout p · keep
-   and scale · p · (dp · keep − Σ …) */
+/* products of queries and keys → probabilities p, and dp → scale · p · (dp − Σ dout · out), both in place; with
+   dropout p · keep and scale · p · (dp · keep − Σ …) */
 CLONES static void softmax_backward(const struct attention *a, const struct window *w, const int32_t *positions,
-                                    const struct keys *keys, const float *out, const float *dout, const float *logsum, float *scores, float *dp) {
+                                    const struct keys *keys, const float *out, const float *dout, const float *logsum,
+                                    float *scores, float *dp) {
     for (int64_t i = 0; i < w->queries; i++) {
         float *row = scores + i * w->keys, *slope = dp + i * w->keys, along = 0, whole = logsum[w->query + i];
         const float *o = out + (w->query + i) * a->hidden, *d = dout + (w->query + i) * a->hidden;
@@ -119,7 +121,6 @@ static void add_product(struct product p) {
 /* One head of one record. */
 static void attend(void *context, int64_t part, int64_t end) {
     const struct attention *a = context;
-    (void)end; /* one at a time */
     int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
     int64_t start = record * a->seq * h + head * a->dim;
     const int32_t *positions = a->positions + record * a->seq;
@@ -136,7 +137,6 @@ static void attend(void *context, int64_t part, int64_t end) {
 
 static void attend_backward(void *context, int64_t part, int64_t end) {
     const struct attention *a = context;
-    (void)end; /* one at a time */
     int64_t record = part / a->heads, head = part % a->heads, h = a->hidden;
     int64_t start = record * a->seq * h + head * a->dim;
     const int32_t *positions = a->positions + record * a->seq;
@@ -151,7 +151,8 @@ static void attend_backward(void *context, int64_t part, int64_t end) {
         small_gemm(product(0, 1, m, n, d, a->q + rows, h, a->k + seen, h, scores, n));
         small_gemm(product(0, 1, m, n, d, a->dout + rows, h, a->v + seen, h, dp, n));
         struct keys keys = keys_of(a, &w, record, head);
-        softmax_backward(a, &w, positions, &keys, a->out + start, a->dout + start, a->logsum + part * a->seq, scores, dp);
+        softmax_backward(a, &w, positions, &keys, a->out + start, a->dout + start, a->logsum + part * a->seq, scores,
+                         dp);
         add_product(product(1, 0, n, d, m, scores, n, a->dout + rows, h, a->dv + seen, h));
         small_gemm(product(0, 0, m, d, n, dp, n, a->k + seen, h, a->dq + rows, h));
         add_product(product(1, 0, n, d, m, dp, n, a->q + rows, h, a->dk + seen, h));
@@ -172,7 +173,6 @@ static void with_dropout(struct attention *a, void **arrays, int first) {
 
 /* q, k, v (batch · seq, heads · dim), positions (batch, seq) → mixed values alike, logsum (batch · heads, seq) */
 OPERATOR(attention) {
-    UNUSED;
     int inputs = count - 2;
     struct attention a = shaped(shapes[0][1], shapes[3], shapes[inputs + 1]);
     a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.y = OUT(inputs), a.logsum = OUT(inputs + 1);
@@ -184,7 +184,6 @@ OPERATOR(attention) {
 
 /* q, k, v, positions, mixed, logsum, dmixed → dq, dk, dv */
 OPERATOR(attention_backward) {
-    UNUSED;
     int inputs = count - 3;
     struct attention a = shaped(shapes[0][1], shapes[3], shapes[5]);
     a.q = IN(0), a.k = IN(1), a.v = IN(2), a.positions = INTEGERS(3), a.out = IN(4), a.logsum = OUT(5), a.dout = IN(6);

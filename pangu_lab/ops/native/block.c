@@ -1,5 +1,5 @@
-/* The block: norm, attention, norm, feed-forward, each half added to what came in. The only one in C, whatever the rows are:
-   one new token each of some sequences, or all tokens of prompts. */
+/* The block: norm, attention, norm, feed-forward, each half added to what came in. The only one in C, whatever the
+   rows are: one new token each of some sequences, or all tokens of prompts. */
 
 #include <string.h>
 
@@ -27,9 +27,9 @@ void block(struct pass *p, const struct layer *layer, const int32_t *asked, int6
     norm(p, layer->gamma1, layer->beta1);
     project(p, &layer->qkv, p->normed, p->qkv, NONE);
     float *keys = p->qkv + stride - 2 * hidden, *queries = asked ? narrow(p, asked, rows) : p->qkv;
-    /* A position scheme that acts on queries and keys, such as rotary positions, is one function called here, for both kinds
-       of layer: over ``queries`` of p->rows rows, row i at p->positions[token_of(p, i)], and over ``keys`` of
-       p->batch · p->n tokens, token i at p->positions[i]. The cache then holds keys that are already turned. */
+    /* A position scheme that acts on queries and keys, such as rotary positions, is one function called here, for
+       both kinds of layer: over ``queries`` of p->rows rows, row i at p->positions[token_of(p, i)], and over ``keys``
+       of p->batch · p->n tokens, token i at p->positions[i]. The cache then holds keys that are already turned. */
     keep(p, layer, keys, stride);
     attend_to_cache(p, layer, queries, query_stride);
     project(p, &layer->out, p->mixed, p->x, RESIDUAL);

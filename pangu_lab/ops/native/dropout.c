@@ -25,10 +25,9 @@ CLONES static void drop_rows(void *context, int64_t first, int64_t last) {
     }
 }
 
-/* x (rows, width), keys of the rows (rows, 1), of the columns (1, width), threshold, scale (1,) → (rows, width). It is its own
-   backward pass. */
+/* x (rows, width), keys of the rows (rows, 1), of the columns (1, width), threshold, scale (1,) → (rows, width). It
+   is its own backward pass. */
 OPERATOR(dropout) {
-    UNUSED;
     struct dropped d = {IN(0), OUT(5), {INTEGERS(1), INTEGERS(2), *INTEGERS(3), *IN(4)}, shapes[0][1]};
     parallel_for(drop_rows, &d, shapes[0][0], ROWS);
     return 0;

@@ -1,7 +1,7 @@
-/* Whether dropout keeps an element: a hash of where it is, so that no mask lies in memory. Inlined, for loops that become vectors. */
+/* Whether dropout keeps an element: a hash of where it is, so that no mask lies in memory. Inlined, for loops that
+   become vectors. */
 
-#ifndef PANGU_LAB_DROPOUT_H
-#define PANGU_LAB_DROPOUT_H
+#pragma once
 
 #include "common.h"
 
@@ -17,5 +17,3 @@ INLINE float keeping(uint32_t row, uint32_t column, int32_t threshold, float sca
     value = (value ^ value >> 16) * 0x846CA68Bu;
     return (int32_t)(value ^ value >> 16) >= threshold ? scale : 0.0f;
 }
-
-#endif

@@ -12,7 +12,8 @@ struct tied {
     int64_t count, width;
 };
 
-enum { TABLE_ROWS = 64 }; /* that a thread takes at once; they stay in the second-level cache until what was looked up is added */
+/* That a thread takes at once; they stay in the second-level cache until what was looked up is added. */
+enum { TABLE_ROWS = 64 };
 
 static void sum_rows_of_table(void *context, int64_t first, int64_t last) {
     const struct tied *t = context;
@@ -32,7 +33,6 @@ static void sum_rows_of_table(void *context, int64_t first, int64_t last) {
 /* ids (rows,), gradients of the rows that were looked up for them (rows, hidden) and of the table as the head has it
    (vocabulary, hidden) → gradient of the table. What an id outside the vocabulary was given goes nowhere. */
 OPERATOR(tied_backward) {
-    UNUSED;
     struct tied t = {INTEGERS(0), IN(1), IN(2), OUT(3), shapes[0][0], shapes[2][1]};
     parallel_for(sum_rows_of_table, &t, shapes[2][0], TABLE_ROWS);
     return 0;

@@ -1,8 +1,9 @@
-/* GEMM: products of fp32 matrices, packed into panels, multiplied tile by tile (Goto & van de Geijn, ACM TOMS 34, 2008).
+/* GEMM: products of fp32 matrices, packed into panels, multiplied tile by tile (Goto & van de Geijn, ACM TOMS 34,
+   2008).
 
-   Both matrices are copied into panels that a tile reads from the first to the last number, by all threads; then threads
-   take tiles. Every sum runs over the inputs in order, DEPTH of them at a time: its bits depend on neither the number of
-   threads nor on who does what. */
+   Both matrices are copied into panels that a tile reads from the first to the last number, by all threads; then
+   threads take tiles. Every sum runs over the inputs in order, DEPTH of them at a time: its bits depend on neither
+   the number of threads nor on who does what. */
 
 #include "gemm.h"
 
@@ -81,7 +82,8 @@ static struct kind best_kind(int bits) {
     return kind_128;
 }
 
-/* Before the first kernel; gives the bits of the vectors that products are made with, at most those that are asked for. */
+/* Before the first kernel; gives the bits of the vectors that products are made with, at most those that are asked
+   for. */
 EXPORT int set_up(int64_t threads, int bits) {
     grow_pool(threads);
     processor = best_kind(bits);
@@ -101,15 +103,17 @@ INLINE int64_t rounded(int64_t x, int64_t to) { return parts(x, to) * to; }
 
 struct product product(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t a_line, const float *b,
                        int64_t b_line, float *c, int64_t c_line) {
-    return (struct product){m, n, k, a, ta ? 1 : a_line, ta ? a_line : 1, b, tb ? 1 : b_line, tb ? b_line : 1, c, c_line, NULL, 0};
+    return (struct product){m, n, k, a, ta ? 1 : a_line, ta ? a_line : 1, b, tb ? 1 : b_line, tb ? b_line : 1, c,
+                            c_line, NULL, 0};
 }
 
 /* Whether whole panels of a are read where they are: by rows they lie well. */
 INLINE int stays(const struct product *p) { return p->a_columns == 1; }
 
-/* The tiles of rows m and columns n from (row, column) on. a and b are the panels from there on, of inputs from … from + depth. */
-static void tiles(const struct product *p, const float *a, const float *b, int64_t row, int64_t m, int64_t column, int64_t n,
-                  int64_t from, int64_t depth) {
+/* The tiles of rows m and columns n from (row, column) on. a and b are the panels from there on, of inputs from …
+   from + depth. */
+static void tiles(const struct product *p, const float *a, const float *b, int64_t row, int64_t m, int64_t column,
+                  int64_t n, int64_t from, int64_t depth) {
     int64_t high = processor.high, wide = processor.wide;
     const float *bias = p->bias && !from ? p->bias + column : NULL;
     float edge[12 * 32], *c = p->c + row * p->c_rows + column;
@@ -128,7 +132,10 @@ static void tiles(const struct product *p, const float *a, const float *b, int64
                 }
                 for (int64_t y = 0; y < high; y++)
                     for (int64_t x = 0; x < wide; x++)
-                        edge[y * wide + x] = y >= rows || x >= columns ? 0 : add ? to[y * p->c_rows + x] : more ? more[x] : 0;
+                        edge[y * wide + x] = y >= rows || x >= columns ? 0
+                                             : add                     ? to[y * p->c_rows + x]
+                                             : more                    ? more[x]
+                                                                       : 0;
                 processor.tile(depth, left, line, b + j * depth, NULL, 1, edge, wide);
                 for (int64_t y = 0; y < rows; y++)
                     memcpy(to + y * p->c_rows, edge + y * wide, columns * sizeof *to);
@@ -140,14 +147,15 @@ static void tiles(const struct product *p, const float *a, const float *b, int64
 static void pack_rows(const struct product *p, int64_t row, int64_t rows, int64_t from, int64_t depth, float *to) {
     for (int64_t i = 0; i < rows; i += processor.high)
         if (!stays(p) || i + processor.high > rows)
-            processor.pack_rows(to + i * depth, p->a + (row + i) * p->a_rows + from * p->a_columns, p->a_rows, p->a_columns,
-                                smaller(processor.high, rows - i), depth);
+            processor.pack_rows(to + i * depth, p->a + (row + i) * p->a_rows + from * p->a_columns, p->a_rows,
+                                p->a_columns, smaller(processor.high, rows - i), depth);
 }
 
-static void pack_columns(const struct product *p, int64_t column, int64_t columns, int64_t from, int64_t depth, float *to) {
+static void pack_columns(const struct product *p, int64_t column, int64_t columns, int64_t from, int64_t depth,
+                         float *to) {
     for (int64_t j = 0; j < columns; j += processor.wide)
-        processor.pack_columns(to + j * depth, p->b + from * p->b_rows + (column + j) * p->b_columns, p->b_columns, p->b_rows,
-                               smaller(processor.wide, columns - j), depth);
+        processor.pack_columns(to + j * depth, p->b + from * p->b_rows + (column + j) * p->b_columns, p->b_columns,
+                               p->b_rows, smaller(processor.wide, columns - j), depth);
 }
 
 void small_gemm(struct product p) {
@@ -171,19 +179,18 @@ struct section { /* what is packed of a product at once, and in which parts it i
 static void pack_part(void *context, int64_t part, int64_t end) {
     const struct section *s = context;
     int64_t start = part * ROWS;
-    (void)end; /* one part at a time */
     if (start < s->packed_rows)
         pack_rows(s->p, s->row + start, smaller(ROWS, s->rows - start), s->from, s->depth, s->a + start * s->depth);
     else {
         start -= rounded(s->packed_rows, ROWS);
-        pack_columns(s->p, s->column + start, smaller(ROWS, s->columns - start), s->from, s->depth, s->b + start * s->depth);
+        pack_columns(s->p, s->column + start, smaller(ROWS, s->columns - start), s->from, s->depth,
+                     s->b + start * s->depth);
     }
 }
 
 static void multiply_part(void *context, int64_t part, int64_t end) {
     const struct section *s = context;
     int64_t row = part / s->column_parts * ROWS, column = part % s->column_parts * s->part_columns;
-    (void)end; /* one part at a time */
     tiles(s->p, s->a + row * s->depth, s->b + column * s->depth, s->row + row, smaller(ROWS, s->rows - row),
           s->column + column, smaller(s->part_columns, s->columns - column), s->from, s->depth);
 }

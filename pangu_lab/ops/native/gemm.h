@@ -1,7 +1,6 @@
 /* Products of fp32 matrices; gemm.c says how. */
 
-#ifndef PANGU_LAB_GEMM_H
-#define PANGU_LAB_GEMM_H
+#pragma once
 
 #include <stddef.h>
 
@@ -21,7 +20,7 @@ struct product {
     int add;
 };
 
-/* c (m, n) = a · b, their lines stored ``a_line`` and ``b_line`` apart; a as (k, m) if ``ta``, b as (n, k) if ``tb``. */
+/* c (m, n) = a · b, their lines ``a_line`` and ``b_line`` apart; a as (k, m) if ``ta``, b as (n, k) if ``tb``. */
 struct product product(int ta, int tb, int64_t m, int64_t n, int64_t k, const float *a, int64_t a_line, const float *b,
                        int64_t b_line, float *c, int64_t c_line);
 
@@ -33,5 +32,3 @@ void small_gemm(struct product p);
 
 /* to (depth, lines) = from (lines, depth); their own lines are ``to_line`` and ``from_line`` apart. */
 void transpose(float *to, int64_t to_line, const float *from, int64_t from_line, int64_t lines, int64_t depth);
-
-#endif

@@ -1,30 +1,28 @@
 /* GEMV: products of one or a few rows with weights, floats or bytes, for decode steps.
 
    With one row a product reads every weight once and multiplies it once, so the step can be no quicker than memory
-   hands over the weights. What is done here to come close to that: whole rows of weights are read by one thread, each of
-   three streams in order; bias and residual are applied to a result while it is in a register, the activation while it is
-   in the first-level cache; nothing is copied.
+   hands over the weights. What is done here to come close to that: whole rows of weights are read by one thread, each
+   of three streams in order; bias and residual are applied to a result while it is in a register, the activation
+   while it is in the first-level cache; nothing is copied.
 
    Every (row of weights, sequence) pair adds its products in one order: 8 running sums over the inputs, then those 8.
-   The order does not depend on how many sequences there are, so a sequence gets the same bits alone and in company. */
+   The order does not depend on how many sequences there are: a sequence gets the same bits alone and in company. */
 
-#include "gemv.h"
-
-#include <math.h>
-
-#include "lanes.h"
+#include "network.h"
 #include "rows.h"
 #include "thread_pool.h"
+#include "vectors.h"
 
 #define STEP (4 * LANES) /* weights of a row taken at once */
 
-/* Bytes of a stream that are fetched into the second-level cache beforehand where more is done with each than one product: the
-   processor's own fetching stops while it multiplies, and what is fetched into the first level is limited to a few lines. */
+/* Bytes of a stream that are fetched into the second-level cache beforehand where more is done with each than one
+   product: the processor's own fetching stops while it multiplies, and what is fetched into the first level is
+   limited to a few lines. */
 #define AHEAD 6144
 
-/* Vector k of the four that begin at weight i of a row. Bytes lie so that a vector of whole words holds all four: lane l
-   has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, which two shifts each take out (GCC 12 turns a direct
-   conversion of eight bytes into single steps, ten times slower). */
+/* Vector k of the four that begin at weight i of a row. Bytes lie so that a vector of whole words holds all four:
+   lane l has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, which two shifts each take out (GCC 12 turns a
+   direct conversion of eight bytes into single steps, ten times slower). */
 INLINE vec load_weight(const void *row, int64_t i, int k, int quantised) {
     if (!quantised)
         return load((const float *)row + i + k * LANES);
@@ -37,7 +35,11 @@ INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
     return quantised ? ((const int8_t *)row)[i] : ((const float *)row)[i];
 }
 
-enum { MOST = 4, ROWS = 3, TOGETHER = 96 }; /* sequences multiplied at once; streams; rows of weights a thread takes at once */
+enum {
+    MOST = 4,      /* sequences that a row of weights is multiplied with at once */
+    ROWS = 3,      /* of weights that are read at once, each as a stream of its own */
+    TOGETHER = 96, /* rows of weights that a thread takes at once */
+};
 
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
 INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int quantised,
@@ -109,8 +111,8 @@ INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t a
     }
 }
 
-/* A third of the rows each as one of three streams: a processor fetches ahead of whoever reads on and on in one direction. Three
-   rows that follow each other are read at half the speed: each stream then ends with its row. */
+/* A third of the rows each as one of three streams: a processor fetches ahead of whoever reads on and on in one
+   direction. Three rows that follow each other are read at half the speed: each stream then ends with its row. */
 INLINE void multiply_streams(const struct gemv *p, int64_t first, int64_t last, int quantised) {
     int64_t third = (last - first) / ROWS, row = first;
     for (; row < first + third; row++)
@@ -119,9 +121,13 @@ INLINE void multiply_streams(const struct gemv *p, int64_t first, int64_t last, 
         multiply_rows(p, row, 1, 1, quantised);
 }
 
-CLONES static void multiply_floats(const struct gemv *p, int64_t first, int64_t last) { multiply_streams(p, first, last, 0); }
+CLONES static void multiply_floats(const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, 0);
+}
 
-CLONES static void multiply_bytes(const struct gemv *p, int64_t first, int64_t last) { multiply_streams(p, first, last, 1); }
+CLONES static void multiply_bytes(const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, 1);
+}
 
 static void multiply_range(void *context, int64_t first, int64_t last) {
     const struct gemv *p = context;
@@ -136,8 +142,8 @@ void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int a
     parallel_for(multiply_range, &(struct gemv){m, x, y, count, after}, m->out, TOGETHER);
 }
 
-/* For each row of ``weight`` (out, in): bytes in the order of ``load_weight`` and the factor that gives the row back; the
-   row itself becomes what these stand for. */
+/* For each row of ``weight`` (out, in): bytes in the order of ``load_weight`` and the factor that gives the row back;
+   the row itself becomes what these stand for. */
 EXPORT void quantise(float *weight, int64_t out, int64_t in, int8_t *quantised, float *scale) {
     for (int64_t row = 0; row < out; row++) {
         float highest = 0;

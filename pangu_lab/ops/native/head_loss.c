@@ -1,4 +1,5 @@
-/* The head and the loss as one training operator: the logits of a whole batch, the largest tensor of a small model, never exist. */
+/* The head and the loss as one training operator: the logits of a whole batch, the largest tensor of a small model,
+   never exist. */
 
 #include <math.h>
 
@@ -53,7 +54,8 @@ static int head_loss(void **arrays, int64_t **shapes, int gradients) {
             continue;
         gemm(product(0, 0, count, hidden, vocabulary, logits, vocabulary, table, hidden, OUT(5) + first * hidden,
                               hidden));
-        struct product of_table = product(1, 0, vocabulary, hidden, count, logits, vocabulary, x, hidden, OUT(6), hidden);
+        struct product of_table = product(1, 0, vocabulary, hidden, count, logits, vocabulary, x, hidden, OUT(6),
+                                          hidden);
         of_table.add = first > 0;
         gemm(of_table);
     }
@@ -64,5 +66,5 @@ static int head_loss(void **arrays, int64_t **shapes, int gradients) {
 
 /* hidden (rows, hidden), table (vocabulary, hidden), labels, weights (rows,) → Σ weight · −log p(label), (1,); and with
    gradients: those of hidden and table. A label outside the vocabulary makes the loss NaN. */
-OPERATOR(head_loss_value) { UNUSED; return head_loss(arrays, shapes, 0); }
-OPERATOR(head_loss_gradients) { UNUSED; return head_loss(arrays, shapes, 1); }
+OPERATOR(head_loss_value) { return head_loss(arrays, shapes, 0); }
+OPERATOR(head_loss_gradients) { return head_loss(arrays, shapes, 1); }

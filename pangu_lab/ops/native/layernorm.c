@@ -2,11 +2,11 @@
 
 #include <string.h>
 
-#include "exponential.h"
 #include "operator.h"
 #include "rows.h"
 #include "scratch.h"
 #include "thread_pool.h"
+#include "vectors.h"
 
 INLINE void moments(const float *x, int64_t width, float epsilon, float *mean, float *scale) {
     float sum = 0, squares = 0;
@@ -27,7 +27,10 @@ struct norm {
     int64_t rows, width;
 };
 
-enum { ROWS = 16, PARTS = 16 }; /* rows that a thread takes at once; parts of the rows in the backward pass */
+enum {
+    ROWS = 16,  /* that a thread takes at once */
+    PARTS = 16, /* of the rows in the backward pass */
+};
 
 CLONES static void norm_row(const struct norm *n, int64_t row) {
     const float *x = n->x + row * n->width, *gamma = n->gamma, *beta = n->beta;
@@ -42,7 +45,8 @@ static void norm_range(void *context, int64_t first, int64_t last) {
         norm_row(context, row);
 }
 
-void layer_norm_rows(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t width, float *y) {
+void layer_norm_rows(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t width,
+                     float *y) {
     struct norm n = {.x = x, .gamma = gamma, .beta = beta, .epsilon = epsilon, .rows = rows, .width = width, .y = y};
     parallel_for(norm_range, &n, rows, ROWS);
 }
@@ -76,14 +80,12 @@ static void backward_part(void *context, int64_t part, int64_t end) {
 
 /* x (rows, width), gamma, beta (width,), epsilon (1,) → (rows, width) */
 OPERATOR(layer_norm) {
-    UNUSED;
     layer_norm_rows(IN(0), IN(1), IN(2), *IN(3), shapes[0][0], shapes[0][1], OUT(4));
     return 0;
 }
 
 /* x, gamma, dy, epsilon → dx, dgamma, dbeta */
 OPERATOR(layer_norm_backward) {
-    UNUSED;
     int64_t width = shapes[0][1];
     struct norm n = {IN(0), IN(1), NULL, IN(2), OUT(4), aligned_floats(PARTS * 2 * width), *IN(3), shapes[0][0], width};
     if (!n.partial)

@@ -32,7 +32,8 @@ static void sum_of_rows(const float *x, float *sums, int64_t rows, int64_t width
 
 static int linear(int transposed, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][transposed ? 0 : 1];
-    struct product p = product(0, transposed, rows, out, in, IN(0), in, IN(1), transposed ? in : out, OUT(2 + biased), out);
+    struct product p = product(0, transposed, rows, out, in, IN(0), in, IN(1), transposed ? in : out, OUT(2 + biased),
+                               out);
     p.bias = biased ? IN(2) : NULL;
     gemm(p);
     return 0;
@@ -52,14 +53,14 @@ static int linear_backward(int transposed, int biased, void **arrays, int64_t **
 }
 
 /* x (rows, in), weight (in, out) or transposed (out, in), bias (out,) → (rows, out) */
-OPERATOR(linear_plain) { UNUSED; return linear(0, count == 4, arrays, shapes); }
-OPERATOR(linear_transposed) { UNUSED; return linear(1, count == 4, arrays, shapes); }
+OPERATOR(linear_plain) { return linear(0, count == 4, arrays, shapes); }
+OPERATOR(linear_transposed) { return linear(1, count == 4, arrays, shapes); }
 /* x, weight, dy → dx, dweight, and dbias if there is an output for it */
-OPERATOR(linear_plain_backward) { UNUSED; return linear_backward(0, count == 6, arrays, shapes); }
-OPERATOR(linear_transposed_backward) { UNUSED; return linear_backward(1, count == 6, arrays, shapes); }
+OPERATOR(linear_plain_backward) { return linear_backward(0, count == 6, arrays, shapes); }
+OPERATOR(linear_transposed_backward) { return linear_backward(1, count == 6, arrays, shapes); }
 
-/* A product of activated rows. What the activation gave is not kept for the backward pass, which makes it again: of what a layer
-   keeps, a quarter less. */
+/* A product of activated rows. What the activation gave is not kept for the backward pass, which makes it again: of
+   what a layer keeps, a quarter less. */
 static int linear_after(int kind, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][1];
     float *inner = aligned_floats(rows * in);
@@ -90,9 +91,11 @@ static int linear_after_backward(int kind, int biased, void **arrays, int64_t **
 }
 
 /* x (rows, in) before the activation, weight (in, out), bias (out,) → (rows, out); and x, weight, dy → as above */
-OPERATOR(linear_after_gelu) { UNUSED; return linear_after(TANH_GELU, count == 4, arrays, shapes); }
-OPERATOR(linear_after_gelu_backward) { UNUSED; return linear_after_backward(TANH_GELU, count == 6, arrays, shapes); }
-OPERATOR(linear_after_gelu_erf) { UNUSED; return linear_after(ERF_GELU, count == 4, arrays, shapes); }
-OPERATOR(linear_after_gelu_erf_backward) { UNUSED; return linear_after_backward(ERF_GELU, count == 6, arrays, shapes); }
-OPERATOR(linear_after_fast_gelu) { UNUSED; return linear_after(FAST_GELU, count == 4, arrays, shapes); }
-OPERATOR(linear_after_fast_gelu_backward) { UNUSED; return linear_after_backward(FAST_GELU, count == 6, arrays, shapes); }
+OPERATOR(linear_after_gelu) { return linear_after(TANH_GELU, count == 4, arrays, shapes); }
+OPERATOR(linear_after_gelu_backward) { return linear_after_backward(TANH_GELU, count == 6, arrays, shapes); }
+OPERATOR(linear_after_gelu_erf) { return linear_after(ERF_GELU, count == 4, arrays, shapes); }
+OPERATOR(linear_after_gelu_erf_backward) { return linear_after_backward(ERF_GELU, count == 6, arrays, shapes); }
+OPERATOR(linear_after_fast_gelu) { return linear_after(FAST_GELU, count == 4, arrays, shapes); }
+OPERATOR(linear_after_fast_gelu_backward) {
+    return linear_after_backward(FAST_GELU, count == 6, arrays, shapes);
+}

@@ -1,23 +1,26 @@
-/* The network, over the cache of keys and values: new tokens in, logits out. The one place in C that has the order of the
-   layers; a decode step, a batch of them and a prompt are all this function.
+/* The network, over the cache of keys and values: new tokens in, logits out. The one place in C that has the order of
+   the layers; a decode step, a batch of them and a prompt are all this function.
 
-   What a sequence gets does not depend on who is decoded with it, nor on the parts that a prompt is fed in: the form of a
-   product or of attention is chosen by whether a call is a decode step (n = 1), and every sum has one order. NaN and
-   infinity go through as in IEEE arithmetic; denormals are kept. */
+   What a sequence gets does not depend on who is decoded with it, nor on the parts that a prompt is fed in: the form
+   of a product or of attention is chosen by whether a call is a decode step (n = 1), and every sum has one order. NaN
+   and infinity go through as in IEEE arithmetic; denormals are kept. */
 
 #include "gemm.h"
-#include "gemv.h"
 #include "network.h"
 #include "rows.h"
 #include "thread_pool.h"
 
-enum { ROWS = 16, FEW = 8 }; /* rows that a thread takes at once; rows for which each word is read once, as in a step */
+enum {
+    ROWS = 16, /* that a thread takes at once */
+    FEW = 8,   /* rows for which each word is read once, as in a step */
+};
 
 CLONES static void embed(void *context, int64_t first, int64_t last) {
     const struct pass *p = context;
     const struct network *n = p->network;
     for (int64_t row = first; row < last; row++) {
-        const float *word = n->words + p->ids[row] * n->hidden, *position = n->positions + p->positions[row] * n->hidden;
+        const float *word = n->words + p->ids[row] * n->hidden;
+        const float *position = n->positions + p->positions[row] * n->hidden;
         for (int64_t i = 0; i < n->hidden; i++)
             p->x[row * n->hidden + i] = word[i] + position[i];
     }
@@ -35,7 +38,8 @@ static void logits_of(const struct pass *p, float *logits) {
     if (p->n == 1 || p->rows <= FEW)
         gemv(&n->head, p->x, logits, p->rows, NONE);
     else
-        gemm(product(0, 1, p->rows, n->vocabulary, n->hidden, p->x, n->hidden, n->words, n->hidden, logits, n->vocabulary));
+        gemm(product(0, 1, p->rows, n->vocabulary, n->hidden, p->x, n->hidden, n->words, n->hidden, logits,
+                     n->vocabulary));
 }
 
 /* Floats of scratch of a row: of the matrices of ``struct pass``. */
@@ -57,8 +61,8 @@ static void lay_out(struct pass *p, float *scratch, int64_t rows) {
     p->transposed = p->inner + rows * p->network->inner;
 }
 
-/* logits (rows, vocabulary) of the tokens ``asked`` (rows,), numbers from 0 to batch · n, of n new tokens each of ``batch``
-   sequences; the other arrays as in ``struct pass``. The caller has checked that all lie inside. */
+/* logits (rows, vocabulary) of the tokens ``asked`` (rows,), numbers from 0 to batch · n, of n new tokens each of
+   ``batch`` sequences; the other arrays as in ``struct pass``. The caller has checked that all lie inside. */
 EXPORT void forward(const struct network *n, const int32_t *ids, const int32_t *positions, const int32_t *write,
                     const int32_t *read, int64_t batch, int64_t count, int64_t span, const int32_t *asked, int64_t rows,
                     float *scratch, float *logits) {

@@ -1,7 +1,6 @@
-/* The network over its key-value cache, and one call of it. network.c has the order of the layers, block.c the block. */
+/* The network over its key-value cache, and one call of it. network.c has the layers' order, block.c the block. */
 
-#ifndef PANGU_LAB_NETWORK_H
-#define PANGU_LAB_NETWORK_H
+#pragma once
 
 #include <stddef.h>
 
@@ -43,8 +42,8 @@ struct pass {
 
 INLINE int64_t token_of(const struct pass *p, int64_t row) { return p->token ? p->token[row] : row; }
 
-/* block.c: x (rows, hidden) → x after the layer. With ``asked`` it is the query layer, whose queries are the positions' own
-   and which goes on with these tokens alone. */
+/* block.c: x (rows, hidden) → x after the layer. With ``asked`` it is the query layer, whose queries are the
+   positions' own and which goes on with these tokens alone. */
 void block(struct pass *p, const struct layer *layer, const int32_t *asked, int64_t rows);
 
 /* projection.c: y (rows, out) = activation(x (rows, in) · weightᵀ + bias), or y += that; ``after`` says which. */
@@ -56,4 +55,5 @@ void keep(const struct pass *p, const struct layer *layer, const float *keys, in
 /* Every row's query over its sequence's slots up to its own position → mixed (rows, hidden). */
 void attend_to_cache(const struct pass *p, const struct layer *layer, const float *queries, int64_t stride);
 
-#endif
+/* gemv.c: y (count, out) = activation(x (count, in) · weightᵀ + bias), or y += that; ``after`` says which. */
+void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int after);

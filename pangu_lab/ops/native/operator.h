@@ -2,21 +2,18 @@
 
        int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *, void *)
 
-   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions, labels and keys (int32). What lies
-   between products is done in one pass over memory, with what it needs computed again rather than kept. Every sum is added
-   in an order that does not depend on which thread does what, so a step repeated gives the same bits. NaN and infinity go
-   through as in IEEE arithmetic; denormals are kept. */
+   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions, labels and keys (int32). What
+   lies between products is done in one pass over memory, with what it needs computed again rather than kept. Every
+   sum is added in an order that does not depend on which thread does what, so a step repeated gives the same bits.
+   NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
 
-#ifndef PANGU_LAB_OPERATOR_H
-#define PANGU_LAB_OPERATOR_H
+#pragma once
 
 #include "common.h"
 
 #define OPERATOR(name) \
-    EXPORT int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *stream, void *extra)
-#define UNUSED (void)count, (void)dimensions, (void)types, (void)stream, (void)extra, (void)shapes
+    EXPORT int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *stream, \
+                    void *extra)
 #define IN(i) ((const float *)arrays[i])
 #define INTEGERS(i) ((const int32_t *)arrays[i])
 #define OUT(i) ((float *)arrays[i])
-
-#endif

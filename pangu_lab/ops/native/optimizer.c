@@ -64,7 +64,8 @@ CLONES static void adamw(void *context, int64_t start, int64_t last) {
 }
 
 /* AdamW in place, bias correction already in ``rate`` and ``epsilon``. */
-EXPORT void update(const struct tensor *tensors, int64_t count, float factor, float rate, float keep, float beta1, float beta2,
+EXPORT void update(const struct tensor *tensors, int64_t count, float factor, float rate, float keep, float beta1,
+                   float beta2,
             float epsilon) {
     for (int64_t i = 0; i < count; i++) {
         struct update u = {tensors + i, factor, rate, keep, beta1, beta2, epsilon, NULL};

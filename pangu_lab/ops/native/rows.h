@@ -1,8 +1,7 @@
-/* What is done to rows between the products, for training, prompts and decode steps alike. Each has a C file: softmax.c,
-   layernorm.c, activations.c. */
+/* What is done to rows between the products, for training, prompts and decode steps alike. Each has a C file:
+   softmax.c, layernorm.c, activations.c. */
 
-#ifndef PANGU_LAB_ROWS_H
-#define PANGU_LAB_ROWS_H
+#pragma once
 
 #include "common.h"
 
@@ -17,12 +16,11 @@ struct softmax softmax(float *row, int64_t count, float scale, float weight);
 struct softmax softmax_between(float *row, int64_t first, int64_t last, int64_t count, float scale);
 
 /* y (rows, width) = LayerNorm of each row of x; by all threads. */
-void layer_norm_rows(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t width, float *y);
+void layer_norm_rows(const float *x, const float *gamma, const float *beta, float epsilon, int64_t rows, int64_t width,
+                     float *y);
 
 /* y = activation(x), or with dy its slope times dy; ``kind`` one of the three; by this thread. */
 void activate(const float *x, const float *dy, float *y, int64_t count, int kind);
 
 /* The same by all threads. */
 void activate_all(const float *x, const float *dy, float *y, int64_t count, int kind);
-
-#endif

@@ -2,8 +2,8 @@
 
 #include <string.h>
 
-#include "exponential.h"
 #include "rows.h"
+#include "vectors.h"
 
 /* A NaN need not become the highest: its own exponential is one, and so the sum. */
 CLONES static struct softmax weighted_softmax(float *row, int64_t count, float scale, float weight) {

@@ -1,11 +1,11 @@
 /* A few threads that take parts of a piece of work, one after the other, beside the thread that asks for it.
 
    Written for machines that others compute on too (MindSpore's own pool, other ranks, other people): who asks works
-   through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has not
-   let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors a
-   decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the threads
-   are gone, the work is simply done alone. So it is by whoever asks while another's work is not done yet: MindSpore may run
-   two operators at once. */
+   through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has
+   not let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors
+   a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the
+   threads are gone, the work is simply done alone. So it is by whoever asks while another's work is not done yet:
+   MindSpore may run two operators at once. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -21,7 +21,8 @@ static struct {
     atomic_int open, active, sleeping;
     pthread_mutex_t caller, lock;
     pthread_cond_t called;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER, .threads = 1};
+} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER,
+          .threads = 1};
 
 enum { PATIENCE = 4000 }; /* looks for new work, some 50 µs in all, before a thread sleeps */
 

@@ -1,11 +1,10 @@
 /* The threads that all kernels share; thread_pool.c says why they are no OpenMP. */
 
-#ifndef PANGU_LAB_THREAD_POOL_H
-#define PANGU_LAB_THREAD_POOL_H
+#pragma once
 
 #include "common.h"
 
-/* What is done to the items first … last - 1, at most ``grain`` of them. */
+/* What is done to the items first … last - 1, at most ``grain`` of them; with a grain of 1 to the item ``first``. */
 typedef void (*range_work)(void *context, int64_t first, int64_t last);
 
 /* Have at least this many threads, the caller's included. */
@@ -15,5 +14,3 @@ int64_t pool_size(void);
 
 /* work(context, first, last) over the items 0 … count - 1, ``grain`` at a time; returns when all are done. */
 void parallel_for(range_work work, void *context, int64_t count, int64_t grain);
-
-#endif
