@@ -29,8 +29,8 @@ from pangu_lab.files import cache_folder
 
 PACKAGE = Path(__file__).parent
 BUILT = "built"  # the package's folder of libraries that were built with it
-KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-ffp-contract=fast", "-fno-math-errno",
-           "-fno-trapping-math", "-Wno-psabi")
+KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-fopenmp-simd",
+           "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
 Opened = TypeVar("Opened")
 
@@ -64,8 +64,10 @@ LIBRARIES = {library.name: library for library in (
     # No fused or reordered arithmetic: equality with jieba rests on plain IEEE sums.
     Library("segment", ("tokenizer/segment.c", "tokenizer/wordids.c"),
             ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")),
-    Library("train", ("ops/native/train.c",), KERNELS),
-    Library("decode", ("ops/native/decode.c",), KERNELS),
+    Library("kernels", tuple(f"ops/native/{unit}.c" for unit in (
+        "thread_pool", "scratch", "gemm", "gemv", "softmax", "layernorm", "activations",  # what all of them are made of
+        "network", "block", "projection", "cached_attention",  # prompts and decode steps
+        "linear", "attention", "dropout", "head_loss", "embedding", "optimizer")), KERNELS),  # training
 )}
 
 

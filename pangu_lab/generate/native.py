@@ -5,7 +5,7 @@ graphs have run. So the kernels work on the graph's own weights and cache, and e
 needs nothing more than its graphs. The first prompt and the first step are made both ways and compared: if they differ, by
 whatever reason, the graph goes on alone.
 
-A row's numbers do not depend on how many sequences are decoded together (see ``decode.c``).
+A row's numbers do not depend on how many sequences are decoded together (see ``network.c`` of ``ops/native``).
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ class NativeDecoder:
         library: the compiled kernels.
         parameters: of the graph, by name; see ``network.py`` for their shapes.
         config: the network's sizes.
-        places: positions that the cache holds.
+        slots: positions that the cache holds.
 
     Attributes:
         steps, prompts: whether one token each of the sequences, and whether several, are taken by the kernels.
     """
 
-    def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, places: int) -> None:
-        self._library, self._config, self._places = library, config, places
+    def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> None:
+        self._library, self._config, self._slots = library, config, slots
         self._arrays = {name.partition(":")[2] or name: value.asnumpy() for name, value in parameters.items()}
         self._kept: list[Any] = []
-        self._room = np.empty(0, np.float32)
+        self._scratch = np.empty(0, np.float32)
         self.steps, self.prompts = Trust(), Trust()
         self._network = self._describe(int8=False)
 
@@ -75,7 +75,7 @@ class NativeDecoder:
         words = f"{prefix}.word_embedding.embedding_table"
         head = self._matrix(words, None, int8)
         return decode.Network(
-            config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._places,
+            config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._slots,
             config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps, self._at(words),
             self._at(f"{prefix}.position_embedding.embedding_table"), self._at(QUERIES),
             self._at(f"{prefix}.layernorm.gamma"), self._at(f"{prefix}.layernorm.beta"), head, layers)
@@ -90,55 +90,50 @@ class NativeDecoder:
         return self._arrays[name].ctypes.data
 
     def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
-        bias_at = bias and self._at(bias)
+        outputs, inputs = self._arrays[weight].shape
+        rest = (bias and self._at(bias), self._at(weight), inputs, outputs)
         if not int8:
-            return decode.Matrix(self._at(weight), None, bias_at, self._at(weight))
+            return decode.Matrix(self._at(weight), None, *rest)
         quantised, scale = decode.quantise(self._arrays[weight])
         self._kept += [quantised, scale]
-        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, bias_at, self._at(weight))
+        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, *rest)
 
     def trust(self, ids: np.ndarray, rows: np.ndarray) -> Trust:
         """The one of ``steps`` and ``prompts`` that such a call belongs to."""
-        return self.steps if ids.shape[1] == 1 and np.array_equal(rows, np.arange(len(ids))) else self.prompts
+        return self.steps if ids.shape[1] == 1 else self.prompts
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
             rows: np.ndarray) -> np.ndarray:
         """Logits (m, vocab_size); arguments as of ``Runner.run``."""
         arrays = [np.ascontiguousarray(array, np.int32) for array in (ids, positions, write, read, rows)]
         self._check(*arrays)
-        ids, positions, write, read, rows = arrays
         (batch, n), span = ids.shape, read.shape[1]
         logits = np.empty((len(rows), self._config.vocab_size), np.float32)
-        given = [array.ctypes.data for array in arrays]
-        if self.trust(ids, rows) is self.steps:
-            room = self._room_for(self._library.decode_room(self._network, batch, span))
-            self._library.decode_step(self._network, *given[:4], batch, span, room, logits.ctypes.data)
-        else:
-            room = self._room_for(self._library.prompt_room(self._network, ids.size, len(rows)))
-            self._library.decode_prompt(self._network, *given[:4], batch, n, span, given[4], len(rows), room,
-                                        logits.ctypes.data)
+        *tokens, asked = (array.ctypes.data for array in arrays)
+        scratch = self._scratch_of(self._library.scratch_size(self._network, ids.size, len(rows)))
+        self._library.forward(self._network, *tokens, batch, n, span, asked, len(rows), scratch, logits.ctypes.data)
         return logits
 
-    def _room_for(self, floats: int) -> int:
-        """The address of working memory."""
-        if len(self._room) < floats:
-            self._room = np.empty(floats, np.float32)
-        return self._room.ctypes.data
+    def _scratch_of(self, floats: int) -> int:
+        """The address of scratch memory."""
+        if len(self._scratch) < floats:
+            self._scratch = np.empty(floats, np.float32)
+        return self._scratch.ctypes.data
 
     def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray) -> None:
         """What lies outside the network's arrays would be read as memory."""
-        for name, array, end in (("token", ids, self._config.vocab_size), ("place", write, self._places),
+        for name, array, end in (("token", ids, self._config.vocab_size), ("cache slot", write, self._slots),
                                  ("position", positions, min(self._config.num_positions, read.shape[1])),
-                                 ("place", read, self._places), ("row", rows, ids.size)):
+                                 ("cache slot", read, self._slots), ("row", rows, ids.size)):
             if array.min() < 0 or array.max() >= end:
                 raise InputError(f"a {name} of a decode step is outside 0 to {end - 1}")
 
 
-def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, places: int) -> Optional[NativeDecoder]:
+def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> Optional[NativeDecoder]:
     """The kernels over a graph's parameters; None where they cannot do its work."""
     import mindspore as ms
 
     if config.moe_layers or ms.get_context("device_target") != "CPU":
         return None
     library = decode.library()
-    return library and NativeDecoder(library, parameters, config, places)
+    return library and NativeDecoder(library, parameters, config, slots)

@@ -1,4 +1,4 @@
-"""The back end of C kernels: ``train.c`` as cells that MindSpore differentiates. All of them take and give fp32.
+"""The back end of C kernels: the training operators as cells that MindSpore differentiates. All of them take and give fp32.
 
 ``Kernels`` has the methods of ``pangu_lab.ops.portable.Portable``, which see for what each makes.
 """
@@ -17,7 +17,7 @@ from pangu_lab.ops.dropout import Dropout
 from pangu_lab.ops.native import train
 
 FLOAT = mstype.float32
-# the symbols of train.c: an operation and its gradient
+# the symbols of the operators: an operation and its gradient
 LINEAR = {"": ("linear_plain", "linear_plain_backward"), "transposed": ("linear_transposed", "linear_transposed_backward"),
           "gelu": ("linear_after_gelu", "linear_after_gelu_backward"),
           "gelu_erf": ("linear_after_gelu_erf", "linear_after_gelu_erf_backward"),
@@ -40,7 +40,7 @@ class Kernels:
         self.library, self.path = library, library.path
 
     def operator(self, symbol: str, shape, outputs: int = 1) -> ops.Custom:
-        """A function of ``train.c``; ``shape`` makes the shape, or the tuple of shapes, from those of the inputs."""
+        """An operator of the C library; ``shape`` makes the shape, or the tuple of shapes, from those of the inputs."""
         return ops.Custom(f"{self.path}:{symbol}", shape, FLOAT if outputs == 1 else (FLOAT,) * outputs, "aot")
 
     def linear(self, transposed: bool, dtype, after: str = "") -> Linear:

@@ -1,46 +1,23 @@
-/* What the kernels share: one function for several processors, and mathematics that a compiler can make vectors of. */
+/* What every C file of the kernels needs: one function for several processors, and what follows a product. */
 
-#ifndef PANGU_LAB_COMMON_H
-#define PANGU_LAB_COMMON_H
+#pragma once
 
-#include <math.h>
 #include <stdint.h>
-#include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
-/* The function exists for AVX-512, AVX2 and neither; the loader takes what the processor can do. */
+/* Seen from outside; everything else is hidden (-fvisibility), so that no other library's name can come between. */
+#define EXPORT __attribute__((visibility("default")))
+/* The function exists for AVX-512, AVX2 and neither; the loader takes what the processor can do. On static functions
+   alone: GCC 12 shows the others from outside. */
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
 #endif
 
-enum { TANH_GELU = 0, ERF_GELU = 1, FAST_GELU = 2, NONE = 3 };
+/* What becomes of a product: an activation of it, itself, or what lies there already plus it. */
+enum { TANH_GELU = 0, ERF_GELU = 1, FAST_GELU = 2, NONE = 3, RESIDUAL = 4 };
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* e^x to 2 units in the last place; below e^-87 it is e^-87, above e^88 infinity, and a NaN stays one. 2^n times a
-   polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to x^7). */
-INLINE float quick_exp(float x) {
-    float bounded = x < -87.0f ? -87.0f : x;
-    float rounded = bounded > 88.0f ? 88.0f : bounded;
-    float whole = rounded * 1.44269504f + 12582912.0f; /* 1.5 · 2^23: the last bits now hold the nearest whole number */
-    int32_t bits;
-    memcpy(&bits, &whole, sizeof bits);
-    whole -= 12582912.0f;
-    float r = rounded - whole * 0.693359375f + whole * 2.12194440e-4f;
-    float p = 1.0f / 5040;
-    p = p * r + 1.0f / 720;
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
-    int32_t exponent = (int32_t)((uint32_t)bits << 23) + 0x3F800000;
-    float power;
-    memcpy(&power, &exponent, sizeof power);
-    return bounded > 88.0f ? INFINITY : p * power;
-}
-
-#endif
+INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -1,4 +1,4 @@
-"""``decode.c`` from Python: its structures, and the library itself.
+"""``network.c`` from Python: its structures, and the library itself.
 
 Nothing here copies weights or cache: the structures hold the addresses of arrays that the caller keeps alive.
 """
@@ -21,7 +21,7 @@ _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 class Matrix(ctypes.Structure):
     """``struct matrix``: weight (out, in), its factors when it holds bytes, bias, and the weight in floats."""
 
-    _fields_ = [(name, _POINTER) for name in ("weight", "scale", "bias", "floats")]
+    _fields_ = [*((name, _POINTER) for name in ("weight", "scale", "bias", "floats")), ("inputs", _INTEGER), ("outputs", _INTEGER)]
 
 
 class Layer(ctypes.Structure):
@@ -35,7 +35,7 @@ class Layer(ctypes.Structure):
 class Network(ctypes.Structure):
     """``struct network``."""
 
-    _fields_ = [*((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "places", "vocabulary",
+    _fields_ = [*((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "slots", "vocabulary",
                                                 "activation")),
                 ("epsilon", ctypes.c_double),
                 *((name, _POINTER) for name in ("words", "positions", "queries", "gamma", "beta")),
@@ -45,19 +45,17 @@ class Network(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def library() -> Optional[ctypes.CDLL]:
     """The compiled kernels; None, said once in the log, where they cannot be had."""
-    return loaded("decode", _opened, "text is written with MindSpore's own operators, the same tokens at half the speed or less")
+    return loaded("kernels", _opened, "text is written with MindSpore's own operators, the same tokens at half the speed or less")
 
 
 def _opened(path: Path) -> ctypes.CDLL:
     found = ctypes.CDLL(str(path))
     network = ctypes.POINTER(Network)
-    found.decode_room.argtypes, found.decode_room.restype = (network, _INTEGER, _INTEGER), _INTEGER
-    found.decode_step.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 2, _POINTER, _POINTER)
     found.set_up.argtypes, found.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
-    found.prompt_room.argtypes, found.prompt_room.restype = (network, _INTEGER, _INTEGER), _INTEGER
-    found.decode_prompt.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _INTEGER, _POINTER, _POINTER)
+    found.scratch_size.argtypes, found.scratch_size.restype = (network, _INTEGER, _INTEGER), _INTEGER
+    found.forward.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _INTEGER, _POINTER, _POINTER)
     found.quantise.argtypes = (_POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER)
-    found.decode_step.restype = found.decode_prompt.restype = found.quantise.restype = None
+    found.forward.restype = found.quantise.restype = None
     found.set_up(thread_count(), 512)
     return found
 

@@ -1,4 +1,4 @@
-"""``train.c`` from Python: the library, and AdamW over arrays."""
+"""The training kernels from Python: the library, and AdamW over arrays."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Tensor(ctypes.Structure):
 @functools.lru_cache(maxsize=1)
 def library() -> Optional[Library]:
     """Compiled at the first use; None, said once in the log, where they cannot be had."""
-    return loaded("train", _opened, "training goes on with MindSpore's own operators, slower and in four times the memory")
+    return loaded("kernels", _opened, "training goes on with MindSpore's own operators, slower and in four times the memory")
 
 
 def library_for(config: ModelConfig) -> Optional[Library]:

@@ -1,7 +1,7 @@
 """Decode steps and prompts by the kernels, against numpy in double precision over random shapes.
 
 Needs no graph and no MindSpore, so that `make test-native` can run it under AddressSanitizer: every array is as large as
-the kernels are told, the working memory too.
+the kernels are told, the scratch too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pangu_lab.ops.native import decode
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
 some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-WORDS, POSITIONS, VOCABULARY, PLACES = "word_embedding.embedding_table", "position_embedding.embedding_table", 53, 150
+WORDS, POSITIONS, VOCABULARY, SLOTS = "word_embedding.embedding_table", "position_embedding.embedding_table", 53, 150
 
 
 class Held:
@@ -57,20 +57,20 @@ def random_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
             found[f"{prefix}.layernorm{i}.gamma"] = normal(hidden, around=1.0)
             found[f"{prefix}.layernorm{i}.beta"] = normal(hidden)
         for kind in ("keys", "values"):
-            found[f"{prefix}.cache.{kind}"] = np.zeros((config.num_heads * PLACES, hidden // config.num_heads), np.float32)
+            found[f"{prefix}.cache.{kind}"] = np.zeros((config.num_heads * SLOTS, hidden // config.num_heads), np.float32)
     return found
 
 
 class Tight(NativeDecoder):
-    """Gets no more working memory for a call than that call asks for."""
+    """Gets no more scratch for a call than that call asks for."""
 
-    def _room_for(self, floats: int) -> int:
-        self._room = np.empty(0, np.float32)
-        return super()._room_for(floats)
+    def _scratch_of(self, floats: int) -> int:
+        self._scratch = np.empty(0, np.float32)
+        return super()._scratch_of(floats)
 
 
 def decoder_of(config: ModelConfig, parameters: dict[str, np.ndarray]) -> NativeDecoder:
-    return Tight(decode.library(), {name: Held(value) for name, value in parameters.items()}, config, PLACES)
+    return Tight(decode.library(), {name: Held(value) for name, value in parameters.items()}, config, SLOTS)
 
 
 def activated(x: np.ndarray, name: str) -> np.ndarray:
@@ -119,23 +119,44 @@ def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, nam
     rng = np.random.default_rng(seed)
     batch = batch if most == 14 else 1
     heads = max(heads, -(-4 // dim))  # the norm of two or three numbers that are nearly equal magnifies any rounding
-    prompt = int(rng.integers(2, most - steps + 1))  # one token each is a step, whose rows are the sequences in order
+    prompt = int(rng.integers(2, most - steps + 1))  # one token each is a step
     config = ModelConfig(VOCABULARY, most, heads * dim, layers, heads, hidden_act=name, dropout_rate=0.0)
     parameters = random_parameters(config, seed)
     decoder = decoder_of(config, parameters)
     if int8:
         decoder.use_int8()  # rounds the parameters too
     ids = rng.integers(0, VOCABULARY, (batch, prompt + steps))
-    places = rng.permutation(PLACES)[:ids.size].reshape(ids.shape)  # of the cache, in no order
+    slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)  # of the cache, in no order
     at = np.tile(np.arange(prompt + steps), (batch, 1))
     rows = rng.permutation(batch * prompt)[:int(rng.integers(1, batch * prompt + 1))]
     wanted = reference(parameters, config, ids)
-    found = decoder.run(ids[:, :prompt], at[:, :prompt], places[:, :prompt], places[:, :prompt], rows)
+    found = decoder.run(ids[:, :prompt], at[:, :prompt], slots[:, :prompt], slots[:, :prompt], rows)
     close(found, wanted[:, :prompt].reshape(-1, VOCABULARY)[rows])
     for t in range(prompt, prompt + steps):
         now = slice(t, t + 1)
-        found = decoder.run(ids[:, now], at[:, now], places[:, now], places[:, :t + 1], np.arange(batch))
-        close(found, wanted[:, t])
+        asked = rng.permutation(batch)[:int(rng.integers(1, batch + 1))]
+        found = decoder.run(ids[:, now], at[:, now], slots[:, now], slots[:, :t + 1], asked)
+        close(found, wanted[asked, t])
+
+
+@some
+@given(st.integers(1, 3), st.integers(4, 37), st.integers(2, 9), st.sampled_from(sorted(decode.ACTIVATIONS)), st.booleans(),
+       st.integers(0, 2**31))
+def test_a_step_gives_a_sequence_the_same_bits_alone_and_in_company(heads, dim, batch, name, int8, seed):
+    """Of widths at which each row begins at another address, as vectors see it."""
+    rng = np.random.default_rng(seed)
+    config = ModelConfig(VOCABULARY, 14, heads * dim, 2, heads, hidden_act=name, dropout_rate=0.0)
+    decoder = decoder_of(config, random_parameters(config, seed))
+    if int8:
+        decoder.use_int8()
+    ids, at = rng.integers(0, VOCABULARY, (batch, 6)), np.tile(np.arange(6), (batch, 1))
+    slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)
+    decoder.run(ids[:, :5], at[:, :5], slots[:, :5], slots[:, :5], np.arange(batch))
+    together = decoder.run(ids[:, 5:], at[:, 5:], slots[:, 5:], slots, np.arange(batch))
+    for b in range(batch):
+        one = slice(b, b + 1)
+        alone = decoder.run(ids[one, 5:], at[one, 5:], slots[one, 5:], slots[one], np.arange(1))
+        np.testing.assert_array_equal(alone, together[one])
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:

@@ -1,37 +1,34 @@
 /* A few threads that take parts of a piece of work, one after the other, beside the thread that asks for it.
 
    Written for machines that others compute on too (MindSpore's own pool, other ranks, other people): who asks works
-   through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has not
-   let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors a
-   decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the threads
-   are gone, the work is simply done alone. So it is by whoever asks while another's work is not done yet: MindSpore may run
-   two operators at once. */
-
-#ifndef PANGU_LAB_POOL_H
-#define PANGU_LAB_POOL_H
+   through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has
+   not let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors
+   a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the
+   threads are gone, the work is simply done alone. So it is by whoever asks while another's work is not done yet:
+   MindSpore may run two operators at once. */
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
-#include <stdint.h>
 
-typedef void (*part_of_work)(void *context, int64_t part);
+#include "thread_pool.h"
 
 static struct {
-    part_of_work work;
+    range_work work;
     void *context;
-    int64_t parts, threads;
+    int64_t count, grain, threads;
     atomic_llong next;
     atomic_int open, active, sleeping;
     pthread_mutex_t caller, lock;
     pthread_cond_t called;
-} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER, .threads = 1};
+} pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER,
+          .threads = 1};
 
 enum { PATIENCE = 4000 }; /* looks for new work, some 50 µs in all, before a thread sleeps */
 
-static void take_parts(void) {
-    for (int64_t part; (part = atomic_fetch_add(&pool.next, 1)) < pool.parts;)
-        pool.work(pool.context, part);
+static void take_ranges(void) {
+    for (int64_t first; (first = atomic_fetch_add(&pool.next, pool.grain)) < pool.count;)
+        pool.work(pool.context, first, smaller(first + pool.grain, pool.count));
 }
 
 static void wait_for_call(void) {
@@ -56,16 +53,15 @@ static void *helper(void *unused) {
         /* first counted, then looked again: who closes the work sees the count, or this thread sees it closed */
         atomic_fetch_add(&pool.active, 1);
         if (atomic_load(&pool.open))
-            take_parts();
+            take_ranges();
         atomic_fetch_sub(&pool.active, 1);
-        if (atomic_load(&pool.open) && atomic_load(&pool.next) >= pool.parts)
+        if (atomic_load(&pool.open) && atomic_load(&pool.next) >= pool.count)
             sched_yield();
     }
     return unused;
 }
 
-/* Have at least this many threads, the caller's included. */
-static void pool_grow(int64_t threads) {
+void grow_pool(int64_t threads) {
     for (; pool.threads < threads; pool.threads++) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, helper, NULL))
@@ -74,26 +70,29 @@ static void pool_grow(int64_t threads) {
     }
 }
 
-/* work(context, part) for all parts; returns when all are done. */
-static void pool_run(part_of_work work, void *context, int64_t parts) {
-    if (pool.threads == 1 || parts == 1 || pthread_mutex_trylock(&pool.caller)) {
-        for (int64_t part = 0; part < parts; part++)
-            work(context, part);
+int64_t pool_size(void) { return pool.threads; }
+
+static void wake_sleepers(void) {
+    if (!atomic_load(&pool.sleeping))
+        return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.called);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+void parallel_for(range_work work, void *context, int64_t count, int64_t grain) {
+    if (pool.threads == 1 || count <= grain || pthread_mutex_trylock(&pool.caller)) {
+        for (int64_t first = 0; first < count; first += grain)
+            work(context, first, smaller(first + grain, count));
         return;
     }
-    pool.work = work, pool.context = context, pool.parts = parts;
+    pool.work = work, pool.context = context, pool.count = count, pool.grain = grain;
     atomic_store(&pool.next, 0);
     atomic_store(&pool.open, 1);
-    if (atomic_load(&pool.sleeping)) {
-        pthread_mutex_lock(&pool.lock);
-        pthread_cond_broadcast(&pool.called);
-        pthread_mutex_unlock(&pool.lock);
-    }
-    take_parts();
+    wake_sleepers();
+    take_ranges();
     atomic_store(&pool.open, 0);
     while (atomic_load(&pool.active))
         sched_yield();
     pthread_mutex_unlock(&pool.caller);
 }
-
-#endif
