@@ -143,9 +143,9 @@ class PanguLM(Model):
         """As ``logits``, for as many rows as the cache holds."""
         taken = self.runner.pool.take(ids.size)
         try:
-            places = np.array(taken).reshape(ids.shape)
+            slots = np.array(taken).reshape(ids.shape)
             positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-            rows = self.runner.run(ids, positions, places, places, np.arange(ids.size))
+            rows = self.runner.run(ids, positions, slots, slots, np.arange(ids.size))
         finally:
             self.runner.pool.give_back(taken)
         return rows.reshape(*ids.shape, -1)

@@ -57,14 +57,14 @@ class Model:
         self._runner, self._engine, self._slots, self._int8 = runner, None, slots, int8
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, places: Optional[int] = None, int8: bool = False):
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False):
         """The model in ``source``.
 
         Args:
             source: a run (its newest whole checkpoint), a checkpoint, a release that ``pangu-lab convert`` wrote, a
                 bundle; or the name of a folder below ``runs`` or ``exports``.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
-            places: slots of the key-value cache over all sequences; by default one whole sequence, at least 1024.
+            slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
             int8: see above.
 
         Raises:
@@ -72,14 +72,14 @@ class Model:
         """
         folder = find(source)
         if (folder / DESCRIPTION).is_file() or any(folder.glob(f"rank_*/{DESCRIPTION}")):
-            if tokenizer is not None or places is not None:
+            if tokenizer is not None or slots is not None:
                 raise InputError(f"{source}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
             return cls._of_bundle(folder, int8)
         checkpoint = resolve_checkpoint(folder)
         settings, place = checkpoint.config, checkpoint.folder.resolve()
         of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
         return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, folder.resolve().name,
-                   of_run, StoredWeights(checkpoint, settings), settings, slots=places, int8=int8)
+                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, int8=int8)
 
     @classmethod
     def _of_bundle(cls, folder: Path, int8: bool):

@@ -80,11 +80,11 @@ def weight_bytes(model: ModelConfig) -> int:
     return 4 * model.num_parameters
 
 
-def generation_need(model: ModelConfig, places: Optional[int] = None) -> Need:
+def generation_need(model: ModelConfig, slots: Optional[int] = None) -> Need:
     """To hold a model and write with it: weights once, cache, the work of one call."""
-    places = places or max(model.num_positions, 1024)
+    slots = slots or max(model.num_positions, 1024)
     tokens = min(model.num_positions, tokens_at_once(model))
-    return Need({"weights": weight_bytes(model), "key-value cache": 8 * model.num_layers * places * model.hidden_size,
+    return Need({"weights": weight_bytes(model), "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
                  "work": forward_bytes(model, tokens, model.num_positions) + 2 * _largest(model), "program": PROGRAM})
 
 

@@ -57,7 +57,7 @@ def test_what_is_no_model_is_refused_in_one_line(inside, tmp_path):
     with pytest.raises(InputError, match="holds no whole checkpoint"):
         Model.load(tmp_path)
     with pytest.raises(InputError, match="a bundle has its own tokenizer and cache"):
-        Model.load("first-bundle", places=128)
+        Model.load("first-bundle", slots=128)
     with pytest.raises(InputError, match="first-bundle: an exported bundle cannot be looked into"):
         PanguLM.load("first-bundle").attention("春天")
 

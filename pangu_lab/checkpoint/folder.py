@@ -36,14 +36,14 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def write_shard(folder: Path, rank: int, tensors: Mapping[str, np.ndarray],
-                places: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None) -> None:
+                regions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None) -> None:
     """Write one rank's tensors into ``folder``.
 
     Args:
-        places: for tensors that are slices, the whole shape and the offset of the slice in it.
+        regions: for tensors that are slices, the whole shape and the offset of the slice in it.
     """
-    places = places or {}
-    layout = {name: places.get(name, (value.shape, (0,) * value.ndim)) for name, value in tensors.items()}
+    regions = regions or {}
+    layout = {name: regions.get(name, (value.shape, (0,) * value.ndim)) for name, value in tensors.items()}
     _write_safetensors(folder / f"shard-{rank:05d}.safetensors", tensors, {"places": json.dumps(layout)})
 
 
@@ -154,11 +154,11 @@ class Checkpoint:
         """name → [(shard file, whole shape, offset)]."""
         index: dict[str, list[tuple[str, tuple, tuple]]] = {}
         for shard in (name for name in files if name.endswith(".safetensors")):
-            for name, (shape, offset) in self._places(shard):
+            for name, (shape, offset) in self._regions(shard):
                 index.setdefault(name, []).append((shard, tuple(shape), tuple(offset)))
         return index
 
-    def _places(self, shard: str) -> list[tuple[str, tuple]]:
+    def _regions(self, shard: str) -> list[tuple[str, tuple]]:
         from safetensors import SafetensorError, safe_open
 
         try:

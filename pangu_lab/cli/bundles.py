@@ -23,9 +23,9 @@ def register(verbs: Any) -> None:
                       "MindIR graphs, tokenizer, description, checksums; a bundle may be moved and copied.")
     export.add_argument("--from", dest="source", required=True, metavar="DIR", help="a run or a checkpoint")
     export.add_argument("--out", required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
-    export.add_argument("--places", type=int, metavar="N",
-                        help="positions of key-value cache over all sequences (default: one whole sequence, at "
-                             "least 1024)")
+    export.add_argument("--cache-slots", "--places", dest="slots", type=int, metavar="N",
+                        help="slots of the key-value cache, one for each position of each sequence (default: those of "
+                             "one whole sequence, at least 1024)")
     export.add_argument("--prefill-lengths", type=_numbers, default=(), metavar="N,N",
                         help="also a graph of fixed shapes for prompts of up to N tokens, for devices that compile "
                              "every shape anew")
@@ -82,7 +82,7 @@ def run_export(args: argparse.Namespace) -> int:
 
     with progress_bar("export") as progress:
         batches = args.decode_batches
-        bundle = export_run(args.source, args.out, args.places, args.tensor_parallel, progress,
+        bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress,
                             prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss,
                             decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())

@@ -92,14 +92,14 @@ class Variants:
                 **{"decode" if batch == 1 else f"decode_{batch}": (batch, 1) for batch in sorted(set(batches))}}
 
 
-def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, tensor_parallel: int = 1,
+def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
                progress: Progress = silent, **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
-        places, tensor_parallel, variants: as ``export_bundle``.
+        slots, tensor_parallel, variants: as ``export_bundle``.
 
     Returns:
         ``out``.
@@ -109,13 +109,13 @@ def export_run(run: Path | str, out: Path | str, places: Optional[int] = None, t
     """
     _refuse_existing(Path(out))
     model = Model.load(run)
-    check(f"{run}: exporting", generation_need(model.config, places), generation_need)
+    check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
     return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
-                         model.sampling, places, tensor_parallel, progress, **variants)
+                         model.sampling, slots, tensor_parallel, progress, **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
-                  sampling: SamplingConfig = SamplingConfig(), places: Optional[int] = None, tensor_parallel: int = 1,
+                  sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
                   progress: Progress = silent, **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
@@ -124,7 +124,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         tokenizer: a ``pangu_lab.tokenizer.Tokenizer``; its eod and pad go with it.
         out: the folder to write; must not exist.
         sampling: what generation uses when a request says nothing.
-        places: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
+        slots: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
         tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
         variants: the fields of ``Variants``.
 
@@ -147,7 +147,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in range(tensor_parallel)]
     check_group(config, groups[0])
     Variants(**variants).fixed(config)
-    writing = _Writing(weights, config, tokenizer, sampling, default_slots(config, places), out.name,
+    writing = _Writing(weights, config, tokenizer, sampling, default_slots(config, slots), out.name,
                        Variants(**variants), secrets.token_hex(8), progress)
     with whole_folder(out) as folder:
         for group in groups:
@@ -173,7 +173,7 @@ class _Writing:
     config: ModelConfig
     tokenizer: Any
     sampling: SamplingConfig
-    places: int
+    slots: int
     name: str
     variants: Variants
     export_id: str
@@ -206,7 +206,7 @@ class _Writing:
 
         tell(0, "building the network")
         ms.set_context(mode=ms.GRAPH_MODE)
-        parts = cached_parts(self.weights, self.config, self.places, group)
+        parts = cached_parts(self.weights, self.config, self.slots, group)
         made = {"prefill": (CachedNetwork(parts), dynamic_inputs()),
                 **{name: (CachedNetwork(dataclasses.replace(parts, one=shape == (1, 1))), fixed_inputs(*shape))
                    for name, shape in fixed.items()}}
@@ -227,7 +227,7 @@ class _Writing:
         return {
             "format": FORMAT, "version": VERSION, "name": self.name,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": self.places},
+            "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": self.slots},
             "graphs": {name: {"file": f"{name}.mindir", **graph} for name, graph in graphs.items()},
             "tokenizer": {"folder": "tokenizer", "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
                           "fingerprint": tokenizer.fingerprint},

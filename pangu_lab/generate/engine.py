@@ -125,18 +125,18 @@ def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
 
 
 def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: TokenizerLike,
-                        sampling: SamplingConfig = SamplingConfig(), places: Optional[int] = None,
+                        sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None,
                         name: str = "") -> Engine:
     """An engine over weights under their released names.
 
     Args:
-        places: positions of key-value cache; one whole sequence and at least 1024 by default. Searching with many
+        slots: positions of key-value cache; one whole sequence and at least 1024 by default. Searching with many
             beams, or many sequences at once, needs more.
 
     Raises:
         InputError: weights, configuration and tokenizer do not belong together.
     """
-    return Engine(network_runner(weights, config, places), tokenizer, sampling, name)
+    return Engine(network_runner(weights, config, slots), tokenizer, sampling, name)
 
 
 def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,

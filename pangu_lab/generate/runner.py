@@ -14,16 +14,14 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.generate.native import NativeDecoder, native_decoder
 from pangu_lab.memory import tokens_at_once
-
-if TYPE_CHECKING:  # the kernels' package brings MindSpore
-    from pangu_lab.generate.native import NativeDecoder
 
 BUCKET = 64  # the number of slots that the general graph looks at is rounded up to this
 DEFAULT_SLOTS = 1024
@@ -262,23 +260,22 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
-def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, places: Optional[int] = None) -> Runner:
+def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: Optional[int] = None) -> Runner:
     """Compile the network for ``weights`` (released names) on this machine.
 
     Args:
         weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
-        places: cache slots, one a position; by default one full sequence, and no fewer than 1024.
+        slots: of the cache, one a position; by default one full sequence, and no fewer than 1024.
 
     Raises:
         InputError: the weights are not those of ``config``.
     """
     import mindspore as ms
 
-    from pangu_lab.generate.native import native_decoder
     from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    parts = cached_parts(weights, config, default_slots(config, places))
+    parts = cached_parts(weights, config, default_slots(config, slots))
     network = CachedNetwork(parts)
     network.set_inputs(*dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
@@ -287,14 +284,14 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, place
                   tokens_at_once(config), native)
 
 
-def default_slots(config: ModelConfig, places: Optional[int] = None) -> int:
+def default_slots(config: ModelConfig, slots: Optional[int] = None) -> int:
     """How many positions the cache holds.
 
     Raises:
         InputError: fewer than one whole sequence needs.
     """
-    if places is None:
+    if slots is None:
         return max(config.num_positions, DEFAULT_SLOTS)
-    if places < config.num_positions:
-        raise InputError(f"places={places} must be at least model.num_positions={config.num_positions}")
-    return places
+    if slots < config.num_positions:
+        raise InputError(f"slots={slots} must be at least model.num_positions={config.num_positions}")
+    return slots

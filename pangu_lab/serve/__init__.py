@@ -1,9 +1,13 @@
-"""Serving an exported bundle: one scheduler, an HTTP API and a page to write with."""
+"""Serving a model: one scheduler, an HTTP API and a page to write with."""
 
 from __future__ import annotations
 
+from pangu_lab.serve.background import BackgroundServer, start_server
 from pangu_lab.serve.limits import Limits, parse_limits
+from pangu_lab.serve.load import Load, drive
+from pangu_lab.serve.pictures import plot_loads
 from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.server import Server, serve
 
-__all__ = ["Limits", "Scheduler", "Server", "parse_limits", "serve"]
+__all__ = ["BackgroundServer", "Limits", "Load", "Scheduler", "Server", "drive", "parse_limits", "plot_loads", "serve",
+           "start_server"]

@@ -58,8 +58,8 @@ class _OfScheduler:
         for name, text, value in (("ready", "1 while requests are taken", float(self.scheduler.ready.is_set())),
                                   ("queue_length", "Prompts that wait", self.scheduler.waiting),
                                   ("running_sequences", "Sequences in the batch", self.scheduler.running),
-                                  ("cache_places", "Positions of key-value cache", pool.slots),
-                                  ("cache_places_used", "Of these, taken", pool.slots - pool.free)):
+                                  ("cache_slots", "Slots of the key-value cache, one a position", pool.slots),
+                                  ("cache_slots_used", "Of these, taken", pool.slots - pool.free)):
             yield GaugeMetricFamily(f"pangu_{name}", text, value=value)
         for name, text, value in (("prompt_tokens", "Tokens read", counts.prompt_tokens),
                                   ("generated_tokens", "Tokens written", counts.new_tokens),

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate.engine import Engine
+from pangu_lab.serve.gate import Gate
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.templates import TEMPLATES
@@ -84,7 +85,6 @@ def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]], root_path: 
     """
     import gradio as gr
 
-    from pangu_lab.serve.gate import Gate
 
     style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
     theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pangu_lab.errors import InputError
+from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
 from pangu_lab.launch.plan import clean_environment
 from pangu_lab.serve.wire import Gone, Link, connected
 
@@ -93,8 +94,6 @@ def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) ->
         InputError: the bundle, the key or the front cannot be used.
         Gone: the front is not there.
     """
-    from pangu_lab.export.loading import rank_folders, read_bundle
-
     folders = rank_folders(bundle)
     if not folders:
         raise InputError(f"{bundle}: holds no rank_N folders: export it with --tensor-parallel")
@@ -142,8 +141,6 @@ def _join_and_load(folder: Path, order: dict[str, Any]) -> Any:
     """Meet the other ranks, and load this one's graphs."""
     os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(order["rank"]), **order["environment"])
     from mindspore import communication
-
-    from pangu_lab.export.loading import load_runner, read_bundle
 
     communication.init()
     description = read_bundle(folder)

@@ -30,7 +30,7 @@ from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.generate.sampling import check_ids, seed_of
 from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve.limits import Limits
-from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable, nothing
+from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, Unavailable, nothing
 
 logger = logging.getLogger(__name__)
 RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each time that a network is loaded anew

@@ -19,8 +19,14 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pangu_lab.errors import InputError
+from pangu_lab.export.loading import read_bundle
 from pangu_lab.generate.engine import Engine
+from pangu_lab.loading import Model
+from pangu_lab.serve.cluster import Cluster, cluster_engine
+from pangu_lab.serve.guard import Guard, loopback_names
 from pangu_lab.serve.limits import Limits
+from pangu_lab.serve.metrics import Metrics
+from pangu_lab.serve.page import build_page, mount_page
 from pangu_lab.serve.scheduler import Scheduler
 
 USER = "pangu"
@@ -75,7 +81,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
-        bundle: its folder, or an engine.
+        bundle: a model as ``PanguLM.load`` opens it, or an engine.
         host: an address of this machine. Others than 127.0.0.1 need a password or a token.
         port: 0 takes a free one.
         password: the page asks for it, with the user name ``pangu``; the token stands in when there is none.
@@ -124,20 +130,18 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
 
 def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int],
           key: Optional[str]) -> tuple[Engine, Any]:
-    """The engine over a bundle, and the cluster behind it where the bundle is for several processes."""
-    from pangu_lab.export.loading import load_bundle, read_bundle
-
-    world = read_bundle(bundle).get("parallel", {}).get("tensor", 1)
+    """The engine over a model, and the cluster behind it where the bundle is for several processes."""
+    model = Model.load(bundle)
+    described = read_bundle(model.bundle) if model.bundle is not None else {}
+    world = described.get("parallel", {}).get("tensor", 1)
     nproc = world if nproc is None else nproc
     if world == 1:
         if nproc != 1:
             raise InputError(f"{bundle}: exported for one process; export it with --tensor-parallel {nproc} first")
-        return load_bundle(bundle), None
+        return model.engine, None
     if not key and (nproc < world or not is_loopback(master_addr)):
         raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one into "
                          "the environment variable PANGU_LAB_CLUSTER_KEY on each")
-    from pangu_lab.serve.cluster import Cluster, cluster_engine
-
     if master_port is None:
         master_port = MASTER_PORT if nproc < world else 0
     cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode())
@@ -147,15 +151,11 @@ def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_por
 def _application(scheduler: Scheduler, limits: Limits, host: str, password: Optional[str], token: Optional[str],
                  page: bool, names: Sequence[str], root_path: str) -> tuple[Any, Any]:
     """The guarded ASGI application, and the page's blocks."""
-    from pangu_lab.serve.api import build_api
-    from pangu_lab.serve.guard import Guard, loopback_names
-    from pangu_lab.serve.metrics import Metrics
+    from pangu_lab.serve.api import build_api  # brings FastAPI
 
     metrics, blocks = Metrics(scheduler), None
     app = build_api(scheduler, metrics)
     if page:
-        from pangu_lab.serve.page import build_page, mount_page
-
         blocks = build_page(scheduler)
         app = mount_page(app, blocks, (USER, password or token) if password or token else None, root_path)
     hosts = [*loopback_names(), *names] if is_loopback(host) or names else None

@@ -286,17 +286,17 @@ class Trainer:
 
     def _own_tensors(self):
         """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
-        tensors, places, specs = {}, {}, self.specs
+        tensors, regions, specs = {}, {}, self.specs
         for name, shard in self.shards.items():  # copies on other ranks need no second writing
             if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
-                tensors[name], places[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
+                tensors[name], regions[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
             parameter = name.removeprefix("adam_m.").removeprefix("adam_v.")
             shard, spec = self.moment_shards[parameter], specs[parameter]
             sliced = shard != self.shards[parameter]
             if is_owner(spec, self.mesh) or sliced and is_first_copy(spec, self.mesh):
-                tensors[name], places[name] = value, (shard.whole, shard.offset)
-        return tensors, places
+                tensors[name], regions[name] = value, (shard.whole, shard.offset)
+        return tensors, regions
 
     def tell_memory(self) -> None:
         """What each rank took, into an event; every rank must call it."""

@@ -21,7 +21,7 @@ from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.run_folder import RunFolder
 
 
-def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], places, state: Mapping[str, Any],
+def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], regions, state: Mapping[str, Any],
                   config: RunConfig, ranks: Ranks) -> Path:
     """Write the step's checkpoint with one shard a rank; returns on every rank when it is whole and in place.
 
@@ -36,7 +36,7 @@ def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], 
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir(parents=True)
     ranks.barrier()
-    write_shard(shards, ranks.mesh.rank, tensors, places)
+    write_shard(shards, ranks.mesh.rank, tensors, regions)
     ranks.barrier()
     if ranks.is_first:
         _finish(run, folder, shards, state, config)

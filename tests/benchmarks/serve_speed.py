@@ -14,7 +14,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-LAYERS, HIDDEN, HEADS, VOCABULARY, POSITIONS, PLACES = 12, 384, 6, 40_000, 256, 2048
+LAYERS, HIDDEN, HEADS, VOCABULARY, POSITIONS, SLOTS = 12, 384, 6, 40_000, 256, 2048
 STREAMS, NEW_TOKENS = (1, 8), 64
 
 
@@ -31,7 +31,7 @@ def _bundle(out: Path) -> Path:
     from pangu_lab.tokenizer import load_tokenizer
 
     config = ModelConfig(VOCABULARY, POSITIONS, HIDDEN, LAYERS, HEADS, dropout_rate=0.0)
-    return export_bundle(initial_weights(config, 1), config, load_tokenizer("pangu"), out, places=PLACES)
+    return export_bundle(initial_weights(config, 1), config, load_tokenizer("pangu"), out, slots=SLOTS)
 
 
 def _measure(bundle: Path, seconds: float) -> dict:

@@ -65,7 +65,7 @@ class Model:
 
     @cached_property
     def bundle(self):
-        export_bundle(self.weights, self.config, self.tokenizer, self.folder / "bundle", places=64)
+        export_bundle(self.weights, self.config, self.tokenizer, self.folder / "bundle", slots=64)
         return load_bundle(self.folder / "bundle")
 
 

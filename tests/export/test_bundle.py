@@ -37,7 +37,7 @@ def tokenizer(tmp_path_factory):
 @pytest.fixture(scope="module")
 def engine(tokenizer):
     config = small_config(tokenizer.vocab_size)
-    return engine_from_weights(random_weights(config), config, tokenizer, places=64)
+    return engine_from_weights(random_weights(config), config, tokenizer, slots=64)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def folder(tokenizer, tmp_path_factory):
     out = tmp_path_factory.mktemp("exports") / "small"
     told = []
     export_bundle(random_weights(config), config, tokenizer, out, SamplingConfig(temperature=0.7, stop=("。",)),
-                  places=64, progress=lambda *news: told.append(news))
+                  slots=64, progress=lambda *news: told.append(news))
     assert told[-1][0] == told[-1][1] and "compiling prefill" in [text for _, _, text in told]
     return out
 
@@ -125,7 +125,7 @@ def test_a_bundle_without_the_one_token_graph_writes_the_same(tokenizer, engine,
 
 def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tmp_path):
     config = small_config(tokenizer.vocab_size)
-    out = export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", places=128,
+    out = export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", slots=128,
                         prefill_lengths=(8, 16), decode_batches=(1, 4), eval_loss=False)
     bundle = load_bundle(out)
     bundle.runner._native = None  # the graphs alone, as where there are no kernels

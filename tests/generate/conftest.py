@@ -18,4 +18,4 @@ def engine(tokenizer):
     from pangu_lab.generate import engine_from_weights
 
     config = small_config(tokenizer.vocab_size)
-    return engine_from_weights(random_weights(config), config, tokenizer, places=160)
+    return engine_from_weights(random_weights(config), config, tokenizer, slots=160)

@@ -58,12 +58,12 @@ class CharacterStream:
 
 class TableRunner(Runner):
     """A 'network' whose logits are a function of the tokens so far; keeps its cache of tokens by place, as the
-    real one does, so wrong places or positions show."""
+    real one does, so wrong slots or positions show."""
 
-    def __init__(self, logits_of, vocab_size: int, max_length: int = 32, places: int = 256) -> None:
-        super().__init__(None, vocab_size, max_length, places)
+    def __init__(self, logits_of, vocab_size: int, max_length: int = 32, slots: int = 256) -> None:
+        super().__init__(None, vocab_size, max_length, slots)
         self.logits_of, self.calls = logits_of, []
-        self.cache = np.full(places, -1)
+        self.cache = np.full(slots, -1)
 
     def run(self, ids, positions, write, read, rows=None):
         batch, n = ids.shape

@@ -38,7 +38,7 @@ def every_text(logits_of, prompt: tuple[int, ...], limit: int, penalty: float) -
 
 
 def engine_over(table) -> Engine:
-    return Engine(TableRunner(table, 4, 32, places=512), FourLetters())
+    return Engine(TableRunner(table, 4, 32, slots=512), FourLetters())
 
 
 @pytest.mark.parametrize("seed", range(4))

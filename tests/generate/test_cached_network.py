@@ -24,37 +24,37 @@ def parity(request, data_folder):
     config = ModelConfig(vocab_size=331, num_positions=48, hidden_size=64, num_layers=4, num_heads=4,
                          hidden_act=request.param)
     named = {name[2:]: weights[name] for name in weights.files if name.startswith("w/")}
-    return network_runner(named, config, places=96), expected["ids"], expected["logits"]
+    return network_runner(named, config, slots=96), expected["ids"], expected["logits"]
 
 
 def test_prefill_gives_the_logits_of_the_independent_implementation(parity):
     runner, ids, logits = parity
     positions = np.tile(np.arange(48), (2, 1))
-    places = positions + np.array([[0], [48]])
-    found = runner.run(ids, positions, places, places, np.arange(96)).reshape(logits.shape)
+    slots = positions + np.array([[0], [48]])
+    found = runner.run(ids, positions, slots, slots, np.arange(96)).reshape(logits.shape)
     np.testing.assert_allclose(found, logits, rtol=0, atol=2e-5)
 
 
 def test_tokens_fed_one_by_one_give_the_same_logits(parity):
     runner, ids, logits = parity
-    places = np.random.default_rng(0).permutation(96)[:48][None]  # anywhere in the cache
-    runner.run(ids[:1, :20], np.arange(20)[None], places[:, :20], places[:, :20])
+    slots = np.random.default_rng(0).permutation(96)[:48][None]  # anywhere in the cache
+    runner.run(ids[:1, :20], np.arange(20)[None], slots[:, :20], slots[:, :20])
     for place in range(20, 48):
-        found = runner.run(ids[:1, place:place + 1], np.array([[place]]), places[:, place:place + 1],
-                           places[:, :place + 1])
+        found = runner.run(ids[:1, place:place + 1], np.array([[place]]), slots[:, place:place + 1],
+                           slots[:, :place + 1])
         np.testing.assert_allclose(found[0], logits[0, place], rtol=0, atol=2e-5)
 
 
 def test_sequences_of_different_lengths_in_one_call_do_not_touch_each_other(parity):
     runner, ids, logits = parity
-    places = np.stack([np.arange(48), np.arange(48, 96)])
+    slots = np.stack([np.arange(48), np.arange(48, 96)])
     for sequence, length in ((0, 11), (1, 37)):
-        own = places[sequence:sequence + 1, :length]
+        own = slots[sequence:sequence + 1, :length]
         runner.run(ids[sequence:sequence + 1, :length], np.arange(length)[None], own, own)
     for step in range(5):
         positions = np.array([[11 + step], [37 + step]])
         new = np.take_along_axis(ids, positions, 1)
-        found = runner.run(new, positions, np.take_along_axis(places, positions, 1), places)
+        found = runner.run(new, positions, np.take_along_axis(slots, positions, 1), slots)
         np.testing.assert_allclose(found, logits[[0, 1], positions[:, 0]], rtol=0, atol=2e-5)
 
 
@@ -89,5 +89,5 @@ def test_weights_of_another_model_are_refused_by_the_parameter(tokenizer):
         network_runner(weights, dataclasses.replace(config, vocab_size=20))
     with pytest.raises(InputError, match="hold backbone.blocks.1.layernorm1.gamma, which"):
         network_runner(weights, dataclasses.replace(config, num_layers=2))
-    with pytest.raises(InputError, match="places=8 must be at least model.num_positions=32"):
-        network_runner(weights, config, places=8)
+    with pytest.raises(InputError, match="slots=8 must be at least model.num_positions=32"):
+        network_runner(weights, config, slots=8)

@@ -28,12 +28,12 @@ def test_whole_and_token_by_token_the_logits_are_those_of_the_training_network(t
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 12)).astype(np.int32)
     positions = np.tile(np.arange(12, dtype=np.int32), (2, 1))
     want = PanguLogits(PanguStage(Parts(config, Made(weights), seq_length=12)))(Tensor(ids), Tensor(positions)).asnumpy()
-    runner = network_runner(weights, config, places=64)
-    places = positions + np.array([[0], [12]])
-    found = runner.run(ids, positions, places, places, np.arange(24)).reshape(want.shape)
+    runner = network_runner(weights, config, slots=64)
+    slots = positions + np.array([[0], [12]])
+    found = runner.run(ids, positions, slots, slots, np.arange(24)).reshape(want.shape)
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-5)
     for place in range(9, 12):
-        found = runner.run(ids[:1, place:place + 1], np.array([[place]]), places[:1, place:place + 1], places[:1, :place + 1])
+        found = runner.run(ids[:1, place:place + 1], np.array([[place]]), slots[:1, place:place + 1], slots[:1, :place + 1])
         np.testing.assert_allclose(found[0], want[0, place], rtol=0, atol=2e-5)
 
 
@@ -43,7 +43,7 @@ def test_an_exported_mixture_writes_the_tokens_of_the_python_engine(debug_data, 
     config = dataclasses.replace(small_config(tokenizer.vocab_size), num_experts=4, experts_per_token=2, moe_every=2)
     weights = random_weights(config)
     greedy = SamplingConfig(temperature=0, max_new_tokens=12, min_new_tokens=12)
-    here = generate(engine_from_weights(weights, config, tokenizer, places=64), "春天来了", greedy)
-    export_bundle(weights, config, tokenizer, tmp_path / "bundle", places=64)
+    here = generate(engine_from_weights(weights, config, tokenizer, slots=64), "春天来了", greedy)
+    export_bundle(weights, config, tokenizer, tmp_path / "bundle", slots=64)
     there = generate(load_bundle(tmp_path / "bundle"), "春天来了", greedy)
     assert there.ids == here.ids and len(here.ids) >= 12

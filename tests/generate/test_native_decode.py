@@ -21,10 +21,10 @@ CONFIG = ModelConfig(101, 48, 40, 2, 4, hidden_act="gelu", dropout_rate=0.0)  # 
 PROMPT = np.array([[5, 9, 2, 77, 31]])
 
 
-def runner_of(config: ModelConfig = CONFIG, places: int = 96):
+def runner_of(config: ModelConfig = CONFIG, slots: int = 96):
     weights = {name: 8 * value if name.endswith("weight") else value
                for name, value in initial_weights(config, 3).items()}
-    return network_runner(weights, config, places)
+    return network_runner(weights, config, slots)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +60,11 @@ def test_a_sequence_gets_the_same_bits_alone_and_in_company(runner):
 
 
 def feed(runner, ids, start=0, rows=None):
-    """Tokens of some sequences from position ``start`` on, each sequence with 20 places of its own."""
+    """Tokens of some sequences from position ``start`` on, each sequence with 20 slots of its own."""
     batch, n = ids.shape
     at = start + np.tile(np.arange(n), (batch, 1))
-    places = 20 * np.arange(batch)[:, None] + (np.arange(start + n) * 7) % 20  # in no order
-    return runner.run(ids, at, places[:, start:], places, rows)
+    slots = 20 * np.arange(batch)[:, None] + (np.arange(start + n) * 7) % 20  # in no order
+    return runner.run(ids, at, slots[:, start:], slots, rows)
 
 
 def cache_of(runner):
@@ -89,7 +89,7 @@ def test_prompts_give_the_graphs_logits_and_cache(activation, monkeypatch):
 
 @pytest.mark.parametrize("batch", [2, 8])  # 8: the whole has more rows than are multiplied turned, the parts fewer
 def test_a_prompt_fed_in_parts_leaves_the_bits_of_one_fed_whole(batch):
-    runner = runner_of(places=160)
+    runner = runner_of(slots=160)
     ids = np.random.default_rng(2).integers(0, 101, (batch, 18))
     runner._native.prompts.value = True
     whole = feed(runner, ids)

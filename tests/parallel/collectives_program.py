@@ -63,7 +63,6 @@ def check(rank) -> str:
 
 def check_messages(collectives, group, gradient_of, everyone, gradients) -> None:
     """Messages between two ranks: what arrives, and what gradient goes back."""
-    import numpy as np
     from mindspore import Tensor
 
     mine, other, shape = group.index, 1 - group.index, everyone[0].shape

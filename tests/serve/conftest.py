@@ -9,4 +9,4 @@ import pytest
 def debug_bundle(debug_run, tmp_path_factory):
     from pangu_lab.export import export_run
 
-    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "debug", places=1024)
+    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "debug", slots=1024)

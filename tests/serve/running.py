@@ -64,7 +64,7 @@ def running(bundle: Path, *arguments: str, within: Sequence[str] = (), **environ
         server.process.communicate()
 
 
-def scripted(text: str = "abc" * 8, seconds: float = 0.0, places: int = 256, **settings) -> Engine:
+def scripted(text: str = "abc" * 8, seconds: float = 0.0, slots: int = 256, **settings) -> Engine:
     """Greedy after a prompt of two letters it writes ``text``, a token in ``seconds``."""
     tokenizer = CharacterTokenizer()
     written = script(tokenizer.vocab_size, [tokenizer.id_of(letter) for letter in text], 2)
@@ -74,4 +74,4 @@ def scripted(text: str = "abc" * 8, seconds: float = 0.0, places: int = 256, **s
         return written(sequence)
 
     config = SamplingConfig(**(settings or {"temperature": 0, "max_new_tokens": 16}))
-    return Engine(TableRunner(logits_of, tokenizer.vocab_size, places=places), tokenizer, config, "scripted")
+    return Engine(TableRunner(logits_of, tokenizer.vocab_size, slots=slots), tokenizer, config, "scripted")

@@ -238,7 +238,7 @@ def test_health_and_metrics_tell_how_it_is(http):
     text = http.get("/metrics").text
     assert "绝密" not in text and re.search(r'pangu_http_requests_total\{route="/v1/completions",status="200"\}', text)
     for name in ("pangu_ready 1.0", "pangu_generated_tokens_total", "pangu_time_to_first_token_seconds_bucket",
-                 "pangu_queue_length 0.0", "pangu_cache_places_used 0.0"):
+                 "pangu_queue_length 0.0", "pangu_cache_slots_used 0.0"):
         assert name in text, name
 
 

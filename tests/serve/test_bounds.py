@@ -224,8 +224,8 @@ def hang_up(url: str, number: int) -> None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
-def used_places(client: httpx.Client) -> float:
-    return float(re.search(r"^pangu_cache_places_used (\S+)", client.get("/metrics").text, re.M).group(1))
+def used_slots(client: httpx.Client) -> float:
+    return float(re.search(r"^pangu_cache_slots_used (\S+)", client.get("/metrics").text, re.M).group(1))
 
 
 def test_two_hundred_clients_that_vanish_leave_nothing_behind(debug_bundle):
@@ -237,10 +237,10 @@ def test_two_hundred_clients_that_vanish_leave_nothing_behind(debug_bundle):
             for person in people:
                 person.join()
         end = time.monotonic() + 30
-        while used_places(client) and time.monotonic() < end:
+        while used_slots(client) and time.monotonic() < end:
             time.sleep(0.1)
         text = client.get("/metrics").text
-        assert "pangu_cache_places_used 0.0" in text and "pangu_queue_length 0.0" in text
+        assert "pangu_cache_slots_used 0.0" in text and "pangu_queue_length 0.0" in text
         cancelled = float(re.search(r"^pangu_cancelled_requests_total (\S+)", text, re.M).group(1))
         assert cancelled > 50, "they all came to their end: this test says nothing"
         engine = load_bundle(debug_bundle)

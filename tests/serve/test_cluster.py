@@ -39,7 +39,7 @@ PROMPTS = ("春天来了，", "老师说：", "他打开窗户，")
 @pytest.fixture(scope="module")
 def shared(debug_run, tmp_path_factory):
     """A bundle for each of two processes."""
-    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "shared", places=256, tensor_parallel=2,
+    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "shared", slots=256, tensor_parallel=2,
                       decode_batches=(), eval_loss=False)
 
 

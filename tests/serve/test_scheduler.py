@@ -235,7 +235,7 @@ def test_what_cannot_work_is_refused_before_it_waits(start):
                             (SamplingConfig(stop_ids=(9999,)), "names token 9999")):
         with pytest.raises(InputError, match=message):
             ask(scheduler, "ab", config)
-    small = start(scripted(places=48))
+    small = start(scripted(slots=48))
     with pytest.raises(InputError, match="the bundle has 48"):
         ask(small, "ab", SamplingConfig(max_new_tokens=30, num_return_sequences=2))
 

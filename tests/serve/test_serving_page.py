@@ -11,12 +11,13 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.serve import Limits, Scheduler, serve
 from pangu_lab.serve.templates import TEMPLATES
-from pangu_lab.serve.texts import CHINESE, ENGLISH, language_of
+from pangu_lab.serve.texts import LANGUAGES, language_of
 from pangu_lab.serve.writing import STAGES, Writer, plain, sampling_of
 
 from tests.serve.running import scripted
 from tests.serve.test_scheduler import choosing_breaks
 
+ENGLISH, CHINESE = LANGUAGES["en"], LANGUAGES["zh"]
 CONTROLS = (64, 0.8, 0.9, 0, 1.05, 0.0, 0.0, "", "")
 
 

@@ -29,7 +29,7 @@ class SlowRunner(TableRunner):
         return super().run(*arguments, **more)
 
 
-def engine_of(seed: int = 0, places: int = 256, kind=TableRunner, name: str = "first") -> Engine:
+def engine_of(seed: int = 0, slots: int = 256, kind=TableRunner, name: str = "first") -> Engine:
     tokenizer = CharacterTokenizer()
     table = random_table(tokenizer.vocab_size, seed)
 
@@ -38,7 +38,7 @@ def engine_of(seed: int = 0, places: int = 256, kind=TableRunner, name: str = "f
         logits[tokenizer.eod_id] = -100.0
         return logits
 
-    return Engine(kind(without_an_end, tokenizer.vocab_size, 32, places), tokenizer, SETTINGS, name)
+    return Engine(kind(without_an_end, tokenizer.vocab_size, 32, slots), tokenizer, SETTINGS, name)
 
 
 def ask(pad: GenerationPad, do: str, **content) -> None:
@@ -62,8 +62,8 @@ def test_a_column_writes_what_generate_writes_and_it_goes_into_the_history():
 
 
 @pytest.mark.parametrize("places", [256, 32])  # 32: one column at a time has room
-def test_two_settings_or_two_models_stand_side_by_side(places):
-    first, second = engine_of(places=places), engine_of(7, places, name="second")
+def test_two_settings_or_two_models_stand_side_by_side(slots):
+    first, second = engine_of(slots=slots), engine_of(7, slots, name="second")
     hot = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4)
     settings = GenerationPad(first, prompt="ab", sampling=[SETTINGS, hot])
     models = GenerationPad(first, second, prompt="ab", sampling=SETTINGS)

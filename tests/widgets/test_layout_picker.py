@@ -50,7 +50,7 @@ def test_without_a_page_the_parts_of_a_rank_and_what_is_left_out_are_told_in_bot
     row = next(row for row in picker.held["rows"] if row["here"] and row["where"] == "block")
     part = " × ".join(f"{first}–{last}" for first, last in row["here"])
     assert f"  0–{max(row['layers'])}  {row['name']}  {' × '.join(map(str, row['whole']))}: {part}" in picker.still_text().splitlines()
-    assert f"Rank 1 (stage 0" in picker.still_text() and "more data ranks" not in picker.still_html()
+    assert "Rank 1 (stage 0" in picker.still_text() and "more data ranks" not in picker.still_html()
     picker.language = "zh"
     assert "进程 1" in picker.still_text() and "流水线 × 数据 × 张量" in picker.still_text()
 
