@@ -21,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 
 from pangu_lab import compiling
-from pangu_lab.fonts import cjk_font
+from pangu_lab.plotting import cjk_font
 
 PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
             "pcl-pangu", "tokenizers", "safetensors", "matplotlib")

@@ -11,7 +11,7 @@ from importlib import metadata
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from pangu_lab import doctor, fonts
+from pangu_lab import doctor, plotting
 
 
 @pytest.fixture(scope="module")
@@ -149,13 +149,13 @@ def test_a_chinese_font_is_found_by_name_then_by_glyph(monkeypatch, manager, fon
 
     monkeypatch.setattr(matplotlib, "font_manager", manager, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.font_manager", manager)
-    assert fonts.cjk_font() == font
+    assert plotting.cjk_font() == font
 
 
 def test_the_font_found_here_draws_chinese():
     from matplotlib import font_manager
 
-    name = fonts.cjk_font()
+    name = plotting.cjk_font()
     if name is None:
         pytest.skip("no Chinese font on this machine: apt-get install fonts-noto-cjk")
     path = font_manager.findfont(name, fallback_to_default=False)

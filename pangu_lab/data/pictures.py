@@ -15,7 +15,7 @@ import numpy as np
 from pangu_lab.data.dataset import Batch
 from pangu_lab.data.documents import read_documents
 from pangu_lab.errors import InputError
-from pangu_lab.fonts import font_families
+from pangu_lab.plotting import font_families, new_figure
 from pangu_lab.tokenizer import Tokenizer
 from pangu_lab.tokenizer.reading import Inputs, find_files, inspect
 
@@ -75,18 +75,9 @@ def visible(positions: np.ndarray) -> np.ndarray:
     return (key <= query) & (key >= query - positions[:, :, None])
 
 
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def plot_lengths(lengths: Mapping[str, np.ndarray], png: Path | str, record_length: int | None = None) -> Path:
     """A histogram of document lengths in tokens, a colour an entry, with the length of a record, to a PNG file."""
-    figure = _figure(7, 2.8)
+    figure = new_figure(7, 2.8)
     axes = figure.subplots()
     edges = np.linspace(0, max(int(values.max()) for values in lengths.values()), 31)
     for color, (name, values) in zip(COLORS, lengths.items()):
@@ -105,7 +96,7 @@ def plot_compression(found: Sequence[Compression], hidden_size: int, png: Path |
     Left: characters a token and the share of unknown tokens; right: parameters of the embedding that each vocabulary
     needs in a model of ``hidden_size``.
     """
-    figure = _figure(8, 2.9)
+    figure = new_figure(8, 2.9)
     gain, cost = figure.subplots(1, 2)
     names = [f"{item.vocabulary:,}" for item in found]
     gain.plot(names, [item.characters_a_token for item in found], "o-", color=COLORS[0])
@@ -133,7 +124,7 @@ def plot_record(batch: Batch, row: int, tokenizer: Tokenizer, png: Path | str) -
     length = len(positions)
     document = np.cumsum(positions == 0) - 1
     colors = [COLORS[number % len(COLORS)] for number in document]
-    figure = _figure(6.4, 7.4)
+    figure = new_figure(6.4, 7.4)
     above, below = figure.subplots(2, 1, height_ratios=[1, 4.4], sharex=True)
     above.bar(range(length), positions, width=1.0, color=colors)
     for place in np.flatnonzero(weights == 0):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.run import Result
-from pangu_lab.fonts import cjk_font
+from pangu_lab.plotting import cjk_font, new_figure
 
 
 def plot_results(results: Sequence[Result], png: Path | str, names: Sequence[str] | None = None) -> Path:
@@ -20,13 +20,9 @@ def plot_results(results: Sequence[Result], png: Path | str, names: Sequence[str
     Raises:
         InputError: there is none, or one of them holds baselines alone.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     if not results or any(result.value is None for result in results):
         raise InputError("a picture needs results of a model: these hold baselines alone")
-    figure = Figure(figsize=(8, 1.4 + 0.5 * len(results)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8, 1.4 + 0.5 * len(results))
     axes = figure.subplots()
     for row, result in enumerate(results):
         low, high = (100 * edge for edge in result.interval)

@@ -14,7 +14,7 @@ import numpy as np
 
 from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
 from pangu_lab.errors import InputError
-from pangu_lab.fonts import cjk_font
+from pangu_lab.plotting import cjk_font, new_figure
 from pangu_lab.tokenizer import load_tokenizer
 
 
@@ -63,7 +63,8 @@ def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
     from matplotlib.colors import to_rgb
 
     layers, tokens, experts = routed.gates.shape
-    figure, axes = _figure(2.2 + 0.42 * tokens, 1.4 + 0.5 * layers)
+    figure = new_figure(min(2.2 + 0.42 * tokens, 16.0), 1.4 + 0.5 * layers)
+    axes = figure.subplots()
     colors = np.array([to_rgb(f"C{e % 10}") for e in range(experts)])
     chosen, depth = routed.first_choice, routed.gates.max(-1)[..., None]
     axes.imshow(1 - depth * (1 - colors[chosen]), aspect="auto")
@@ -75,12 +76,3 @@ def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
     axes.set_xticklabels(routed.pieces, fontfamily=cjk_font() or "sans-serif")
     figure.savefig(png, dpi=120)
     return Path(png)
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(min(width, 16.0), height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots()

@@ -8,19 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pangu_lab.fonts import font_families
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sampling import Stage
 from pangu_lab.generate.text import TokenizerLike
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+from pangu_lab.plotting import font_families, new_figure
 
 
 def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | str, count: int = 10) -> Path:
@@ -32,7 +23,7 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
     """
     shown = [stage for stage in stages if stage.changed]
     tokens = [index for index, _ in shown[0].top(count)]
-    figure = _figure(2.3 * len(shown) + 0.6, 0.32 * count + 1.1)
+    figure = new_figure(2.3 * len(shown) + 0.6, 0.32 * count + 1.1)
     panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
     highest = max(stage.probabilities[tokens].max() for stage in shown)
     for axes, stage in zip(panels, shown):
@@ -79,7 +70,7 @@ def decode_seconds(engine: Engine, ids: Sequence[int], cached: bool) -> np.ndarr
 
 def plot_seconds(seconds: Mapping[str, np.ndarray], png: Path | str) -> Path:
     """Milliseconds a token over the length of the text, a line for each entry, to a PNG file."""
-    figure = _figure(7, 3)
+    figure = new_figure(7, 3)
     axes = figure.subplots()
     for name, values in seconds.items():
         axes.plot(np.arange(2, len(values) + 2), 1000 * values, label=f"{name}: {1000 * np.median(values):.1f} ms (median)")

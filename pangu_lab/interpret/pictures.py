@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.fonts import font_families
 from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
+from pangu_lab.plotting import font_families, new_figure
 
 PARTS = ("word embedding", "positions", "attention", "feed-forward", "experts", "layer norms", "query layer")
 COLORS = ("#4c78a8", "#72b7b2", "#f58518", "#54a24b", "#9d755d", "#bab0ac", "#e45756")
@@ -40,18 +40,9 @@ def _part(name: str) -> str:
     return "experts" if ".experts." in name or ".router." in name else "feed-forward"
 
 
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
 def plot_parameters(configs: Mapping[str, ModelConfig], png: Path | str) -> Path:
     """Where the parameters of one or more models are, in percent, a bar a model, to a PNG file."""
-    figure = _figure(8, 1.1 + 0.42 * len(configs))
+    figure = new_figure(8, 1.1 + 0.42 * len(configs))
     axes = figure.subplots()
     for row, config in enumerate(configs.values()):
         left = 0.0
@@ -78,7 +69,7 @@ def _short(count: int) -> str:
 
 def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Path:
     """``query_distance`` as a picture, a row a layer, the query layer on top, to a PNG file."""
-    figure = _figure(6.5, 0.9 + 0.4 * len(found))
+    figure = new_figure(6.5, 0.9 + 0.4 * len(found))
     axes = figure.subplots()
     values = np.stack(list(found.values()))
     image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=max(1e-9, values.max()), origin="lower")
@@ -102,7 +93,7 @@ def plot_attention(seen: Mapping[str, np.ndarray], layers: Sequence[str], tokens
         tokens: the text's, for the axes: queries downwards, keys to the right.
     """
     heads = seen[f"{layers[0]}.attention.probabilities"].shape[1]
-    figure = _figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
+    figure = new_figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
     axes = figure.subplots(len(layers), heads, sharex=True, sharey=True, squeeze=False)
     for row, layer in enumerate(layers):
         for head in range(heads):

@@ -11,18 +11,10 @@ from pangu_lab.planner.hardware import GIB
 from pangu_lab.planner.layouts import LayoutEstimate, Plan
 from pangu_lab.planner.memory import KINDS
 from pangu_lab.planner.words import size
+from pangu_lab.plotting import new_figure
 
 COLORS = dict(zip(KINDS, ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#bab0ac")))
 MOST_RANKS = 256  # a picture of more could not be read
-
-
-def _figure(width: float, height: float):
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def plot_mesh(parallel: ParallelConfig, num_layers: int, png: Path | str) -> Path:
@@ -37,7 +29,7 @@ def plot_mesh(parallel: ParallelConfig, num_layers: int, png: Path | str) -> Pat
     if parallel.world_size > MOST_RANKS:
         raise InputError(f"a mesh of {parallel.world_size} ranks is too large to draw; at most {MOST_RANKS}")
     columns = parallel.pipeline * (parallel.tensor + 0.6)
-    figure = _figure(min(14.0, 2.2 + 0.75 * columns), 1.5 + 0.6 * parallel.data)
+    figure = new_figure(min(14.0, 2.2 + 0.75 * columns), 1.5 + 0.6 * parallel.data)
     axes = figure.subplots()
     for rank in range(parallel.world_size):
         mesh = Mesh(parallel, rank)
@@ -76,7 +68,7 @@ def _label_stage(axes, parallel: ParallelConfig, stage: int, num_layers: int) ->
 def plot_plan(plan: Plan, png: Path | str, most: int = 8) -> Path:
     """What the first ``most`` layouts of a plan hold on their fullest device, by kind, and what there is room for."""
     shown = plan.layouts[:most]
-    figure = _figure(11, 1.8 + 0.42 * len(shown))
+    figure = new_figure(11, 1.8 + 0.42 * len(shown))
     axes = figure.subplots()
     for row, item in enumerate(shown):
         _draw_memory(axes, row, item, chosen=item == plan.chosen)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pangu_lab.errors import InputError
+from pangu_lab.plotting import new_figure
 from pangu_lab.runs.events import Curves, read_curves
 
 
@@ -28,11 +29,7 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
     Raises:
         InputError: a run has no steps yet.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(10, 6)
     curves = [_curves(run) for run in runs]
     small = ["lr", "norm"] + ["scale"] * any(e.get("loss_scale", 1.0) != 1.0 for one in curves for e in one.steps)
     axes = figure.subplot_mosaic([["loss"] * len(small), small], height_ratios=[2, 1])

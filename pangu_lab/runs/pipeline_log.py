@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.plotting import new_figure
 
 STEPS = 3  # kept a process
 
@@ -103,9 +104,6 @@ def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> 
     Raises:
         InputError: the run has no pipeline, or has not come to its second step yet.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     passes = [item for item in read_passes(run) if step is None or item.step == step]
     if not passes:
         raise InputError(f"{run}: no pipeline schedule to draw: it is kept from the second step of a run with "
@@ -114,8 +112,7 @@ def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> 
     chosen = [item for item in passes if item.step == step]
     stages = 1 + max(item.stage for item in chosen)
     first = {stage: min(item.rank for item in chosen if item.stage == stage) for stage in {i.stage for i in chosen}}
-    figure = Figure(figsize=(11, 1.2 + 0.8 * stages), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 1.2 + 0.8 * stages)
     _draw_passes(figure.subplots(), [item for item in chosen if item.rank == first[item.stage]], stages)
     idle = idle_share([item for item in chosen if item.rank == first[item.stage]], step)
     figure.suptitle(f"{Path(run).name}, step {step} of this process: stages wait {idle:.0%} of the time", fontsize=11)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_lab.errors import InputError
+from pangu_lab.plotting import new_figure
 from pangu_lab.runs.events import read_curves
 
 
@@ -18,11 +19,7 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
     Raises:
         InputError: a run has no step of a model with experts.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.5 * len(runs), 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(5.5 * len(runs), 3.6)
     panels = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, run in zip(panels, runs):
         steps = [event for event in read_curves(run).steps if "expert_load" in event]

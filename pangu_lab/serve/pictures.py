@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pangu_lab.plotting import new_figure
 from pangu_lab.serve.load import Load, percentile
 
 
 def plot_loads(loads: Sequence[Load], png: Path | str) -> Path:
     """Tokens a second, and the waiting times (half of them are below the line, 99 of 100 below the band's edge), by
     number of streams, to a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.4, 3.2)
     left, right = figure.subplots(1, 2)
     streams = [load.streams for load in loads]
     left.plot(streams, [load.tokens_per_second for load in loads], marker="o", label="all streams together")

@@ -1,4 +1,4 @@
-"""Which font can draw Chinese.
+"""What every picture begins with: an empty figure, and a font that can draw Chinese.
 
 Matplotlib's own font has no Chinese glyphs and draws boxes instead, so every plot with Chinese labels asks here
 first. The well-known fonts of the three systems are tried by name, sans serif and simplified forms before others;
@@ -58,3 +58,13 @@ def _by_glyph(font_manager) -> str | None:
         except (OSError, RuntimeError, ValueError):
             continue
     return None
+
+
+def new_figure(width: float, height: float):
+    """An empty matplotlib figure of width × height inches that needs no display; ``savefig`` writes it."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
