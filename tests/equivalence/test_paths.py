@@ -21,6 +21,7 @@ from pangu_lab.evaluate.split import TokenPair
 from pangu_lab.export import export_bundle, load_bundle
 from pangu_lab.generate import network_runner
 from pangu_lab.interpret.activations import trace
+from pangu_lab.launch import launch
 from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Parts, Weights
 from pangu_lab.ops.native.cells import kernels_for
 from pangu_lab.ops.portable import Portable
@@ -186,3 +187,18 @@ def test_evaluation_with_a_shared_beginning(model):
         told = log_softmax(reference_logits(model.weights, model.config, ids, np.arange(ids.shape[1])[None]))[0]
         wanted = [told[9 + i, index] for i, index in enumerate(ending)]
         np.testing.assert_allclose(score.token_logprobs, wanted, rtol=0, atol=CLOSE)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(300)
+def test_two_processes(tmp_path, debug_data, debug_config):
+    """Tensor parallel, and with sequence parallelism: the loss of training, and new tokens over the cache."""
+    (tmp_path / "run").mkdir()
+    for name, config in CONFIGS.items():
+        model = Model(config, load_tokenizer(debug_data / "tokenizer"), tmp_path)
+        np.savez(tmp_path / "run" / f"{name}.npz", ids=model.ids, restarting=model.restarting, labels=model.labels,
+                 counted=model.counted, samples=np.arange(2, dtype=np.int32), losses=model.losses, logits=model.logits,
+                 **{f"w/{key}": value for key, value in model.weights.items()})
+    result = launch(debug_config.replace(**{"parallel.tensor": 2}), tmp_path / "run", 2,
+                    program=("-m", "tests.equivalence.two_processes_program"))
+    assert result.reason == "equal"
