@@ -32,6 +32,7 @@ from tests.generate.fakes import random_weights
 LENGTH = 24
 BASE = ModelConfig(vocab_size=512, num_positions=32, hidden_size=32, num_layers=3, num_heads=4, dropout_rate=0.0)
 CONFIGS = {"dense": BASE, "dense fast_gelu": dataclasses.replace(BASE, hidden_act="fast_gelu"),
+           "dense gelu_erf": dataclasses.replace(BASE, hidden_act="gelu_erf"),
            "experts": dataclasses.replace(BASE, num_experts=4, experts_per_token=2),
            "experts one choice": dataclasses.replace(BASE, num_experts=3, moe_every=2)}
 CLOSE = 5e-5  # of logits up to 30: fp32 sums in another order

@@ -16,7 +16,6 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_bundle, load_bundle
 from pangu_lab.generate import engine_from_weights, generate, generate_many, stream
-from pangu_lab.generate.sampling import log_softmax
 from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 from tests.generate.fakes import random_weights, small_config
 
@@ -90,28 +89,6 @@ def test_prompts_of_any_length_run_without_compiling_again(bundle, monkeypatch):
     for graph in (bundle.runner._graph, bundle.runner._fixed[1, 1]):
         assert len(graph.compile_cache) == 1
     assert bundle.runner._read_sizes == [32]
-
-
-def test_logits_of_the_bundle_are_those_of_the_python_engine(engine, bundle):
-    ids = bundle.tokenizer.encode("春天来了，花都开了")
-    np.testing.assert_allclose(bundle.logits(ids), engine.logits(ids), atol=1e-4)
-
-
-def test_the_eval_loss_graph_agrees_with_the_logits(engine, bundle):
-    ids = np.random.default_rng(0).integers(0, 1500, (3, 12))
-    labels = np.random.default_rng(1).integers(0, 1500, (3, 12))
-    weights = np.random.default_rng(2).random((3, 12)).astype(np.float32)
-    weights[2, 7:] = 0.0
-    positions = np.tile(np.arange(12), (3, 1))
-    positions[1, 5:] -= 5  # a second document begins at the sixth token
-    sums, counts = bundle.eval_loss(ids, positions, labels, weights)
-    expected = []
-    for row in range(3):
-        parts = [slice(0, 5), slice(5, 12)] if row == 1 else [slice(0, 12)]
-        told = np.concatenate([log_softmax(engine.logits(ids[row, part])) for part in parts])
-        expected.append(-(told[np.arange(12), labels[row]] * weights[row]).sum())
-    np.testing.assert_allclose(sums, expected, rtol=1e-4)
-    np.testing.assert_allclose(counts, weights.sum(1), rtol=1e-6)
 
 
 def test_a_bundle_without_the_one_token_graph_writes_the_same(tokenizer, engine, tmp_path):

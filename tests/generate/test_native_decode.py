@@ -42,17 +42,6 @@ def token(runner, index: int, position: int = 5, batch: int = 1):
     return runner.run(index + np.arange(batch)[:, None], np.full((batch, 1), position), write, read)
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_erf", "fast_gelu"])
-def test_a_step_gives_the_graphs_logits(runner, activation, monkeypatch):
-    made = runner if activation == CONFIG.hidden_act else runner_of(dataclasses.replace(CONFIG, hidden_act=activation))
-    at = np.arange(5)[None]
-    made.run(PROMPT, at, at, at)
-    native = token(made, 7)
-    assert made._native.steps.value
-    monkeypatch.setattr(made, "_native", None)
-    np.testing.assert_allclose(native, token(made, 7), atol=1e-5 * max(1.0, np.abs(native).max()))
-
-
 def test_a_sequence_gets_the_same_bits_alone_and_in_company(runner):
     together = {batch: token(runner, 7, batch=batch) for batch in (*range(1, 9), 16)}
     for batch, logits in together.items():

@@ -11,7 +11,6 @@ import pytest
 from pangu_lab.errors import InputError
 from pangu_lab.interpret import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance,
                                  trace)
-from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 from pangu_lab.model.parameters import QUERY, initial_weights
 from pangu_lab.presets import PRESETS, preset
 
@@ -26,13 +25,8 @@ def traced():
     return ids, [trace(WEIGHTS, CONFIG, ids[row:row + 1]) for row in (0, 1)]
 
 
-def test_the_logits_seen_are_those_of_the_compiled_network_and_graphs_go_on(traced):
-    ids, seen = traced
+def test_graphs_go_on_after_a_trace(traced):
     assert ms.get_context("mode") == ms.GRAPH_MODE
-    network = PanguLogits(PanguStage(Parts(CONFIG, Weights(WEIGHTS), seq_length=7)))
-    positions = np.broadcast_to(np.arange(7), (2, 7)).astype(np.int32)
-    compiled = network(ms.Tensor(ids.astype(np.int32)), ms.Tensor(positions)).asnumpy()
-    assert np.abs(compiled - np.concatenate([one["logits"] for one in seen])).max() < 1e-5
 
 
 def test_dropout_belongs_to_training_and_is_not_seen(traced):
