@@ -3,9 +3,11 @@
    Written for machines that others compute on too (MindSpore's own pool, other ranks, other people): who asks works
    through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has
    not let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors
-   a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. In a forked child, where the
-   threads are gone, the work is simply done alone. So it is by whoever asks while another's work is not done yet:
-   MindSpore may run two operators at once. */
+   a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. Whoever
+   asks while another's work is not done yet does the work alone: MindSpore may run two operators at once.
+
+   A forked child has none of these threads, and may have been made while one of them held the lock or was counted as
+   active: 1 to 2 % of children hung for ever. So the child begins with an empty pool, and works alone. */
 
 #include <pthread.h>
 #include <sched.h>
@@ -61,7 +63,20 @@ static void *helper(void *unused) {
     return unused;
 }
 
+static void begin_anew_in_child(void) {
+    pool.threads = 1;
+    atomic_store(&pool.open, 0);
+    atomic_store(&pool.active, 0);
+    atomic_store(&pool.sleeping, 0);
+    pthread_mutex_init(&pool.caller, NULL);
+    pthread_mutex_init(&pool.lock, NULL);
+    pthread_cond_init(&pool.called, NULL);
+}
+
 void grow_pool(int64_t threads) {
+    static atomic_int asked;
+    if (!atomic_exchange(&asked, 1))
+        pthread_atfork(NULL, NULL, begin_anew_in_child);
     for (; pool.threads < threads; pool.threads++) {
         pthread_t thread;
         if (pthread_create(&thread, NULL, helper, NULL))
