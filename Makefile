@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser test-native bench bench-large notebooks clean
+.PHONY: help demo lab test test-all test-browser test-native bench bench-large notebooks audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,10 @@ bench-large: $(VENV)/.installed  ## the whole 2.6B on this machine: import, gene
 notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipynb, and keep its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False $(or $(ARGS),notebooks/*.ipynb)
+
+audit: $(VENV)/.installed-audit  ## known holes of what is installed (asks PyPI's database), and sbom.json, a list of it all
+	$(BIN)/cyclonedx-py environment $(VENV) --output-file sbom.json
+	$(BIN)/pip-audit --local --skip-editable --progress-spinner off $(ARGS)
 
 clean:  ## remove .venv and caches; runs, data sets and exports stay
 	rm -rf $(VENV) build dist pangu_lab/built *.egg-info .pytest_cache .hypothesis
