@@ -1,12 +1,12 @@
-"""Which checkpoints of a run stay: the good ones are counted, damaged ones are set aside, older ones are deleted.
+"""Checkpoint retention of a run: good ones are counted, damaged ones are set aside, older ones are deleted.
 
-Only for the process that holds the run's lock: it alone renames and deletes. It touches names that are exactly a
-checkpoint's, or those of a save that was killed, and nothing else that a person put there. Only checkpoints whose every
-byte matches the manifest count towards what is kept; one that does not gets the name ``step-….damaged`` and stays.
+Only for the process that holds the run's lock: it alone renames and deletes. It touches only names that are exactly a
+checkpoint's, or those of a save that was killed, and no other files. Only checkpoints whose every
+byte matches the manifest count towards the number kept; one that does not is renamed ``step-….damaged`` and stays.
 
-Hashing every old checkpoint at every save would take minutes for large models. Each is therefore read once in the life
-of the process, and remembered with the size and the time of change of its files; when one of these differs, it is read
-again. What this process wrote was read back for its manifest, and needs no second reading.
+Hashing every old checkpoint at every save would take minutes for large models. Each is therefore read once per
+process, and remembered with the size and modification time of its files; when one of these differs, it is read
+again. Checkpoints written by this process were read back for their manifest, and are not read again.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """MindSpore ``.ckpt`` files, read and written parameter by parameter.
 
 A ``.ckpt`` is one protobuf message ``Checkpoint``: a list of ``Value {tag, tensor {dims, tensor_type, content}}``.
-``mindspore.load_checkpoint`` holds the whole file in memory; the small reader here keeps only where each content
-lies, so a file of any size costs as much memory as its largest parameter. MindSpore cuts a parameter of more than
-512 MB into several values of the same tag, each with the dims of the whole; they are joined in their order.
+``mindspore.load_checkpoint`` holds the whole file in memory; the small reader here keeps only the offset of each
+content, so a file of any size costs only as much memory as its largest parameter. MindSpore splits a parameter of more
+than 512 MB into several values of the same tag, each with the dims of the whole; they are joined in their order.
 """
 
 from __future__ import annotations
