@@ -37,7 +37,7 @@ class Keeper:
 
     def __init__(self, folder: Path | str, tell: Tell):
         self.folder, self.tell = Path(folder), tell
-        self._read: dict[str, tuple] = {}  # name → what its files looked like when they were read and found good
+        self._read: dict[str, tuple] = {}  # name → the state of its files when they were read and found good
 
     # ---------------------------------------------------------------- is it good?
 
@@ -74,7 +74,7 @@ class Keeper:
         if isinstance(error, Damaged):
             self.set_aside(place, error)
         elif error is not None:
-            return  # nobody knows yet which of the two is the good one
+            return  # it is not known yet which of the two is the good one
         if recover_folder(place, old):
             self.tell(f"{place.name}: put back, the save that was to replace it had been killed")
 
@@ -145,7 +145,7 @@ class Keeper:
                 self.set_aside(path, error)
             elif error is None:
                 good += 1
-                if good > keep and not path.is_symlink():  # a link was put there by a person
+                if good > keep and not path.is_symlink():  # a link was made by a user
                     self._delete(path)
 
     def _delete(self, path: Path) -> None:

@@ -19,8 +19,8 @@ from pangu_lab.errors import InputError
 
 _TYPES = {"Float32": "float32", "Float16": "float16", "Float64": "float64"}
 _HEADER = 4096  # bytes that hold a value's tag, dims and type with room to spare
-_WINDOW = 1 << 16  # read at once: small values share it, large ones are passed over
-_PIECE = 512 << 20  # MindSpore's own limit of one value
+_WINDOW = 1 << 16  # read at once: small values share it, large ones are skipped
+_PIECE = 512 << 20  # MindSpore's own limit for one value
 
 
 class _Damaged(Exception):

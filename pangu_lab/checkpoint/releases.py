@@ -246,7 +246,7 @@ def _shard_paths(where: Path, ranks: int) -> list[Path]:
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "quick_gelu": "fast_gelu",
                 "gelu": "gelu_erf"}  # "gelu" alone is the exact one in that library
-OWN_ACTIVATION = "pangu_lab_hidden_act"  # the name used here, beside the library's, in files exported here
+OWN_ACTIVATION = "pangu_lab_hidden_act"  # the key used here, besides the library's, in files exported here
 _CONFIG_KEYS = {"num_heads": "num_heads", "n_head": "num_heads", "num_attention_heads": "num_heads"}
 
 
