@@ -4,8 +4,8 @@
 
     print(PanguLM.load("runs/first").generate("春天来了，"))
 
-The public names, in the order of a model's life. What has the name of a package is found in it: ``pangu_lab.train.train``,
-``pangu_lab.launch.launch``, ``pangu_lab.evaluate.evaluate``, ``pangu_lab.serve.serve``.
+The public names, in the order of a model's life cycle. A function with the name of a package is imported from it:
+``pangu_lab.train.train``, ``pangu_lab.launch.launch``, ``pangu_lab.evaluate.evaluate``, ``pangu_lab.serve.serve``.
 
 - ``RunConfig``, ``ModelConfig``, ``SamplingConfig``: settings; ``preset(name)`` and ``load_yaml(path)`` make whole ones.
 - ``train_vocabulary``, ``load_tokenizer``: text to tokens.

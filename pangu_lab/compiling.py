@@ -1,12 +1,12 @@
-"""The C libraries: what they are made of, and where each is found, built with the package or at its first use.
+"""The C libraries: their sources, and where each is found, built with the package or at first use.
 
-``setup.py`` compiles them all into ``built/`` where there is a compiler; what is not there is compiled at its first use
-into the user's cache folder. The name of a library holds the sha256 of what it was made from, so an old one is never
-loaded for a new source, and in the cache one that belongs to somebody else is never loaded at all. Without a compiler
-there is no library, and whoever asks does the work in another way; ``PANGU_LAB_NATIVE=0`` asks for that.
-``PANGU_LAB_CFLAGS`` adds options of the compiler, as ``make test-native`` does to have every access to memory checked.
+``setup.py`` compiles them all into ``built/`` if there is a compiler; a missing one is compiled at first use
+into the user's cache folder. The name of a library holds the sha256 of its sources, so an old one is never
+loaded for a new source, and a cached one that belongs to another user is never loaded at all. Without a compiler
+there is no library, and the caller uses another implementation; ``PANGU_LAB_NATIVE=0`` asks for that.
+``PANGU_LAB_CFLAGS`` adds compiler options, as ``make test-native`` does to have every memory access checked.
 
-The build imports this module before anything is installed: it needs the standard library alone.
+The build imports this module before anything is installed: it uses only the standard library.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Optional, TypeVar
 from pangu_lab.files import cache_folder
 
 PACKAGE = Path(__file__).parent
-BUILT = "built"  # the package's folder of libraries that were built with it
+BUILT = "built"  # the package's folder of prebuilt libraries
 KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-fopenmp-simd",
            "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)

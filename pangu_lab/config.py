@@ -29,8 +29,8 @@ LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
 class ModelConfig:
     """The network. ``num_layers`` counts the query layer: 32 means 31 blocks and one query layer.
 
-    With ``num_experts`` above 1 every ``moe_every``-th block has that many feed-forward networks (experts) in the place
-    of one, and a router that sends each token to ``experts_per_token`` of them. The query layer stays dense.
+    With ``num_experts`` above 1 every ``moe_every``-th block has that many feed-forward networks (experts) instead of
+    one, and a router that sends each token to ``experts_per_token`` of them. The query layer stays dense.
     """
 
     vocab_size: int = 40000
@@ -38,7 +38,7 @@ class ModelConfig:
     hidden_size: int = 2560
     num_layers: int = 32
     num_heads: int = 32
-    hidden_act: str = "gelu"  # the released weights; fast_gelu is what the reference uses on Ascend
+    hidden_act: str = "gelu"  # as in the released weights; the reference uses fast_gelu on Ascend
     dropout_rate: float = 0.1
     layernorm_eps: float = 1e-5
     init_std: float = 0.02
@@ -47,7 +47,7 @@ class ModelConfig:
     num_experts: int = 1  # 1: dense
     moe_every: int = 1
     experts_per_token: int = 1  # the reference's per_token_num_experts_chosen
-    capacity_factor: float = 1.25  # places an expert has in a record, as a multiple of its fair share of the tokens
+    capacity_factor: float = 1.25  # expert capacity per record, as a multiple of its fair share of the tokens
     balance_loss: float = 0.01  # coefficient of the load-balancing loss
     z_loss: float = 0.001  # coefficient of the router z-loss
 
@@ -77,7 +77,7 @@ class ModelConfig:
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
-        """The blocks that have experts; none in a dense model."""
+        """The blocks with experts; none in a dense model."""
         if self.num_experts == 1:
             return ()
         return tuple(range(self.moe_every - 1, self.num_layers - 1, self.moe_every))
@@ -89,7 +89,7 @@ class ModelConfig:
 
     @property
     def active_parameters(self) -> int:
-        """Those a token meets: of the experts only as many as it is sent to. The same as all in a dense model."""
+        """Active parameters per token: only the experts it is sent to count. In a dense model, all parameters."""
         return self._parameters(self.experts_per_token)
 
     def _parameters(self, experts: int) -> int:
@@ -105,8 +105,8 @@ class ModelConfig:
 class TokenizerConfig:
     """Which tokenizer, and which of its pieces (by name or id) end a document and fill a record.
 
-    Left empty they are the data set's own, which training writes into the run's effective configuration; what is
-    given must agree with the data set.
+    Empty fields are taken from the data set, and training writes them into the run's effective configuration; given
+    ones must agree with the data set.
     """
 
     path: Optional[str] = None  # "pangu", or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files
@@ -137,7 +137,7 @@ class TrainConfig:
 
     steps: int = 1000
     max_minutes: Optional[float] = None  # a time budget: stops cleanly with a checkpoint
-    init_from: str = ""  # begin with the weights of this run, checkpoint or converted release
+    init_from: str = ""  # start from the weights of this run, checkpoint or converted release
     seed: int = 1
     accumulation: int = 1
     start_lr: float = 1e-4
@@ -157,8 +157,8 @@ class TrainConfig:
     eval_batches: int = 16
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
-    offload: str = "none"  # "optimizer": Adam's moments and the fp32 weights live, and are updated, in host memory
-    offload_folder: Optional[str] = None  # there in files mapped into memory, for states larger than it
+    offload: str = "none"  # "optimizer": Adam's moments and the fp32 weights are kept and updated in host memory
+    offload_folder: Optional[str] = None  # keep them in memory-mapped files here, for states larger than memory
 
     def __post_init__(self) -> None:
         check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
@@ -184,9 +184,9 @@ class ParallelConfig:
     # true or "states": slice the optimizer's states over the data dimension; "parameters": weights and gradients too
     optimizer: Union[bool, str] = False
     recompute: bool = False  # keep only each layer's input for the backward pass
-    sequence: bool = False  # what lies between tensor-parallel products is split along the rows, not copied
-    expert: int = 1  # the reference's expert_parallel_num: experts are spread over so many of the data ranks
-    all_to_all: bool = False  # how tokens come to their experts: each to its rank alone, or gathered by every rank
+    sequence: bool = False  # split the work between tensor-parallel products along the rows instead of repeating it
+    expert: int = 1  # the reference's expert_parallel_num: the number of data ranks that share the experts
+    all_to_all: bool = False  # send each token only to its expert's rank, instead of gathering all on every rank
 
     def __post_init__(self) -> None:
         check_range("parallel", self, data=(1, None), tensor=(1, None), pipeline=(1, None),
@@ -228,7 +228,7 @@ class SamplingConfig:
     repetition_penalty: float = 1.0
     no_repeat_ngram: Optional[int] = None
     stop: tuple[str, ...] = ()
-    stop_ids: tuple[int, ...] = ()  # beside the end of document, which always stops
+    stop_ids: tuple[int, ...] = ()  # besides the end of document, which always stops
     bad_words: tuple[str, ...] = ()
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_return_sequences: int = 1
@@ -236,7 +236,7 @@ class SamplingConfig:
     length_penalty: float = 1.0  # a beam's score is its log-probability / length ** length_penalty
     logprobs: Optional[int] = None
     echo: bool = False  # put the prompt before the completion's text
-    seed: Optional[int] = None  # None: a fresh one each time, told in the completion
+    seed: Optional[int] = None  # None: a random one each time, reported in the completion
 
     def __post_init__(self) -> None:
         self._tuples()
@@ -248,14 +248,14 @@ class SamplingConfig:
                f"sampling.num_beams={self.num_beams}: a beam search returns at most its beams")
         for name in ("stop", "bad_words"):
             check(all(isinstance(text, str) for text in getattr(self, name)), f"sampling.{name} must hold texts")
-            check(all(getattr(self, name)), f"sampling.{name} holds an empty text, which is found everywhere")
+            check(all(getattr(self, name)), f"sampling.{name} holds an empty text, which matches everywhere")
         check(self.top_p is None or self.top_p > 0, "sampling.top_p=0 leaves no token: give a number above 0, up to 1")
         check(self.min_new_tokens <= self.max_new_tokens,
                f"sampling.min_new_tokens={self.min_new_tokens} is more than "
                f"sampling.max_new_tokens={self.max_new_tokens}")
 
     def _tuples(self) -> None:
-        """A single text, a list, or a dictionary is taken for the tuple it stands for."""
+        """Convert a single text, a list, or a dictionary to the tuple it stands for."""
         for name in ("stop", "stop_ids", "bad_words"):
             value = getattr(self, name)
             object.__setattr__(self, name, (value,) if isinstance(value, (str, int)) else tuple(value))
@@ -269,9 +269,9 @@ class SamplingConfig:
              number(f"sampling.logit_bias of token {shown(index)}", bias, -100.0, 100.0)) for index, bias in pairs))
 
 
-# Inclusive. Whole numbers where the bounds are. Generous: what lies beyond does no more than the bound already does
-# (temperature 100 draws from all tokens alike, a penalty of 10 or a bias of 100 outweighs any logit of a trained
-# model), and every step of the chain stays finite in fp32 inside.
+# Inclusive; integers where the bounds are. Generous: a value beyond a bound has the same effect as the bound
+# (temperature 100 samples all tokens alike, a penalty of 10 or a bias of 100 outweighs any logit of a trained
+# model), and within the bounds every step of the chain stays finite in fp32.
 SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "max_new_tokens": (0, LARGEST_COUNT), "min_new_tokens": (0, LARGEST_COUNT), "temperature": (0.0, 100.0),
     "top_k": (1, LARGEST_COUNT), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "frequency_penalty": (-10.0, 10.0),
@@ -279,12 +279,12 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "num_return_sequences": (1, 128), "num_beams": (1, 64), "length_penalty": (-10.0, 10.0), "logprobs": (0, 100),
     "seed": (0, 2**63 - 1),
 }
-ANY_ID = (-LARGEST_COUNT, LARGEST_COUNT)  # the vocabulary, which is known later, says more (sampling.check_ids)
+ANY_ID = (-LARGEST_COUNT, LARGEST_COUNT)  # the vocabulary size is known only later (sampling.check_ids)
 
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run needs, complete: what ``runs/NAME/config.yaml`` holds."""
+    """All settings of a run, complete: the content of ``runs/NAME/config.yaml``."""
 
     preset: str = "self_define"
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -359,7 +359,7 @@ def _plain(value: Any) -> Any:
 
 
 def config_from_dict(values: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
-    """A ``RunConfig`` from nested plain values; what is absent keeps the value of ``base`` (or the default).
+    """A ``RunConfig`` from nested plain values; missing keys keep the value of ``base`` (or the default).
 
     Raises:
         InputError: a key is unknown, a value has the wrong type, or a combination cannot work.
@@ -387,7 +387,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
 
 
 def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
-    """Lay dotted keys over ``config``; all of them at once, so the order of the keys does not matter."""
+    """Apply dotted keys to ``config``; all of them at once, so the order of the keys does not matter."""
     changed: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {}
     sections = {item.name for item in dataclasses.fields(config)} - {"preset"}
@@ -407,7 +407,7 @@ def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
 
 
 def all_keys(config: RunConfig | None = None) -> list[str]:
-    """Every dotted key there is, in order."""
+    """All dotted keys, in order."""
     config = config or RunConfig()
     return [f"{section.name}.{item.name}" for section in dataclasses.fields(config) if section.name != "preset"
             for item in dataclasses.fields(getattr(config, section.name))]
@@ -421,7 +421,7 @@ def _unknown_key(config: RunConfig, key: str) -> str:
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check ``value`` against a type hint; numbers written as text ('1e-4', which YAML reads as text) are read."""
+    """Check ``value`` against a type hint; numbers written as text ('1e-4', which YAML reads as text) are converted."""
     options = typing.get_args(hint) if typing.get_origin(hint) is Union else (hint,)
     if value is None:
         check(type(None) in options, f"{key} needs a value")

@@ -1,8 +1,8 @@
-"""The main job, once through: what ``make demo`` and ``pangu-lab demo`` run.
+"""The whole workflow once through: what ``make demo`` and ``pangu-lab demo`` run.
 
-Every stage is a call of the function that the matching verb of the command line calls, so this is also the shortest
-description of how the library is used: vocabulary, data, training, curve, writing, export, and the proof that the
-exported bundle continues a prompt with exactly the tokens that the Python model gives.
+Every stage calls the same function as the matching verb of the command line, so this is also the shortest
+description of how to use the library: vocabulary, data, training, curve, generation, export, and the check that the
+exported bundle continues a prompt with exactly the same tokens as the Python model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PROMPTS = ("春天来了，", "问：怎样才能学好数学？\n答：", "亲�
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demonstration measured. Perplexities are of the held-out part of the sample, before and after."""
+    """The demonstration's measurements. Perplexities are of the held-out part of the sample, before and after."""
 
     run: Path
     bundle: Path
@@ -46,15 +46,15 @@ class DemoResult:
 
 def run_demo(folder: Path | str, progress: Progress = silent, say: Callable[[str], None] = lambda text: None,
              config: RunConfig | None = None) -> DemoResult:
-    """Prepare the sample, train, write, export, check.
+    """Prepare the sample, train, generate, export, check.
 
     Args:
-        folder: everything goes here; what an earlier demonstration left in it is replaced.
-        say: takes each line of news.
-        config: other settings than the preset ``tiny``.
+        folder: the output folder; the results of an earlier demonstration in it are replaced.
+        say: called with each line of output.
+        config: settings other than the preset ``tiny``.
 
     Raises:
-        InputError: ``folder`` holds something that no demonstration made.
+        InputError: ``folder`` holds something that the demonstration did not make.
     """
     started = time.monotonic()
     folder = _fresh(Path(folder))
@@ -73,11 +73,11 @@ def run_demo(folder: Path | str, progress: Progress = silent, say: Callable[[str
 
 
 def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Progress = silent) -> Path:
-    """A run trained on the shipped sample, for whoever needs some model: made at the first call, found at the next.
+    """A run trained on the shipped sample, for callers that need any model: made at the first call, reused later.
 
     Args:
         folder: its place; ``folder/run`` is the run.
-        config: other settings than the preset ``tiny``; of a run that is there already they are not looked at.
+        config: settings other than the preset ``tiny``; ignored if the run already exists.
 
     Raises:
         InputError: ``folder`` holds something else.
@@ -94,8 +94,8 @@ def sample_data(folder: Path | str, config: RunConfig | None = None, progress: P
     """The shipped sample ready for training: ``config`` with the paths of a vocabulary and of two data sets in it.
 
     Args:
-        folder: their place; made at the first call, found at the next. A path from here stays one in the settings.
-        config: says vocabulary and sequence length; the preset ``tiny`` when not given.
+        folder: the data's folder; made at the first call, reused later. A relative path stays one in the settings.
+        config: gives vocabulary and sequence length; the preset ``tiny`` by default.
 
     Raises:
         InputError: ``folder`` holds something else, or data of another vocabulary or sequence length.
@@ -112,7 +112,7 @@ def sample_data(folder: Path | str, config: RunConfig | None = None, progress: P
 
 
 def _fresh(folder: Path) -> Path:
-    """An empty folder for the demonstration; only a former demonstration is ever removed."""
+    """An empty folder for the demonstration; only an earlier demonstration is ever removed."""
     marker = folder / ".pangu-lab-demo"
     if folder.exists() and any(folder.iterdir()):
         if not marker.exists():

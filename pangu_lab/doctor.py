@@ -1,9 +1,9 @@
-"""Is this machine ready, and what to do when it is not.
+"""Checks whether this machine is ready, and how to fix it if not.
 
-``checks()`` looks at everything the lab leans on and gives a line each: what was found, and the command that mends
-it. Nothing is imported that could take the doctor down with it: versions come from the packages' metadata, and
-MindSpore computes something in a process of its own (with numpy 2 its import can die half-way). ``bad`` means the
-main job cannot run; ``warning`` means that something beside it cannot, or will be slow.
+``checks()`` examines everything the lab depends on and gives one line each: what was found, and the command that fixes
+it. Nothing is imported that could crash the doctor itself: versions come from the packages' metadata, and
+MindSpore computes something in a separate process (with numpy 2 its import can die half-way). ``bad`` means the
+main job cannot run; ``warning`` means that something optional cannot, or will be slow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PORTS = {7860: ("pangu-lab serve", "pangu-lab serve --port 0 takes a free one"),
          8888: ("make lab", "JupyterLab takes the next free one by itself")}
 GIB = 2**30
 
-# Runs in a process of its own; says on its last line which devices answered, after a product that must be 11.
+# Runs in a separate process; its last line says which devices answered, after a product that must be 11.
 _MINDSPORE_PROBE = """
 import json
 import mindspore as ms
@@ -48,7 +48,7 @@ print(json.dumps({"total": total, "devices": devices}))
 
 @dataclass(frozen=True)
 class Check:
-    """One thing looked at. ``state`` is ok, warning or bad; ``fix`` is empty when there is nothing to do."""
+    """The result of one check. ``state`` is ok, warning or bad; ``fix`` is empty when there is nothing to do."""
 
     name: str
     state: str
@@ -57,10 +57,10 @@ class Check:
 
 
 def checks(folder: Path | str = ".") -> list[Check]:
-    """Look at this machine; takes a few seconds, most of them MindSpore's import.
+    """Check this machine; takes a few seconds, most of them for MindSpore's import.
 
     Args:
-        folder: where runs and data sets will be written (its free space is looked at).
+        folder: where runs and data sets will be written (its free space is checked).
     """
     programs = (
         ("chromium", ("chromium", "chromium-browser", "google-chrome"),
@@ -79,7 +79,7 @@ def _python() -> Check:
 
 
 def _packages() -> Iterator[Check]:
-    """Installed versions against what this package's own metadata asks for."""
+    """Installed versions against the requirements in this package's own metadata."""
     wanted = _wanted_versions()
     if not wanted:
         yield Check("pangu-lab", "warning", "not installed as a package", "pip install -e .")
@@ -131,7 +131,7 @@ def _mindspore() -> Iterator[Check]:
 
 
 def _devices(counts: dict[str, int]) -> Check:
-    """What MindSpore can use; an accelerator that has a driver here but that MindSpore does not see is named."""
+    """The devices MindSpore can use; an accelerator with a driver that MindSpore does not see is named."""
     value = ", ".join(f"{name} × {count}" if count > 1 else name for name, count in counts.items() if count)
     for name, tool, needs in (("GPU", "nvidia-smi", "CUDA 11.1 or 11.6 with cuDNN on LD_LIBRARY_PATH"),
                               ("Ascend", "npu-smi", "the CANN toolkit (source its set_env.sh)")):

@@ -1,8 +1,8 @@
-"""The one kind of error that is the user's to mend.
+"""``InputError``, the one kind of error that the user can fix.
 
-``InputError`` is raised for whatever a person did or gave: a wrong setting, a damaged file, a folder that
+It is raised for anything the user did or gave: a wrong setting, a damaged file, a folder that
 already exists. Its text is one line that names what is wrong and what to do about it; the command line prints
-that line alone and exits with 2. Everything else that goes wrong keeps its traceback and exits with 1.
+only that line and exits with 2. Every other error keeps its traceback and exits with 1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,6 @@ class InputError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` for the known name most like ``name``, or an empty string when none is near."""
+    """`` (did you mean 'x'?)`` for the known name closest to ``name``, or an empty string if none is close."""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{match[0]}'?)" if match else ""

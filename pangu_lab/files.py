@@ -1,7 +1,7 @@
-"""Files that are either whole or not there.
+"""Atomic file writes: a file is either complete or not there.
 
-Everything this project keeps (data sets, checkpoints, bundles, status files) is written beside its place under a
-temporary name, flushed to the disk, and renamed into place as the last act. A reader therefore never meets half a
+Everything this project stores (data sets, checkpoints, bundles, status files) is written beside its destination under
+a temporary name, flushed to the disk, and finally renamed into place. A reader therefore never sees half a
 file, and a crash leaves the old version untouched.
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 
 from pangu_lab.errors import InputError
 
-RANDOM = "[a-z0-9_]{8}"  # what tempfile puts at the end of a name
+RANDOM = "[a-z0-9_]{8}"  # the random part that tempfile appends to a name
 
 
 def cache_folder() -> Path:
-    """Where things lie that can be made again: ``$PANGU_LAB_CACHE``, or pangu-lab in the user's cache folder."""
+    """The folder for reproducible files: ``$PANGU_LAB_CACHE``, or pangu-lab in the user's cache folder."""
     own = os.environ.get("PANGU_LAB_CACHE")
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu-lab"
 
@@ -85,7 +85,7 @@ def read_json(path: Path | str, what: str) -> Any:
 
 @contextlib.contextmanager
 def whole_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes ``path`` if the block succeeds, and is deleted if it does not.
 
     Args:
         path: the folder to create.
@@ -118,7 +118,7 @@ def _fsync_tree(folder: Path) -> None:
 
 
 def _move_into_place(temporary: Path, path: Path) -> None:
-    """Between the two renamings nothing has the name ``path``: a kill there is mended by ``recover_folder``."""
+    """Between the two renames nothing has the name ``path``: ``recover_folder`` repairs a kill at that point."""
     if not path.exists():
         os.rename(temporary, path)
         return
@@ -134,9 +134,9 @@ def _move_into_place(temporary: Path, path: Path) -> None:
 
 
 def recover_folder(path: Path, old: Path) -> bool:
-    """Mend what a killed ``whole_folder`` left in ``old``: back in its place if that is empty, else deleted.
+    """Repair what a killed ``whole_folder`` left in ``old``: put back if its place is empty, else deleted.
 
-    Only for who may write ``path``, and when no ``whole_folder`` is at work on it.
+    Only for a process that may write ``path``, and while no ``whole_folder`` is working on it.
 
     Returns:
         Whether the old folder was put back.

@@ -1,8 +1,8 @@
-"""Which process this is, so that another one can tell for certain whether it still lives.
+"""Process identity, so that another process can tell for certain whether this one is still alive.
 
-A number alone says little: it is given to other processes later, and means something else in another container or
-on another host. The time of the start does not help either, because it moves when the clock is set. What holds is
-the boot (the kernel's own random id), the pid namespace, the number in it, and the start in clock ticks since the boot,
+A pid alone is not enough: it is reused later, and means something else in another container or
+on another host. The start time does not help either, because it moves when the clock is set. What holds is
+the boot (the kernel's own random id), the pid namespace, the pid in it, and the start in clock ticks since the boot,
 which no clock can change. A process of another boot or namespace cannot be judged from here: the answer is then None,
 never a guess.
 """
@@ -37,7 +37,7 @@ class Identity:
 
     @property
     def kernel(self) -> tuple[str, str]:
-        """What processes of one running kernel share: containers have host names of their own, but one boot."""
+        """What processes of one running kernel share: containers have their own host names, but one boot."""
         return (self.boot, "" if self.boot else self.host)
 
     def __str__(self) -> str:
@@ -45,12 +45,12 @@ class Identity:
 
 
 def parse_identity(values: Any) -> Optional[Identity]:
-    """What ``to_dict`` gave; None for anything else."""
+    """The identity from the result of ``to_dict``; None for anything else."""
     kinds = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(Identity)}
     if not isinstance(values, dict) or any(type(values.get(name)) is not kind for name, kind in kinds.items()):
         return None
     identity = Identity(**{name: values[name] for name in kinds})
-    return identity if identity.pid > 0 else None  # 0 and below mean groups of processes to the system
+    return identity if identity.pid > 0 else None  # 0 and below name process groups
 
 
 def own_identity() -> Identity:
@@ -60,13 +60,13 @@ def own_identity() -> Identity:
 
 
 def identity_of(pid: int) -> Optional[Identity]:
-    """The process that has this number here and now; None when there is none."""
+    """The process with this pid, here and now; None if there is none."""
     ticks = _ticks(str(pid)) if _proc_is_ours() else _created(pid)
     return Identity(socket.gethostname(), _boot(), _namespace(), pid, ticks) if ticks is not None else None
 
 
 def lives(identity: Identity) -> Optional[bool]:
-    """Whether that very process still runs; None when it cannot be known from here."""
+    """Whether exactly that process is still running; None if that cannot be known from here."""
     here = own_identity()
     if (identity.kernel, identity.namespace) != (here.kernel, here.namespace):
         return None
@@ -81,10 +81,10 @@ def lives(identity: Identity) -> Optional[bool]:
 
 
 def send_signal(identity: Identity, number: int) -> bool:
-    """Signal that very process and no other; False when it has gone, or cannot be told from others.
+    """Signal exactly that process; False if it is gone, or cannot be identified.
 
-    The process is held by a descriptor between the look and the signal, where the system has such: its number
-    cannot be given to another one in that moment.
+    Where the system supports it, the process is held by a descriptor between check and signal: its pid
+    cannot be reused in that moment.
     """
     with contextlib.suppress(ProcessLookupError):
         if not hasattr(os, "pidfd_open") or not hasattr(signal, "pidfd_send_signal"):
@@ -118,7 +118,7 @@ def _namespace() -> str:
 
 
 def _ticks(name: str) -> Optional[int]:
-    """Start of a process in ticks since the boot; None when it is gone, or ended and not yet taken note of."""
+    """Start of a process in ticks since the boot; None if it is gone, or a zombie."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         text = (PROC / name / "stat").read_text(encoding="utf-8", errors="replace")
         state, *numbers = text.rpartition(")")[2].split()  # the name before it may hold spaces and brackets
@@ -143,7 +143,7 @@ def _proc_is_ours() -> bool:
 
 
 def _exists(pid: int) -> bool:
-    if os.name == "nt":  # there, signal 0 ends a process
+    if os.name == "nt":  # there, signal 0 kills a process
         return psutil.pid_exists(pid)
     try:
         os.kill(pid, 0)
@@ -155,5 +155,5 @@ def _exists(pid: int) -> bool:
 
 
 def _hidden(pid: int) -> bool:
-    """Whether /proc keeps another user's process from us (its option hidepid)."""
+    """Whether /proc hides other users' processes from us (its option hidepid)."""
     return _exists(pid) and not (PROC / str(pid) / "stat").exists() and _proc_is_ours()

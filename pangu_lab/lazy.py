@@ -1,7 +1,7 @@
-"""Names of a package that are looked up when they are first asked for, so that importing the package stays quick.
+"""Lazily imported names of a package, so that importing the package stays fast.
 
-A package whose modules need MindSpore or matplotlib says where its public names live, and nothing is imported before one
-of them is used:
+A package whose modules need MindSpore or matplotlib declares where its public names are defined; nothing is imported
+before one of them is used:
 
     __getattr__, __dir__, __all__ = lazy_names(__name__, {"activations": ["trace"], "pictures": ["plot_attention"]})
 """

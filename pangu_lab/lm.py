@@ -1,12 +1,12 @@
-"""A model in two lines, wherever it lies: a run, a checkpoint, a converted release, or an exported bundle.
+"""A model in two lines: a run, a checkpoint, a converted release, or an exported bundle.
 
     lm = PanguLM.load("runs/first")
     print(lm.generate("春天来了，", max_new_tokens=40, temperature=0.8))
 
-``PanguLM`` is a thin front of what the library does anyway: ``generate`` and ``stream`` are those of
-``pangu_lab.generate``, ``score`` is that of ``pangu_lab.evaluate``. All of them, and ``logits``, share one copy of
-the weights and one compiled network. ``attention`` looks inside, which a compiled network does not allow: it reads the
-weights again and runs them one operation after the other.
+``PanguLM`` is a thin front end: ``generate`` and ``stream`` are those of ``pangu_lab.generate``, ``score`` is that of
+``pangu_lab.evaluate``. All of them, and ``logits``, share one copy of the weights and one compiled network.
+``attention`` needs values that a compiled network does not expose: it reads the weights again and runs them one
+operation after the other.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from pangu_lab.loading import Model
 
 
 class PanguLM(Model):
-    """A model ready to write, to score, and to be looked into. ``PanguLM.load`` opens one; see ``Model``."""
+    """A model ready to generate, to score, and to be inspected. ``PanguLM.load`` opens one; see ``Model``."""
 
     @property
     def scorer(self) -> EngineScorer:
-        """What scores; ``pangu_lab.evaluate.evaluate`` takes it as its source."""
+        """The scorer that ``pangu_lab.evaluate.evaluate`` takes as its source."""
         return EngineScorer(self.engine, name=self.name)
 
     @overload
@@ -68,7 +68,7 @@ class PanguLM(Model):
         return stream(self.engine, prompt, self._sampling(sampling))
 
     def logits(self, ids: Any) -> np.ndarray:
-        """What the network says after every token.
+        """The logits of the network after every token.
 
         Args:
             ids: (batch, seq) integers; each row is a text of its own that begins at position 0.
@@ -99,7 +99,7 @@ class PanguLM(Model):
         return explain(logits, chosen, SequenceInProgress(read, engine.tokenizer, chosen, 0).history())
 
     def attention(self, text: str) -> Attention:
-        """Where every head of every layer looks in ``text``, the query layer's too; for small models and short texts.
+        """The attention of every head of every layer over ``text``, with the query layer; for small models and texts.
 
         Returns:
             Tokens, layers, and probabilities (layers, heads, seq, seq).
@@ -111,7 +111,7 @@ class PanguLM(Model):
         weights, tokenizer = self.require_weights("looked into"), self.require_tokenizer()
         ids = tokenizer.encode(text)
         if not ids:
-            raise InputError("the text is empty: attention needs a token at least")
+            raise InputError("the text is empty: attention needs at least one token")
         try:
             with ONE_AT_A_TIME:
                 return attention(weights, self.config, ids, [tokenizer.piece(index) for index in ids])

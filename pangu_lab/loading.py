@@ -1,7 +1,7 @@
-"""One way to open a model, whatever it lies in: a run, a checkpoint, a converted release, a bundle, or the name of one.
+"""One way to open any model: a run, a checkpoint, a converted release, a bundle, or the name of one.
 
-Whoever uses a model opens it here: the command line, notebooks (through ``PanguLM``), evaluation, export and the server.
-Opening reads settings and tokenizer, and checks what there is; the network is made when it is first asked for, from
+The command line, notebooks (through ``PanguLM``), evaluation, export and the server all open models here.
+Opening reads settings and tokenizer, and checks the folder; the network is made when it is first needed, from
 weights that are read one by one, so that memory holds them once. A bundle runs without model code.
 """
 
@@ -30,18 +30,18 @@ class Model:
     """A model that has been opened.
 
     Args:
-        runner: the network, where it has been made.
+        runner: the network, if already made.
         bundle: the folder of an exported model; its graphs are the network.
         slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
-        int8: round every weight of a product to a byte with one factor for each output: decode steps read a quarter of
+        int8: round every product's weights to int8 with one scale per output: decode steps read a quarter of
             the memory. Needs the C kernels.
 
     Attributes:
         config: the network's sizes.
-        tokenizer: None where the folder keeps none; only logits can then be had.
-        sampling: what is written with when nothing else is asked for.
-        name: for people. ``origin`` also tells the checkpoint, as in "first/step-00000400".
-        weights: by released name, read when they are asked for; None of a bundle.
+        tokenizer: None if the folder has none; then only logits are available.
+        sampling: the generation defaults.
+        name: a display name. ``origin`` also names the checkpoint, as in "first/step-00000400".
+        weights: by released name, read when they are asked for; None for a bundle.
         settings: the run's, of a run or checkpoint.
     """
 
@@ -108,7 +108,7 @@ class Model:
 
     @property
     def engine(self) -> Engine:
-        """What generates; the functions of ``pangu_lab.generate`` take it. Of a bundle it is a ``Bundle``.
+        """The engine that the functions of ``pangu_lab.generate`` take. For a bundle it is a ``Bundle``.
 
         Raises:
             InputError: there is no tokenizer.

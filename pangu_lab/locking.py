@@ -1,15 +1,15 @@
 """One process at a time: a lock that holds across processes, containers and hosts that share a disk.
 
-Two things together. A lock of the system on the file (``flock``): it ends with the process, however that ends, and
-reaches every process of this kernel, whatever namespace it is in. ``flock`` and not ``fcntl.lockf``, because the
-latter is lost as soon as any descriptor of the file is closed in the process, and each reading of the record does
-that; on NFS, Linux passes ``flock`` on to the server like the other. And a record in the same file: who holds it, a
-random token, and a number that grows with every beat, for disks whose locks do not reach other hosts. Where the record
-is of another host and no lock stands in the way, the start watches that number on its own clock: if it moves, the
-holder lives; if it stands still for ``WATCH_SECONDS``, the holder is dead. Clocks of other hosts are never asked.
+It combines two things. A system lock on the file (``flock``): it ends with the process, however that ends, and
+reaches every process of this kernel, in any namespace. ``flock`` and not ``fcntl.lockf``, because the
+latter is lost as soon as any descriptor of the file is closed in the process, as each reading of the record does;
+on NFS, Linux forwards both to the server. And a record in the same file: the holder, a
+random token, and a number that grows with every beat, for disks whose locks do not reach other hosts. If the record
+is of another host and the file is not locked, a starting process watches that number on its own clock: if it grows, the
+holder is alive; if it stands still for ``WATCH_SECONDS``, the holder is dead. Clocks of other hosts are never used.
 
-A holder that was suspended meanwhile finds another token in the record. It has lost the lock, says so by ``held`` and
-``check``, and must write no more.
+A holder that was suspended meanwhile finds another token in the record. It has lost the lock, reports that through
+``held`` and ``check``, and must write no more.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ except ImportError:  # not a Unix: the record alone must do
 
 log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
-WATCH_SECONDS = 30.0  # a holder on another host that is silent for so long is dead; its beats come every 2 s
-RETRY_SECONDS = 0.5  # somebody who only looks whether the lock is taken holds it for an instant
-SIZE = 1024  # of a record, blanks included: written over in one go, so that it is never half there
+WATCH_SECONDS = 30.0  # a holder on another host that is silent for this long is dead; its beats come every 2 s
+RETRY_SECONDS = 0.5  # a process that only checks whether the lock is taken holds it for an instant
+SIZE = 1024  # of a record, blanks included: overwritten in one call, so that it is never partly written
 
 
 class Held(InputError):

@@ -1,8 +1,8 @@
-"""What the command line shows: lines, tables, and progress bars with the time left.
+"""Command-line output: lines, tables, and progress bars with the time left.
 
 Results go to standard output, progress and errors to standard error, so that ``pangu-lab … > file`` keeps only
-results. On a terminal a bar is drawn with rich; anywhere else (a log, CI) progress becomes a plain line every ten
-seconds. The bar has no thread of its own: it is redrawn when the work calls back, so that a library function is
+results. On a terminal a bar is drawn with rich; anywhere else (a log, CI) progress is a plain line every ten
+seconds. The bar has no thread of its own: it is redrawn in the progress callback, so that a library function is
 free to fork workers while the bar is on the screen.
 """
 
@@ -32,7 +32,7 @@ def say(text: str = "") -> None:
 
 
 def write(text: str) -> None:
-    """Text on standard output as it comes, without a line end."""
+    """Text on standard output as it comes, without a newline."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
@@ -44,12 +44,12 @@ def complain(text: str) -> None:
 
 
 def say_json(values: Any) -> None:
-    """One line of JSON on standard output; numbers that JSON does not know (NaN, infinity) become null."""
+    """One line of JSON on standard output; numbers that JSON cannot hold (NaN, infinity) become null."""
     say(json.dumps(_plain(values), ensure_ascii=False, allow_nan=False))
 
 
 def _plain(value: Any) -> Any:
-    """Records as objects, paths as text."""
+    """Dataclasses and named tuples as objects, paths as text."""
     if dataclasses.is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -64,7 +64,7 @@ def _plain(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Print a table; numbers stand to the right. Where there is no terminal, nothing is cut to a width."""
+    """Print a table; numbers are right-aligned. Without a terminal, nothing is truncated."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -100,7 +100,7 @@ def duration(seconds: float) -> str:
 
 @contextlib.contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, "int | None", str], None]]:
-    """A bar for the time of the block; what is yielded is a ``Progress`` callback for a library function."""
+    """A progress bar for the duration of the block; yields a ``Progress`` callback for a library function."""
     global _active_bar
     if not sys.stderr.isatty():
         bar = _PlainBar(title)
@@ -118,7 +118,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, "int | None", str], None
 
 
 def _new_work(last: Sequence[Any], done: int, total: int | None) -> bool:
-    """Whether the estimate starts anew: ``done`` went back, or the total was unknown until now."""
+    """Whether to restart the time estimate: ``done`` went back, or the total was unknown until now."""
     return done < last[0] or (last[1] is None and total is not None)
 
 
@@ -142,7 +142,7 @@ class _RichBar:
 
     def __call__(self, done: int, total: int | None, text: str = "") -> None:
         if _new_work((self.done, self.total), done, total):
-            self.progress.reset(self.task, total=total, completed=done)  # what was done before counts for no speed
+            self.progress.reset(self.task, total=total, completed=done)  # earlier work must not count in the speed
         self.done, self.total = done, total
         self.progress.update(self.task, completed=done, total=total, news=text)
         now = time.monotonic()
@@ -152,7 +152,7 @@ class _RichBar:
 
 
 class _PlainBar:
-    """A line now and then: ``prepare: 40 of 400 (10 %), 2 min 3 s left, 12345 tokens/s``."""
+    """An occasional line: ``prepare: 40 of 400 (10 %), 2 min 3 s left, 12345 tokens/s``."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -171,7 +171,7 @@ class _PlainBar:
             self._write(now)
 
     def finish(self) -> None:
-        """The last state, unless it stands there already."""
+        """The last state, unless it has been printed."""
         if self.start is not None and self.written != self.last:
             self._write(time.monotonic())
 

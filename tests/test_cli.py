@@ -171,7 +171,7 @@ def test_doctor_exits_with_1_when_something_is_bad_and_ends_with_json(capsys, mo
     assert code == 0 and "ready" in out
     monkeypatch.setattr("pangu_lab.doctor.checks", lambda: [good, bad])
     code, out, _ = run("doctor", "--json", capsys=capsys)
-    assert code == 1 and "pip install 'numpy<2'" in out and "numpy: to be mended first" in out
+    assert code == 1 and "pip install 'numpy<2'" in out and "numpy: fix this first" in out
     assert [check["state"] for check in json.loads(out.splitlines()[-1])] == ["ok", "bad"]
 
 

@@ -128,7 +128,7 @@ def test_without_a_compiler_there_is_a_wheel_all_the_same(tmp_path):
     assert name.endswith("-py3-none-any.whl") and not [file for file in files if file.endswith(".so")]
 
 
-@pytest.mark.parametrize("ask, words", [(train.library, "training goes on"), (decode.library, "text is written")])
+@pytest.mark.parametrize("ask, words", [(train.library, "training uses"), (decode.library, "generate the same tokens")])
 def test_what_goes_on_without_a_compiler_is_said_unless_the_user_asked_for_it(ask, words, monkeypatch, caplog):
     monkeypatch.setattr(compiling, "compiled", lambda *_: None)
     assert ask.__wrapped__() is None

@@ -1,4 +1,4 @@
-"""The notebook interface: what a person sees and turns in JupyterLab. It uses pangu_lab's public functions alone."""
+"""The notebook interface: interactive widgets for JupyterLab. They use only pangu_lab's public functions."""
 
 from __future__ import annotations
 

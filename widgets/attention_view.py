@@ -1,8 +1,8 @@
-"""``AttentionView``: where every head of every layer looks, and what the query layer's questions find.
+"""``AttentionView``: the attention of every head of every layer, and that of the query layer.
 
-All heads of the chosen layer stand side by side as small pictures, the chosen one as a large one; pointing at a token
-shows its row over the text. In the query layer a row is no token: it is the query of a position, "what follows here?".
-The page holds all layers of the text, as 16-bit numbers, so turning to another asks the kernel nothing.
+All heads of the chosen layer are shown side by side as small pictures, the chosen one as a large one; hovering over a
+token shows its row over the text. In the query layer a row is not a token: it is the query of a position, "what
+follows here?". The page holds all layers of the text, as 16-bit numbers, so switching layers needs no kernel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from widgets.still import COLORS
 
 MOST_TOKENS = 64  # more are too small to be told apart
 MEAN = -1  # as a head: the mean of all
-WHOLE = 65535  # what stands for a probability of 1 on the page
+WHOLE = 65535  # represents a probability of 1 on the page
 CELL, LEFT, TOP = 20, 76, 66  # of the picture without scripts
 
 

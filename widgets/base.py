@@ -1,8 +1,8 @@
-"""What all widgets share: their JavaScript and style, their words in two languages, and what is shown without them.
+"""Shared by all widgets: their JavaScript and style, their texts in two languages, and the fallback without scripts.
 
-A widget is a class derived from ``LabWidget`` with ``_script`` naming a file below ``static/``; ``common.js`` goes
-before it, so that no widget needs a library, a build or a network. Where no widget can be drawn (GitHub, a viewer of
-files, a terminal) ``still_html`` and ``still_text`` say what it showed when the cell ran. Texts of models and files
+A widget is a class derived from ``LabWidget`` with ``_script`` naming a file below ``static/``; ``common.js`` is
+prepended, so that no widget needs a library, a build or a network. Where no widget can be drawn (GitHub, a file
+viewer, a terminal) ``still_html`` and ``still_text`` give what it showed when the cell ran. Texts of models and files
 reach the page as text, never as markup: ``textContent`` in JavaScript, ``escape`` here.
 """
 

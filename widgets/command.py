@@ -1,4 +1,4 @@
-"""The command line that does what a form says: the fewest words that give exactly these settings."""
+"""The shortest command line that gives exactly the settings of a form."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """``ConfigForm``: every setting of a run as a form, made from the typed settings themselves.
 
-Each change is checked at once by the settings' own checks; what they say stands under the form and the last settings
-that work stay in ``config``. Parameters, memory and time follow what is typed, and the command shown is the one that
-does exactly this.
+Each change is validated at once by the settings' own checks; their messages appear under the form, and the last valid
+settings stay in ``config``. Parameters, memory and time are updated as you type, and the command shown does
+exactly this.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""``GenerationPad``: write with a model and watch it write; two settings or two checkpoints side by side.
+"""``GenerationPad``: generate text interactively; two settings or two checkpoints side by side.
 
-Tokens are made by a thread of its own, a few at a time for each column in turn, so a running cell blocks neither the
-text nor Stop. What was written is kept in a history, from which prompt and settings come back. A switch shows where one
-token ends and the next begins.
+A separate thread generates tokens, a few at a time for each column in turn, so a running cell blocks neither the
+text nor Stop. A history keeps earlier texts, with their prompt and settings. A switch shows the boundaries of the
+tokens.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from widgets.base import LabWidget, escape
 from widgets.still import COLORS
 
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
-SHOW_SECONDS = 0.08  # the page is told at most this often
+SHOW_SECONDS = 0.08  # the minimum time between two updates of the page
 HISTORY = 20
 Source = Union[PanguLM, Engine]
 logger = logging.getLogger(__name__)

@@ -1,7 +1,7 @@
 """Starting a run from a notebook: the public command line in a process of its own, in a session of its own.
 
-The kernel neither trains nor waits: it may be interrupted, restarted or closed and the run goes on, because all that
-the two share is the run folder. What the command itself says goes to ``logs/launcher.log`` there.
+The kernel neither trains nor waits: it may be interrupted, restarted or closed and the run continues, because the two
+share only the run folder. The command's own output goes to ``logs/launcher.log`` there.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StartedRun:
 def start_run(config: RunConfig, run: Folder, restarts: int = 0) -> StartedRun:
     """Train ``config`` in the folder ``run`` without waiting: ``pangu-lab launch`` in the background.
 
-    A run that is there already goes on from its newest checkpoint.
+    An existing run resumes from its newest checkpoint.
 
     Raises:
         InputError: no data set is named, or somebody trains there now.

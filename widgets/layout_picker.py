@@ -1,7 +1,7 @@
 """``LayoutPicker``: how a model is spread over devices: the planner's layouts, the mesh, and what each rank holds.
 
 The layouts, their order and the recommendation are the planner's; what a rank holds comes from the same tables that
-training and checkpoints place parameters by.
+training and checkpoints use.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``RunMonitor``: a run's curves, figures and logs, drawn live from its folder.
 
-It reads files and nothing else, in a thread of its own: a running cell does not hold it up, it begins anew after a
-kernel restart with everything there was, and it shows old, stopped and dead runs alike. What goes to the page is a
-whole picture now and then (``data``) and between them only the rows that changed.
+It only reads files, in its own thread: a running cell does not delay it, after a kernel restart it starts again with
+all data, and it shows old, stopped and dead runs alike. The page gets the whole picture now and then (``data``) and
+in between only the rows that changed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""``NextToken``: the next token under the microscope.
+"""``NextToken``: the distribution of the next token, step by step.
 
-A text, the model's own distribution over what follows, and what each penalty and sampler makes of it, in the order in
-which they are applied. Sliders move it; a click on a token writes it and shows the next distribution. A word can be
-asked for: it is as likely as its tokens one after the other.
+A text, the model's own distribution over what follows, and the effect of each penalty and sampler, in the order in
+which they are applied. Sliders change the settings; a click on a token appends it and shows the next distribution. The
+probability of a word can be looked up: it is the product over its tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A progress bar with the time left, for the library's ``progress`` callbacks.
 
-Shown as an ipywidgets bar from the first time it is moved: where there is nothing to do there is no bar. Where no widget
-can be drawn its text says the same; what is kept with the notebook is the text as it was at the end.
+Shown as an ipywidgets bar from the first update on: without work there is no bar. Where no widget can be drawn
+its text says the same; a saved notebook keeps the final text.
 """
 
 from __future__ import annotations

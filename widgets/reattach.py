@@ -1,9 +1,10 @@
-"""A page that is loaded anew gets its widgets back at once, and they answer, while a cell runs.
+"""Lets a reloaded page get its widgets back at once, and use them, while a cell runs.
 
-JupyterLab asks the kernel for the state of all widgets when a page is loaded, and ipykernel puts the question behind the
-cell that runs: until its end every widget says "Loading widget...". Here the question, and what the lab's own widgets are
-told by a page that knows of no subshells yet, go to a subshell made for them. ipykernel 7 has no public way to do
-so; where its parts are not those of 7.4 nothing is changed, and widgets come back when the cell has ended.
+JupyterLab asks the kernel for the state of all widgets when a page is loaded, and ipykernel queues the request behind
+the running cell: until its end every widget says "Loading widget...". Here the request, and the messages of a page
+that knows of no subshells yet to the lab's own widgets, go to a subshell made for them. ipykernel 7 has no public way
+to do so; where its internals differ from those of 7.4 nothing is changed, and widgets come back when the cell has
+ended.
 """
 
 from __future__ import annotations

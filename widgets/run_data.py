@@ -1,8 +1,8 @@
-"""A run as the monitor sees it: its files read bit by bit, its curves kept small enough to draw.
+"""A run as the monitor sees it: its files read incrementally, its curves kept small enough to draw.
 
 ``RunFollower.poll`` reads what was added to ``events.jsonl`` since the last call. Every step is kept (a few dozen
-bytes), but what goes to the page are at most ``MAX_BUCKETS`` rows: neighbouring steps become one row with mean, least
-and greatest value. Rows hold 1, 2, 4, 8 … steps, so adding a step only changes the last row, whatever the length.
+bytes), but the page gets at most ``MAX_BUCKETS`` rows: neighbouring steps become one row with mean, minimum
+and maximum. Rows hold 1, 2, 4, 8 … steps, so adding a step only changes the last row, whatever the length.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How a run stands, in the facts a person asks for: what it is doing, since when, how long still, and why it ended.
+"""The state of a run: what it is doing, since when, how much longer, and why it ended.
 
-The run's own ``status.json`` speaks for its training process, ``launch.json`` for the launcher before there is one
-(and for a run that failed before it could say anything). Both may lie: a process that is gone cannot correct them, so
-what they say is held against the processes that exist.
+``status.json`` describes the run's training process, ``launch.json`` the launcher before there is one
+(and a run that failed before it wrote a status). Both may be stale: a process that is gone cannot correct them, so
+they are checked against the processes that exist.
 """
 
 from __future__ import annotations

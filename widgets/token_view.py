@@ -1,7 +1,7 @@
-"""``TokenView``: how a text is cut, live: words, the pieces each is made of, and their ids.
+"""``TokenView``: live tokenization of a text: words, their pieces, and the ids.
 
-Below stand what a newcomer asks next: does the text come back unchanged, how many characters does a token hold, which
-pieces are unknown to the vocabulary. Another tokenizer can stand beside the first: which of the two needs fewer tokens?
+Below are statistics: whether the text comes back unchanged, how many characters a token holds, which
+pieces are unknown to the vocabulary. A second tokenizer can be compared: which of the two needs fewer tokens?
 """
 
 from __future__ import annotations

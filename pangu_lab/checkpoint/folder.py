@@ -1,9 +1,9 @@
 """One checkpoint folder: ``shard-00000.safetensors`` …, ``state.json``, ``config.yaml`` and ``manifest.json``.
 
-A shard holds one rank's tensors, and beside each its place in the whole: the whole shape and the offset of the
-slice. A reader asks for any region of any tensor and gets it assembled from whichever shards cover it, so a
+A shard holds one rank's tensors, each with its place in the whole: the whole shape and the offset of the
+slice. A reader asks for any region of any tensor and gets it assembled from the shards that cover it, so a
 checkpoint saved under one layout loads under every other. The manifest, written last, has the size and sha256 of
-every file; the folder is renamed into place complete. What does not match its manifest is never loaded.
+every file; the complete folder is then renamed into place. A file that does not match its manifest is never loaded.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_ato
 
 log = logging.getLogger(__name__)
 FORMAT = 1
-STEP = r"step-(?:[0-9]{8}|[1-9][0-9]{8,})"  # nine digits and more from step 100,000,000 on
+STEP = r"step-(?:[0-9]{8}|[1-9][0-9]{8,})"  # nine digits or more from step 100,000,000 on
 _NAME = re.compile(STEP)
 
 
 class Damaged(InputError):
-    """A checkpoint that was whole once: a file is missing, or is not what the manifest says."""
+    """A damaged checkpoint: a file is missing, or does not match the manifest."""
 
 
 def step_folder(folder: Path, step: int) -> Path:

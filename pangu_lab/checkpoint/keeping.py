@@ -1,12 +1,12 @@
-"""Which checkpoints of a run stay: the good ones are counted, damaged ones are set aside, older ones are deleted.
+"""Checkpoint retention of a run: good ones are counted, damaged ones are set aside, older ones are deleted.
 
-Only for the process that holds the run's lock: it alone renames and deletes. It touches names that are exactly a
-checkpoint's, or those of a save that was killed, and nothing else that a person put there. Only checkpoints whose every
-byte matches the manifest count towards what is kept; one that does not gets the name ``step-….damaged`` and stays.
+Only for the process that holds the run's lock: it alone renames and deletes. It touches only names that are exactly a
+checkpoint's, or those of a save that was killed, and no other files. Only checkpoints whose every
+byte matches the manifest count towards the number kept; one that does not is renamed ``step-….damaged`` and stays.
 
-Hashing every old checkpoint at every save would take minutes for large models. Each is therefore read once in the life
-of the process, and remembered with the size and the time of change of its files; when one of these differs, it is read
-again. What this process wrote was read back for its manifest, and needs no second reading.
+Hashing every old checkpoint at every save would take minutes for large models. Each is therefore read once per
+process, and remembered with the size and modification time of its files; when one of these differs, it is read
+again. Checkpoints written by this process were read back for their manifest, and are not read again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Keeper:
 
     def __init__(self, folder: Path | str, tell: Tell):
         self.folder, self.tell = Path(folder), tell
-        self._read: dict[str, tuple] = {}  # name → what its files looked like when they were read and found good
+        self._read: dict[str, tuple] = {}  # name → the state of its files when they were read and found good
 
     # ---------------------------------------------------------------- is it good?
 
@@ -74,7 +74,7 @@ class Keeper:
         if isinstance(error, Damaged):
             self.set_aside(place, error)
         elif error is not None:
-            return  # nobody knows yet which of the two is the good one
+            return  # it is not known yet which of the two is the good one
         if recover_folder(place, old):
             self.tell(f"{place.name}: put back, the save that was to replace it had been killed")
 
@@ -145,7 +145,7 @@ class Keeper:
                 self.set_aside(path, error)
             elif error is None:
                 good += 1
-                if good > keep and not path.is_symlink():  # a link was put there by a person
+                if good > keep and not path.is_symlink():  # a link was made by a user
                     self._delete(path)
 
     def _delete(self, path: Path) -> None:

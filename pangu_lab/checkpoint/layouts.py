@@ -1,4 +1,4 @@
-"""Names: what the files of others call each parameter, and which of their entries are no parameter.
+"""Parameter names in other projects' files, and which of their entries are not parameters.
 
 The published names are those of the first release. Later files say ``backbone.embedding.word_embedding…``, the
 loader of the sharded release names its three ``.npy`` tables in a third way, and the community's PyTorch port
@@ -32,7 +32,7 @@ _BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 
 
 def published_name(name: str) -> Optional[str]:
-    """The first release's name of an entry of a ``.ckpt``; None for what is no parameter of the model."""
+    """The first release's name of an entry of a ``.ckpt``; None if it is not a parameter of the model."""
     if _BOOKKEEPING.fullmatch(name):
         return None
     if name.startswith("backbone.embedding."):

@@ -1,9 +1,9 @@
 """MindSpore ``.ckpt`` files, read and written parameter by parameter.
 
 A ``.ckpt`` is one protobuf message ``Checkpoint``: a list of ``Value {tag, tensor {dims, tensor_type, content}}``.
-``mindspore.load_checkpoint`` holds the whole file in memory; the small reader here keeps only where each content
-lies, so a file of any size costs as much memory as its largest parameter. MindSpore cuts a parameter of more than
-512 MB into several values of the same tag, each with the dims of the whole; they are joined in their order.
+``mindspore.load_checkpoint`` holds the whole file in memory; the small reader here keeps only the offset of each
+content, so a file of any size costs only as much memory as its largest parameter. MindSpore splits a parameter of more
+than 512 MB into several values of the same tag, each with the dims of the whole; they are joined in their order.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pangu_lab.errors import InputError
 
 _TYPES = {"Float32": "float32", "Float16": "float16", "Float64": "float64"}
 _HEADER = 4096  # bytes that hold a value's tag, dims and type with room to spare
-_WINDOW = 1 << 16  # read at once: small values share it, large ones are passed over
-_PIECE = 512 << 20  # MindSpore's own limit of one value
+_WINDOW = 1 << 16  # read at once: small values share it, large ones are skipped
+_PIECE = 512 << 20  # MindSpore's own limit for one value
 
 
 class _Damaged(Exception):

@@ -1,7 +1,7 @@
-"""The published weights of PanGu-α: which files there are, and whether a downloaded one is whole.
+"""The published weights of PanGu-α: which files there are, and whether a downloaded one is intact.
 
-Names, sizes and md5 are those that the README files of the two releases print. They are downloaded from the pages named
-here, by hand; the parts of a sharded release together hold its 512 ``filerted_*.ckpt``, all of which go into one folder
+Names, sizes and md5 are those that the README files of the two releases print. Download them by hand from the pages
+named here; the parts of a sharded release together hold its 512 ``filerted_*.ckpt``, all of which go into one folder
 with the three tables and the strategy file.
 """
 

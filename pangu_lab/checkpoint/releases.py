@@ -1,6 +1,6 @@
-"""Whatever weights a person has, opened behind one face: names, shapes, and one parameter at a time.
+"""One interface to all supported weight files: names, shapes, and one parameter at a time.
 
-A source tells the shape of every parameter it holds by published name and reads them one by one, so that no
+A source gives the shape of every parameter it holds by published name and reads them one by one, so that no
 conversion holds more than one parameter. There are four: this project's checkpoints, one ``.ckpt`` file, the
 release in 512 shards, and the community's ``gpt_pangu`` files.
 """
@@ -39,13 +39,13 @@ class Source:
         self.where = where
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.settings: dict[str, Any] = {}
-        self.guesses: set[str] = set()  # keys of ``settings`` that give way to the preset of a published size
+        self.guesses: set[str] = set()  # keys of ``settings`` that the preset of a published size overrides
 
     def read(self, name: str) -> np.ndarray:
         raise NotImplementedError
 
     def check(self, config: RunConfig) -> None:
-        """What can only be checked once the model's sizes are known."""
+        """Checks that need the model's sizes."""
 
 
 class LabSource(Source):
@@ -246,7 +246,7 @@ def _shard_paths(where: Path, ranks: int) -> list[Path]:
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "quick_gelu": "fast_gelu",
                 "gelu": "gelu_erf"}  # "gelu" alone is the exact one in that library
-OWN_ACTIVATION = "pangu_lab_hidden_act"  # the name used here, beside the library's, in files exported here
+OWN_ACTIVATION = "pangu_lab_hidden_act"  # the key used here, besides the library's, in files exported here
 _CONFIG_KEYS = {"num_heads": "num_heads", "n_head": "num_heads", "num_attention_heads": "num_heads"}
 
 

@@ -1,4 +1,4 @@
-"""From whatever a person names (a run, a checkpoint) to the weights inside it."""
+"""From a path to a run or a checkpoint to the weights inside it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pangu_lab.model.parameters import OneByOne, parameter_specs
 
 
 def resolve_checkpoint(folder: Path | str) -> Checkpoint:
-    """The checkpoint in ``folder``: itself one, or a run (its newest whole one is taken).
+    """The checkpoint in ``folder``: the folder itself, or the newest complete one of a run.
 
     Raises:
         InputError: there is none.

@@ -18,7 +18,7 @@ from pangu_lab.errors import InputError
 
 @dataclass(frozen=True)
 class Layout:
-    """How one parameter is cut; ``optimizer_step`` 0 means no optimizer shards."""
+    """How one parameter is split; ``optimizer_step`` 0 means no optimizer shards."""
 
     devices: tuple[int, ...]
     axes: tuple[int, ...]

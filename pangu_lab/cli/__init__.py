@@ -1,8 +1,8 @@
 """``pangu-lab VERB``: the command line.
 
-Each verb is a thin call of one public library function that a notebook calls too. A module of this package holds a
-group of verbs: ``register(verbs)`` adds their parsers, and a handler imports what it needs when it runs, so that
-``pangu-lab --help`` is quick. To add a verb, write both in the module it belongs to.
+Each verb is a thin call of one public library function, which notebooks call too. Each module of this package holds a
+group of verbs: ``register(verbs)`` adds their parsers, and handlers import what they need only when they run, so that
+``pangu-lab --help`` is quick. To add a verb, write its parser and its handler in the module it belongs to.
 
 Exit codes: 0 good; 2 wrong usage or input (one clear line, no traceback); 1 failed; 130 interrupted by Ctrl-C.
 """
@@ -21,15 +21,15 @@ from pangu_lab.cli.common import Parser
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain
 
-# Environment trouble that has a name: one line says it, a traceback would only hide it.
+# Known environment problems: one line names them, a traceback would only hide them.
 _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.ENOMEM}
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line, in the order in which a model's life goes."""
+    """The whole command line, in the order of a model's life cycle."""
     parser = Parser(prog="pangu-lab", description=(
         "PanGu-α in MindSpore, from text to a served page. "
-        "Begin with `pangu-lab demo`; `pangu-lab VERB --help` tells more about each verb."))
+        "Begin with `pangu-lab demo`; `pangu-lab VERB --help` describes each verb."))
     parser.add_argument("--version", action="version", version=f"pangu-lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs")
     for group in (machine, text, training, planning, launching, converting, writing, evaluation, bundles,

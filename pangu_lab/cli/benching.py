@@ -16,15 +16,15 @@ def register(verbs: Any) -> None:
     bench = verbs.add_parser("bench", help="measure a running server")
     kinds = bench.add_subparsers(dest="kind_of_work", metavar="VERB", required=True, title="verbs",
                                  parser_class=type(bench))
-    serve = add_verb(kinds, "serve", bench_serve, "load a server with many streams and check every text",
-                     "Each answer must be the text that the same question gets alone. The environment variable "
-                     f"{PASSWORD} holds the server's password, when it has one. Exit code 1 when an answer is lost "
+    serve = add_verb(kinds, "serve", bench_serve, "load a server with concurrent streams and check every text",
+                     "Each answer must equal the text that the same request gets alone. The environment variable "
+                     f"{PASSWORD} holds the server's password, if it has one. Exit code 1 when an answer is lost "
                      "or mixed up.")
     serve.add_argument("--url", default="http://127.0.0.1:7860", metavar="URL", help="default %(default)s")
-    serve.add_argument("--streams", default="1,8", metavar="N,N", help="how many at once, in turn (default 1,8)")
-    serve.add_argument("--seconds", type=float, default=20.0, metavar="S", help="for each (default %(default)s)")
-    serve.add_argument("--new-tokens", type=int, default=64, metavar="N", help="a request (default %(default)s)")
-    serve.add_argument("--pid", type=int, metavar="N", help="the server's process, to watch its memory")
+    serve.add_argument("--streams", default="1,8", metavar="N,N", help="concurrent streams, one run each (default 1,8)")
+    serve.add_argument("--seconds", type=float, default=20.0, metavar="S", help="per run (default %(default)s)")
+    serve.add_argument("--new-tokens", type=int, default=64, metavar="N", help="per request (default %(default)s)")
+    serve.add_argument("--pid", type=int, metavar="N", help="the server's process id, to watch its memory")
 
 
 def bench_serve(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from pangu_lab.cli.common import add_verb, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
-PASSWORD, TOKEN, KEY = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY"  # no options: everybody on the machine can read those
+PASSWORD, TOKEN, KEY = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY"  # options would show in ps
 
 
 def register(verbs: Any) -> None:
@@ -24,51 +24,51 @@ def register(verbs: Any) -> None:
     export.add_argument("--from", dest="source", required=True, metavar="DIR", help="a run or a checkpoint")
     export.add_argument("--out", required=True, metavar="DIR", help="the bundle's folder; must not exist yet")
     export.add_argument("--cache-slots", "--places", dest="slots", type=int, metavar="N",
-                        help="slots of the key-value cache, one for each position of each sequence (default: those of "
-                             "one whole sequence, at least 1024)")
+                        help="slots of the key-value cache, one per position of each sequence (default: enough for "
+                             "one full-length sequence, at least 1024)")
     export.add_argument("--prefill-lengths", type=_numbers, default=(), metavar="N,N",
-                        help="also a graph of fixed shapes for prompts of up to N tokens, for devices that compile "
-                             "every shape anew")
+                        help="also export a fixed-shape graph for prompts of up to N tokens, for devices that "
+                             "recompile for every shape")
     export.add_argument("--decode-batches", type=_numbers, metavar="N,N",
-                        help="a graph for one step of N sequences (default: 1,4 below 1 GiB of weights; 0 for none)")
-    export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that measures whole texts")
+                        help="fixed-shape decode graphs of N sequences (default: 1,4 below 1 GiB of weights; 0: none)")
+    export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
-                        help="a bundle for each of N processes that share the model (serve --nproc)")
-    serve = add_verb(verbs, "serve", run_serve, "a page and an OpenAI-compatible API over a bundle",
-                     f"Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends at once. The "
-                     f"environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) hold the "
-                     "secrets, when there are any.")
+                        help="one bundle for each of N processes that share the model (serve --nproc)")
+    serve = add_verb(verbs, "serve", run_serve, "serve a bundle: a web page and an OpenAI-compatible API",
+                     "Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends it at "
+                     f"once. The environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) "
+                     "hold the secrets, if any.")
     serve.add_argument("--bundle", metavar="DIR", help="made by `pangu-lab export`")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
-                       help="others than this machine's own need a password or token (default %(default)s)")
+                       help="addresses other than loopback need a password or token (default %(default)s)")
     serve.add_argument("--port", type=int, default=7860, metavar="N",
-                       help="0 takes a free one (default %(default)s)")
+                       help="0 picks a free one (default %(default)s)")
     serve.add_argument("--open", action="store_true", help="open the page in a browser")
     serve.add_argument("--insecure", action="store_true", help="serve on any address without a secret")
-    serve.add_argument("--no-page", action="store_true", help="the API alone")
+    serve.add_argument("--no-page", action="store_true", help="serve the API only")
     serve.add_argument("--quick", action="store_true", help=(
-        "decode in batches of any size: quicker with few requests, but the last bits then depend on the company"))
+        "not batch-invariant: faster with few requests, but the last bits then depend on the other requests"))
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
-                       help="change a bound; can be given many times (an unknown name lists them all)")
+                       help="change a limit; can be given many times (an unknown name lists them all)")
     serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                       help="another host name by which the server may be called")
+                       help="another host name under which the server may be reached")
     several = serve.add_argument_group("a model over several processes", (
-        "The bundle is one of `pangu-lab export --tensor-parallel N`. The environment variable "
-        f"{KEY} holds a secret that this server and its agents have in common."))
+        "The bundle comes from `pangu-lab export --tensor-parallel N`. The environment variable "
+        f"{KEY} holds a secret that this server and its agents share."))
     several.add_argument("--nproc", type=int, metavar="N", help="processes on this host (default: all; an agent: 1)")
-    several.add_argument("--agent", action="store_true", help="serve nobody: keep processes for the server of another "
-                                                              "host, until ended")
+    several.add_argument("--agent", action="store_true", help="serve no requests: run processes for the server on "
+                                                              "another host, until stopped")
     several.add_argument("--master-addr", default="127.0.0.1", metavar="ADDRESS",
                          help="where agents reach the server (default %(default)s)")
     several.add_argument("--master-port", type=int, metavar="N", help="default 8119")
     several.add_argument("--rank-table", metavar="FILE", help=(
-        "an HCCL rank table in the place of --nproc and --master-addr: the server runs on its first host, an agent on "
+        "an HCCL rank table instead of --nproc and --master-addr: the server runs on its first host, an agent on "
         "each of the others"))
-    several.add_argument("--node-rank", type=int, metavar="N", help="which host of the rank table this is (default 0)")
+    several.add_argument("--node-rank", type=int, metavar="N", help="this host's index in the rank table (default 0)")
     serve.add_argument("--root-path", default="", metavar="PATH",
-                       help="where a proxy shows the page, such as /proxy/7860 of jupyter-server-proxy")
-    serve.add_argument("--pid-file", metavar="FILE", help="keep the process number here while it runs")
-    serve.add_argument("--stop", action="store_true", help="end the server of --pid-file and wait for its end")
+                       help="the path a proxy serves the page under, such as /proxy/7860 of jupyter-server-proxy")
+    serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
+    serve.add_argument("--stop", action="store_true", help="stop the server of --pid-file and wait until it has ended")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ def run_export(args: argparse.Namespace) -> int:
 
 
 def run_serve(args: argparse.Namespace) -> int:
-    """Serve until Ctrl-C or SIGTERM, which both are good ends: the first waits for running requests."""
+    """Serve until Ctrl-C or SIGTERM; both are clean exits, and the first waits for running requests."""
     from pangu_lab.serve import parse_limits, serve
     from pangu_lab.serve.pid_file import pid_file
 
@@ -111,9 +111,9 @@ def run_serve(args: argparse.Namespace) -> int:
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
                    master_port=args.master_port, cluster_key=os.environ.get(KEY), root_path=args.root_path) as server:
             signals.ready()
-            say(f"ready: {server.url} (API: {server.url}v1; Ctrl-C ends it)")
+            say(f"ready: {server.url} (API: {server.url}v1; Ctrl-C stops it)")
             code = finish(args, {"url": server.url, "pid": os.getpid()})
-            while not signals:  # a signal may wake another thread, and would then not end a long wait
+            while not signals:  # a signal may be delivered to another thread, and would then not end a long wait
                 time.sleep(0.2)
             _drain(server, signals)
     say("ended")
@@ -128,7 +128,7 @@ def _from_rank_table(args: argparse.Namespace) -> None:
     if not args.rank_table:
         raise InputError("--node-rank needs --rank-table FILE")
     if args.nproc is not None:
-        raise InputError("--nproc and --rank-table both say how many processes there are: give one of them")
+        raise InputError("--nproc and --rank-table both set the number of processes: give one of them")
     servers, node = read_rank_table(args.rank_table).servers, args.node_rank or 0
     world = sum(len(server.devices) for server in servers)
     shared = read_bundle(args.bundle).get("parallel", {}).get("tensor", 1)
@@ -145,7 +145,7 @@ def _from_rank_table(args: argparse.Namespace) -> None:
 
 
 def _be_agent(args: argparse.Namespace) -> int:
-    """Keep rank processes for the server of another host; they find it, and find it again, by themselves."""
+    """Run rank processes for a server on another host; they connect, and reconnect, by themselves."""
     from pangu_lab.export.loading import rank_folders, read_bundle
     from pangu_lab.serve.pid_file import pid_file
     from pangu_lab.serve.rank import Keeper
@@ -153,17 +153,17 @@ def _be_agent(args: argparse.Namespace) -> int:
 
     key, nproc = os.environ.get(KEY), 1 if args.nproc is None else args.nproc
     if not key:
-        raise InputError(f"an agent shows that it belongs to the server by a key: put the server's into {KEY}")
+        raise InputError(f"an agent authenticates to the server with a key: set {KEY} to the server's")
     read_bundle(args.bundle)
     ranks = sorted(rank_folders(args.bundle))
     if not 1 <= nproc <= len(ranks):
-        raise InputError(f"{args.bundle}: holds bundles of {len(ranks)} ranks, which do not feed --nproc {nproc}")
+        raise InputError(f"{args.bundle}: holds bundles for {len(ranks)} ranks, which is too few for --nproc {nproc}")
     with _signals() as signals, pid_file(args.pid_file):
         signals.ready()
         port = MASTER_PORT if args.master_port is None else args.master_port
         keeper = Keeper(args.bundle, nproc, (args.master_addr, port), key.encode(), local=False)
         try:
-            say(f"{nproc} process(es) for the server at {args.master_addr}:{port} (Ctrl-C ends them)")
+            say(f"{nproc} process(es) for the server at {args.master_addr}:{port} (Ctrl-C stops them)")
             code = finish(args, {"pid": os.getpid(), "ranks": ranks})
             while not signals and not keeper.refused.is_set():
                 time.sleep(0.2)
@@ -174,10 +174,10 @@ def _be_agent(args: argparse.Namespace) -> int:
 
 
 def _drain(server: Any, signals: list[int]) -> None:
-    """Wait for what runs; a second signal ends the wait."""
+    """Wait for running requests; a second signal ends the wait."""
     left = server.scheduler.running + server.scheduler.waiting
     if left:
-        say(f"finishing {left} requests (once more ends at once)")
+        say(f"finishing {left} requests (signal again to end at once)")
     ending = threading.Thread(target=server.close, kwargs={"drain": True})
     ending.start()
     while ending.is_alive():
@@ -187,14 +187,14 @@ def _drain(server: Any, signals: list[int]) -> None:
 
 
 class _Came(list):
-    """The end signals that came. Before ``ready`` one interrupts the start, which may wait for other processes."""
+    """The signals received. Before ``ready``, one interrupts the start, which may be waiting for other processes."""
 
     def __init__(self) -> None:
         super().__init__()
         self._starting = True
 
     def ready(self) -> None:
-        """From now on signals are only noted."""
+        """From now on signals are only recorded."""
         self._starting = False
 
     def note(self, number: int, frame: Any) -> None:
@@ -205,7 +205,7 @@ class _Came(list):
 
 @contextlib.contextmanager
 def _signals() -> Iterator[_Came]:
-    """The end signals that come while the block runs."""
+    """The signals received while the block runs."""
     came = _Came()
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, came.note) for number in numbers}
@@ -220,7 +220,7 @@ def _stop_server(args: argparse.Namespace) -> int:
     from pangu_lab.serve.pid_file import stop_server
 
     if not args.pid_file:
-        raise InputError("--stop needs --pid-file FILE, the one that the server was started with")
+        raise InputError("--stop needs --pid-file FILE, the one the server was started with")
     pid = stop_server(args.pid_file)
     say(f"process {pid} has ended")
     return finish(args, {"pid": pid})

@@ -1,4 +1,4 @@
-"""What the verbs share: a parser that complains in one line, the settings options, the results as JSON."""
+"""What the verbs share: a parser with one-line errors, the settings options, results as JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Handler = Callable[[argparse.Namespace], int]
 
 
 class _Help(argparse.HelpFormatter):
-    """Wider columns; and room for the longest verb, which argparse measures without its indentation."""
+    """Wider columns, with room for the longest verb, which argparse measures without its indentation."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(100, shutil.get_terminal_size().columns - 2))
@@ -26,7 +26,7 @@ class _Help(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but wrong usage is one line, with the nearest right word, and where to read more."""
+    """argparse, but wrong usage is reported in one line, with the closest valid word and where to read more."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, formatter_class=_Help, **kwargs)
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2)
 
     def parse_args(self, args=None, namespace=None):
-        """As argparse, but what a verb does not know is reported by the verb's own parser."""
+        """As argparse, but arguments a verb does not know are reported by the verb's own parser."""
         values, rest = self.parse_known_args(args, namespace)
         if rest:
             getattr(values, "parser", self).error("unrecognized arguments: " + " ".join(rest))
@@ -61,18 +61,18 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_verb(verbs: Any, name: str, handler: Handler, summary: str, details: str = "") -> argparse.ArgumentParser:
-    """A parser for one verb, with ``--json``, which all verbs have."""
+    """A parser for one verb, with ``--json``, which every verb has."""
     parser = verbs.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}. {details}")
     parser.set_defaults(handler=handler, parser=parser)
-    parser.add_argument("--json", action="store_true", help="print one line of JSON last")
+    parser.add_argument("--json", action="store_true", help="print the results as one line of JSON at the end")
     return parser
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """``--preset``, ``--config`` and ``--set``: what the verbs that need a RunConfig share."""
+    """``--preset``, ``--config`` and ``--set``, for the verbs that need a RunConfig."""
     group = parser.add_argument_group("settings")
     group.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
-    group.add_argument("--config", metavar="FILE.yaml", help="settings from a file, laid over the preset")
+    group.add_argument("--config", metavar="FILE.yaml", help="settings from a file; they override the preset")
     group.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
                        help="change one setting; can be given many times")
 
@@ -99,9 +99,9 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
 
 
 def _network_of(folder: Path) -> RunConfig:
-    """The network of the weights in ``folder``, with everything else as its preset has it."""
+    """The network of the weights in ``folder``, with all other settings from its preset."""
     if not (folder / "config.yaml").is_file():
-        raise InputError(f"{folder}: no run or checkpoint; released files are made into one by `pangu-lab convert`")
+        raise InputError(f"{folder}: not a run or a checkpoint; convert released files first with `pangu-lab convert`")
     theirs = load_yaml(folder / "config.yaml")
     base = preset(theirs.preset if theirs.preset in PRESETS else "self_define")
     return dataclasses.replace(base, model=theirs.model, data=dataclasses.replace(
@@ -109,19 +109,19 @@ def _network_of(folder: Path) -> RunConfig:
 
 
 def add_init_from(parser: argparse.ArgumentParser) -> None:
-    """``--init-from``: what the verbs that train share."""
-    parser.add_argument("--init-from", metavar="DIR", help="begin with the weights of a run, a checkpoint or a converted "
-                        "release; schedule and optimizer start anew (incremental training)")
+    """``--init-from``, for the verbs that train."""
+    parser.add_argument("--init-from", metavar="DIR", help="start from the weights of a run, a checkpoint or a "
+                        "converted release; schedule and optimizer start fresh (incremental training)")
 
 
 def add_start_over(parser: argparse.ArgumentParser) -> None:
-    """``--start-over``: what the verbs that train share."""
-    parser.add_argument("--start-over", action="store_true", help="begin at step 0 again when every checkpoint of the "
-                        "run is damaged; the damaged ones stay, under the name step-….damaged")
+    """``--start-over``, for the verbs that train."""
+    parser.add_argument("--start-over", action="store_true", help="start again at step 0 when every checkpoint of the "
+                        "run is damaged; damaged ones are kept under the name step-….damaged")
 
 
 def init_from(args: argparse.Namespace) -> str | None:
-    """The setting for it: an absolute path, so that it means the same on every rank."""
+    """The setting behind the option: an absolute path, so that it means the same on every rank."""
     return str(Path(args.init_from).resolve()) if args.init_from else None
 
 

@@ -1,4 +1,4 @@
-"""The verb about weights of others: convert."""
+"""The verb that converts weights from and to other formats: convert."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def register(verbs: Any) -> None:
     convert = add_verb(verbs, "convert", run_convert, "read released weights, or write them in another layout",
                        "Recognises the sharded release (filerted_*.ckpt with its strategy file and .npy tables), "
                        "single .ckpt files, gpt_pangu as safetensors or .bin, and this project's checkpoints. Every "
-                       "parameter is accounted for, and memory does not grow with the model.")
+                       "parameter is accounted for, and memory use does not grow with the model.")
     convert.add_argument("--from", dest="source", required=True, metavar="PATH", help="a folder or a file")
     convert.add_argument("--out", required=True, metavar="DIR", help="must not exist yet")
     convert.add_argument("--to", choices=TARGETS, default="lab", metavar="LAYOUT",
                          help="lab, gpt_pangu or mindspore-ckpt (default %(default)s)")
-    convert.add_argument("--strategy", metavar="FILE", help="of a sharded release, when it is not beside the shards")
+    convert.add_argument("--strategy", metavar="FILE", help="of a sharded release, if not beside the shards")
     convert.add_argument("--dtype", choices=("float32", "float16"), metavar="TYPE",
-                         help="float32 or float16 (default: float32 for lab, else as the source)")
+                         help="float32 or float16 (default: float32 for lab, otherwise as in the source)")
     convert.add_argument("--tokenizer", metavar="NAME",
-                         help="kept with the result of --to lab, so that it can generate: a folder, or 'pangu', which is what "
-                              "published sizes get anyway")
+                         help="stored with the result of --to lab, so that it can generate: a folder, or 'pangu' (the "
+                              "default for published sizes)")
     convert.add_argument("--preset", metavar="NAME", help=f"for a size that is not published: {', '.join(PRESETS)}")
     convert.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
                          help="what the files do not hold, such as model.num_heads=6 and model.hidden_act=gelu")
@@ -51,6 +51,6 @@ def run_convert(args: argparse.Namespace) -> int:
     if (done.out / "tokenizer").is_dir():
         say(f"next: pangu-lab generate --from {shlex.quote(str(done.out))} --prompt …")
     elif done.to == "lab":
-        say("no tokenizer is kept with it: give --tokenizer (pangu for the published releases) to generate from it")
+        say("no tokenizer is stored with it: give --tokenizer (pangu for the published releases) to generate from it")
     return finish(args, {"out": done.out, "from": done.source, "to": done.to, "parameters": done.parameters,
                          "dtype": done.dtype, "bytes": size, "model": done.config.to_dict()["model"]})

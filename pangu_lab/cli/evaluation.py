@@ -14,7 +14,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say, table
 
 DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflytek, csl, cmrc2018, pd, cft, wplc, "
-           "read from your own files in their published form; 'perplexity' of a prepared data set; or 'list', "
+           "read from your own files in their published format; 'perplexity', of a prepared data set; or 'list', "
            "which shows every task's metric, template and file format.")
 
 
@@ -24,19 +24,19 @@ def register(verbs: Any) -> None:
     parser.add_argument("--from", dest="source", metavar="DIR", help="a run, a checkpoint, a converted release or a bundle")
     parser.add_argument("--server", metavar="URL", help="a server instead: the same numbers through its API")
     parser.add_argument("--baselines-only", action="store_true",
-                        help="no model: the number of questions, and what answers without one would reach")
+                        help="no model: count the questions and show what trivial answers would score")
     parser.add_argument("--data", nargs="+", metavar="PATH", help="files of the task, or the folder they are in")
     parser.add_argument("--split", metavar="PART", help="dev, test, train …: which files of a folder")
     parser.add_argument("--half", metavar="d|m", help="of c3: dialogues or other texts (default: both)")
     parser.add_argument("--scoring", metavar="WAY", help="of c3: corrected (default), or reference for comparison")
     parser.add_argument("--template", metavar="TEXT",
-                        help="instead of the paper's; \\n is a line end, {|} stands where scoring begins")
+                        help="instead of the paper's; \\n is a line break, {|} marks where scoring begins")
     parser.add_argument("--negatives", type=int, metavar="N",
                         help="of tnews and iflytek: wrong labels to offer (default 3; 0: all)")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
     parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one kept with the model")
     parser.add_argument("--out", metavar="FILE.json",
-                        help="keep every question's outcome; an interrupted evaluation goes on from there")
+                        help="store every question's outcome; an interrupted evaluation resumes from there")
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run_evaluate(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM interrupts as Ctrl-C does: MindSpore answers a Ctrl-C that comes while it compiles by sending it."""
+    """SIGTERM interrupts as Ctrl-C does: on a Ctrl-C during compilation, MindSpore sends the process SIGTERM."""
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
@@ -97,7 +97,7 @@ def _perplexity(args: argparse.Namespace) -> int:
 
 
 def _show(result: Any, title: str) -> None:
-    """The number with its interval, then the baselines it is to be read against."""
+    """The score with its interval, then the baselines to compare it with."""
     percent = result.metric != "perplexity"
 
     def text(value: float) -> str:

@@ -20,37 +20,37 @@ def register(verbs: Any) -> None:
 
 def _register_launch(verbs: Any) -> None:
     launch = add_verb(verbs, "launch", run_launch, "train with several processes, on one or many machines",
-                      "Every rank is watched: when one fails, it is named with the lines of its log that help, and "
-                      "the others are ended. Ctrl-C stops all of them with a checkpoint.")
-    launch.add_argument("--run", required=True, metavar="DIR", help="the run's folder, seen by all machines")
-    launch.add_argument("--nproc", type=int, metavar="N", help="ranks on each machine (default: as many as the settings' layout has)")
+                      "Every rank is watched: when one fails, it is named with the relevant lines of its log, and "
+                      "the others are stopped. Ctrl-C stops all of them with a checkpoint.")
+    launch.add_argument("--run", required=True, metavar="DIR", help="the run's folder, visible to all machines")
+    launch.add_argument("--nproc", type=int, metavar="N", help="ranks per machine (default: from the settings)")
     launch.add_argument("--backend", default=None, metavar="NAME",
                         help="local, msrun, mpirun or ranktable (default local; ranktable with --rank-table)")
-    launch.add_argument("--hosts", metavar="FILE", help="a line 'NAME slots=N' for each machine")
+    launch.add_argument("--hosts", metavar="FILE", help="one line 'NAME slots=N' per machine")
     launch.add_argument("--rank-table", metavar="FILE", help="an HCCL rank table (Ascend)")
-    launch.add_argument("--master-addr", metavar="IP", help="where the ranks meet (default: the first host)")
+    launch.add_argument("--master-addr", metavar="IP", help="rendezvous address of the ranks (default: the first host)")
     launch.add_argument("--master-port", type=int, metavar="PORT",
-                        help="the port there (default: a free one; 8118 with several hosts)")
+                        help="the rendezvous port (default: a free one; 8118 with several hosts)")
     launch.add_argument("--node-rank", type=int, metavar="K",
-                        help="which host this is, from 0 (default: found by its name)")
+                        help="this host's index, from 0 (default: found by its name)")
     launch.add_argument("--restarts", type=int, default=0, metavar="K",
-                        help="begin anew from the last good checkpoint, at most K times (default 0)")
-    launch.add_argument("--dry-run", action="store_true", help="print what would run on each host, and run nothing")
+                        help="restart from the last good checkpoint, at most K times (default 0)")
+    launch.add_argument("--dry-run", action="store_true", help="print what would run on each host, but run nothing")
     launch.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     launch.add_argument("--eval-data", metavar="DIR", help="a held-out data set")
     launch.add_argument("--steps", type=int, metavar="N", help="steps in all")
     launch.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
     add_init_from(launch)
     add_start_over(launch)
-    watch = launch.add_argument_group("watching", "seconds after which a rank counts as hanging")
+    watch = launch.add_argument_group("watching", "seconds after which a rank counts as hung")
     watch.add_argument("--heartbeat-timeout", type=float, default=30.0, metavar="S",
-                       help="without a sign of life (default %(default)g)")
+                       help="without a heartbeat (default %(default)g)")
     watch.add_argument("--join-timeout", type=float, default=600.0, metavar="S",
                        help="waiting for the other ranks at the start (default %(default)g)")
     watch.add_argument("--compile-timeout", type=float, default=3600.0, metavar="S",
                        help="compiling, until the first step is done (default %(default)g)")
     watch.add_argument("--step-timeout", type=float, default=600.0, metavar="S",
-                       help="standing still later (default %(default)g)")
+                       help="without progress afterwards (default %(default)g)")
     add_settings(launch)
 
 
@@ -95,14 +95,14 @@ def run_launch(args: argparse.Namespace) -> int:
 
 
 def _tell(event: dict[str, Any]) -> None:
-    """What a launch has to say beside the bar."""
+    """Show a launch event above the bar."""
     kind = event["kind"]
     if kind == "started":
         say(f"started {len(event['ranks'])} of {event['world']} ranks here")
     elif kind == "rank" and event["state"] in ("joining", "compiling", "training"):
         say(f"rank {event['rank']}: {event['state']}")
     elif kind == "stopping":
-        say("stopping: every rank finishes its step and saves; once more ends them at once")
+        say("stopping: every rank finishes its step and saves; Ctrl-C again ends them at once")
     elif kind == "warning":
         complain(event["text"])
     elif kind == "restart":
@@ -125,10 +125,10 @@ def _register_ranktable(verbs: Any) -> None:
     create.add_argument("--host-nic-ip", default="reserve", metavar="IP", help="(default %(default)s)")
     create.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
     merge = add_verb(kinds, "merge", merge_tables, "join the rank tables of several servers into one",
-                     "Ranks are numbered anew, in the order in which the files are given.")
+                     "Ranks are renumbered in the order in which the files are given.")
     merge.add_argument("tables", nargs="+", metavar="FILE.json")
     merge.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
-    check = add_verb(kinds, "check", check_table, "check a rank table", "Names the first mistake, or tells its ranks.")
+    check = add_verb(kinds, "check", check_table, "check a rank table", "Names the first mistake, or lists the ranks.")
     check.add_argument("table", metavar="FILE.json")
 
 

@@ -1,4 +1,4 @@
-"""Verbs about this machine: doctor, and the demonstration that runs everything once."""
+"""Verbs about this machine: doctor, and demo, which runs everything once."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pangu_lab.terminal import progress_bar, say
 
 
 def register(verbs: Any) -> None:
-    demo = add_verb(verbs, "demo", run_demo, "the whole life of a small model on this machine, in a few minutes",
-                    "Prepares the shipped text, trains, writes, exports and checks the bundle.")
-    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="where all goes (default %(default)s)")
-    add_verb(verbs, "doctor", doctor, "look at this machine and say what to mend",
-             "Exits with 1 when something is missing that the main job needs.")
+    demo = add_verb(verbs, "demo", run_demo, "run every stage of a small model on this machine, in a few minutes",
+                    "Prepares the shipped text, trains, generates, exports and checks the bundle.")
+    demo.add_argument("--out", default="runs/demo", metavar="DIR", help="the output folder (default %(default)s)")
+    add_verb(verbs, "doctor", doctor, "check this machine and say what to fix",
+             "Exits with 1 when something required is missing.")
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -35,5 +35,5 @@ def doctor(args: argparse.Namespace) -> int:
         fix = f"  →  {check.fix}" if check.fix else ""
         say(f"{marks[check.state]:>3}  {check.name:<18} {check.value}{fix}")
     bad = [check.name for check in found if check.state == "bad"]
-    say(f"\n{', '.join(bad)}: to be mended first" if bad else "\nThis machine is ready: pangu-lab demo")
+    say(f"\n{', '.join(bad)}: fix this first" if bad else "\nThis machine is ready: pangu-lab demo")
     return finish(args, [dataclasses.asdict(check) for check in found], code=1 if bad else 0)

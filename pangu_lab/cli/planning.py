@@ -1,4 +1,4 @@
-"""The verb plan: which layout a model should have on given devices, and why."""
+"""The verb plan: which layout to use for a model on given devices, and why."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pangu_lab.terminal import say, table
 def register(verbs: Any) -> None:
     plan = add_verb(verbs, "plan", run_plan, "choose how to split a model over devices",
                     "Counts parameters, operations, memory by kind, communication and idle time for every layout, and "
-                    "says which to take. Computes nothing on a device. Memory is that of the fullest device at the "
-                    "worst moment of a step; seconds are for comparing layouts.")
-    plan.add_argument("--devices", type=int, metavar="N", help="how many there are (default: as the settings' layout)")
-    plan.add_argument("--memory", metavar="SIZE", help="of each device, such as 32GB (default: the hardware's own)")
+                    "recommends one. Runs nothing on a device. Memory is the peak of the fullest device within a "
+                    "step; seconds are for comparing layouts.")
+    plan.add_argument("--devices", type=int, metavar="N", help="how many there are (default: from the settings)")
+    plan.add_argument("--memory", metavar="SIZE", help="per device, such as 32GB (default: the hardware's own)")
     plan.add_argument("--host-memory", metavar="SIZE",
-                      help="of each server, for what is offloaded to it (default: the hardware's own)")
-    plan.add_argument("--batch", type=int, metavar="N", help="records of a step over all devices (default: data.batch_size)")
+                      help="per server, for what is offloaded to it (default: the hardware's own)")
+    plan.add_argument("--batch", type=int, metavar="N", help="records per global step (default: data.batch_size)")
     plan.add_argument("--hardware", default="ascend910", metavar="NAME",
                       help="ascend910, ascend910b, v100, a100, h100 or cpu (default %(default)s)")
-    plan.add_argument("--this-layout", action="store_true", help="judge the settings' own layout alone")
+    plan.add_argument("--this-layout", action="store_true", help="evaluate only the settings' own layout")
     plan.add_argument("--show", type=int, default=8, metavar="N", help="layouts in the table (default %(default)s)")
     add_settings(plan)
 
@@ -49,7 +49,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if found.chosen is not None:
         changes = [word for key, value in found.chosen.settings().items() if value != _value(config, key)
                    for word in ("--set", f"{key}={_yaml(value)}")]
-        say("take it with: " + shlex.join(["pangu-lab", "launch", *_origin(args), "--set",
+        say("use it with: " + shlex.join(["pangu-lab", "launch", *_origin(args), "--set",
                                            f"data.batch_size={found.batch}", *changes, "--run", "DIR", "--data", "DIR"]))
     return finish(args, found, code=0 if found.chosen is not None else 1)
 
@@ -67,7 +67,7 @@ def _memory(args: argparse.Namespace, devices: int) -> Optional[int]:
 
 
 def _origin(args: argparse.Namespace) -> list[str]:
-    """The settings' options as they were given."""
+    """The settings' options as they were given on the command line."""
     words = [word for option, value in (("--preset", args.preset), ("--config", args.config)) if value
              for word in (option, value)]
     return words + [word for item in args.set for word in ("--set", item)]
@@ -85,7 +85,7 @@ def _yaml(value: Any) -> str:
 def _facts(found: Any) -> None:
     from pangu_lab.planner.words import count, size
 
-    say(f"{found.preset}: {count(found.parameters)} parameters, {count(found.flops_per_token)} operations a token in "
+    say(f"{found.preset}: {count(found.parameters)} parameters, {count(found.flops_per_token)} FLOPs per token in "
         f"training; {found.devices} × {found.hardware} with {size(found.memory)} each, batch {found.batch}")
 
 
@@ -103,20 +103,20 @@ def _table(layouts: Any) -> None:
              *(gb(item.memory[kind]) for kind in KINDS), gb(item.total), item.moment, "yes" if item.fits else "no",
              gb(sum(item.communication.values())), f"{item.bubble:.0%}", f"{item.step_seconds:.3g}",
              f"{item.tokens_per_second:,.0f}") for item in layouts]
-    table(("pipe", "data", "tensor", "micro-batches", "with", *(short.get(kind, kind) for kind in KINDS), "GB in all",
+    table(("pipe", "data", "tensor", "micro-batches", "with", *(short.get(kind, kind) for kind in KINDS), "GB total",
            "in", "fits", "sent", "idle", "s/step", "tokens/s"), rows,
-          title="GB on the fullest device at the worst moment of a step; GB sent a device and step")
+          title="GB on the fullest device at the peak of a step; GB sent per device and step")
 
 
 def _explain(found: Any) -> None:
-    """One layout: what it needs by moment, and what recomputation would change."""
+    """One layout: what it needs at each phase of a step, and what recomputation would change."""
     from pangu_lab.planner.words import size
 
     moments = ", ".join(f"{name} {size(sum(kinds.values()))}" for name, kinds in found.moments.items())
     say(f"· {found.name}: {'fits' if found.fits else 'does not fit'}, {size(found.total)} of {size(found.capacity)} on a "
-        f"device of stage {found.stage}; by moment of a step: {moments}")
+        f"device of stage {found.stage}; by phase of a step: {moments}")
     say(f"· activations: {size(found.activations['plain'])}, with recomputation {size(found.activations['recompute'])}")
     if found.host:
         say(f"· offloaded to the memory of each server: {size(found.host)}")
     sent = ", ".join(f"{kind} {size(amount)}" for kind, amount in found.communication.items() if amount)
-    say(f"· sent a device and step: {sent or 'nothing'}")
+    say(f"· sent per device and step: {sent or 'nothing'}")

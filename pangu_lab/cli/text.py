@@ -17,37 +17,37 @@ TOKENIZER_HELP = ("'pangu', or a folder made by `pangu-lab tokenizer train`, or 
 def register(verbs: Any) -> None:
     _register_tokenizer(verbs)
     prepare = add_verb(verbs, "prepare", run_prepare, "turn text into a data set of token records",
-                       "Every document enters exactly once; the result is the same for any number of workers.")
+                       "Every document is used exactly once; the result is the same for any number of workers.")
     _add_inputs(prepare)
     prepare.add_argument("--out", required=True, metavar="DIR", help="the data set's folder; must not exist yet")
     prepare.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
     prepare.add_argument("--eod", metavar="PIECE|ID", help="the piece that ends a document")
     prepare.add_argument("--pad", metavar="PIECE|ID", help="the piece that fills a record")
     prepare.add_argument("--seq-length", type=int, default=1025, metavar="N",
-                         help="tokens a record: the model's sequence and one more (default %(default)s)")
-    prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: what the text is worth)")
+                         help="tokens per record: the model's sequence length plus one (default %(default)s)")
+    prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: by the amount of text)")
     prepare.add_argument("--format", default="text", metavar="NAME", help="text, wiki or lambada (default text)")
     prepare.add_argument("--documents", metavar="UNIT",
-                         help="what a document of plain text is: a line, a block of lines between blank ones, or "
+                         help="what counts as a document in plain text: a line, a block between blank lines, or "
                               "the whole file (default line; block with --sample)")
     prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
-    prepare.add_argument("--shards", type=int, default=1, metavar="N", help="files to spread over (default 1)")
+    prepare.add_argument("--shards", type=int, default=1, metavar="N", help="number of output files (default 1)")
     prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
 
 
 def _register_tokenizer(verbs: Any) -> None:
-    tokenizer = verbs.add_parser("tokenizer", help="train a vocabulary, or show how text is cut into pieces")
+    tokenizer = verbs.add_parser("tokenizer", help="train a vocabulary, or show how text is split into pieces")
     kinds = tokenizer.add_subparsers(dest="kind_of_work", metavar="VERB", required=True, title="verbs",
                                      parser_class=type(tokenizer))
     train = add_verb(kinds, "train", train_tokenizer, "train a SentencePiece vocabulary on your text",
-                     "With PanGu's special pieces, so that everything else treats it as the published one.")
+                     "Includes PanGu's special pieces, so that it can replace the published vocabulary everywhere.")
     _add_inputs(train)
     train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
     train.add_argument("--vocab-size", type=int, default=preset("tiny").model.vocab_size, metavar="N",
-                       help="pieces (default %(default)s, which the preset tiny takes)")
+                       help="pieces (default %(default)s, as the preset tiny expects)")
     train.add_argument("--kind", default="bpe", metavar="NAME", help="bpe or unigram (default %(default)s)")
     train.add_argument("--byte-fallback", action="store_true",
-                       help="256 pieces for bytes, so that no character is unknown")
+                       help="add 256 byte pieces, so that no character is unknown")
     show = add_verb(kinds, "show", show_tokens, "print words, pieces and ids side by side")
     show.add_argument("text", metavar="TEXT")
     show.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
@@ -107,6 +107,6 @@ def run_prepare(args: argparse.Namespace) -> int:
     say(f"{result.documents:,} documents, {result.characters:,} characters, {result.tokens:,} tokens: "
         f"{result.records:,} records of {result.record_length} in {result.folder}")
     if result.leftover_tokens:
-        say(f"{result.leftover_tokens} tokens at the end did not fill a record and were left out; "
+        say(f"{result.leftover_tokens} tokens at the end did not fill a record and were dropped; "
             "--pad-last keeps them")
     return finish(args, result)

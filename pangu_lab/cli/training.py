@@ -13,33 +13,33 @@ from pangu_lab.cli.common import add_init_from, add_settings, add_start_over, ad
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
 
-SECONDS = 1.0  # how often --follow looks
+SECONDS = 1.0  # how often --follow polls
 
 
 def register(verbs: Any) -> None:
-    train = add_verb(verbs, "train", run_train, "train a model, or go on with a run",
-                     "A run that exists goes on where its last good checkpoint stands. Ctrl-C finishes the step, "
-                     "saves and ends well.")
+    train = add_verb(verbs, "train", run_train, "train a model, or resume a run",
+                     "An existing run resumes from its last good checkpoint. Ctrl-C finishes the step, "
+                     "saves and exits cleanly.")
     train.add_argument("--run", required=True, metavar="DIR", help="the run's folder, such as runs/first")
     train.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     train.add_argument("--eval-data", metavar="DIR", help="a held-out data set, for perplexity during training")
-    train.add_argument("--steps", type=int, metavar="N", help="steps in all")
+    train.add_argument("--steps", type=int, metavar="N", help="total number of steps")
     train.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
     add_init_from(train)
-    train.add_argument("--new", action="store_true", help="refuse to go on with a run that exists")
+    train.add_argument("--new", action="store_true", help="refuse to resume an existing run")
     add_start_over(train)
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
-                      help="their place (default %(default)s); for a board also one run")
+                      help="the folder with the runs (default %(default)s); for a board also a single run")
     runs.add_argument("--stop", metavar="NAME", help="ask this run to finish its step, save and end")
     runs.add_argument("--compare", nargs="+", metavar="NAME",
-                      help="put these runs side by side: curves, losses at the same steps, settings that differ")
+                      help="compare these runs: curves, losses at the same steps, settings that differ")
     runs.add_argument("--tensorboard", metavar="OUT",
-                      help="write the scalars of every run (or of those of --compare) for TensorBoard")
-    runs.add_argument("--swanlab", metavar="OUT", help="the same for SwanLab, kept in OUT; `swanlab sync` sends it on")
+                      help="write the scalars of every run (or of those in --compare) for TensorBoard")
+    runs.add_argument("--swanlab", metavar="OUT", help="the same for SwanLab, stored in OUT; `swanlab sync` uploads it")
     runs.add_argument("--follow", action="store_true",
-                      help="go on writing what the runs do, new ones too, until Ctrl-C")
+                      help="keep writing what the runs do, including new runs, until Ctrl-C")
 
 
 def run_train(args: argparse.Namespace) -> int:
@@ -86,7 +86,7 @@ def show_runs(args: argparse.Namespace) -> int:
         return finish(args, _boards(args))
     found = list_runs(args.folder)
     if not found:
-        say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` makes one")
+        say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
         table(("run", "state", "step", "of", "loss", "perplexity", "tokens/s", "heard of", "why it ended"),
               [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.tokens_per_second,

@@ -1,4 +1,4 @@
-"""The verb that writes text with a trained model: generate."""
+"""The verb that generates text with a trained model: generate."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from pangu_lab.terminal import complain, say, write
 
 def register(verbs: Any) -> None:
     parser = add_verb(verbs, "generate", run_generate, "continue a prompt",
-                      "One text streams as it is written; several (sampling.num_return_sequences) come last.")
+                      "One text streams as it is generated; several (sampling.num_return_sequences) come at the end.")
     parser.add_argument("--from", dest="source", required=True, metavar="DIR",
                         help="a run, a checkpoint, a converted release or a bundle")
     parser.add_argument("--tokenizer", metavar="NAME",
-                        help="instead of the one kept there: 'pangu', or a folder")
+                        help="instead of the one stored there: 'pangu', or a folder")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help="what to continue; can be given many times (default: standard input)")
     parser.add_argument("--int8", action="store_true",
-                        help="round the weights to bytes: each token reads a quarter of the memory (needs a C compiler)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="tokens to write at most")
+                        help="int8 weights: each token reads a quarter of the memory (needs a C compiler)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
-    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that hold P together")
+    parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that together hold P")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
-    parser.add_argument("--seed", type=int, metavar="N", help="the same seed writes the same text")
+    parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
                         help="any other sampling setting, such as sampling.min_p=0.05")
 
 
 def sampling(args: argparse.Namespace, base: SamplingConfig) -> SamplingConfig:
-    """``base`` with what the command line says about sampling."""
+    """``base`` with the command line's sampling options applied."""
     own = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     given = {f"sampling.{key}": getattr(args, key) for key in own if getattr(args, key) is not None}
     overrides = {**parse_overrides(args.set), **given}
@@ -46,7 +46,7 @@ def sampling(args: argparse.Namespace, base: SamplingConfig) -> SamplingConfig:
 
 
 def prompts(args: argparse.Namespace) -> list[str]:
-    """What --prompt says, or else all of standard input as one prompt."""
+    """The --prompt options, or else all of standard input as one prompt."""
     if args.prompt:
         return args.prompt
     if sys.stdin is None or sys.stdin.isatty():
@@ -55,7 +55,7 @@ def prompts(args: argparse.Namespace) -> list[str]:
 
 
 def run_generate(args: argparse.Namespace) -> int:
-    sampling(args, SamplingConfig())  # a wrong setting is told before anything is loaded
+    sampling(args, SamplingConfig())  # report a wrong setting before anything is loaded
     texts = prompts(args)
     from pangu_lab.lm import PanguLM
 
@@ -67,7 +67,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _stream(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
-    """Write the prompt and its continuation while it is made."""
+    """Print the prompt and its continuation while it is generated."""
     from pangu_lab.generate import stream
 
     pieces = stream(engine, prompt, chosen)

@@ -1,8 +1,8 @@
 """Opening a prepared data set, and batches for training from it.
 
-Batches are numpy arrays made of a running record number: record ``n`` is place ``n % len`` of epoch ``n // len``.
-Nothing else is remembered, so training resumes at any number, and any rank computes its own slice of the same
-global batch. Attention is told about documents by ``positions`` alone: query i of a row may see the keys j with
+Batches are numpy arrays computed from a running record number: record ``n`` is entry ``n % len`` of epoch ``n // len``.
+There is no other state, so training resumes at any number, and any rank computes its own slice of the same
+global batch. Attention knows the documents only through ``positions``: query i of a row may see the keys j with
 i − positions[i] ≤ j ≤ i, from which the model builds its mask on the device.
 """
 
@@ -23,7 +23,7 @@ from pangu_lab.files import read_json, sha256_file
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 NEEDED = ("column", "record_length", "records", "rows", "files", "tokens", "vocab_size", "eod_id", "pad_id", "tokenizer")
-CHUNK = 256  # records read at once at least: a read costs 3 ms and 70 µs a record
+CHUNK = 256  # minimum records per read: a read costs 3 ms plus 70 µs per record
 HASHED = 64 << 20  # files up to this size are compared by content when a data set is opened, larger ones by size
 
 

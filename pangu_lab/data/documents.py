@@ -1,4 +1,4 @@
-"""From files to documents: what one document is, for each format that can be prepared.
+"""From files to documents: the definition of a document for each format that can be prepared.
 
 Line ends arrive here as ``\\n`` whatever the file had. A document is never empty, and its text is untouched
 except where a format's own clean-up is named.

@@ -26,7 +26,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 100_000
-AHEAD = 3  # batches a worker that are read before they are needed: bounds the memory
+AHEAD = 3  # batches read ahead per worker: bounds the memory
 
 
 @dataclass(frozen=True)

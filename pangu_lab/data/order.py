@@ -1,8 +1,8 @@
 """A shuffled order that is computed, not stored.
 
 Record n of an epoch is found by a small block cipher over the numbers 0 to length − 1 (a Feistel network whose
-rounds take turns on the two halves of the bits, walked on until it lands inside). The order is a permutation for
-every (seed, epoch), is the same on every rank and machine, and can be entered anywhere: resuming at a record costs
+rounds alternate between the two halves of the bits, repeated until the result is in range). The order is a permutation
+for every (seed, epoch), is the same on every rank and machine, and can be entered anywhere: resuming at a record costs
 nothing, and neither does a data set of a billion records.
 """
 

@@ -1,7 +1,7 @@
-"""Pictures of data: how long documents are, what vocabularies of different sizes make of a text, and one packed record.
+"""Pictures of data: document lengths, a text under vocabularies of different sizes, and one packed record.
 
-The record's picture is drawn from the very arrays that training reads, and its mask from their positions, as the
-network makes its own (a test holds the two equal).
+The record's picture is drawn from the arrays that training reads, and its mask from their positions, as the
+network makes its own (a test checks that the two are equal).
 """
 
 from __future__ import annotations

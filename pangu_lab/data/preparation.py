@@ -1,8 +1,8 @@
 """Text files to a data set: every document once, packed into records of ids, in MindRecord files.
 
-The result depends on the input and the options alone, never on the number of workers: documents are taken in the
+The result depends only on the input and the options, never on the number of workers: documents are taken in the
 order of the files, encoded anywhere, and packed in that same order. The folder appears when it is complete and
-has been read back; whatever goes wrong before that leaves nothing behind.
+has been read back; an error before that leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT, VERSION = "pangu-lab data set", 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNWRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
               errno.ENAMETOOLONG)
-WORKER_SECONDS = 1.0  # of work that make a further worker worth its start
+WORKER_SECONDS = 1.0  # of work that justify starting a further worker
 
 
 @dataclass(frozen=True)

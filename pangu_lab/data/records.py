@@ -1,10 +1,10 @@
 """Packing ids into records of one length, and records in and out of MindRecord files.
 
-MindRecord notes: a file begins with a header of fixed size (16 MB unless told) and grows by pages (32 MB), so small
-data sets get small ones; the index lies beside the file in ``NAME.db``; two files written alike are equal to the
-byte; a file cannot be renamed afterwards, but its folder can. ``MindDataset`` over a list of files numbers the rows
+MindRecord notes: a file begins with a header of fixed size (16 MB by default) and grows by pages (32 MB), so small
+data sets get small ones; the index lies beside the file in ``NAME.db``; files written the same way are byte-identical;
+a file cannot be renamed afterwards, but its folder can. ``MindDataset`` over a list of files numbers the rows
 in the order of the list and, with a ``SubsetSampler``, reads any rows in any order at about 70 µs each, without
-reading the rest. Whole numbers are stored packed: small ids take less than four bytes.
+reading the rest. Integers are stored packed: small ids take less than four bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_lab.errors import InputError
 
-os.environ.setdefault("GLOG_v", "3")  # MindSpore speaks of errors only; read when it is first imported
+os.environ.setdefault("GLOG_v", "3")  # MindSpore logs errors only; read when it is first imported
 FLUSH_BYTES = 4 << 20
 READ_BYTES = 8 << 20
 SPARE_BYTES = 4 << 20  # left free on the disk

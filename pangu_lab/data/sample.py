@@ -1,4 +1,4 @@
-"""The texts that come with the package, enough to try everything without any data of one's own."""
+"""The texts that come with the package, enough to try everything without your own data."""
 
 from __future__ import annotations
 

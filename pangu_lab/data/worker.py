@@ -35,7 +35,7 @@ def read_frame(stream: BinaryIO) -> Optional[bytes]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that prepares
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent process handles Ctrl-C
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a library prints must not land between the frames
     tokenizer = load_tokenizer(sys.argv[1], eod=int(sys.argv[2]))

@@ -1,6 +1,6 @@
-"""Requests packed into rows, so that what they share is computed once.
+"""Requests packed into rows, so that shared prefixes are computed once.
 
-A row is a little tree laid flat: a shared beginning, then branches, each seen by its own tokens alone.
+A row is a small tree laid flat: a shared prefix, then branches, each seen only by its own tokens.
 
     slot      0 1 2 3 | 4 5 | 6 7 8        branch 0 is the shared beginning
     branch    0 0 0 0 | 1 1 | 2 2 2        positions go on from it in every branch

@@ -1,6 +1,6 @@
 """``evaluate``: a task, a model or a server, the user's files → one number with its interval and its baselines.
 
-Questions are scored in chunks whose size follows the speed, so that results are kept on disk and the bar moves
+Questions are scored in chunks whose size follows the speed, so that results are saved and the bar moves
 every few seconds whatever the model's size. The order of the work does not change the numbers.
 """
 

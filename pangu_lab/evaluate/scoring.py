@@ -4,8 +4,8 @@
 are packed into rows of a few lengths and run in batches, and the results come back in the order of the requests,
 each equal to scoring it alone. ``ServerScorer`` (server.py) gives the same numbers through an HTTP API.
 
-A text without context has no probability for its first token, which nothing was there to predict: that token is
-read and not scored, unless ``start_id`` names a token to stand before it.
+A text without context has no probability for its first token, which nothing precedes: that token is
+read and not scored, unless ``start_id`` names a token to put before it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HEAD_LOGITS = 24_000_000  # computed at once, about: 100 MB
 
 @dataclass(frozen=True)
 class Score:
-    """What a continuation is worth.
+    """The score of a continuation.
 
     Attributes:
         logprob: natural logarithm of its probability, summed over its tokens.

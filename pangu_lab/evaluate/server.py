@@ -1,8 +1,8 @@
 """The same scores from a server with an OpenAI-compatible ``/v1/completions`` (``echo`` and ``logprobs``).
 
-Without a tokenizer the server is asked in text. Where the context ends among the tokens is found by asking for the
-context alone as well and comparing the two, by the rule of ``split.py``. With a
-tokenizer the prompts are sent as token ids, which leaves nothing to the server but the network, and lets texts be
+Without a tokenizer the requests are text. To find where the context ends among the tokens, the context is also
+requested alone and the two are compared, by the rule of ``split.py``. With a
+tokenizer the prompts are sent as token ids, so that the server only runs the network, and texts can be
 shortened here, as for a local model.
 """
 
@@ -22,7 +22,7 @@ from pangu_lab.evaluate.split import TokenPair, fit, pieces_within
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
-TRIES = 4  # of a request that the server could not answer just then
+TRIES = 4  # of a request that the server could not answer at the moment
 Prompt = Union[str, Sequence[int]]
 
 

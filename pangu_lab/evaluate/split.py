@@ -1,9 +1,9 @@
 """From a pair of texts to tokens: where the context ends and the scored continuation begins.
 
-The two texts are one text to the model, so they are tokenised as one, and the boundary, which is a place between
-two characters, is then looked for among the pieces. Words do not stop at it: "他喝" + "水果茶" is cut 喝水|果茶 by
-some context. A piece that holds characters of both sides counts to the continuation, whose probability it decides;
-only pieces that lie wholly inside the context are taken as given.
+To the model the two texts are one, so they are tokenised as one, and the boundary, a position between two characters,
+is then located among the pieces. Words may cross it: "他喝" + "水果茶" is cut 喝水|果茶 in some contexts. A piece with
+characters of both sides counts to the continuation, whose probability it decides;
+only pieces that lie wholly inside the context count as given.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How sure a measured number is: intervals for shares, means and perplexities.
+"""Confidence intervals of measured numbers: shares, means and perplexities.
 
 A share of right answers gets Wilson's score interval (Wilson 1927), which keeps inside 0 … 1 and is right for
 small samples and for shares near the ends, where the textbook ±1.96 standard errors is not.

@@ -1,12 +1,12 @@
 """Writing a bundle: everything that serving needs, in one folder, without model code.
 
     prefill.mindir     any number of tokens of any number of sequences over a key-value cache; decodes too
-    decode.mindir      the same compiled for one token, 10 % quicker on small models; left out above 1 GiB of
-                       weights, where it gains nothing and its loading would hold the weights twice for a moment
-    decode_4.mindir    for one token each of four sequences: what a server that promises the same bits in any company
-                       decodes a single text with (``generate/batch_invariant.py``), 20 % quicker than the general graph
-    prefill_64.mindir  for one prompt of up to 64 tokens, when asked for: devices that compile for every shape anew
-                       (Ascend) want a few fixed ones
+    decode.mindir      the same compiled for one token, 10 % faster on small models; left out above 1 GiB of
+                       weights, where it gains nothing and loading it would briefly hold the weights twice
+    decode_4.mindir    for one token each of four sequences: a batch-invariant server decodes a single text with it
+                       (``generate/batch_invariant.py``), 20 % faster than with the general graph
+    prefill_64.mindir  for one prompt of up to 64 tokens, on request: devices that recompile for every shape
+                       (Ascend) need a few fixed ones
     eval_loss.mindir   negative log-likelihoods of whole sequences
     weights/           the parameters of all of them, once
     tokenizer/         as ``load_tokenizer`` reads it
@@ -44,7 +44,7 @@ FORMAT, VERSION = "pangu-lab bundle", 1
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
 DECODED = (1, 4)
 MOST_DECODED = 16  # sequences in a step, as everywhere
-GROUP = "pangu-tensor"  # what the collectives in the graphs of a rank call their group
+GROUP = "pangu-tensor"  # the group name of the collectives in a rank's graphs
 INT, FLOAT = "int32", "float32"
 EVAL_LOSS = {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
                         ["labels", ["batch", "n"], INT], ["weights", ["batch", "n"], FLOAT]],
@@ -61,13 +61,13 @@ def cache_graph(batch: int | str, n: int | str, rows: int | str) -> dict[str, An
 
 @dataclass(frozen=True)
 class Variants:
-    """Which graphs a bundle holds beside the general one.
+    """Which graphs a bundle holds besides the general one.
 
     Attributes:
-        prefill_lengths: fixed lengths for prompts, each a graph of its own; a prompt takes the next longer one.
-        decode_batches: numbers of sequences for which one step of decoding is compiled apart; None for 1 and 4 where
-            it pays.
-        eval_loss: whether the graph that measures whole sequences is written.
+        prefill_lengths: fixed lengths for prompts, one graph each; a prompt takes the next longer one.
+        decode_batches: numbers of sequences that get their own compiled decode step; None for 1 and 4 where that
+            pays.
+        eval_loss: whether to write the graph that scores whole sequences.
     """
 
     prefill_lengths: Sequence[int] = ()
@@ -123,7 +123,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         weights: every parameter under its released name; read one by one.
         tokenizer: a ``pangu_lab.tokenizer.Tokenizer``; its eod and pad go with it.
         out: the folder to write; must not exist.
-        sampling: what generation uses when a request says nothing.
+        sampling: the generation defaults of a request.
         slots: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
         tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
         variants: the fields of ``Variants``.
@@ -167,7 +167,7 @@ def _refuse_existing(out: Path) -> None:
 
 @dataclass(frozen=True)
 class _Writing:
-    """What all ranks of an export have in common."""
+    """The parts of an export that all ranks share."""
 
     weights: Mapping[str, np.ndarray]
     config: ModelConfig

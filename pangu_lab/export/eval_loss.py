@@ -1,4 +1,4 @@
-"""The graph that measures a text: negative log-likelihoods of whole sequences, without a cache.
+"""The graph that scores a text: negative log-likelihoods of whole sequences, without a cache.
 
 It shares every parameter with the generating network, so a bundle holds the weights once.
 """

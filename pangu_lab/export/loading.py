@@ -1,8 +1,8 @@
-"""Running a bundle: graphs, tokenizer and description from its folder alone, checked before anything is trusted.
+"""Running a bundle: graphs, tokenizer and description from its folder alone, all verified first.
 
-The graphs are loaded one by one, each with its own copy of the parameters; ``assign_value`` then makes the second
-graph's parameters (and cache) the first one's, which frees the copy. This works because a MindSpore tensor shares
-its storage with the one it was assigned from, and it is tested: otherwise prefill and decode would not see one
+The graphs are loaded one by one, each with its own copy of the parameters; ``assign_value`` then replaces the second
+graph's parameters (and cache) by the first one's, which frees the copy. This works because a MindSpore tensor shares
+its storage with the one it was assigned from, and it is tested: otherwise prefill and decode would not share one
 cache.
 """
 
@@ -27,15 +27,15 @@ from pangu_lab.tokenizer import load_tokenizer
 
 DESCRIPTION = "bundle.json"
 FORMAT, VERSION = "pangu-lab bundle", 1
-STREAMED = 1 << 30  # bytes of weights from which on they are read one by one
+STREAMED = 1 << 30  # bytes of weights above which they are read one by one
 READ_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
 
 
 class Bundle(Engine):
-    """An exported model ready to generate: everything that an ``Engine`` does, and the loss of whole sequences.
+    """An exported model ready to generate: an ``Engine`` that also gives the loss of whole sequences.
 
     Attributes:
-        folder: where it lies.
+        folder: its path.
         description: the content of ``bundle.json``.
     """
 
@@ -109,7 +109,7 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
 
 
 def read_bundle(folder: Path | str) -> dict[str, Any]:
-    """The description of a bundle; of one for several processes, that of its first rank here.
+    """The description of a bundle; for several processes, that of the first rank found here.
 
     Raises:
         InputError: no bundle there.
@@ -134,14 +134,14 @@ def load_bundle_tokenizer(folder: Path, description: dict[str, Any]) -> Any:
 
 
 def sampling_of(description: dict[str, Any]) -> SamplingConfig:
-    """What generation uses when a request says nothing."""
+    """The generation defaults of a request."""
     return config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
 
 
 def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) -> tuple[Runner, Any]:
-    """The graphs of one bundle, ready to be called, and the general one of them.
+    """The graphs of one bundle, ready to be called, and the general one among them.
 
-    Graphs of a rank communicate: the process must have joined the others, and made their group, before.
+    The graphs of a rank communicate: the process must already have joined the others and created their group.
 
     Raises:
         InputError: as ``load_bundle``.
@@ -166,7 +166,7 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
 
 
 def rank_need(description: dict[str, Any]) -> Need:
-    """What one process needs of memory to run a bundle; of several, each its part of weights and cache."""
+    """Memory that one process needs to run a bundle; of several, each with its part of weights and cache."""
     need = generation_need(model_config(description), description["model"]["places"])
     parts = description.get("parallel", {}).get("tensor", 1)
     shared = ("weights", "key-value cache")
@@ -203,7 +203,7 @@ def verify_files(folder: Path, files: dict[str, str]) -> None:
 
 
 def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shapes: bool = False) -> Any:
-    """A graph ready to be called. With ``fixed_shapes`` it is compiled for each shape that it is called with."""
+    """A graph ready to be called. With ``fixed_shapes`` it is compiled for each shape it is called with."""
     import mindspore as ms
     from mindspore import nn
 
@@ -238,9 +238,9 @@ def _streamed_graph(path: Path) -> Any:
 
 
 def _placeholders(inputs: list[Any]) -> list[Any]:
-    """The inputs as the graph was exported with: a named dimension may have any length.
+    """The inputs the graph was exported with: a named dimension may have any length.
 
-    Without them MindSpore would compile the graph anew for every length that occurs.
+    Without them MindSpore would recompile the graph for every length.
     """
     import mindspore as ms
 
@@ -249,7 +249,7 @@ def _placeholders(inputs: list[Any]) -> list[Any]:
 
 
 def _share(first: Any, second: Any) -> None:
-    """Make the parameters of ``second`` those of ``first``, storage and all."""
+    """Make ``second`` use the parameters of ``first``, including their storage."""
     own = first.parameters_dict()
     for name, parameter in second.parameters_dict().items():
         parameter.assign_value(own[name])

@@ -1,10 +1,10 @@
-"""MindIR files whose weights are kept once, beside them, however many graphs there are.
+"""MindIR files whose weights are stored once, beside them, for any number of graphs.
 
 ``ms.export`` writes every graph with its own copy of the parameters: inside the file up to 1 GiB, beyond that in
-data files beside it. Here the graphs of a bundle are brought to the second form with data files that they share,
-each parameter kept once, and everything that is zero (the key-value cache of every layer) in one common block.
+data files beside it. Here the graphs of a bundle are converted to the second form with shared data files: each
+parameter is stored once, and everything that is zero (the key-value cache of every layer) in one common block.
 
-A data file begins with 64 bytes, the first of which tells the byte order; blocks are aligned to 64 bytes.
+A data file begins with 64 bytes, the first of which gives the byte order; blocks are aligned to 64 bytes.
 Locations are relative to the graph's folder.
 """
 
@@ -24,7 +24,7 @@ BLOCK = 1 << 22
 
 
 def export_graph(network: Any, inputs: Sequence[Any], folder: Path, name: str, weights: SharedWeights) -> str:
-    """Write ``folder/NAME.mindir`` with its parameters in ``weights``; gives the file's name."""
+    """Write ``folder/NAME.mindir`` with its parameters in ``weights``; returns the file's name."""
     import mindspore as ms
     from mindspore.train.mind_ir_pb2 import ModelProto
 
@@ -53,7 +53,7 @@ class SharedWeights:
         (folder / WEIGHTS).mkdir()
 
     def move(self, parameter: Any, folder: Path) -> None:
-        """Take a parameter's data out of a graph of ``folder`` (or leave it, when it is here already)."""
+        """Take a parameter's data out of a graph of ``folder`` (or leave it, if it is here already)."""
         name = parameter.name.partition(":")[2] or parameter.name
         if name not in self._places:
             self._places[name] = self._keep(parameter, folder)
@@ -91,10 +91,10 @@ class SharedWeights:
 
 
 def without_weights(path: Path, folder: Path) -> dict[str, tuple[Path, int, int]]:
-    """Write the graph ``path`` into ``folder`` with zeros for weights; where each parameter's data really is.
+    """Write the graph ``path`` into ``folder`` with zeros for weights; returns where each parameter's data really is.
 
-    MindSpore's loader keeps every data file whole until the last parameter is made, so a graph with its weights takes
-    their size twice. Of one file of zeros, which all parameters share here, it keeps no more than the largest.
+    MindSpore's loader keeps every data file whole until the last parameter is made, so loading a graph with weights
+    takes twice their size. Of one file of zeros, which all parameters share here, it keeps no more than the largest.
     """
     from mindspore.train.mind_ir_pb2 import ModelProto
 

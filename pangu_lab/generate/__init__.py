@@ -1,4 +1,4 @@
-"""Writing text with a model: samplers, key-value cache, the decode loop, streaming, beam search."""
+"""Text generation: samplers, key-value cache, the decode loop, streaming, beam search."""
 
 from __future__ import annotations
 

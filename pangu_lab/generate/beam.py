@@ -1,9 +1,9 @@
-"""Beam search: the likeliest texts rather than a drawn one, as a policy of the decode loop.
+"""Beam search: the likeliest texts instead of a sampled one, as a policy of the decode loop.
 
-Every beam keeps its own list of cache slots; a beam that forks copies the list and not the cache. Bias, bans and
-penalties of the sampling settings hold, temperature and samplers do not. A text's score is its log-probability
-divided by its number of tokens (the ending one included) to the power ``length_penalty``; the search ends when no
-living beam can beat the finished ones any more, which is exact and not a guess.
+Every beam keeps its own list of cache slots; a beam that forks copies the list, not the cache. Bias, bans and
+penalties of the sampling settings apply, temperature and samplers do not. A text's score is its log-probability
+divided by its number of tokens (including the end token) to the power ``length_penalty``; the search ends when no
+active beam can beat the finished ones any more, which is exact, not heuristic.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, unknown
 
 @dataclass
 class _Beam:
-    """A living text: its new tokens, its log-probability, and the slots of all its fed positions."""
+    """An active text: its new tokens, its log-probability, and the slots of all its fed positions."""
 
     new_ids: tuple[int, ...] = ()
     logprob: float = 0.0
@@ -57,7 +57,7 @@ class BeamSearch:
             self._finish_all(LENGTH if self.limit == self.config.max_new_tokens else FULL)
         elif self._decided(self.rows):
             self.rows = []
-        return []  # which text is best is known at the end alone
+        return []  # which text is best is known only at the end
 
     def end(self, reason: str) -> list[Delta]:
         self._finish_all(reason)
@@ -72,11 +72,11 @@ class BeamSearch:
         self.rows = []
 
     def _advance(self, beams: Sequence[_Beam], logits: np.ndarray) -> list[_Beam]:
-        """The best continuations: ended ones go to the finished, the best ``num_beams`` others live on."""
+        """The best continuations: ended ones are added to the finished, the best ``num_beams`` others continue."""
         raw = logits[:, :self.tokenizer.vocab_size]
         allowed = np.stack([log_softmax(self._constrained(beam, row)) for beam, row in zip(beams, raw)])
         totals = (allowed + np.array([[beam.logprob] for beam in beams])).reshape(-1)
-        spare = 1 + len(set(self.ends)) + len(self.stop)  # what ends a text takes no beam's turn
+        spare = 1 + len(set(self.ends)) + len(self.stop)  # a candidate that ends a text must not displace a beam
         wanted = min(totals.size, self.config.num_beams * spare)
         order = np.sort(np.argpartition(-totals, wanted - 1)[:wanted])
         living: list[_Beam] = []
@@ -128,7 +128,7 @@ class BeamSearch:
                                         None, score))
 
     def _decided(self, beams: Sequence[_Beam]) -> bool:
-        """Whether no living beam can become better than the ``num_beams`` best finished ones."""
+        """Whether no active beam can beat the ``num_beams`` best finished ones."""
         if not beams or len(self.finished) < self.config.num_beams:
             return not beams
         worst = sorted((item.score for item in self.finished), reverse=True)[self.config.num_beams - 1]

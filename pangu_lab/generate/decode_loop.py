@@ -1,17 +1,17 @@
-"""The one loop that writes text: requests join and leave it between two tokens (continuous batching).
+"""The one decode loop: requests join and leave it between two tokens (continuous batching).
 
 A ``Request`` is a prompt, a policy that chooses its next tokens, and a client that is told what was added. A step of
-the loop takes out the requests that nobody wants any more, feeds the last token of every running sequence together,
-hands each request the logits of its rows, and then lets waiting requests in: each prompt is fed alone. A request is
-let in when the cache slots for all that it may write are free, so nothing that runs is ever put out again; its
-sequences share the prompt's slots, and a sequence that forks shares those of its beginning.
+the loop removes cancelled requests, feeds the last token of every running sequence together, gives each request the
+logits of its rows, and then admits waiting requests; each prompt is fed alone. A request is admitted when the cache
+slots for everything it may generate are free, so a running request is never preempted; its sequences share the
+prompt's slots, and a forked sequence shares those of its prefix.
 
-The loop belongs to one thread and knows nothing of clients. ``generate_many`` puts all its requests in and steps until
-they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork (``beam.py``);
-the server is a thread that steps. Several loops may share a runner, each with its own slots.
+The loop belongs to one thread and knows nothing of clients. ``generate_many`` adds all its requests and steps until
+they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork
+(``beam.py``); the server is a thread that steps. Several loops may share a runner, each with its own slots.
 
-What goes wrong with one request (choosing, writing, telling its client) ends that request alone and is kept in its
-``error``; whatever a step itself raises is the network's.
+An error in one request (choosing, decoding text, telling its client) ends only that request and is kept in its
+``error``; an exception from a step itself comes from the network.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class Policy(Protocol):
     """How the next tokens of a request are chosen from the logits of all its rows.
 
     Attributes:
-        width: sequences that it decodes at once, at most.
-        new_slots: cache slots that it takes after those of the prompt, at most.
-        whole_prompt: whether it wants the logits of every token of the prompt, even when nothing is written.
-        rows: the sequences that go on; before ``begin`` those that will. They may fork and end in every ``accept``.
+        width: the most sequences it decodes at once.
+        new_slots: the most cache slots it takes after those of the prompt.
+        whole_prompt: whether it needs the logits of every prompt token, even when nothing is generated.
+        rows: the sequences that continue; before ``begin`` those that will. They may fork and end in every ``accept``.
     """
 
     width: int
@@ -60,13 +60,13 @@ class Policy(Protocol):
     def rows(self) -> Sequence[Row]: ...
 
     def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
-        """Take the logits of the prompt: of all its tokens, or of the last; None when nothing was wanted."""
+        """Take the logits of the prompt: of all its tokens, or of the last; None if none were needed."""
 
     def accept(self, logits: np.ndarray) -> Sequence[Delta]:
         """Choose a token for each row from logits (rows, vocab)."""
 
     def end(self, reason: str) -> Sequence[Delta]:
-        """No more tokens are chosen."""
+        """Stop choosing tokens."""
 
     def completions(self) -> Sequence[Completion]: ...
 
@@ -76,11 +76,11 @@ class Request:
 
     Attributes:
         prompt, policy: what is read, and how the rest is chosen.
-        owner: whose turn it is counted as while it waits.
-        slots: of the cache that it holds.
+        owner: whose turn it takes while it waits.
+        slots: the cache slots it holds.
         tokens: chosen so far, over all its sequences.
-        taken_out: whether it was taken out before its own end.
-        error: what went wrong with it.
+        taken_out: whether it was removed before its own end.
+        error: the exception that ended it.
     """
 
     def __init__(self, prompt: Prompt, policy: Policy, owner: str = "") -> None:
@@ -93,24 +93,24 @@ class Request:
 
     @property
     def slots_needed(self) -> int:
-        """Of the cache, for all that it may write."""
+        """Cache slots for everything it may generate."""
         return len(self.prompt.read) + self.policy.new_slots
 
     @property
     def completion(self) -> Completion:
-        """What there is; final once it has ended. Of several, the first with the rest in ``others``."""
+        """The result so far; final once it has ended. Of several, the first with the rest in ``others``."""
         return grouped(self.policy.completions())
 
     def cancel(self) -> None:
-        """End it after the step that is being made; from any thread, and once is as good as twice."""
+        """End it after the current step; callable from any thread, and repeatedly."""
         self._cancelled.set()
 
     def unwanted(self) -> bool:
-        """Whether it is to be taken out before its end."""
+        """Whether it should be removed before its end."""
         return self._cancelled.is_set()
 
     def admitted(self, slots: list[int]) -> None:
-        """It is let in, with slots for all that it may write."""
+        """It has been admitted, with slots for everything it may generate."""
         count = len(self.prompt.read)
         self.slots, self._unused = slots, slots[count:][::-1]
         for row in self.policy.rows:
@@ -128,15 +128,15 @@ class Request:
         return self.policy.begin(logits)
 
     def tell(self, deltas: Sequence[Delta]) -> None:
-        """Something was added; called after every step, with what can be shown."""
+        """Called after every step that added something, with what can be shown."""
 
     def ended(self, error: Optional[Exception]) -> None:
-        """It has left the loop and holds no slots any more; ``error`` is what went wrong with it or the network."""
+        """It has left the loop and holds no slots; ``error`` is what failed in it or in the network."""
         self.error = error
 
 
 class FairQueue:
-    """Waiting requests, a queue for each owner; the owners take turns. Any thread may look, and put something in."""
+    """Waiting requests, one queue per owner; the owners take turns. Any thread may look, and add requests."""
 
     def __init__(self) -> None:
         self._owners: collections.OrderedDict[str, collections.deque[Request]] = collections.OrderedDict()
@@ -158,7 +158,7 @@ class FairQueue:
             return next(iter(self._owners.values()))[0] if self._owners else None
 
     def pop(self) -> Request:
-        """Take the first; its owner is last in turn from now on."""
+        """Take the first; its owner then goes to the end of the turn order."""
         with self._lock:
             owner, requests = self._owners.popitem(last=False)
             request = requests.popleft()
@@ -167,7 +167,7 @@ class FairQueue:
             return request
 
     def remove(self, unwanted: Callable[[Request], bool]) -> list[Request]:
-        """Take out, and give, all that are unwanted."""
+        """Remove and return all unwanted requests."""
         with self._lock:
             removed = [request for requests in self._owners.values() for request in requests if unwanted(request)]
             for request in removed:
@@ -177,7 +177,7 @@ class FairQueue:
             return removed
 
     def order(self) -> list[Request]:
-        """All of them as they will be let in if nobody comes."""
+        """All of them in the order in which they would be admitted if no others came."""
         with self._lock:
             rounds = itertools.zip_longest(*self._owners.values())
             return [request for one_round in rounds for request in one_round if request is not None]
@@ -198,13 +198,13 @@ class DecodeLoop:
     """Runs requests over one runner.
 
     Args:
-        waiting: in what order they are let in.
-        at_once: sequences decoded together; a request that has more by itself runs alone.
-        prefills: prompts fed in one step at most. With one, nobody who runs waits for more than one prompt.
+        waiting: the queue, which sets the order of admission.
+        at_once: sequences decoded together; a request with more than this runs alone.
+        prefills: the most prompts fed in one step. With one, a running request waits for at most one prompt.
 
     Attributes:
         running: requests that hold slots.
-        on_step: called after a decode step with its sequences and seconds.
+        on_step: called after a decode step with its number of sequences and seconds.
     """
 
     def __init__(self, runner: Runner, waiting: FairQueue, at_once: int = MAX_BATCH, prefills: int = MAX_BATCH) -> None:
@@ -220,14 +220,14 @@ class DecodeLoop:
 
     @property
     def next_in(self) -> Optional[Request]:
-        """The first in turn, when there is room for it in the batch and in the cache."""
+        """The first in turn, if the batch and the cache have room for it."""
         request = self.waiting.first()
         if request is None or request.slots_needed > self.runner.pool.free:
             return None
         return request if not self.running or self.sequences + request.policy.width <= self.at_once else None
 
     def step(self) -> list[Request]:
-        """A token of every running sequence, and the prompts of those that there is room for; who has ended."""
+        """One token for every running sequence, and the prompts that there is room for; returns ended requests."""
         ended = self._take_out([request for request in self.running if request.unwanted()])
         ended += self._decode()
         ended += self._take_out(self.waiting.remove(lambda request: request.unwanted()))
@@ -238,12 +238,12 @@ class DecodeLoop:
         return ended
 
     def end_all(self, error: Optional[Exception] = None) -> None:
-        """Take out everything, running and waiting, as it is."""
+        """Remove all requests, running and waiting, as they are."""
         for request in [*self.running, *self.waiting.remove(lambda request: True)]:
             self._finish(request, error)
 
     def _take_out(self, unwanted: list[Request]) -> list[Request]:
-        """End requests that nobody wants any more; what was held back of their texts is told."""
+        """End unwanted requests; text held back so far is delivered."""
         for request in unwanted:
             request.taken_out = True
             with _its_own(request):
@@ -253,7 +253,7 @@ class DecodeLoop:
 
     def _admit(self, request: Request) -> bool:
         slots = self.runner.pool.take_now(request.slots_needed)
-        if slots is None:  # another loop was quicker
+        if slots is None:  # another loop took them first
             return False
         self.running.append(request)
         self.waiting.pop()
@@ -287,7 +287,7 @@ class DecodeLoop:
 
     def _advance(self, request: Request, count: int, choose: Callable[..., Sequence[Delta]],
                  logits: Optional[np.ndarray]) -> list[Request]:
-        """Choose ``count`` tokens of a request and tell its client; the request, if it has ended with that."""
+        """Choose ``count`` tokens of a request and tell its client; returns the request if that ended it."""
         with _its_own(request):
             deltas = choose(logits)
             request.tokens += count
@@ -308,7 +308,7 @@ class DecodeLoop:
 
 @contextlib.contextmanager
 def _its_own(request: Request) -> Iterator[None]:
-    """What goes wrong within is the request's."""
+    """An exception inside belongs to the request."""
     try:
         yield
     except Exception as error:

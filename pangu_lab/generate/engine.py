@@ -1,11 +1,11 @@
 """From a prompt to its completion: one sequence or many, at once or as a stream.
 
-An ``Engine`` is a runner (weights compiled here, or an exported bundle) and a tokenizer. ``generate`` writes a
-completion, ``generate_many`` one for each of many prompts, several at a time, ``stream`` gives the text while it is
-made: each puts its requests into a decode loop of its own and steps it in the caller's thread (``decode_loop.py``).
-Whatever the way, a sequence's tokens depend on its prompt, its settings and its seed alone.
+An ``Engine`` is a runner (weights compiled here, or an exported bundle) and a tokenizer. ``generate`` returns a
+completion, ``generate_many`` one for each of many prompts, several at a time, ``stream`` yields the text as it is
+generated: each puts its requests into its own decode loop and steps it in the caller's thread (``decode_loop.py``).
+In all of them a sequence's tokens depend only on its prompt, its settings and its seed.
 
-Conduct at the edges: an empty prompt starts as a document does, after an end-of-document token; a prompt longer
+Edge cases: an empty prompt starts as a document does, after an end-of-document token; a prompt longer
 than the model's sequence loses its oldest part, and the completion says how much; text stops at the
 end-of-document token, at a stop id or string, at ``max_new_tokens``, or when the sequence is full.
 """
@@ -35,11 +35,11 @@ class Engine:
     """A runner and a tokenizer. Also a plain one-sequence interface: ``prefill``, ``step``, ``reset``.
 
     Attributes:
-        vocab_size: tokens that logits are given for.
+        vocab_size: tokens that have logits.
         max_length: positions a sequence can have.
         length: positions used by the sequence of ``prefill`` and ``step``.
-        sampling: what ``generate`` uses when it is given nothing.
-        name: for people.
+        sampling: the default settings of ``generate``.
+        name: a display name.
     """
 
     def __init__(self, runner: Runner, tokenizer: TokenizerLike, sampling: SamplingConfig = SamplingConfig(),
@@ -162,7 +162,7 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 and explain:
-        raise InputError("a search with beams weighs whole texts, not the next token: explain needs "
+        raise InputError("beam search ranks whole texts, not the next token: explain needs "
                          "sampling.num_beams of 1")
     seed = seed_of(config)
     groups = [_requests_of(engine, prompt, config, seed, explain) for prompt in prompts]
@@ -188,12 +188,12 @@ def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = Non
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 or config.num_return_sequences > 1:
-        raise InputError("a stream writes one text: set sampling.num_beams and sampling.num_return_sequences to 1")
+        raise InputError("a stream generates one text: set sampling.num_beams and sampling.num_return_sequences to 1")
     return CompletionStream(engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config)
 
 
 class CompletionStream(Iterator[str]):
-    """Pieces of text as they become safe to show. Who drops it, or leaves it by ``close``, frees its cache.
+    """Pieces of text as they become safe to show. Dropping or closing it frees its cache.
 
     Attributes:
         completion: what there is so far; final once the iteration has ended.
@@ -223,11 +223,11 @@ class CompletionStream(Iterator[str]):
         return self._request.slots_needed
 
     def cancel(self) -> None:
-        """Stop after the token that is being made; from any thread. The iteration then ends."""
+        """Stop after the current token; callable from any thread. The iteration then ends."""
         self._request.cancel()
 
     def close(self) -> None:
-        """Stop now and free the cache; for whoever leaves the iteration before its end."""
+        """Stop now and free the cache; for leaving the iteration early."""
         self._steps.close()
 
 

@@ -1,9 +1,9 @@
 """Prompts and decode steps by the C kernels, over the parameters and the cache of a compiled graph.
 
-On a CPU a MindSpore parameter and the numpy array that ``asnumpy`` gives are one piece of memory, before and after
-graphs have run. So the kernels work on the graph's own weights and cache, and each sees what the other kept; a bundle
-needs nothing more than its graphs. The first prompt and the first step are made both ways and compared: if they differ, by
-whatever reason, the graph goes on alone.
+On a CPU a MindSpore parameter and the numpy array that ``asnumpy`` gives share memory, before and after graphs have
+run. So the kernels work on the graph's own weights and cache, and each sees what the other stored; a bundle
+needs nothing more than its graphs. The first prompt and the first step are computed both ways and compared: if they
+differ, for whatever reason, only the graph is used.
 
 A row's numbers do not depend on how many sequences are decoded together (see ``network.c`` of ``ops/native``).
 """
@@ -28,18 +28,18 @@ Step = Callable[[], np.ndarray]
 
 
 class Trust:
-    """Whether a way of the kernels is taken: None until it has been compared with the graph."""
+    """Whether the kernels are used for a kind of call: None until compared with the graph."""
 
     def __init__(self) -> None:
         self.value: Optional[bool] = None
 
     def check(self, by_kernels: Step, by_graph: Step) -> np.ndarray:
-        """The first call, made both ways."""
+        """The first call, computed both ways."""
         expected, found = by_graph(), by_kernels()
         limit = CLOSE * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
         self.value = bool(np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True))
         if not self.value:
-            log.warning("the decode kernels and the graph disagree here: the graph does the work")
+            log.warning("the decode kernels and the graph disagree here: the graph is used")
         return found if self.value else expected
 
 
@@ -53,7 +53,7 @@ class NativeDecoder:
         slots: positions that the cache holds.
 
     Attributes:
-        steps, prompts: whether one token each of the sequences, and whether several, are taken by the kernels.
+        steps, prompts: whether the kernels handle one token per sequence, and several.
     """
 
     def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> None:
@@ -65,7 +65,7 @@ class NativeDecoder:
         self._network = self._describe(int8=False)
 
     def use_int8(self) -> None:
-        """Round every weight of a product to bytes with one factor a row; what the graph holds is rounded the same."""
+        """Round every product's weights to int8 with one scale per row; the graph's copy is rounded the same."""
         self._network = self._describe(int8=True)
 
     def _describe(self, int8: bool) -> decode.Network:
@@ -99,7 +99,7 @@ class NativeDecoder:
         return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, *rest)
 
     def trust(self, ids: np.ndarray, rows: np.ndarray) -> Trust:
-        """The one of ``steps`` and ``prompts`` that such a call belongs to."""
+        """The one of ``steps`` and ``prompts`` that covers such a call."""
         return self.steps if ids.shape[1] == 1 else self.prompts
 
     def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
@@ -121,7 +121,7 @@ class NativeDecoder:
         return self._scratch.ctypes.data
 
     def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray) -> None:
-        """What lies outside the network's arrays would be read as memory."""
+        """Reject indices outside the network's arrays, which would read arbitrary memory."""
         for name, array, end in (("token", ids, self._config.vocab_size), ("cache slot", write, self._slots),
                                  ("position", positions, min(self._config.num_positions, read.shape[1])),
                                  ("cache slot", read, self._slots), ("row", rows, ids.size)):
@@ -130,7 +130,7 @@ class NativeDecoder:
 
 
 def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> Optional[NativeDecoder]:
-    """The kernels over a graph's parameters; None where they cannot do its work."""
+    """The kernels over a graph's parameters; None if they cannot run this model."""
     import mindspore as ms
 
     if config.moe_layers or ms.get_context("device_target") != "CPU":

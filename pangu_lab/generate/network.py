@@ -4,12 +4,12 @@ One graph with inputs of dynamic length serves prefill, decode and batches of se
 a pool of slots, each holding one position of some sequence, and every call says where to write the new positions
 and where to read the old ones. Sequences may therefore share a prefix, fork (beam search) or move without a copy.
 
-Which layers follow which stands in ``model/pangu.py``; here are the parts, made for inference. What was learned about
-MindSpore on CPU:
+The order of the layers is in ``model/pangu.py``; here are the parts, made for inference. Findings about MindSpore on
+CPU:
 
-- the cache is kept head-major, rows of (head, slot), because ``Gather`` then yields what ``BatchMatMul`` wants
+- the cache is kept head-major, rows of (head, slot), because ``Gather`` then yields what ``BatchMatMul`` needs
   without a transpose; gathering only the valid slots beats attending over the whole cache (35 ms → 28 ms a step);
-- ``ScatterUpdate`` writes rows in place and returns the parameter, so that what reads it runs after it;
+- ``ScatterUpdate`` writes rows in place and returns the parameter, so that its readers run after it;
 - one-row ``MatMul`` reaches the memory's read speed, best with weights stored (out, in); fusing q, k and v pays;
 - dynamic shapes cost a few µs an operator, mostly in products: a graph compiled for one token is 10 % faster.
 """
@@ -61,7 +61,7 @@ def check_weights(weights: Weights, config: ModelConfig) -> None:
 
 
 class _Part(Mapping[str, np.ndarray]):
-    """What one of several tensor-parallel ranks holds of the weights; each is sliced when it is asked for."""
+    """One tensor-parallel rank's part of the weights; each is sliced when it is asked for."""
 
     def __init__(self, weights: Weights, config: ModelConfig, group: Group) -> None:
         self.weights, self.specs, self.group = weights, parameter_specs(config), group
@@ -95,7 +95,7 @@ class Parameters:
         self.made: dict[str, Parameter] = {}
 
     def __call__(self, name: str, make=None) -> Parameter:
-        """The parameter ``name``: the weight of that name, or what ``make`` gives."""
+        """The parameter ``name``: the weight of that name, or the result of ``make``."""
         if name not in self.made:
             value = self.weights[name] if make is None else make()
             self.made[name] = Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
@@ -107,7 +107,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class InferenceParts:
-    """The parts of ``Stack`` for inference: forward only, fp32, weights as one-row products like them.
+    """The parts of ``Stack`` for inference: forward only, fp32, weights in the layout that suits one-row products.
 
     Args:
         parameters: networks made from the same object share them, the cache too.
@@ -134,7 +134,7 @@ class InferenceParts:
         return _Rows(self.parameters(POSITION))
 
     def queries(self) -> nn.Cell:
-        """The ready query of each position: dense1 of its embedding, scaled. It needs no input at all."""
+        """The precomputed query of each position: dense1 of its embedding, scaled. It depends on no input."""
         return _Rows(self.parameters(QUERIES, lambda: _query_table(self.parameters.weights, self.config)))
 
     def norm(self, prefix: str) -> nn.Cell:
@@ -188,7 +188,7 @@ class _Rows(nn.Cell):
 
 
 class _Norm(nn.Cell):
-    """LayerNorm over the last axis of (rows, hidden); forward only, so the one fused operator is the quickest."""
+    """LayerNorm over the last axis of (rows, hidden); forward only, so the single fused operator is fastest."""
 
     def __init__(self, parameters: Parameters, prefix: str, eps: float):
         super().__init__(auto_prefix=False)
@@ -222,7 +222,7 @@ def _transposed(parameters: Parameters, name: str, group: Group = ALONE, activat
 
 
 def _fused(parts: InferenceParts, prefix: str, names: tuple[str, ...]) -> _Linear:
-    """Several products of the same input as one; 1/√head_dim folded into the query, which saves a pass a layer."""
+    """Several products of the same input as one; 1/√head_dim folded into the query, which saves a pass per layer."""
     weights, scale = parts.parameters.weights, parts.config.head_dim**-0.5
 
     def stacked(kind: str):
@@ -248,7 +248,7 @@ class _QueryKeyValue(nn.Cell):
 
 
 class _KeyValue(nn.Cell):
-    """The same in the query layer, whose query comes ready."""
+    """The same in the query layer, whose query is precomputed."""
 
     def __init__(self, parts: InferenceParts, prefix: str):
         super().__init__(auto_prefix=False)
@@ -286,7 +286,7 @@ class _RecordAttention(nn.Cell):
 
 
 class _CachedAttention(_RecordAttention):
-    """The same over the cache, in which the new keys and values are kept first.
+    """The same over the cache, after storing the new keys and values in it.
 
     ``seen`` = (mask (batch, 1, n, t), write (batch·n·heads,), read (batch, heads, t), batch, n); write and read are rows
     of the cache.
@@ -309,8 +309,8 @@ class _CachedAttention(_RecordAttention):
 class _Experts(nn.Cell):
     """A mixture of experts over any number of rows; nothing is dropped.
 
-    A single token reads the weights of its own experts alone. Several rows pass through every expert in turn, because
-    how many rows an expert gets is not known when the graph is compiled, and are weighted by their gates, mostly 0.
+    A single token reads only the weights of its own experts. Several rows pass through every expert in turn, because
+    how many rows an expert gets is not known at compile time, and are weighted by their gates, mostly 0.
     """
 
     def __init__(self, parts: InferenceParts, prefix: str):
@@ -368,18 +368,18 @@ class _Head(nn.Cell):
 
 
 def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
-    """The query layer's query of every position: dense1 of its query embedding, scaled. It needs no input at
-    all."""
+    """The query layer's query of every position: dense1 of its query embedding, scaled. It depends on no
+    input."""
     prefix = f"{layer_prefix(config, config.num_layers - 1)}.attention.dense1"
     table = weights[QUERY].astype(np.float32) @ weights[f"{prefix}.weight"].astype(np.float32).T
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
 
 
 def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = None, group: Group = ALONE) -> InferenceParts:
-    """What networks over a cache of ``slots`` positions (one sequence's by default) are made of.
+    """The parts of networks over a cache of ``slots`` positions (one sequence's by default).
 
     Args:
-        weights: whole, by released name; of a group of several ranks each keeps its slice.
+        weights: whole, by released name; in a group of several ranks each keeps its slice.
 
     Raises:
         InputError: the weights are not those of ``config``, or the group cannot share the network.
@@ -388,21 +388,21 @@ def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = N
 
 
 def check_group(config: ModelConfig, group: Group) -> None:
-    """Refuse a number of tensor-parallel ranks that cannot share this network.
+    """Refuse a number of tensor-parallel ranks that cannot split this network.
 
     Raises:
         InputError: names what is not divisible.
     """
     for name, amount in (("num_heads", config.num_heads), ("vocab_size", config.vocab_size)):
         if amount % group.size:
-            raise InputError(f"{group.size} tensor-parallel ranks cannot share model.{name}={amount}: take a number "
+            raise InputError(f"{group.size} tensor-parallel ranks cannot split model.{name}={amount}: take a number "
                              "that divides it")
     if group.size > 1 and config.moe_layers:
         raise InputError("a mixture of experts runs in one process here: leave tensor parallelism at 1")
 
 
 class SlotMask(nn.Cell):
-    """Who sees whom over the cache: what ``_CachedAttention`` takes, from positions (batch, n), write (batch, n) and
+    """The mask over the cache: what ``_CachedAttention`` takes, from positions (batch, n), write (batch, n) and
     read (batch, t). A token sees the positions up to its own."""
 
     def __init__(self, config: ModelConfig, heads: int, slots: int):
@@ -431,8 +431,8 @@ class CachedNetwork(Stack):
         read (batch, t): the slot of position 0, 1, 2 … of each sequence, the new ones included; what lies beyond
             a sequence's end may be any slot, since a token never looks at positions after its own;
         rows (m,): which of the batch·n new tokens to give logits for.
-    Returns logits (m, vocab_size) float32. Short sequences of a batch are padded at the right: a padded position
-    is written over before anything reads it.
+    Returns logits (m, vocab_size) float32. Short sequences of a batch are padded on the right: a padded position
+    is overwritten before anything reads it.
 
     Tensor parallel, each rank of the group holds its share of the heads, of the feed-forward part and of the
     vocabulary; all are called with the same inputs and all return the whole logits.
@@ -456,7 +456,7 @@ def dynamic_inputs() -> tuple[Tensor, ...]:
 
 
 def fixed_inputs(batch: int, n: int) -> tuple[Tensor, ...]:
-    """Placeholders for n tokens each of ``batch`` sequences; of a single token, how many positions are looked at is
-    open."""
+    """Placeholders for n tokens each of ``batch`` sequences; for a single token the number of positions read stays
+    dynamic."""
     shapes = ([batch, n], [batch, n], [batch, n], [batch, None if n == 1 else n], [batch])
     return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in shapes)

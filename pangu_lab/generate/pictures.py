@@ -1,4 +1,4 @@
-"""Pictures of writing: what each step of the sampling chain does to the distribution, and what the cache is worth."""
+"""Pictures of generation: the effect of each sampling step on the distribution, and what the cache is worth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pangu_lab.plotting import font_families, new_figure
 
 
 def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | str, count: int = 10) -> Path:
-    """The likeliest tokens before and after every step that changed something, one panel a step, to a PNG file.
+    """The likeliest tokens before and after every step that changed something, one panel per step, to a PNG file.
 
     Args:
         stages: from ``explain``.
@@ -41,7 +41,7 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
 
 
 def written(tokenizer: TokenizerLike, index: int) -> str:
-    """A token as a person can read it: blanks and line ends as signs, and a piece without text by its name."""
+    """A token in readable form: blanks and line ends as signs, and a piece without text by its name."""
     text = tokenizer.decode([index]).replace("\n", "↵").replace(" ", "␣")
     name = getattr(tokenizer, "piece", None)
     return text or (name(index) if name else f"#{index}")
@@ -69,7 +69,7 @@ def decode_seconds(engine: Engine, ids: Sequence[int], cached: bool) -> np.ndarr
 
 
 def plot_seconds(seconds: Mapping[str, np.ndarray], png: Path | str) -> Path:
-    """Milliseconds a token over the length of the text, a line for each entry, to a PNG file."""
+    """Milliseconds per token over the length of the text, a line for each entry, to a PNG file."""
     figure = new_figure(7, 3)
     axes = figure.subplots()
     for name, values in seconds.items():

@@ -1,10 +1,10 @@
-"""The one door to a compiled network: numpy in, logits out, whoever compiled it.
+"""The ``Runner``: the interface to a compiled network, numpy in, logits out, whatever its source.
 
 A ``Runner`` owns a graph with a paged key-value cache (see ``network.py``) and the pool of its slots. The graph
-may come from weights (``network_runner``) or from an exported bundle; everything above this module cannot tell.
-Calls are serialised by a lock, because the cache is state inside the graph; several generations may take turns
-step by step, each with slots of its own, or share slots where their texts share a beginning. The lock is one for
-the whole process: MindSpore 2.10 hangs for ever when two threads run graphs at once, be they of different networks.
+may come from weights (``network_runner``) or from an exported bundle; the code above this module cannot tell.
+Calls are serialised by a lock, because the cache is state inside the graph; several generations may alternate
+step by step, each with its own slots, or share slots where their texts share a prefix. There is one lock for the
+whole process: MindSpore 2.10 hangs when two threads run graphs at once, even those of different networks.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.native import NativeDecoder, native_decoder
 from pangu_lab.memory import tokens_at_once
 
-BUCKET = 64  # the number of slots that the general graph looks at is rounded up to this
+BUCKET = 64  # the number of slots that the general graph reads is rounded up to this
 DEFAULT_SLOTS = 1024
-PATIENCE = 60.0  # seconds to wait for slots that others hold; who holds them may be the one who waits
+PATIENCE = 60.0  # seconds to wait for slots that others hold; the holder may be the waiting thread itself
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
 
 
 class NetworkLost(Exception):
-    """Processes that compute have gone; ``Runner.recover`` waits for others in their place."""
+    """Worker processes are gone; ``Runner.recover`` waits for their replacements."""
 
 
 ONE_AT_A_TIME = threading.RLock()
@@ -73,7 +73,7 @@ class SlotPool:
         """
         if count > self.slots:
             raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.slots}: "
-                             f"ask for fewer new tokens, sequences or beams, or load with more places")
+                             f"ask for fewer new tokens, sequences or beams, or load with more slots")
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._free) >= count, PATIENCE):
                 raise InputError(f"other generations hold {self.slots - len(self._free)} of the {self.slots} "
@@ -99,19 +99,19 @@ class Runner:
         graph: takes (ids, positions, write, read, rows) as MindSpore tensors of int32 and gives logits.
         slots: positions that the cache holds in all.
         fixed: the same graph compiled for (sequences, tokens of each), sharing the cache: (1, 1) for one token of one
-            sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is compiled anew
-            for each number of slots it looks at, with all shapes fixed, hence
+            sequence, (4, 1) for four together, (1, 64) for a prompt of up to 64. With one token it is recompiled for
+            each number of slots it reads, with all shapes fixed, hence
         read_sizes: the few numbers it is used with; a sequence longer than the last takes the general graph.
-        native: does the work of all these graphs, over their parameters.
+        native: replaces all these graphs, over their parameters.
 
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
         pool: the free slots of the cache.
-        at_once: tokens that one call feeds at most; more are fed in parts, so that memory does not grow with a prompt.
-        batch_sizes: batches that the graph's decode steps are brought to, ascending, so that a sequence's logits do
-            not depend on its company (see ``batch_invariant.py``); empty for the quickest way of each call.
-        reload: gives another runner of the same network, whose graphs take the place of those that failed; None where
-            nobody knows how.
+        at_once: the most tokens fed in one call; more are fed in chunks, so that memory does not grow with a prompt.
+        batch_sizes: batch sizes that the graph's decode steps are padded to, ascending, so that a sequence's logits do
+            not depend on its batch (see ``batch_invariant.py``); empty for the fastest way of each call.
+        reload: returns another runner of the same network, whose graphs replace those that failed; None if that is
+            not possible.
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, slots: int,
@@ -128,9 +128,9 @@ class Runner:
         self.reload: Optional[Callable[[], Runner]] = None
 
     def use_int8(self) -> None:
-        """Keep weights as bytes with a factor for each output: decode steps read a quarter of the memory.
+        """Keep weights as int8 with a scale for each output: decode steps read a quarter of the memory.
 
-        Prompts are read with the same rounded weights, in fp32, so both are of one model.
+        Prompts are read with the same rounded weights, in fp32, so both use the same model.
 
         Raises:
             InputError: there are no kernels for that here.
@@ -163,26 +163,26 @@ class Runner:
         return self.call(ids, positions, write, read, rows)
 
     def check(self) -> None:
-        """Look whether calls can be made.
+        """Check that calls can be made.
 
         Raises:
-            NetworkLost: processes that compute have gone.
+            NetworkLost: worker processes are gone.
         """
 
     def recover(self, go_on: Callable[[], bool]) -> None:
-        """Wait until calls can be made, with an empty cache, as long as ``go_on()``; after ``NetworkLost`` or ``drop``."""
+        """Wait until calls can be made, with an empty cache, while ``go_on()``; after ``NetworkLost`` or ``drop``."""
         if self._graph is None and self.reload is not None:
             fresh = self.reload()
             self._graph, self._fixed, self._native = fresh._graph, fresh._fixed, fresh._native
 
     def drop(self) -> None:
-        """Forget graphs that failed, so that ``recover`` loads them anew; first, since memory may not hold both."""
+        """Release failed graphs, so that ``recover`` reloads them; before that, as memory may not hold both."""
         if self.reload is not None:
             self._graph, self._fixed, self._native = None, {}, None
 
     def _in_parts(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
                   rows: np.ndarray) -> np.ndarray:
-        """The same, some columns after the other: a token looks only at those before it, which the cache then has."""
+        """The same in chunks of columns: a token sees only earlier ones, which the cache then holds."""
         batch, n = ids.shape
         width = max(1, self.at_once // batch)
         logits = np.empty((len(rows), self.vocab_size), np.float32)
@@ -199,12 +199,12 @@ class Runner:
 
     @property
     def decodes_by_kernels(self) -> bool:
-        """Whether the C kernels decode, as they do once a first step was compared with the graph's: the bits of a
-        row of theirs do not depend on the batch."""
+        """Whether the C kernels decode, as they do once a first step agreed with the graph's: their results for a
+        row do not depend on the batch."""
         return self._native is not None and self._native.steps.value is True
 
     def _in_agreeing_batches(self, *arrays: np.ndarray) -> np.ndarray:
-        """One decode step in batches of ``batch_sizes``, each filled up with repetitions of its last sequence."""
+        """One decode step in batches of ``batch_sizes``, each padded with repetitions of its last sequence."""
         most, parts = self.batch_sizes[-1], []
         for start in range(0, len(arrays[0]), most):
             part = [array[start:start + most] for array in arrays]
@@ -245,7 +245,7 @@ class Runner:
                     return self._fixed[batch, 1], (ids, positions, write, _padded(read, size), rows)
         if n > 1 and batch == len(rows) == 1 and span == n:
             for size in self._prompt_sizes:
-                if n <= size:  # the last token again, which writes the same to the same place
+                if n <= size:  # repeat the last token, which writes the same to the same slot
                     padded = (_padded(array, size) for array in (ids, positions, write, read))
                     return self._fixed[1, size], (*padded, rows)
         return self._graph, (ids, positions, write, self._rounded(read), rows)
@@ -256,7 +256,7 @@ class Runner:
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """(batch, n) → (batch, size), the last column repeated. Places to read may be any there: no token looks so far."""
+    """(batch, n) → (batch, size), the last column repeated. Padding in ``read`` may be any slot: no token sees it."""
     return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
@@ -265,7 +265,7 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots
 
     Args:
         weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
-        slots: of the cache, one a position; by default one full sequence, and no fewer than 1024.
+        slots: of the cache, one per position; by default one full sequence, and at least 1024.
 
     Raises:
         InputError: the weights are not those of ``config``.

@@ -1,8 +1,8 @@
 """From logits to the next token: a chain of small named steps over numpy, in a fixed and visible order.
 
-First come the steps that every kind of search obeys (``CONSTRAINTS``): bias, bans and penalties, in the order of
-the list. Then, unless the search is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step
-takes scores (vocab,) and gives new ones; what it forbids is −inf. ``explain`` returns the distribution after each
+First come the steps that apply to every decoding method (``CONSTRAINTS``): bias, bans and penalties, in the order of
+the list. Then, unless decoding is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step
+takes scores (vocab,) and returns new ones; a forbidden token has −inf. ``explain`` returns the distribution after each
 step.
 
 The draw inverts the cumulative distribution with one number from a counter-based generator (Philox) keyed by the
@@ -24,12 +24,12 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.ranges import shown
 
-NUCLEUS_GUESSES = (1024, 8192)  # candidates sorted for top-p; all of them when even these hold too little
+NUCLEUS_GUESSES = (1024, 8192)  # candidates sorted for top-p; all of them if even these hold too little
 
 
 @dataclass
 class History:
-    """What has been written so far, as the steps need it.
+    """The text so far, as the steps need it.
 
     Attributes:
         prompt: ids of the prompt.
@@ -71,7 +71,7 @@ def bad_words(scores: np.ndarray, config: SamplingConfig, history: History) -> n
 
 
 def no_unknown(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
-    """Forbid the unknown piece, which a model trained on rare characters likes to write and nobody can read (⁇)."""
+    """Forbid the unknown piece (⁇), which a model trained on rare characters often predicts and nobody can read."""
     return _forbid(scores, history.unknown) if len(history.unknown) else scores
 
 
@@ -87,7 +87,7 @@ def no_repeat_ngram(scores: np.ndarray, config: SamplingConfig, history: History
 
 
 def min_new_tokens(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
-    """Forbid the tokens that end the text until it has its least length."""
+    """Forbid the tokens that end the text until it has its minimum length."""
     too_short = len(history.new) < config.min_new_tokens
     return _forbid(scores, history.ends) if too_short and history.ends else scores
 
@@ -117,7 +117,7 @@ def frequency_and_presence(scores: np.ndarray, config: SamplingConfig, history: 
 
 
 def temperature(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
-    """Divide by the temperature; below 1 the likely becomes likelier. The highest score is moved to 0 first."""
+    """Divide by the temperature; below 1 sharpens the distribution. The highest score is shifted to 0 first."""
     if config.temperature in (0.0, 1.0):
         return scores
     with np.errstate(over="ignore"):  # a temperature close to 0 takes all but the best to −inf, rightly
@@ -125,7 +125,7 @@ def temperature(scores: np.ndarray, config: SamplingConfig, history: History) ->
 
 
 def top_k(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
-    """Keep the k likeliest tokens; of equal ones at the edge, those of the lower id."""
+    """Keep the k likeliest tokens; ties at the edge go to the lower ids."""
     k = config.top_k
     if k is None or k >= scores.size:
         return scores
@@ -137,7 +137,7 @@ def top_k(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
 
 
 def top_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
-    """Keep the fewest likeliest tokens, of all there are, that hold at least the probability p."""
+    """Keep the smallest set of likeliest tokens that holds at least the probability p."""
     if config.top_p is None or config.top_p >= 1.0:
         return scores
     probabilities = softmax(scores)
@@ -211,10 +211,10 @@ def choose(logits: np.ndarray, config: SamplingConfig, history: History, random:
 
     Args:
         logits: (vocab,) of the model.
-        random: a number in [0, 1) from ``Draws``; not looked at when temperature is 0.
+        random: a number in [0, 1) from ``Draws``; ignored when temperature is 0.
 
     Returns:
-        Its id. Greedy search takes the lowest id among equals.
+        Its id. Greedy decoding takes the lowest id among equals.
     """
     scores = constrain(logits, config, history)
     if config.temperature == 0.0:
@@ -243,7 +243,7 @@ class Stage:
 def explain(logits: np.ndarray, config: SamplingConfig, history: Optional[History] = None) -> list[Stage]:
     """The distribution after each step, beginning with the model's own (named ``model``).
 
-    With temperature 0 the samplers are replaced by one stage, ``greedy``, that holds the chosen token alone.
+    With temperature 0 the samplers are replaced by one stage, ``greedy``, with all probability on the chosen token.
 
     Raises:
         InputError: nothing is left to choose from.
@@ -268,8 +268,8 @@ def _greedy(scores: np.ndarray, config: SamplingConfig, history: History) -> np.
 
 
 class Draws:
-    """One uniform number in [0, 1) for each step of one sequence, the same whenever and wherever it is asked
-    for."""
+    """One uniform number in [0, 1) for each step of one sequence, the same whenever and wherever it is
+    requested."""
 
     def __init__(self, seed: int, sequence: int = 0) -> None:
         self._key = np.array([seed, sequence], np.uint64)

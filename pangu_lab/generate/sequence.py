@@ -1,7 +1,7 @@
-"""One text being written: what it has, what it may do next, when it ends, and what is told about it afterwards.
+"""One text being generated: its state, what it may do next, when it ends, and what is reported about it.
 
-``SequenceInProgress`` is one sequence; ``Sampling`` is the sequences of one prompt, drawn each by itself, as the decode
-loop takes them (``decode_loop.Policy``).
+``SequenceInProgress`` is one sequence; ``Sampling`` is the sequences of one prompt, sampled independently, as a policy
+of the decode loop (``decode_loop.Policy``).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Completion:
-    """What came of a prompt.
+    """The result of a prompt.
 
     Attributes:
         text: the continuation, cut before a stop string; after the prompt when ``echo`` was asked for.
@@ -78,8 +78,8 @@ def grouped(completions: Sequence[Completion]) -> Completion:
 
 @dataclass(frozen=True)
 class Delta:
-    """What one step added to sequence ``number`` of a request: text that became safe to show, and the token when
-    logprobs were asked for (it may come before its text); with a ``finish_reason`` the last one."""
+    """What one step added to sequence ``number`` of a request: text that became safe to show, and the token if
+    logprobs were asked for (it may come before its text); the last one has a ``finish_reason``."""
 
     number: int
     text: str
@@ -95,10 +95,10 @@ class Prompt:
     """A prompt as the model reads it.
 
     Attributes:
-        ids: at least one, at most ``max_length``, beside a last one that is not read.
+        ids: at least one, at most ``max_length``, plus possibly a last one that is not fed.
         room: new tokens that the sequence has room for. The last one need not be fed, so this is at least 1.
-        unread: tokens at the end that are only predicted, never fed: 1 where a text is measured that fills the
-            sequence and one token more; nothing can be written after it.
+        unread: tokens at the end that are only predicted, never fed: 1 when scoring a text that fills the
+            sequence plus one token; nothing can be generated after it.
     """
 
     text: str
@@ -131,12 +131,12 @@ def prepare_prompt(text: str, tokenizer: TokenizerLike, config: SamplingConfig, 
 
 
 class SequenceInProgress:
-    """A completion of ``prompt`` while it is made: takes logits, chooses tokens, knows when to stop.
+    """A completion of ``prompt`` in progress: takes logits, chooses tokens, knows when to stop.
 
     Attributes:
-        number: among the sequences of one prompt; with the seed it is the key of its draws.
-        slots: of the cache, one for each position that was fed; kept by whoever runs it.
-        running: whether it wants more logits.
+        number: its index among the sequences of one prompt; with the seed it is the key of its draws.
+        slots: of the cache, one for each fed position; managed by the loop that runs it.
+        running: whether it needs more logits.
     """
 
     def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
@@ -165,11 +165,11 @@ class SequenceInProgress:
 
     @property
     def new_slots(self) -> int:
-        """Positions that are fed after the prompt at most: the last token need not be."""
+        """The most positions fed after the prompt: the last token need not be."""
         return max(self.limit - 1, 0)
 
     def history(self) -> History:
-        """What the steps of the sampling chain look at when they choose the next token."""
+        """The text so far, as the sampling chain needs it for the next token."""
         if self.config.bad_words:
             read = [*self.prompt.ids, *self._history.new]
             self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
@@ -192,7 +192,7 @@ class SequenceInProgress:
         return Delta(self.number, text, tuple(self._logprobs[told:]), self.finish_reason)
 
     def _choose(self, logits: np.ndarray) -> int:
-        """The next token; it is added to the history, and what led to it is kept when that was asked for."""
+        """Choose the next token, add it to the history, and keep its explanation if that was asked for."""
         history = self.history()
         random = self._draws.at(len(history.new)) if self.config.temperature else 0.0
         index = choose(logits, self.config, history, random)
@@ -203,12 +203,12 @@ class SequenceInProgress:
         return index
 
     def end(self, reason: str) -> Delta:
-        """Stop here; the text that was held back."""
+        """Stop here; returns the text that was held back."""
         self.finish_reason = reason
         return Delta(self.number, self._writer.end(), (), reason)
 
     def completion(self) -> Completion:
-        """What there is now."""
+        """The result so far."""
         kept = self._writer.kept
         text = self.prompt.text + self._writer.text if self.config.echo else self._writer.text
         logprobs = None if self.config.logprobs is None else tuple(self._logprobs[:kept])
@@ -219,7 +219,7 @@ class SequenceInProgress:
 
 
 class Sampling:
-    """The sequences of one prompt, each drawn by itself (greedily at temperature 0).
+    """The sequences of one prompt, sampled independently (greedily at temperature 0).
 
     Args:
         numbers: of the sequences; with the seed they are the keys of their draws.
@@ -260,7 +260,7 @@ class Sampling:
 
 
 def token_logprob(tokenizer: TokenizerLike, logprobs: np.ndarray, index: int, top: int) -> TokenLogprob:
-    """What ``logprobs`` (vocab,) says of the token ``index``."""
+    """The ``TokenLogprob`` of the token ``index`` from ``logprobs`` (vocab,)."""
     return TokenLogprob(index, tokenizer.decode([index]), float(logprobs[index]), top_tokens(logprobs, top))
 
 

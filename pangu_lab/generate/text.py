@@ -1,9 +1,9 @@
 """The text side of generation: what may be shown, where a stop string cuts, which tokens complete a bad word.
 
-Tokens and characters do not share their borders. A stop string may begin inside one token and end inside another,
-so text that could still become a stop string is held back until it is decided; and a word can be cut into tokens
-in many ways, so bad words are looked for in the bytes of the text and not in the ids. A tokenizer may write a
-character in another form than the user (PanGu's turns "，" into ","), hence both forms count.
+Token and character boundaries differ. A stop string may begin inside one token and end inside another, so text that
+could still become a stop string is held back until that is decided; and a word can be split into tokens in many
+ways, so bad words are searched for in the bytes of the text, not in the ids. A tokenizer may write a character in
+another form than the user (PanGu's turns "，" into ","), hence both forms count.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class TextWriter:
     """Collects the text of one completion and says how much of it is safe to show.
 
     Attributes:
-        text: what counts of the text so far; cut at the stop string once one was found.
+        text: the accepted text so far; cut at the stop string once one was found.
         stopped: whether a stop string was found.
         kept: how many of the pushed tokens begin before the cut.
     """
@@ -74,12 +74,12 @@ class TextWriter:
         return sum(start < len(self.text) for start in self._starts)
 
     def push(self, index: int, may_stop: bool = True) -> str:
-        """Add a token; gives the text that became safe to show. A stop string counts only where ``may_stop``."""
+        """Add a token; returns the text that became safe to show. A stop string counts only where ``may_stop``."""
         self._starts.append(len(self.text))
         return self._append(self._stream.push(index), may_stop)
 
     def end(self) -> str:
-        """No token will follow: gives what was held back."""
+        """No token will follow: returns the text that was held back."""
         rest = "" if self.stopped else self._append(self._stream.flush(), True)
         rest += self.text[self._shown:]
         self._shown = len(self.text)
@@ -88,7 +88,7 @@ class TextWriter:
     def _append(self, piece: str, may_stop: bool) -> str:
         before = len(self.text)
         self.text += piece
-        if may_stop and piece:  # a stop string that is new must end behind what was there before
+        if may_stop and piece:  # a new stop string must end after the earlier text
             found = [place for stop in self._stop
                      if (place := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0]
             if found:
@@ -98,7 +98,7 @@ class TextWriter:
         return new
 
     def _held_back(self) -> int:
-        """Length of the longest end of the text that a stop string begins with."""
+        """Length of the longest suffix of the text that a stop string begins with."""
         tail = self.text[-self._longest + 1:] if self._longest > 1 else ""
         return max((length for stop in self._stop for length in range(1, min(len(stop), len(tail) + 1))
                     if tail.endswith(stop[:length])), default=0)

@@ -1,4 +1,4 @@
-"""Looking into a model: what every part of the network gives out for a text, and pictures of it."""
+"""Inspecting a model: the output of every part of the network for a text, and pictures of it."""
 
 from pangu_lab.lazy import lazy_names
 

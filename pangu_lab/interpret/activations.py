@@ -1,8 +1,8 @@
-"""Looking into the network while it runs: what every part of it gives out.
+"""Inspecting the network while it runs: the output of every part.
 
-``trace`` runs the very cells that training and generation are made of, one operation after the other instead of as one
-compiled graph, and keeps what each returns. It is for small models and for people who want to see; MindSpore's mode is
-one for the whole process and is set back to graphs afterwards.
+``trace`` runs the same cells as training and generation, one operation after the other instead of as one
+compiled graph, and keeps what each returns. It is for small models and for study; MindSpore's mode is
+global to the process and is set back to graphs afterwards.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OPERATIONS = ("norm1", "attention.projections.query", "attention.projections.key
 
 def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarray,
           positions: Optional[np.ndarray] = None) -> dict[str, np.ndarray]:
-    """What every part of the network gives out for ``ids``, in the order in which it happens.
+    """The output of every part of the network for ``ids``, in order of execution.
 
     Args:
         weights: all parameters by published name, as ``checkpoint.source.open_weights`` gives them.

@@ -1,4 +1,4 @@
-"""How a model is made and where it looks, as pictures: parameters by part, queries, attention.
+"""A model's structure and attention as pictures: parameters by part, queries, attention.
 
 What is drawn is computed in ``activations.py``.
 """
@@ -41,7 +41,7 @@ def _part(name: str) -> str:
 
 
 def plot_parameters(configs: Mapping[str, ModelConfig], png: Path | str) -> Path:
-    """Where the parameters of one or more models are, in percent, a bar a model, to a PNG file."""
+    """Where the parameters of one or more models are, in percent, one bar per model, to a PNG file."""
     figure = new_figure(8, 1.1 + 0.42 * len(configs))
     axes = figure.subplots()
     for row, config in enumerate(configs.values()):

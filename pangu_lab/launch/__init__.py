@@ -1,4 +1,4 @@
-"""Starting a run on one or many devices: plans, processes, the watch over every rank, and Ascend's rank tables."""
+"""Starting a run on one or many devices: plans, processes, monitoring of every rank, and Ascend's rank tables."""
 
 from pangu_lab.launch.job import Patience
 from pangu_lab.launch.launcher import LaunchFailed, LaunchResult, fit_layout, launch, prepare

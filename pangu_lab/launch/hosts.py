@@ -1,6 +1,6 @@
-"""The machines of a launch: a hosts file, which of them this one is, and ports that are free.
+"""The machines of a launch: a hosts file, which of them is this one, and free ports.
 
-A hosts file has a line a machine, ``NAME slots=N``, as Open MPI reads it; N is how many ranks start there.
+A hosts file has one line per machine, ``NAME slots=N``, as Open MPI reads it; N is how many ranks start there.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import psutil
 
 from pangu_lab.errors import InputError
 
-MULTI_HOST_PORT = 8118  # where launchers on several hosts meet unless told otherwise; MindSpore's own default
+MULTI_HOST_PORT = 8118  # default rendezvous port of launchers on several hosts; MindSpore's own default
 _LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>\d+))?")
 
 

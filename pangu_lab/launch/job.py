@@ -1,9 +1,9 @@
-"""One attempt of a launch on this host: its processes, and the watch over every rank.
+"""One attempt of a launch on this host: its processes, and the monitoring of every rank.
 
-A rank is known to be in trouble when its process ends with an error, when it says so in its last heartbeat, when its
-heartbeat falls silent (stopped, swapped out, dead), or when it lives but achieves nothing for too long: MindSpore's
-ranks wait for ever in a collective once one of them is gone. Of several ranks that stand still, the one that has
-stood still longest is named, because the others wait for it. Ages are measured on this launcher's own clock, from
+A rank has failed when its process ends with an error, when its last heartbeat says so, when its
+heartbeat stops (stopped, swapped out, dead), or when it is alive but makes no progress for too long: MindSpore's
+ranks wait for ever in a collective once one of them is gone. Of several ranks that hang, the one that has hung
+longest is named, because the others wait for it. Ages are measured on this launcher's own clock, from
 the moment it saw a file change, so that neither wrong clocks nor a suspended laptop raise a false alarm.
 """
 
@@ -31,7 +31,7 @@ LEAVE_SECONDS = 30.0  # for processes to end after every rank has said that it i
 
 @dataclass(frozen=True)
 class Patience:
-    """How long, in seconds, a rank may stay without … before it counts as hanging."""
+    """How long, in seconds, a rank may stay without … before it counts as hung."""
 
     heartbeat: float = 30.0  # … any sign of life
     start: float = 180.0  # … a first sign of life

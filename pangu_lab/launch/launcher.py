@@ -1,15 +1,15 @@
-"""``launch``: start the ranks of a run, watch every one, end all of them when one fails.
+"""``launch``: start the ranks of a run, monitor every one, end all of them when one fails.
 
 Back ends. "local" (the default) starts the scheduler and each rank itself. "msrun" and "mpirun" leave the starting to
 those programs, "ranktable" is Ascend's way without a scheduler. Measured on two cores with two ranks, from the call
 to the first all-reduce: local 8 s, msrun 11 s, mpirun 9 s, of which 3 s are MindSpore's import; a killed rank is
-named after 1.5 s by all of them. What decides for "local" is the end: msrun answers Ctrl-C with SIGKILL and leaves
-its ranks behind when it is killed itself, while our own children get the time to save a checkpoint and are ended by
-pid, each exactly once.
+named after 1.5 s by all of them. "local" is the default because of shutdown: msrun answers Ctrl-C with SIGKILL and
+leaves its ranks behind when it is killed itself, while our own children get the time to save a checkpoint and are
+ended by pid, each exactly once.
 
 On several hosts one launcher runs on each, with the same arguments; the first host's starts the scheduler. They share
-the run folder and nothing else: a stop file stops all, and a launcher whose ranks fail says so in ``heartbeat/node_K``,
-which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, so that no second launch meets it.
+only the run folder: a stop file stops all, and a launcher whose ranks fail writes so to ``heartbeat/node_K``,
+which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, to keep out a second launch.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from pangu_lab.runs.heartbeat import FOLDER as HEARTBEAT
 from pangu_lab.runs.status import STOP, refuse_living
 
 POLL_SECONDS = 0.2
-PORT_TRIES = 3  # a free port can be taken between our looking and the scheduler's opening it
+PORT_TRIES = 3  # a free port can be taken between our check and the scheduler's opening it
 STATE = "launch.json"
 
 OnEvent = Callable[[dict[str, Any]], None]

@@ -1,8 +1,8 @@
-"""Which lines of a rank's log tell why it ended.
+"""Finds the lines of a rank's log that tell why it ended.
 
-The last lines rarely do. MindSpore ends an error message with pages of C++ call stack; what helps is the exception's
-first line, the numbered reasons that may follow it, and the line of Python that led there. Where Python says nothing
-(a crash in native code), the first ``[ERROR]`` or ``[CRITICAL]`` lines do.
+The last lines rarely do. MindSpore ends an error message with pages of C++ call stack; the useful parts are the
+exception's first line, the numbered reasons that may follow it, and the line of Python that led there. If there is no
+Python error (a crash in native code), the first ``[ERROR]`` or ``[CRITICAL]`` lines are used.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What a launch would run, as data: which processes on which host, with which arguments and environment.
 
-The launcher starts exactly these commands and ``--dry-run`` prints them; there is no second place where a command is
-made. Commands are argument lists, never shell text. All back ends but the rank table use MindSpore's dynamic
-cluster: one scheduler process, to which every rank connects, with MS_* variables that say who is who. ``mpirun``
-works the same way (MindSpore's own MPI start fails on a CPU): each rank takes its number from Open MPI's variables.
+The launcher starts exactly these commands and ``--dry-run`` prints them; commands are built nowhere else.
+They are argument lists, never shell text. All back ends but the rank table use MindSpore's dynamic
+cluster: one scheduler process, to which every rank connects, with MS_* variables that give each process its role.
+``mpirun`` works the same way (MindSpore's own MPI start fails on a CPU): each rank takes its number from Open MPI's variables.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pangu_lab.launch.hosts import Host
 
 BACKENDS = ("local", "msrun", "mpirun", "ranktable")
 WORKER = ("-m", "pangu_lab.launch.worker")
-CONFIG = "launch.yaml"  # in the run folder: what the ranks are to train
+CONFIG = "launch.yaml"  # in the run folder: the configuration the ranks train
 LAUNCHER = "PANGU_LAB_LAUNCHER"  # PID@HOST of the process that watches a rank, added when it is started
 # Variables of an outer launch that would mislead ours.
 STALE = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "RANK_ID",

@@ -1,8 +1,8 @@
 """The processes that this launcher started, and their descendants: started from argument lists, ended by pid.
 
-Each command becomes the leader of a session of its own, so that a Ctrl-C in the terminal reaches the launcher alone.
-msrun and mpirun start further processes; these are remembered while they can be seen, as psutil objects, which know
-a process by pid and start time, and by their sessions: a pid that was given to somebody else meanwhile is never
+Each command becomes the leader of its own session, so that a Ctrl-C in the terminal reaches only the launcher.
+msrun and mpirun start further processes; these are tracked while they are visible, as psutil objects, which identify
+a process by pid and start time, and by their sessions: a pid that was reused by another process is never
 touched.
 """
 

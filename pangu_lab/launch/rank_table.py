@@ -1,8 +1,8 @@
 """HCCL rank tables: the JSON file that tells the ranks of an Ascend cluster which device each of them is.
 
 Version "1.0": ``server_count``, ``server_list`` with for each server its ``server_id`` (an IP address), ``device``
-(``device_id``, ``device_ip``, ``rank_id``) and ``host_nic_ip``, and ``status`` "completed"; every value is text. HCCL
-answers a mistake in it with a wait of many minutes, so everything is checked here, a line for each mistake.
+(``device_id``, ``device_ip``, ``rank_id``) and ``host_nic_ip``, and ``status`` "completed"; every value is text. On a
+mistake HCCL waits for many minutes, so everything is checked here, with one line per mistake.
 """
 
 from __future__ import annotations

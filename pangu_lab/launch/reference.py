@@ -1,12 +1,12 @@
-"""How each training launch of the reference implementation is written here, argument by argument.
+"""Translates training launches of the reference implementation into this project's, argument by argument.
 
 The reference starts training with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
-order, ``ARGUMENTS`` says what becomes of each, and ``translate`` does it: a script's name and its arguments in, the
-command of this project out. The tables in the README and in notebook 04 are made from these, and a test dry-runs every
-command they show, so they cannot say something that does not hold.
+order, ``ARGUMENTS`` maps each one, and ``translate`` turns a script's name and arguments into the
+command of this project. The tables in the README and in notebook 04 are made from these, and a test dry-runs every
+command they show, so they cannot become wrong.
 
-Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts and README. What its training script sets by itself for
-each size (tensor parallelism over 8 devices, sliced optimizer states, recomputation) is written out in the commands.
+Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts and README. Settings that its training script chooses
+itself for each size (tensor parallelism over 8 devices, sliced optimizer states, recomputation) are explicit here.
 """
 
 from __future__ import annotations

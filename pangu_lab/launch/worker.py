@@ -1,12 +1,12 @@
-"""What each rank of a launch runs: ``python -m pangu_lab.launch.worker --run RUN``.
+"""The program of each rank of a launch: ``python -m pangu_lab.launch.worker --run RUN``.
 
-It finds out from the environment who it is (under msrun, mpirun, a rank table or our own launcher), joins the others,
-and trains the configuration that lies in the run folder. The same module is the scheduler when MS_ROLE says so. A
-heartbeat tells the launcher that it lives; a rank whose launcher is gone asks the run to stop, so that nothing goes
-on training unwatched.
+It reads its rank from the environment (set by msrun, mpirun, a rank table or our own launcher), joins the others,
+and trains the configuration in the run folder. With MS_ROLE set accordingly the same module is the scheduler. A
+heartbeat tells the launcher that it is alive; a rank whose launcher is gone asks the run to stop, so that nothing
+trains unwatched.
 
 MindSpore is imported only after threads and environment are set, because it reads both once. A rank that fails ends
-by ``os._exit``: MindSpore's own end waits for ranks that wait for this one.
+by ``os._exit``: MindSpore's normal exit waits for ranks that wait for this one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from pangu_lab.launch.plan import CONFIG, LAUNCHER
 from pangu_lab.presets import load_yaml
 from pangu_lab.runs import heartbeat
 
-ORPHAN_SECONDS = 60.0  # what a rank without a launcher gets for finishing its step and saving
+ORPHAN_SECONDS = 60.0  # time for a rank without a launcher to finish its step and save
 
 
 @dataclass(frozen=True)

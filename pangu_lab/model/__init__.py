@@ -1,4 +1,4 @@
-"""The network: ``pangu.py`` is all of it, ``parameters.py`` lists every parameter by its published name."""
+"""The network: ``pangu.py`` defines all of it, ``parameters.py`` lists every parameter by its published name."""
 
 from pangu_lab.lazy import lazy_names
 

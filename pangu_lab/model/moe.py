@@ -1,15 +1,15 @@
 """Mixture of experts: a router sends every token to a few of many feed-forward networks (GShard, arXiv 2006.16668;
 Switch, 2101.03961; the z-loss of ST-MoE, 2202.08906).
 
-In training each expert has a fixed number of slots *in each record*, taken in the order of the text; a token that
-finds its expert full passes by the residual alone. Because a record is routed by itself, and its later tokens never
-push out earlier ones, the loss is the same however records are spread over devices and micro-batches. Outside training
-nothing is dropped. Tokens are sorted into the slots by index, (experts, slots, hidden), so that the cost is that of
-the active tokens; forward and backward are gathers, since a slot holds one token at most.
+In training each expert has a fixed capacity *per record*, filled in the order of the text; a token whose expert is
+full passes by the residual alone. Because each record is routed by itself, and later tokens never displace earlier
+ones, the loss is the same however records are spread over devices and micro-batches. Outside training no token is
+dropped. Tokens are sorted into the slots by index, (experts, slots, hidden), so that the cost is that of the active
+tokens; forward and backward are gathers, since a slot holds at most one token.
 
-MindSpore on CPU: ``BatchMatMul`` over experts is as quick as one ``MatMul`` of as many rows; a loop over experts is
-twice as slow. The gradient of a bias by ``ReduceSum`` over a middle axis costs more than half a product; as a product
-with ones it is twenty times quicker.
+MindSpore on CPU: ``BatchMatMul`` over experts is as fast as one ``MatMul`` of as many rows; a loop over experts is
+twice as slow. A bias gradient by ``ReduceSum`` over a middle axis costs more than half a product; as a product
+with ones it is twenty times faster.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def expert_capacity(config: ModelConfig, seq: int) -> int:
 class Router(nn.Cell):
     """x (rows, hidden) → router logits and probabilities (rows, experts), and the choices of every token, fp32.
 
-    Choices are one-hot, (choices, rows, experts); their gates (rows, choices) are the probability of the expert for one
-    choice (Switch), and for several those of the chosen scaled to sum to one (GShard). The smaller number wins a tie.
+    Choices are one-hot, (choices, rows, experts). The gates (rows, choices) are, for one choice, the expert's
+    probability (Switch); for several, the probabilities scaled to sum to one (GShard). Ties go to the lower index.
     """
 
     def __init__(self, config: ModelConfig, weights, prefix: str):
@@ -88,10 +88,10 @@ class RoutingLosses(nn.Cell):
 
 
 class ExpertSlots(nn.Cell):
-    """Which slot each choice of each token gets; the inverse too. All slots of an expert lie together.
+    """Assigns a slot to each choice of each token, and the inverse. The slots of an expert are contiguous.
 
     ``construct(chosen, batch)`` gives slot (rows, choices) int32, 0 where ``kept`` (rows, choices) fp32 is 0; ``token``
-    (slots,) int32, some token where the slot is empty; and counts (batch, experts) of choices, kept or not.
+    (slots,) int32, an arbitrary token for an empty slot; and counts (batch, experts) of choices, kept or not.
     """
 
     def __init__(self, config: ModelConfig):
@@ -124,7 +124,7 @@ class ExpertSlots(nn.Cell):
         slots = self.experts * batch * capacity
         token = ops.zeros((slots + 1,), mstype.int32)
         numbers = ops.cast(ops.arange(0, rows), mstype.int32)
-        for index in target:  # what was dropped goes to one slot more, which is cut off
+        for index in target:  # dropped choices go to an extra slot, which is cut off
             token = token + self.scatter(ops.reshape(index, (rows, 1)), numbers, (slots + 1,))
         return _columns(slot), _columns(kept), token[:slots], self.sum(by_record, 1)
 
@@ -152,9 +152,9 @@ class Dispatch(nn.Cell):
 
 
 class Combine(nn.Cell):
-    """y (slots, hidden), gates (rows, choices) → (rows, hidden): Σ gate · what the token's slots gave, fp32.
+    """y (slots, hidden), gates (rows, choices) → (rows, hidden): Σ gate · the output of the token's slots, fp32.
 
-    The gradient of a slot is its token's, times the gate, and 0 for an empty one.
+    A slot's gradient is that of its token times the gate, and 0 for an empty slot.
     """
 
     def __init__(self, choices: int):
@@ -179,7 +179,7 @@ class Combine(nn.Cell):
             given = ops.cast(self.gather(y, slot[:, j], 0), mstype.float32)
             d_gates = d_gates + (self.sum(given * dout, 1) * kept[:, j:j + 1],)
         d_gates = _columns(d_gates)
-        # with recomputation y comes by a collective, and d_y leads to another: all ranks must do them in one order
+        # with recomputation y comes from a collective, and d_y leads to another: all ranks must run them in one order
         d_y = ops.depend(self.gather(dout, token, 0) * ops.reshape(factor, (slots, 1)), d_gates)
         return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(slot),
                 ops.zeros_like(kept))
@@ -232,11 +232,11 @@ class ExpertNetworks(nn.Cell):
 
 
 class ExpertExchange(nn.Cell):
-    """Brings tokens to the ranks of their experts and back.
+    """Sends tokens to the ranks of their experts and back.
 
     ``construct``: (experts, n, hidden) of this rank's tokens → (experts here, ranks · n, hidden) of all ranks' tokens;
-    ``back`` undoes it. By all-to-all each pair of ranks exchanges what the other needs; by gather every rank gets all
-    and keeps its part.
+    ``back`` undoes it. With all-to-all each pair of ranks exchanges only what the other needs; with gather every rank
+    gets everything and keeps its part.
     """
 
     def __init__(self, mesh: Mesh):
@@ -272,7 +272,7 @@ class ExpertExchange(nn.Cell):
 
 
 class Experts(nn.Cell):
-    """What stands in the place of a block's feed-forward network in training.
+    """Replaces a block's feed-forward network in training.
 
     ``construct(x)``: x (rows, hidden) of whole records → (rows, hidden) fp32; and (losses, counts),: each record's
     auxiliary loss (batch,), and (experts + 1,) the tokens sent to each expert, and those dropped.
@@ -304,11 +304,11 @@ class Experts(nn.Cell):
 
 
 class ExpertsWithoutLimit(nn.Cell):
-    """The same outside training: (rows, hidden) → (rows, hidden) fp32, nothing dropped, of whatever records; and ().
+    """``Experts`` outside training: any rows (rows, hidden) → (rows, hidden) fp32, nothing dropped; and ().
 
-    Choices are sorted by expert, each expert's filled up to whole blocks of one size, so that the number of blocks is
-    fixed; a block is multiplied with a copy of its expert's weights. Where experts are spread over ranks, all these
-    ranks are given the same rows (as in the evaluation of a run): each computes its experts' part, and the parts are
+    Choices are sorted by expert, and each expert's are padded to whole blocks of one size, so that the number of blocks
+    is fixed; a block is multiplied with a copy of its expert's weights. Where experts are spread over ranks, all these
+    ranks get the same rows (as in the evaluation of a run): each computes its experts' part, and the parts are
     summed.
     """
 
@@ -330,7 +330,7 @@ class ExpertsWithoutLimit(nn.Cell):
         return self.answer(x, chosen, gates), ()
 
     def answer(self, x, chosen, gates):
-        """What the chosen experts make of x, weighted by their gates."""
+        """The outputs of the chosen experts for x, weighted by their gates."""
         rows, hidden = x.shape
         size = block_rows(rows * self.choices, self.here)
         blocks = min(rows * self.choices, rows * self.choices // size + self.here)
@@ -350,7 +350,7 @@ class ExpertsWithoutLimit(nn.Cell):
         return self.sum_parts(self.combine(given, gates, token, slot, kept))
 
     def _sort(self, mask, size, blocks):
-        """mask (choices, experts) → the block after each expert's last, the slot of each choice, whether it is here."""
+        """mask (choices, experts) → the block after each expert's last, each choice's slot, whether it is here."""
         needed = ops.floor((self.sum(mask, 0) + (size - 1)) / size)
         ends = self.running(needed, 0)
         queue = self.sum(self.earlier(mask, 0) * mask, 1)
@@ -358,7 +358,7 @@ class ExpertsWithoutLimit(nn.Cell):
 
 
 class TellingExperts(ExpertsWithoutLimit):
-    """The same, which also tells how much each expert's answer counts: ((rows, experts) fp32,), 0 for those not chosen."""
+    """The same, also returning each expert's gate: ((rows, experts) fp32,), 0 for experts that were not chosen."""
 
     def construct(self, x):
         _, _, chosen, gates = self.router(x)
@@ -369,5 +369,5 @@ class TellingExperts(ExpertsWithoutLimit):
 
 
 def block_rows(choices: int, experts: int) -> int:
-    """Rows of a block: a power of two, about half an expert's fair share."""
+    """Rows per block: a power of two, about half an expert's fair share."""
     return 1 << max(0, math.ceil(math.log2(max(1.0, choices / (2 * experts)))))

@@ -2,18 +2,18 @@
 
 A GPT: word and position embeddings, a stack of pre-LayerNorm blocks, and on top, instead of one more block, the
 *query layer*, in which the query is not computed from the text but is a learned vector of the position: "what is
-the token after position p?" asked of everything written so far. The head is tied to the word embedding, and no
+the token after position p?" asked of the whole text so far. The head is tied to the word embedding, and no
 LayerNorm follows the query layer. Source: arXiv 2104.12369 and the first release.
 
-Read from the top: ``Attention``, ``FeedForward``, ``Layer``, ``Embedding``, and ``Stack``, which says which layers follow
-which. This is the only place that does; training, evaluation, generation over a cache and the exported graphs are all a
-``Stack``, of other parts (``parts.py``, ``generate/network.py``). Whatever they are, activations are rows
-(batch·seq, hidden), which is what matrix products want.
+Read from the top: ``Attention``, ``FeedForward``, ``Layer``, ``Embedding``, and ``Stack``, which defines the order of
+the layers. Only ``Stack`` does; training, evaluation, generation over a cache and the exported graphs all use it, with
+different parts (``parts.py``, ``generate/network.py``). In all of them activations are rows (batch·seq, hidden), the
+form that matrix products need.
 
-Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the records for dropout. ``seen`` is what the
-parts' own cell has made of who sees whom (``ops/attention.py``); it is handed on unopened. ``row_keys`` identify the rows
-for dropout, None where there is none. With tensor, pipeline or sequence parallelism each rank holds its slice of the
-parameters; with a dimension of size 1 the collective is not there at all.
+Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the records for dropout. ``seen`` is the
+mask as the parts' own cell makes it (``ops/attention.py``); it is passed on unopened. ``row_keys`` identify the rows
+for dropout, None without dropout. With tensor, pipeline or sequence parallelism each rank holds its slice of the
+parameters; for a dimension of size 1 the graph has no collective.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Attention(nn.Cell):
         self.projection = parts.row(f"{names.layer_prefix(parts.config, layer)}.attention.projection")
 
     def construct(self, x, seen, row_keys=None, query=None):
-        """x (rows, hidden) → (rows, hidden). ``query`` (rows, hidden) asks in the place of x, in the query layer."""
+        """x (rows, hidden) → (rows, hidden). In the query layer ``query`` (rows, hidden) replaces x as the query."""
         q, k, v = self.projections(x, query)
         return self.projection(self.attend(q, k, v, seen, row_keys))
 
 
 class FeedForward(nn.Cell):
-    """hidden → 4·hidden → activation → hidden; and (), since it has nothing to tell."""
+    """hidden → 4·hidden → activation → hidden; and (), since it has no expert statistics."""
 
     def __init__(self, parts: Parts, prefix: str):
         super().__init__(auto_prefix=False)
@@ -58,9 +58,9 @@ class FeedForward(nn.Cell):
 
 
 class Layer(nn.Cell):
-    """A block: x + attention(LN₁ x), then + feed-forward(LN₂ x). A block may have a mixture of experts in that place.
+    """A block: x + attention(LN₁ x), then + feed-forward(LN₂ x), which may be a mixture of experts.
 
-    The query layer is the same with another query.
+    The query layer is a block with another query.
     """
 
     def __init__(self, parts: Parts, layer: int):
@@ -75,7 +75,7 @@ class Layer(nn.Cell):
         self.add = ops.Add()
 
     def construct(self, x, seen, row_keys=None, query=None):
-        """x (this rank's rows, hidden) fp32 → the same, and a tuple of what its experts tell."""
+        """x (this rank's rows, hidden) fp32 → the same, and a tuple of expert statistics."""
         own_keys = self.own_rows(row_keys)
         x = self.add(x, self.dropout1(self.attention(self.norm1(x), seen, row_keys, query), own_keys))
         y, told = self.feed_forward(self.norm2(x))
@@ -92,23 +92,23 @@ class Embedding(nn.Cell):
         self.dropout = parts.dropout("embedding")
 
     def construct(self, ids, positions, row_keys=None):
-        """ids (batch, seq) → this rank's of (batch·seq, hidden) rows, fp32."""
+        """ids (batch, seq) → this rank's part of the (batch·seq, hidden) rows, fp32."""
         return self.of_words(self.words(ops.reshape(ids, (-1,))), positions, row_keys)
 
     def of_words(self, words, positions, row_keys=None):
-        """The same from rows of the word embedding that have been looked up."""
+        """The same, from word embedding rows that have been looked up already."""
         return self.dropout(ops.add(words, self.positions(positions)), self.own_rows(row_keys))
 
 
 class Stack(nn.Cell):
-    """Which layers follow which: embedding, blocks, ``backbone.layernorm``, query layer.
+    """The order of the layers: embedding, blocks, ``backbone.layernorm``, query layer.
 
-    In a pipeline a stage has some of them: the first has the embedding, that of the last block ends it with the
+    A pipeline stage has some of them: the first has the embedding, the stage of the last block ends it with the
     LayerNorm, and the last has the query layer.
 
     Args:
-        parts: what the layers are made of.
-        layers: which there are; all of them by default. The last of the network is the query layer.
+        parts: makes the layers.
+        layers: the layers to build; all by default. The network's last layer is the query layer.
     """
 
     def __init__(self, parts: Parts, layers: range | None = None):
@@ -127,7 +127,7 @@ class Stack(nn.Cell):
             self.query_layer = Layer(parts, query_layer)
 
     def rows(self, x, positions, seen, row_keys=None):
-        """x (rows, hidden), embedded → the rows after all layers, and what the experts of the blocks tell, in order."""
+        """x (rows, hidden), embedded → the rows after all layers, and the expert statistics of the blocks, in order."""
         told = ()
         for block in self.blocks:
             x, more = block(x, seen, row_keys)
@@ -140,10 +140,10 @@ class Stack(nn.Cell):
 
 
 class PanguStage(Stack):
-    """The layers of one pipeline stage over whole records; the whole network when there is but one stage.
+    """The layers of one pipeline stage over whole records; the whole network when there is only one stage.
 
     Args:
-        layers: hold these alone, instead of all that the mesh gives this rank.
+        layers: build only these instead of all that the mesh gives this rank.
     """
 
     def __init__(self, parts: Parts, layers: range | None = None):
@@ -160,11 +160,11 @@ class PanguStage(Stack):
         return self._run(x, positions, samples, False)[0]
 
     def from_words(self, words, positions, samples):
-        """On the first stage, from rows of the word embedding; the rows, and what the experts tell."""
+        """On the first stage, from word embedding rows; returns the rows and the expert statistics."""
         return self._run(words, positions, samples, True)
 
     def routed(self, x, positions, samples, weights):
-        """Of a stage with experts, in training: rows as above, and what ``routing_of`` makes of what they tell."""
+        """A stage with experts, in training: rows as above, and ``routing_of`` their statistics."""
         x, told = self._run(x, positions, samples, False)
         total, counts = routing_of(told, weights)
         return x, total, counts
@@ -178,14 +178,14 @@ class PanguStage(Stack):
         return self.rows(x, positions, self.documents(positions), row_keys)
 
     def _row_keys(self, positions, samples):
-        """A number for each (record, place in it), the same on every rank and in every run: (batch·seq, 1)."""
+        """A number for each (record, position in it), the same on every rank and in every run: (batch·seq, 1)."""
         batch, seq = positions.shape
         keys = ops.reshape(samples, (batch, 1)) * 0x165667B1 + ops.reshape(self.index[:seq], (1, seq)) * 0x3C6EF372
         return ops.reshape(keys, (batch * seq, 1))
 
 
 def routing_of(told, weights):
-    """What the routers of blocks with experts did, from (losses, counts) of each.
+    """Summary of the routers' work, from the (losses, counts) of each block with experts.
 
     Returns:
         The auxiliary loss, Σ over records of their loss · weights (a scalar); and (blocks with experts here,
@@ -203,8 +203,8 @@ def routing_of(told, weights):
 class PanguLoss(nn.Cell):
     """Network and loss of a single stage or, in a pipeline, of the last one.
 
-    ``construct`` gives Σ weight · negative log-likelihood over the batch, a scalar fp32; divide by the sum of the
-    weights of the global batch for the mean. Without ``gradients`` it is for evaluation only.
+    ``construct`` gives Σ weight · negative log-likelihood over the batch, a scalar fp32; for the mean, divide it by the
+    sum of the weights of the global batch. Without ``gradients`` it is for evaluation only.
     """
 
     def __init__(self, stage: PanguStage, gradients: bool = True):

@@ -1,12 +1,11 @@
 """Every parameter of the network by its published name: shape, initial values, and how it is split.
 
-This table is plain data, made without MindSpore. The network takes its parameters from it, and so do
-initialisation, checkpoints, conversion and planning, which therefore cannot disagree. Names and shapes are those of
-the first release; ``dense1``, ``dense2``, ``dense3`` are query, key and value and are stored (out, in), the other
-matrices (in, out).
+This table is plain data, made without MindSpore. The network, initialisation, checkpoints, conversion and planning
+all take the parameters from it, and so cannot disagree. Names and shapes are those of the first release; ``dense1``,
+``dense2``, ``dense3`` are query, key and value and are stored (out, in), the other matrices (in, out).
 
-No names of PanGu-α weights with experts are published; here a block with experts has, in the place of
-``output.mapping`` and ``output.projection``, one tensor for all experts each (the expert is axis 0):
+No parameter names of PanGu-α with experts are published. Here a block with experts has,
+in place of ``output.mapping`` and ``output.projection``, one tensor each for all experts (the expert is axis 0):
 ``output.experts.mapping.weight`` (experts, hidden, 4·hidden) and ``.bias`` (experts, 1, 4·hidden),
 ``output.experts.projection.weight`` (experts, 4·hidden, hidden) and ``.bias`` (experts, 1, hidden), and
 ``output.router.weight`` (hidden, experts).
@@ -55,13 +54,13 @@ class ParameterSpec:
 
 
 class OneByOne(Mapping[str, np.ndarray]):
-    """Parameters by name, each made or read when it is asked for and not kept.
+    """Parameters by name, each made or read when it is asked for, and not kept.
 
-    Whoever takes them one by one, as the network does, never holds the model twice.
+    A caller that takes them one by one, as the network does, never holds the model twice.
 
     Args:
-        names: what there is.
-        read: gives the value of a name.
+        names: the names available.
+        read: returns the value of a name.
     """
 
     def __init__(self, names: Iterable[str], read: Callable[[str], np.ndarray]):
@@ -140,7 +139,7 @@ def _expert_specs(config: ModelConfig, layer: int, residual_std: float) -> list[
 
 
 def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:
-    """The whole parameter's starting value, fp32; depends on the seed and the name alone, never on the layout."""
+    """The whole parameter's initial value, fp32; depends only on the seed and the name, never on the layout."""
     if spec.init != "normal":
         return np.full(spec.shape, 1.0 if spec.init == "ones" else 0.0, np.float32)
     generator = np.random.Generator(np.random.Philox(key=(seed << 32) + zlib.crc32(spec.name.encode())))
@@ -148,5 +147,5 @@ def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:
 
 
 def initial_weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
-    """Starting values of all parameters, whole."""
+    """Initial values of all parameters, whole."""
     return {name: initial_value(spec, seed) for name, spec in parameter_specs(config).items()}

@@ -1,8 +1,8 @@
-"""What the network is put together from: its parameters by name, and the layers that hold them.
+"""The building blocks of the network: its parameters by name, and the layers that hold them.
 
-``pangu.py`` says which part stands where; a ``Parts`` says what the parts are. This one makes those of training and
-evaluation, which know about the mesh and are differentiable; ``generate/network.py`` has another, for new tokens over a
-key-value cache.
+``pangu.py`` defines the order; a ``Parts`` object makes the layers. This one makes those for training and evaluation,
+which know the mesh and are differentiable; ``generate/network.py`` has another, for new tokens over a key-value
+cache.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ DTYPES = {"float32": mstype.float32, "float16": mstype.float16, "bfloat16": msty
 
 
 class Weights:
-    """Hands each layer its Parameters by published name, made from this rank's slices.
+    """Gives each layer its Parameters by published name, made from this rank's slices.
 
     Args:
         arrays: this rank's slices.
         mesh: the layout.
-        spread: names of parameters of which each data rank holds a slice.
+        spread: names of the parameters of which each data rank holds only a slice.
     """
 
     def __init__(self, arrays: Mapping[str, np.ndarray], mesh: Mesh = Mesh(), spread: Collection[str] = ()):
@@ -42,12 +42,12 @@ class Weights:
         self.parameters: dict[str, Parameter] = {}
 
     def __call__(self, name: str) -> Parameter:
-        if name not in self.parameters:  # the word embedding is asked for twice: by the input and by the head
+        if name not in self.parameters:  # the word embedding is requested twice: by the input and by the head
             self.parameters[name] = Parameter(Tensor(self.arrays[name]), name=name)
         return self.parameters[name]
 
     def whole(self, name: str) -> nn.Cell:
-        """What a layer passes the parameter through: gathers the data ranks' slices where there are any."""
+        """The cell a layer passes the parameter through: it gathers the data ranks' slices, if any."""
         return AllGather(group_of(self.mesh, "data")) if name in self.spread else nn.Identity()
 
 
@@ -58,11 +58,11 @@ class Parts:
     Args:
         config: the network's sizes.
         weights: this rank's parameters; networks made from the same object share them.
-        mesh: the layout and this rank's place in it.
+        mesh: the layout and this rank's position in it.
         backend: makes the operations.
         seed: of the dropout masks.
-        seq_length: of the batches; the number of positions when not given.
-        experts: the class of what stands in the place of the feed-forward network in blocks with experts.
+        seq_length: of the batches; by default the number of positions.
+        experts: the class that replaces the feed-forward network in blocks with experts.
     """
 
     config: ModelConfig
@@ -75,7 +75,7 @@ class Parts:
 
     @property
     def dtype(self):
-        """What products are computed in."""
+        """The data type of the matrix products."""
         return DTYPES[self.config.compute_dtype]
 
     @property
@@ -84,7 +84,7 @@ class Parts:
         return self.mesh.size("tensor") == 1 and names.WORD not in self.weights.spread
 
     def documents(self) -> nn.Cell:
-        """positions (batch, seq) → who sees whom, for ``attention``."""
+        """positions (batch, seq) → the mask for ``attention``."""
         return self.backend.documents(self.seq_length or self.config.num_positions, DTYPES[self.config.softmax_dtype])
 
     def words(self) -> WordEmbedding:
@@ -106,7 +106,7 @@ class Parts:
         return Projections(self, f"{names.layer_prefix(self.config, layer)}.attention")
 
     def attention(self, layer: int) -> nn.Cell:
-        """q, k, v rows, who sees whom, row keys → the mixed values."""
+        """q, k, v rows, mask, row keys → the mixed values."""
         config, prefix = self.config, f"{names.layer_prefix(self.config, layer)}.attention"
         count = config.num_heads // self.mesh.size("tensor")
         heads = Heads(count, config.head_dim, count * self.mesh.index("tensor"))
@@ -114,11 +114,11 @@ class Parts:
         return self.backend.attention(heads, self.dtype, DTYPES[config.softmax_dtype], dropout)
 
     def column(self, prefix: str, transposed: bool = False) -> nn.Cell:
-        """A product whose outputs the tensor ranks share."""
+        """A product whose outputs are split over the tensor ranks."""
         return ColumnLinear(self.backend, self.weights, prefix, transposed, self.dtype)
 
     def row(self, prefix: str, after: str = "") -> nn.Cell:
-        """A product whose inputs the tensor ranks share, of ``after``(x) where an activation is named."""
+        """A product whose inputs are split over the tensor ranks; of ``after``(x) if an activation is named."""
         return RowLinear(self.backend, self.mesh, self.weights, prefix, self.dtype, after)
 
     def expert_network(self, prefix: str) -> nn.Cell:
@@ -129,16 +129,16 @@ class Parts:
         return self.backend.dropout(self.config.dropout_rate, self.seed, site, width or self.config.hidden_size)
 
     def enter(self) -> nn.Cell:
-        """What rows pass on their way into the tensor ranks' products."""
+        """What rows pass through before the tensor ranks' products."""
         return TensorInput(self.mesh)
 
     def own_rows(self) -> nn.Cell:
-        """Of all rows those that this rank computes between the products."""
+        """Of all rows, those that this rank computes between the products."""
         return OwnRows(self.mesh)
 
 
 class Rows(nn.Cell):
-    """indices (batch, seq) → the rows of a table: (rows, hidden), those that ``own`` keeps."""
+    """indices (batch, seq) → the rows of a table: (rows, hidden), reduced to those that ``own`` keeps."""
 
     def __init__(self, weights: Weights, name: str, own: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -162,7 +162,7 @@ class Norm(nn.Cell):
 
 
 class Projections(nn.Cell):
-    """Rows (rows, hidden) → q, k, v (rows, this rank's heads · head_dim). Without ``query`` the rows ask themselves."""
+    """Rows (rows, hidden) → q, k, v (rows, this rank's heads · head_dim). Without ``query``, q comes from the rows."""
 
     def __init__(self, parts: Parts, prefix: str):
         super().__init__(auto_prefix=False)
@@ -178,7 +178,7 @@ class Projections(nn.Cell):
 
 
 def mark_for_recomputation(blocks, mesh: Mesh) -> None:
-    """Have the device compute blocks again in the backward pass, where the layout asks for it.
+    """Have the device recompute blocks in the backward pass, where the layout asks for it.
 
     Not on a CPU, where it saves nothing: see ``train/recompute.py``.
     """

@@ -1,4 +1,4 @@
-"""The three GELUs that PanGu-α weights have been trained with, from operators that are quick on a CPU.
+"""The three GELUs that PanGu-α weights have been trained with, from operators that are fast on a CPU.
 
 ``ops.GeLU`` and ``ops.FastGeLU`` cost five to ten times the compositions below, forward and backward.
 Sources: Hendrycks & Gimpel (arXiv 1606.08415) for all three forms.

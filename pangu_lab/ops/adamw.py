@@ -1,11 +1,11 @@
-"""What the optimizer computes, in MindSpore's operators: Σ g² over all gradients, and AdamW over all weights.
+"""The optimizer's computations, in MindSpore's operators: Σ g² over all gradients, and AdamW over all weights.
 
 AdamW here is exact (Loshchilov & Hutter, arXiv 1711.05101): bias correction included, decay decoupled and not
 applied to LayerNorm and biases. MindSpore's ``AdamWeightDecay`` has no bias correction, and ``ops.Adam`` adds epsilon
-before it, so epsilon is handed over as eps · √(1 − β2ᵗ).
+before it, so epsilon is passed as eps · √(1 − β2ᵗ).
 
-Squares are summed row by row, by a product of each row with itself: ``L2Loss`` is as quick but adds one number after
-the other in fp32, and its error of up to 4e-4 changes with the layout.
+Squares are summed row by row, by a product of each row with itself: ``L2Loss`` is as fast, but adds the numbers one
+by one in fp32, and its error of up to 4e-4 changes with the layout.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Attention: who sees whom, and the mixing of values, with its backward pass written out.
+"""Attention: the mask, and the mixing of values, with its backward pass written out.
 
-Who sees whom is a cell of its own, made once for a network: ``DocumentMask`` for whole records (earlier tokens of the
-same document), ``BranchMask`` for texts that share a beginning, ``SlotMask`` for new tokens over a key-value cache. What
-such a cell gives is handed to every layer unopened; the attention of the same back end takes it.
+The mask is a cell of its own, made once per network: ``DocumentMask`` for whole records (earlier tokens of the same
+document), ``BranchMask`` for texts that share a beginning, ``SlotMask`` for new tokens over a key-value cache. The
+output of such a cell is passed to every layer unopened; the attention of the same back end takes it.
 
 The backward pass keeps the probabilities of the forward pass and uses Σ_j dP_j P_j = Σ dO · O per row (as
 FlashAttention does), which replaces a reduction over (seq, seq) by one over the head dimension.
 
-MindSpore 2.10 in graph mode: a ``NamedTuple`` passed from cell to cell lost its gradients without a word (all zeros) or
-ended in "'int' object is not subscriptable"; plain tensors and tuples are safe.
+MindSpore 2.10 in graph mode: a ``NamedTuple`` passed from cell to cell silently lost its gradients (all zeros) or
+raised "'int' object is not subscriptable"; plain tensors and tuples are safe.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from mindspore import dtype as mstype
 
 from pangu_lab.ops.dropout import Dropout
 
-MASKED = -10000.0  # added to scores that must not be seen; the reference's value
+MASKED = -10000.0  # added to masked scores; the reference's value
 
 
 @dataclass(frozen=True)
 class Heads:
-    """This rank's share of the attention heads: how many, how wide, and the number of the first."""
+    """This rank's share of the attention heads: how many, how wide, and the index of the first."""
 
     count: int
     dim: int
@@ -34,7 +34,7 @@ class Heads:
 
     @property
     def keys(self) -> np.ndarray:
-        """(count,) int32: a number for each head, which tells its dropout from that of the others."""
+        """(count,) int32: a number per head, which makes its dropout differ from that of the others."""
         numbers = (np.arange(self.first, self.first + self.count) + 1) * 0x27D4EB2F
         return (numbers & 0xFFFFFFFF).astype(np.uint32).view(np.int32)
 
@@ -42,7 +42,7 @@ class Heads:
 class DocumentMask(nn.Cell):
     """positions (batch, seq) int32 → additive mask (batch, 1, seq, seq): 0 where seen, −10000 where not.
 
-    A position restarts at 0 with each document, so query i may look at keys i − position(i) … i.
+    Positions restart at 0 with each document, so query i may see keys i − position(i) … i.
     """
 
     def __init__(self, seq_length: int, dtype=mstype.float32):
@@ -81,7 +81,7 @@ class BranchMask(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Rows in, rows out: q, k, v (batch·seq, heads·head_dim), who sees whom (batch, 1, seq, seq), row keys of the dropout
+    """Rows in, rows out: q, k, v (batch·seq, heads·head_dim), mask (batch, 1, seq, seq), row keys of the dropout
     (batch·seq, 1) → (batch·seq, heads·head_dim)."""
 
     def __init__(self, heads: Heads, dtype, softmax_dtype, dropout: Dropout):
@@ -100,7 +100,7 @@ class Attention(nn.Cell):
         return ops.reshape(mixed, (batch * seq, self.heads * self.head_dim))
 
     def by_head(self, q, k, v, seen, row_keys=None):
-        """As ``construct``, the result still (batch·heads, seq, head_dim), and the probabilities (batch·heads, seq, seq)."""
+        """As ``construct``, with results (batch·heads, seq, head_dim) and the probabilities (batch·heads, seq, seq)."""
         batch, _, seq, _ = seen.shape
         q, k, v = self._split(q, batch, seq), self._split(k, batch, seq), self._split(v, batch, seq)
         if self.use_dropout:

@@ -1,4 +1,4 @@
-"""Which back end a network is made with: the C kernels where they can do the work, MindSpore's operators elsewhere."""
+"""Chooses a network's back end: the C kernels where they can do the work, MindSpore's operators elsewhere."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ Backend = Portable | Kernels  # the same methods
 
 
 def training_backend(config: ModelConfig) -> Backend:
-    """The quickest that can train ``config`` on this process's device."""
+    """The fastest back end that can train ``config`` on this process's device."""
     return kernels_for(config) or Portable()

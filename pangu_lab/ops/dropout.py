@@ -1,8 +1,8 @@
-"""Dropout without state: whether an element is kept is a hash of which element it is.
+"""Stateless dropout: whether an element is kept is a hash of its coordinates.
 
-The mask is a function of (seed, place in the network, record number, position, feature) and of nothing else. It
+The mask is a function of (seed, site in the network, record number, position, feature) and of nothing else. It
 is therefore the same when a run is resumed, when a layer is recomputed, and when the tensor is split over devices
-(each holds its part of one and the same mask), without saving or synchronising any random state. The hash is two
+(each holds its part of the same mask), without saving or synchronising any random state. The hash is two
 rounds of multiply-and-shift in 32 bits (after Wellons' lowbias32); int32 products wrap around, as needed.
 """
 
@@ -30,9 +30,9 @@ class Dropout(nn.Cell):
         rate: share dropped; 0 makes the cell an identity.
         seed: the run's seed.
         site: the name of this dropout in the network, so that no two share a mask.
-        width: elements of a row on this device.
-        first_column: global number of this device's first element of a row.
-        kernel: does the work in the place of operators; takes x, row keys, columns, threshold and scale.
+        width: elements per row on this device.
+        first_column: global index of this device's first element of a row.
+        kernel: replaces the operators; takes x, row keys, columns, threshold and scale.
 
     Shapes: x (rows, width), row_keys (rows, 1) int32 that identify each row globally → (rows, width).
     """
@@ -66,7 +66,7 @@ class Dropout(nn.Cell):
         return self.mul(self.cast(kept, mstype.float32), self.keep_scale)
 
     def _upper(self, value):
-        """The upper half of each word moved down; the mask undoes the extension of the sign."""
+        """The upper half of each word shifted down; the mask undoes the sign extension."""
         return self.bit_and(ops.bitwise_right_shift(value, 16), 0xFFFF)
 
     def construct(self, x, row_keys):

@@ -16,7 +16,7 @@ class BiasLinear(nn.Cell):
     Shapes: x (rows, in), weight, bias (out,) or None → (rows, out), in ``dtype``.
 
     Args:
-        after: an activation that x goes through first.
+        after: an activation applied to x first.
     """
 
     def __init__(self, transposed: bool, dtype, after: nn.Cell | None = None):

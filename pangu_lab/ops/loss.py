@@ -1,7 +1,7 @@
 """The output head tied to the word embedding, and the cross entropy over the vocabulary, as one operation.
 
 Fused because the gradient of the logits, (rows, vocab) and by far the largest tensor of a small model, then needs
-one pass only: the weights of the tokens and the loss scale multiply the rows of the two products' results instead.
+only one pass: the token weights and the loss scale multiply the rows of the two products' results instead.
 """
 
 from __future__ import annotations

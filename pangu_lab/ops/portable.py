@@ -1,8 +1,8 @@
-"""The back end of MindSpore's own operators: every device, every number type, with or without a compiler.
+"""The back end of MindSpore's own operators: for every device and number type, with or without a compiler.
 
 A back end is an object that makes the operations of the network; it is chosen once, where a network is built, and passed
-down. ``native.cells.Kernels`` is the other one, with the same methods: C kernels, for fp32 on a CPU. A layer asks its
-back end for what it needs and does not know which one it has.
+down. The other one, ``native.cells.Kernels``, has the same methods: C kernels, for fp32 on a CPU. A layer asks its
+back end for operations and does not know which one it has.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pangu_lab.ops.norm import LayerNorm
 
 
 class Portable:
-    """See the cells for shapes; each method says what it makes.
+    """The cells document their shapes; each method says what it makes.
 
     Attributes:
-        path: of a compiled library that graphs name; "" for none.
+        path: the compiled library that graphs refer to; "" for none.
     """
 
     path = ""
 
     def linear(self, transposed: bool, dtype, after: str = "") -> BiasLinear:
-        """x · W + b, of ``after``(x) where an activation is named."""
+        """x · W + b, of ``after``(x) if an activation is named."""
         return BiasLinear(transposed, dtype, self.activation(after) if after else None)
 
     def activation(self, name: str):
@@ -40,7 +40,7 @@ class Portable:
         return Dropout(rate, seed, site, width)
 
     def documents(self, seq_length: int, dtype) -> DocumentMask:
-        """positions (batch, seq) → who sees whom, as ``attention`` of this back end takes it."""
+        """positions (batch, seq) → the mask, in the form that this back end's ``attention`` takes."""
         return DocumentMask(seq_length, dtype)
 
     def attention(self, heads: Heads, dtype, softmax_dtype, dropout: Dropout) -> Attention:

@@ -1,14 +1,13 @@
 """Collective communication between the ranks of a group, as graph-mode cells with their gradients.
 
-One small interface for every back end. ``NATIVE`` says where MindSpore has an operator of its own for a collective,
-and there it is used; everything else is built from ``AllReduce``, the one operator that MindSpore's CPU back end has
-in sub-groups: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
-receiver adds zeros. Over the whole world a CPU has ``AllGather`` as well, which takes about half the time of the
-sums. A group of one rank costs nothing: every cell is then an identity, and the collective is not in
-the graph.
+One small interface for every back end. ``NATIVE`` lists where MindSpore has its own operator for a collective, which is
+then used; everything else is built from ``AllReduce``, the only operator that MindSpore's CPU back end has in
+sub-groups: a gather is a sum of tensors that are zero outside the own part, a message is a sum to which the
+receiver adds zeros. Over the whole world a CPU also has ``AllGather``, which takes about half the time of the
+sums. A group of one rank costs nothing: every cell is then an identity, and the graph has no collective.
 
-Gradients follow from what each collective computes: a sum's gradient is the identity where the result is used alike
-on all ranks (tensor parallelism), and the other way round.
+Gradients follow from what each collective computes: a sum's gradient is the identity where all ranks use the result
+in the same way (tensor parallelism), and vice versa.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "ReduceScatter": ("GPU", 
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that communicate. ``index`` is this rank's place among ``ranks``; ``name`` what MindSpore calls it."""
+    """Ranks that communicate. ``index`` is this rank's position in ``ranks``; ``name`` is MindSpore's name for it."""
 
     name: str
     ranks: tuple[int, ...]
@@ -43,7 +42,7 @@ class Group:
 
 @functools.lru_cache(maxsize=None)
 def start_communication() -> tuple[int, int]:
-    """Join the other processes; (rank, world size). (0, 1) where no launcher has prepared an environment."""
+    """Join the other processes; (rank, world size). (0, 1) if no launcher has prepared an environment."""
     import os
 
     if "MS_ROLE" not in os.environ and "RANK_TABLE_FILE" not in os.environ and "OMPI_COMM_WORLD_SIZE" not in os.environ:
@@ -57,14 +56,14 @@ def start_communication() -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=None)
 def group_of(mesh: Mesh, *dimensions: str) -> Group:
-    """The group of ranks that differ from this one only along ``dimensions``; created on all ranks in one order."""
+    """The ranks that differ from this one only along ``dimensions``; created in the same order on all ranks."""
     ranks = tuple(mesh.group(*dimensions))
     return make_group(ranks, mesh.rank)
 
 
 @functools.lru_cache(maxsize=None)
 def make_group(ranks: tuple[int, ...], rank: int) -> Group:
-    """A group of the given ranks, of which this rank is one."""
+    """A group of the given ranks, which include this rank."""
     if len(ranks) == 1:
         return Group(f"pangu-{rank}", ranks, 0)
     from mindspore.communication import GlobalComm, create_group, get_group_size
@@ -77,15 +76,15 @@ def make_group(ranks: tuple[int, ...], rank: int) -> Group:
 
 
 def has_native(operator: str, group: Group) -> bool:
-    """Whether this back end has the operator for this group (on GPU and Ascend: no device here to run it)."""
+    """Whether this back end has the operator for this group (GPU and Ascend: untested, for lack of a device)."""
     target = ms.get_context("device_target")
     return group.size > 1 and (target in NATIVE[operator] or group.is_world and f"{target} world" in NATIVE[operator])
 
 
 class AllReduce(nn.Cell):
-    """The sum over the group, on every rank. Gradient: the output's gradient as it is.
+    """The sum over the group, on every rank. Gradient: the output's gradient, unchanged.
 
-    That is right where what follows is computed alike on all ranks, as after a row-parallel product.
+    That is right where all ranks compute the same from the result, as after a row-parallel product.
     """
 
     def __init__(self, group: Group):
@@ -116,7 +115,7 @@ class ReduceGradient(nn.Cell):
 
 
 class AllGather(nn.Cell):
-    """The parts of all ranks one after the other along axis 0: (n, …) → (size · n, …).
+    """The parts of all ranks concatenated along axis 0: (n, …) → (size · n, …).
 
     Gradient: this rank's part of the sum over the group (a reduce-scatter).
     """
@@ -172,7 +171,7 @@ class ReduceScatter(nn.Cell):
 
 
 class AllToAll(nn.Cell):
-    """Part j of axis 0 goes to rank j: (size · n, …) → (size · n, …), part i from rank i. Gradient: the same again."""
+    """Part j of axis 0 goes to rank j: (size · n, …) → (size · n, …), part i from rank i. Gradient: the same."""
 
     def __init__(self, group: Group):
         super().__init__(auto_prefix=False)
@@ -198,14 +197,14 @@ class AllToAll(nn.Cell):
 
 
 class Exchange(nn.Cell):
-    """Two neighbours hand each other a tensor in one step: what I give, my partner gets, and the other way round.
+    """Two neighbours swap a tensor in one step: each gets what the other gives.
 
-    The group has two ranks; both tensors have one shape. A message in one direction is an exchange in which the
-    receiver gives zeros. Because both directions are one collective, neighbours cannot wait for each other in a
-    pipeline's steady state. Gradient: an exchange.
+    The group has two ranks; both tensors have the same shape. A one-way message is an exchange in which the receiver
+    gives zeros. Because both directions are one collective, neighbours cannot deadlock in a pipeline's steady state.
+    Gradient: an exchange.
 
     Args:
-        shape: of the tensors, for Ascend's ``NeighborExchange``; without it a gather does the work there too.
+        shape: of the tensors, for Ascend's ``NeighborExchange``; without it a gather is used there too.
     """
 
     def __init__(self, group: Group, shape: tuple[int, ...] | None = None, dtype=mstype.float32):

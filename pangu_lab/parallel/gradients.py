@@ -1,9 +1,9 @@
-"""What the ranks do with their gradients: sum them over the ranks that computed parts of them, in one flat message.
+"""Gradient reduction: sums gradients over the ranks that computed parts of them, in one flat message.
 
 One large collective costs less than many small ones on every back end. MindSpore's collectives between processes of
-one machine go through sockets: 56 MB between two ranks on two cores took 350 ms. There the ranks lay their gradients into
-memory that they share instead (96 ms), and the collectives only tell when it is complete. Every rank sums its part of the
-elements, in the order of the ranks, so all get the same bits. `make bench ARGS=parallel` measures both.
+one machine go through sockets: 56 MB between two ranks on two cores took 350 ms. There the ranks instead write their
+gradients into shared memory (96 ms), and the collectives only signal when it is complete. Every rank sums its part of
+the elements, in the order of the ranks, so all get the same bits. `make bench ARGS=parallel` measures both.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ _NAME = "pangu-lab-gradients"
 
 
 def sum_gradients_over(group: Group, shapes: list[tuple[int, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    """A callable: gradients of these shapes → their sums over the group, fp32; by the quickest way there is.
+    """A callable: gradients of these shapes → their sums over the group, fp32; in the fastest way available.
 
-    Every rank of the group must call this at the same point: they find out together whether they share memory.
+    Every rank of the group must call this at the same point: they determine together whether they share memory.
     """
     if ms.get_context("device_target") == "CPU" and group.size > 1:
         shared = SharedSum.open(group, shapes)
@@ -59,7 +59,7 @@ class SumGradients(nn.Cell):
 
 
 class SharedSum:
-    """``SumGradients`` for ranks of one machine: one row of shared memory a rank, and one for the sums."""
+    """``SumGradients`` for ranks of one machine: one row of shared memory per rank, and one for the sums."""
 
     def __init__(self, group: Group, shapes: list[tuple[int, ...]], memory: mmap.mmap, reduce: AllReduce):
         self.index, self.shapes, self.reduce = group.index, shapes, reduce
@@ -70,12 +70,12 @@ class SharedSum:
 
     @classmethod
     def open(cls, group: Group, shapes: list[tuple[int, ...]]) -> SharedSum | None:
-        """Make or find the memory; None on every rank when one of them cannot reach it (it is on another machine)."""
+        """Create or attach the memory; None on every rank if one cannot reach it (it is on another machine)."""
         reduce = AllReduce(group)
         length = 4 * (group.size + 1) * sum(int(np.prod(shape)) for shape in shapes)
         memory, where = None, [0.0, 0.0, 0.0]
-        if group.index == 0 and hasattr(os, "memfd_create"):  # has no name to leave behind; goes when the ranks go
-            token = secrets.randbelow(2**24)  # whole numbers up to here survive as singles
+        if group.index == 0 and hasattr(os, "memfd_create"):  # leaves no name behind; freed when the ranks end
+            token = secrets.randbelow(2**24)  # whole numbers below this are exact in fp32
             handle = os.memfd_create(f"{_NAME}-{token}")
             os.ftruncate(handle, length)
             memory, where = mmap.mmap(handle, length), [float(os.getpid()), float(handle), float(token)]
@@ -104,7 +104,7 @@ class SharedSum:
 
 
 def _attach(pid: int, handle: int, token: int, length: int) -> mmap.mmap | None:
-    """The first rank's memory, if it is to be found here: on another machine that process is none or another one."""
+    """The first rank's memory, if this machine has it: on another machine that process is absent or a different one."""
     path = f"/proc/{pid}/fd/{handle}"
     try:
         if not os.readlink(path).startswith(f"/memfd:{_NAME}-{token} "):

@@ -1,18 +1,18 @@
 """The layers that know about tensor parallelism, written once for any layout.
 
 A column-parallel product splits the outputs over the tensor ranks, the row-parallel product that follows splits the
-inputs, so that one all-reduce a pair is enough in each direction (Shoeybi et al., arXiv 1909.08053). The word
-embedding is split over the vocabulary, and so are the logits: the loss needs only a maximum, a sum and one logit a row
-from each rank. With a tensor dimension of 1 no collective is in the graph.
+inputs, so that one all-reduce per pair is enough in each direction (Shoeybi et al., arXiv 1909.08053). The word
+embedding is split over the vocabulary, and so are the logits: the loss needs only a maximum, a sum and one logit per
+row from each rank. With a tensor dimension of 1 the graph has no collective.
 
-With ``parallel.sequence`` (Korthikanti et al., arXiv 2205.05198) what lies between the split products (LayerNorm, dropout, the
-residual sum) is not computed by all tensor ranks alike: each has its share of the rows. Rows are gathered before a
-column-parallel product and reduce-scattered after a row-parallel one, which together carry what one all-reduce
-carries. Parameters that act on such rows (LayerNorm, the biases after a sum, positions and queries) get partial
+With ``parallel.sequence`` (Korthikanti et al., arXiv 2205.05198) the work between the split products (LayerNorm,
+dropout, the residual sum) is not repeated by all tensor ranks: each has its share of the rows. Rows are gathered
+before a column-parallel product and reduce-scattered after a row-parallel one, which together move as much data as
+one all-reduce. Parameters that act on such rows (LayerNorm, the biases after a sum, positions and queries) get partial
 gradients, which the training step sums over the tensor ranks in one message (``sharding.gradient_dimensions``).
 
-``weights`` hands a layer its parameters by name; ``weights.whole(name)`` a cell that makes a parameter whole where
-only a slice of it lives on each data rank (``parallel.optimizer: parameters``).
+``weights`` gives a layer its parameters by name; ``weights.whole(name)`` a cell that makes a parameter whole where
+each data rank holds only a slice of it (``parallel.optimizer: parameters``).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pangu_lab.parallel.mesh import Mesh
 class TensorInput(nn.Cell):
     """Marks where a tensor enters the split computations of the tensor ranks.
 
-    One that all ranks hold alike passes, and its gradient is summed; with sequence parallelism the ranks' rows
-    are gathered.
+    A tensor that all ranks hold passes unchanged, and its gradient is summed; with sequence parallelism the ranks'
+    rows are gathered.
     """
 
     def __init__(self, mesh: Mesh):
@@ -42,9 +42,9 @@ class TensorInput(nn.Cell):
 
 
 class QueryInput(nn.Cell):
-    """``TensorInput`` for the query layer's queries, which all ranks hold whole also with sequence parallelism.
+    """``TensorInput`` for the query layer's queries, which all ranks hold whole even with sequence parallelism.
 
-    Their gradient is then left partial: that of the few query vectors is summed later, at less cost.
+    Their gradient is then left partial: it is cheaper to sum that of the few query vectors later.
     """
 
     def __init__(self, mesh: Mesh):
@@ -69,7 +69,7 @@ class OwnRows(nn.Cell):
 
 
 def row_sum(mesh: Mesh) -> nn.Cell:
-    """Σ over the tensor ranks of what each has computed for all rows: all of it, or with sequence parallelism its rows."""
+    """Σ over the tensor ranks of their partial results for all rows: all rows, or with sequence parallelism its own."""
     return (ReduceScatter if mesh.parallel.sequence else AllReduce)(group_of(mesh, "tensor"))
 
 
@@ -93,7 +93,7 @@ class ColumnLinear(nn.Cell):
 class RowLinear(nn.Cell):
     """This rank's x (rows, in / tensor) → the whole (rows, out), fp32, on every rank. Weight stored (in, out).
 
-    With sequence parallelism each rank gets its share of the rows. ``after``: an activation of x that comes first.
+    With sequence parallelism each rank gets its share of the rows. ``after``: an activation applied to x first.
     """
 
     def __init__(self, backend: Backend, mesh: Mesh, weights, prefix: str, dtype, after: str = ""):
@@ -116,11 +116,11 @@ class RowLinear(nn.Cell):
 
 
 class WordEmbedding(nn.Cell):
-    """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids of its part of the vocabulary.
+    """ids (rows,) int32 → (rows, hidden) fp32; each rank looks up the ids in its part of the vocabulary.
 
     Args:
         group: the tensor ranks.
-        reduce: sums what each of them found (``row_sum``); with sequence parallelism each rank gets its share of the rows.
+        reduce: sums the ranks' results (``row_sum``); with sequence parallelism each rank gets its share of the rows.
     """
 
     def __init__(self, weights, name: str, vocab_size: int, group: Group, reduce: nn.Cell):
@@ -143,7 +143,7 @@ class WordEmbedding(nn.Cell):
 
 
 def local_ids(ids, first: int, part: int):
-    """Which ids lie in [first, first + part), and their place there (0 for the others)."""
+    """Which ids lie in [first, first + part), and their local index (0 for the others)."""
     inside = ops.logical_and(ids >= first, ids < first + part)
     return inside, (ids - first) * ops.cast(inside, mstype.int32)
 
@@ -151,7 +151,7 @@ def local_ids(ids, first: int, part: int):
 class HeadLoss(nn.Cell):
     """rows (rows, hidden), labels (rows,) int32, weights (rows,) fp32 → Σ weight · −log p(label), scalar fp32.
 
-    ``table``: the word embedding, where the caller has it from elsewhere (``TiedEmbedding``).
+    ``table``: the word embedding, if the caller already has it (``TiedEmbedding``).
     """
 
     def __init__(self, backend: Backend, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
@@ -171,7 +171,7 @@ class VocabParallelLoss(nn.Cell):
     """``TiedHeadLoss`` with the vocabulary split over the tensor ranks.
 
     Shapes: as there, but table (vocab / tensor, hidden). The gradient of the logits is softmax − onehot on the local
-    part; the gradient of ``hidden`` is this rank's share, to be summed by the caller (``TensorInput``).
+    part; the gradient of ``hidden`` is this rank's share, which the caller sums (``TensorInput``).
     """
 
     def __init__(self, mesh: Mesh, vocab_size: int, dtype):
@@ -185,7 +185,7 @@ class VocabParallelLoss(nn.Cell):
         self.matmul = ops.MatMul()
         self.matmul_at = ops.MatMul(transpose_a=True)
         self.all_reduce = AllReduce(group)
-        self.gather_parts = AllGather(group)  # MindSpore's CPU all-reduce knows no maximum
+        self.gather_parts = AllGather(group)  # MindSpore's CPU all-reduce has no maximum
         self.columns = Tensor(np.arange(self.part, dtype=np.int32)[None])
 
     def construct(self, hidden, table, labels, weights):

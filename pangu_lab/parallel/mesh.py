@@ -1,9 +1,9 @@
-"""The mesh: world = pipeline × data × tensor, and where one rank stands in it.
+"""The mesh: world = pipeline × data × tensor, and the coordinates of one rank in it.
 
-Ranks are numbered with the tensor dimension fastest, so that the ranks that talk most are neighbours:
+Ranks are numbered with the tensor dimension fastest, so that the ranks that communicate most are neighbours:
 ``rank = (pipeline · data_size + data) · tensor_size + tensor``. The data dimension is itself two: ``expert`` (the
-faster) spreads experts over ranks, ``replica`` holds copies of them: data = replica · expert_size + expert. Nothing here talks to
-another process; the collectives ask the mesh for the members of a group.
+faster) spreads experts over ranks, ``replica`` holds copies of them: data = replica · expert_size + expert. Nothing
+here talks to another process; the collectives ask the mesh for the members of a group.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Mesh:
 
     @property
     def coordinates(self) -> dict[str, int]:
-        """This rank's place along each dimension."""
+        """This rank's coordinate along each dimension."""
         shape = tuple(self.size(name) for name in DIMENSIONS)
         return dict(zip(DIMENSIONS, (int(i) for i in np.unravel_index(self.rank, shape))))
 
@@ -65,7 +65,7 @@ class Mesh:
         return int(np.ravel_multi_index(tuple(place[name] for name in DIMENSIONS), shape))
 
     def layers(self, num_layers: int) -> range:
-        """The layers this pipeline stage holds: as even as can be, the earlier stages taking the remainder."""
+        """The layers this pipeline stage holds: as even as possible, with the remainder on the earlier stages."""
         stages, stage = self.size("pipeline"), self.index("pipeline")
         base, extra = divmod(num_layers, stages)
         start = stage * base + min(stage, extra)
@@ -73,7 +73,7 @@ class Mesh:
 
     @property
     def row_parts(self) -> int:
-        """In how many parts the tensor ranks split the rows of activations between layers."""
+        """Into how many parts the tensor ranks split the rows of activations between layers."""
         return self.size("tensor") if self.parallel.sequence else 1
 
     @property
@@ -86,12 +86,12 @@ class Mesh:
 
 
 def check_layout(config: RunConfig, powers_of_two: bool = False) -> None:
-    """Refuse a layout that cannot work, in one line that names the key.
+    """Refuse an impossible layout, in one line that names the key.
 
     Args:
         config: complete settings.
         powers_of_two: whether data and expert parallelism must be powers of two, as tensor parallelism always is:
-            Ascend's collectives and the reference demand it.
+            Ascend's collectives and the reference require it.
 
     Raises:
         InputError: a dimension does not divide what it splits, or there is too little to split.

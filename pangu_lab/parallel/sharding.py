@@ -1,10 +1,10 @@
-"""Which part of which parameter lives on a rank: the link between the table of parameters and the mesh.
+"""Which part of which parameter a rank holds: the link between the table of parameters and the mesh.
 
 Pipeline stages hold whole layers, tensor ranks slices along one axis, data ranks copies. The word embedding is held by
-the first stage (input) and the last (head). With ``parallel.optimizer`` the optimizer's moments of a rank are further
-sliced along axis 0 over the data dimension, where that divides; with ``parallel.optimizer: parameters`` the matrices
-themselves are, and with them their gradients. Expert parallelism spreads axis 0 of the experts' parameters over ranks
-of the data dimension, which then hold no copies of one another.
+the first stage (input) and the last (head). With ``parallel.optimizer`` a rank's optimizer moments are further sliced
+along axis 0 over the data dimension, where that divides; with ``parallel.optimizer: parameters`` the matrices
+themselves are too, and their gradients. Expert parallelism spreads axis 0 of the experts' parameters over ranks of the
+data dimension, which then hold no copies of one another.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def on_stage(spec, mesh: Mesh, num_layers: int) -> bool:
 
 
 def is_plain(layer: int, num_layers: int) -> bool:
-    """Whether a layer is a block and nothing more: no embedding before it, no last norm after it, no query layer."""
+    """Whether a layer is only a block: no embedding before it, no last norm after it, not the query layer."""
     return 0 < layer < num_layers - 2
 
 
@@ -80,7 +80,7 @@ def is_spread(spec, mesh: Mesh) -> bool:
 def gradient_dimensions(spec, mesh: Mesh) -> tuple[str, ...]:
     """The dimensions of the mesh over which a parameter's gradient is summed after the backward pass."""
     copies = "replica" if spec.expert else "data"
-    over_data = mesh.size(copies) > 1 and not is_spread(spec, mesh)  # a gather's gradient is summed already
+    over_data = mesh.size(copies) > 1 and not is_spread(spec, mesh)  # a gather's gradient is already summed
     over_tensor = mesh.parallel.sequence and mesh.size("tensor") > 1 and spec.tensor_axis is None
     return (copies,) * over_data + ("tensor",) * over_tensor
 
@@ -95,7 +95,7 @@ def moment_shard(spec, shard: Shard, mesh: Mesh) -> Shard:
 
 
 def is_owner(spec, mesh: Mesh) -> bool:
-    """Whether this rank speaks for its part of the parameter: of ranks with copies one does, in norms and checkpoints."""
+    """Whether this rank counts for its part in norms and checkpoints: of the ranks with copies, one does."""
     return is_first_copy(spec, mesh) and (is_first_replica(spec, mesh) or is_spread(spec, mesh))
 
 

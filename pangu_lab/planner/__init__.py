@@ -1,4 +1,4 @@
-"""Which layout a model should have on given devices: memory, operations, communication, and the choice in words."""
+"""Layout planning for a model on given devices: memory, operations, communication, and the choice in words."""
 
 from pangu_lab.planner.hardware import HARDWARE, Hardware, memory_size
 from pangu_lab.planner.layouts import LayoutEstimate, Plan, estimate, plan

@@ -1,8 +1,8 @@
-"""The devices a plan is made for: how much they hold, how fast they compute, and how fast they talk.
+"""The devices a plan is made for: their memory, compute speed and bandwidth.
 
 Peak numbers are those of the makers' data sheets; ``efficiency`` is the share of the peak that training reaches, a round
-number on purpose: a plan compares layouts, it does not promise a speed. ``cpu`` is two cores of this project's own
-measurements, and has tables of its own for memory, because MindSpore frees much less between operators there.
+number on purpose: a plan compares layouts, it does not promise a speed. ``cpu`` is two cores as measured by this
+project, with its own memory tables, because MindSpore frees much less between operators there.
 """
 
 from __future__ import annotations

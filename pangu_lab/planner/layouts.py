@@ -1,8 +1,8 @@
-"""Which layouts there are for a number of devices, what each needs and costs, and which one to take.
+"""All layouts for a number of devices, the memory and time each needs, and which one to use.
 
-``estimate`` judges one layout, the one a configuration holds; ``plan`` goes through all of them. For every way to write
-the number of devices as pipeline × data × tensor it looks for the size of micro-batch, with or without recomputation and
-sliced optimizer states, that makes the quickest step of those that fit into memory, and ranks what it found.
+``estimate`` evaluates one layout, that of a configuration; ``plan`` goes through all of them. For every way to write
+the number of devices as pipeline × data × tensor it finds the micro-batch size, with or without recomputation and
+sliced optimizer states, that gives the fastest step of those that fit in memory, and ranks the results.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""What one device of a layout has to hold at the worst moment of a step, by kind, in bytes.
+"""Peak memory of one device of a layout within a step, by kind, in bytes.
 
-Counted from what the code of this project keeps, not from a rule of thumb: the tensors that the backward pass of each
-layer needs, the parameters in fp32, the half-precision copies that products are made with, and the second and third set
-of gradients that adding up micro-batches or summing over data ranks needs for a moment. A step has four such moments: the
-beginning of the backward pass, when all activations are there, and its end, when all gradients are; the sums, in which
-gradients stand beside what they go into; the update. The worst counts.
+Counted from what this project's code keeps, not from a rule of thumb: the tensors that the backward pass of each
+layer needs, the parameters in fp32, the half-precision copies used in products, and the second and third set
+of gradients that adding up micro-batches or summing over data ranks briefly needs. A step has four such phases: the
+beginning of the backward pass, when all activations exist, and its end, when all gradients do; the sums, in which
+gradients exist beside what they are added to; the update. The largest counts.
 
-On a CPU the same tensors are there, and more: MindSpore's CPU executor lets go of much less between two operators, and
-nothing of it between the four moments. What a layer, a message, a graph leaves there was measured with real processes
+On a CPU there is more: MindSpore's CPU executor frees much less between two operators, and
+nothing between the four phases. What a layer, a message, a graph leaves there was measured with real processes
 (``OPERATORS``, and ``KERNELS`` where the C kernels train: they keep a quarter of it; ``tests/planner/test_memory.py``
 measures it again).
 """

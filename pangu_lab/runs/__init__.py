@@ -1,6 +1,6 @@
-"""The run folder as everybody reads it: events, state, curves, comparison, and whether its processes live.
+"""Reading a run folder: events, state, curves, comparison, and whether its processes are alive.
 
-Nothing here trains, and nothing needs MindSpore. ``train/`` writes what is read here, with the same classes.
+Nothing here trains or needs MindSpore. ``train/`` writes what is read here, with the same classes.
 """
 
 from pangu_lab.runs.curves import plot_curves, smoothed, text_curve

@@ -1,11 +1,11 @@
-"""Runs for other people's boards: TensorBoard and SwanLab.
+"""Runs for external boards: TensorBoard and SwanLab.
 
-The events of a run stay the source. A board gets a replay of them, made by a process of its own: once, or for as long as
-the run goes on. Training knows nothing of it, so a board that is slow, full or gone cannot hold up a run. Steps go to
+A run's events stay the source. A separate process replays them to a board, once or for as long as the run continues.
+Training knows nothing of it, so a board that is slow, full or gone cannot hold up a run. Steps go to
 ``train/…``, evaluations to ``eval/…``.
 
-A resumed run does some steps again. TensorBoard is told from which step on its points are void; SwanLab keeps what
-was logged last for a step. TensorBoard gets the times at which things happened, SwanLab knows but the time of the replay.
+A resumed run repeats some steps. TensorBoard is told from which step on its points are void; SwanLab keeps the last
+value logged for a step. TensorBoard gets the original times, SwanLab only the time of the replay.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class Board(Protocol):
         """Take in a ``step`` or an ``eval``."""
 
     def take_back(self, step: int) -> None:
-        """What came after ``step`` is void: the run does it again."""
+        """Points after ``step`` are void: the run repeats those steps."""
 
     def close(self) -> None:
         """The end."""
 
 
 def scalars(event: dict[str, Any]) -> dict[str, float]:
-    """``train/loss`` and the like of an event; lists and truths are left out."""
+    """``train/loss`` and the like of an event; lists and booleans are left out."""
     return {f"{GROUPS[event['kind']]}/{name}": value for name, value in event.items()
             if name not in NOT_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool)}
 
@@ -57,7 +57,7 @@ class TensorBoard:
             from tensorboardX import SummaryWriter
         except ImportError:
             raise InputError("tensorboardX is not installed: pip install 'pangu-lab[tensorboard]'") from None
-        self.files += 1  # two files of one second would have one name
+        self.files += 1  # two files of the same second would have the same name
         self.writer = SummaryWriter(self.folder, flush_secs=1, filename_suffix=f".{self.files}", **options)
 
     def add(self, event: dict[str, Any]) -> None:
@@ -73,9 +73,9 @@ class TensorBoard:
 
 
 class SwanLab:
-    """A run of SwanLab with the settings of ours; kept below ``folder`` and sent nowhere, unless SWANLAB_MODE says so.
+    """A SwanLab run with our run's settings; stored below ``folder`` and sent nowhere, unless SWANLAB_MODE says so.
 
-    Nothing of the machine that replays is noted but where that folder lies: it need not be the one that trains.
+    Of the replaying machine only the path of that folder is recorded: it need not be the machine that trains.
     """
 
     def __init__(self, run_folder: Path, folder: Path | str) -> None:
@@ -88,7 +88,7 @@ class SwanLab:
                                  log_proxy_type="none")
 
         class Quiet(SwanKitCallback):
-            """Gives the settings once more: offline, ``init`` of 0.6.4 puts all but one back to their defaults."""
+            """Passes the settings again: offline, ``init`` of 0.6.4 resets all but one to their defaults."""
 
             def __str__(self) -> str:
                 return "quiet"
@@ -132,7 +132,7 @@ def export_tensorboard(run_folder: Path | str, out: Path | str) -> Path:
 
 
 def export_swanlab(run_folder: Path | str, out: Path | str) -> Path:
-    """Replay a run into SwanLab, which keeps it in a new folder below ``out``: ``swanlab sync`` sends it on.
+    """Replay a run into SwanLab, which stores it in a new folder below ``out``: ``swanlab sync`` uploads it.
 
     Raises:
         InputError: there is no run, or the extra ``swanlab`` is not installed.
@@ -167,7 +167,7 @@ def _target(run_folder: Path | str, out: Path | str) -> Path:
 
 
 class Follower:
-    """Hands a board what a run has done since the last time."""
+    """Passes a run's new events to a board."""
 
     def __init__(self, run_folder: Path, board: Board) -> None:
         self.reader, self.board, self.last = EventReader(run_folder), board, 0
@@ -183,11 +183,11 @@ class Follower:
 
 
 def follow(runs: Callable[[], Sequence[Path]], open_board: Callable[[Path], Board], ticks: Iterator[Any]) -> None:
-    """Keep boards up to date, one a run; runs that begin meanwhile get theirs.
+    """Keep boards up to date, one per run; runs that begin meanwhile get theirs.
 
     Args:
-        runs: the folders of the runs that there are now.
-        ticks: at each of them everything new is handed on; the boards are closed after the last, or at an interrupt.
+        runs: returns the folders of the current runs.
+        ticks: at each one everything new is passed on; the boards are closed after the last, or at an interrupt.
     """
     followers: dict[Path, Follower] = {}
     try:

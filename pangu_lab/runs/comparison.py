@@ -35,10 +35,10 @@ class Comparison:
 
 
 def compare_runs(folders: Sequence[Path | str]) -> Comparison:
-    """Put runs beside each other.
+    """Compare runs.
 
     Raises:
-        InputError: a folder is no run, or there is but one.
+        InputError: a folder is not a run, or there is only one.
     """
     folders = [Path(folder) for folder in folders]
     if len(folders) < 2:

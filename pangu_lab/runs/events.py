@@ -2,13 +2,13 @@
 
 Every line has ``v`` (schema version), ``time`` (seconds since 1970), ``kind``; kinds are ``start``, ``compile``,
 ``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``warning`` and ``end``. A reader copes with a last line that is
-still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` takes back the
-steps after that number, which the resumed run does again.
+still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
+steps after that number, which the resumed run repeats.
 
-A ``step`` of a model with experts also has ``expert_load``, a list with one list a block with experts (in the order of
+A ``step`` of a model with experts also has ``expert_load``, one list per block with experts (in the order of
 ``model.moe_layers``) of the share of that block's tokens that its router sent to each expert (each sums to 1; even
-is 1 / experts); ``drop_rate``, the share of all those that found their expert full; and ``aux_loss``, the weighted
-load-balancing and z-losses as they were added to the loss, the sum over all blocks. ``loss`` is without them.
+is 1 / experts); ``drop_rate``, the share of all those whose expert was full; and ``aux_loss``, the weighted
+load-balancing and z-losses as they were added to the loss, summed over all blocks. ``loss`` excludes them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FILE = "events.jsonl"
 
 
 class EventLog:
-    """Appends events to a run; each line is handed to the system whole, at once."""
+    """Appends events to a run; each line is written in a single call."""
 
     def __init__(self, run_folder: Path | str):
         path = Path(run_folder) / FILE
@@ -52,7 +52,7 @@ class EventLog:
 
 
 class EventReader:
-    """Reads a run's events bit by bit: each ``new()`` gives what has come since the last one."""
+    """Reads a run's events incrementally: each ``new()`` gives the events since the last one."""
 
     def __init__(self, run_folder: Path | str):
         self.path = Path(run_folder) / FILE
@@ -85,7 +85,7 @@ def read_events(run_folder: Path | str) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class Curves:
-    """The story of a run as it stands: steps taken back by a resume are gone."""
+    """The curves of a run so far, without steps that a resume voided."""
 
     steps: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)

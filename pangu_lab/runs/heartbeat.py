@@ -1,9 +1,9 @@
-"""``heartbeat/rank_N``: each rank of a run tells, once a second, that it lives and how far it is.
+"""``heartbeat/rank_N``: each rank of a run reports, once a second, that it is alive and its progress.
 
 A rank calls ``start_heartbeat`` once; from then on a thread writes the file, also while the main thread compiles or
 waits in a collective (MindSpore lets other threads run in both; the longest gap measured while compiling was one
-second). The training loop calls ``beat(state, step)`` wherever something was achieved: that costs nothing, and the
-launcher tells from it a rank that lives but stands still from one that works. Without a heartbeat started ``beat``
+second). The training loop calls ``beat(state, step)`` after every piece of progress: that costs nothing, and lets the
+launcher tell a live rank that hangs from one that works. Without a started heartbeat ``beat``
 does nothing, so single processes may call it too.
 """
 

@@ -1,4 +1,4 @@
-"""Serving a model: one scheduler, an HTTP API and a page to write with."""
+"""Serving a model: one scheduler, an HTTP API and a web page."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The HTTP API: OpenAI-compatible completions, the reference's predict routes, health and metrics.
 
-Every error is answered with the same body: ``{"error": {"message", "type", "param", "code"}}``. A client that hangs
-up ends its requests, streamed or not, waiting or running. Texts of requests are never logged.
+Every error is answered with the same body: ``{"error": {"message", "type", "param", "code"}}``. When a client
+disconnects its requests end, streamed or not, waiting or running. Texts of requests are never logged.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     app.add_api_route("/readyz", api.ready, methods=["GET"])
     app.add_api_route("/metrics", lambda: Response(metrics.text(), media_type="text/plain; version=0.0.4"),
                       methods=["GET"])
-    for path in ("/v1/{rest:path}", "/model/{rest:path}"):  # or the page, which is mounted behind, would answer
+    for path in ("/v1/{rest:path}", "/model/{rest:path}"):  # or the page, which is mounted after, would answer
         app.add_api_route(path, _no_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     app.add_exception_handler(Refused, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -74,7 +74,7 @@ async def _answer_unforeseen(request: HttpRequest, error: Exception) -> JSONResp
 
 
 def refusal(error: Exception) -> Refused:
-    """The answer to what the scheduler raised."""
+    """The answer to an exception of the scheduler."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, Busy):
@@ -105,7 +105,7 @@ class _Asking:
     def _notify(self) -> None:
         try:
             self._loop.call_soon_threadsafe(self._told.set)
-        except RuntimeError:  # the loop has ended, and nobody waits any more
+        except RuntimeError:  # the loop has ended, and nobody is waiting any more
             pass
 
     async def deltas(self) -> AsyncIterator[tuple[int, Delta]]:
@@ -134,7 +134,7 @@ class _Asking:
             raise refusal(error) from None
 
     async def finish(self, request: HttpRequest) -> None:
-        """Wait for the end of all, or of the client's patience."""
+        """Wait until all have ended, or the client disconnects."""
         async def all_deltas() -> None:
             async for _ in self.deltas():
                 pass
@@ -253,7 +253,7 @@ class _Api:
 
 
 class _Choice:
-    """One completion of a streamed answer: what has been told of it."""
+    """One completion of a streamed answer, and how much of it has been sent."""
 
     def __init__(self, number: int, request: ServedRequest, config: SamplingConfig, tokenizer: Any) -> None:
         self.number, self.request, self.config, self.tokenizer = number, request, config, tokenizer

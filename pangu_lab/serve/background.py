@@ -1,8 +1,8 @@
-"""A server in a process of its own, started and ended from a notebook or a script, and its page inside a notebook.
+"""A server in its own process, started and stopped from a notebook or a script, and its page inside a notebook.
 
-The page is a web page of its own; a notebook shows it in a frame. On the machine of the browser the server's own
-address does. Where JupyterLab runs elsewhere, jupyter-server-proxy (the extra ``proxy``) passes it through JupyterLab's
-own port and password, below ``/proxy/PORT/``; the server must then know that prefix (``root_path``).
+The page is a separate web page; a notebook shows it in a frame. If the browser runs on the same machine, the server's
+own address works. Where JupyterLab runs elsewhere, jupyter-server-proxy (the extra ``proxy``) passes it through
+JupyterLab's own port and password, below ``/proxy/PORT/``; the server must then know that prefix (``root_path``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class BackgroundServer:
         self.url, self.pid = told["url"], told["pid"]
 
     def frame(self, height: int = 640) -> Any:
-        """The page, for the last line of a notebook's cell. What is kept of it in the notebook is the line below."""
+        """The page, for the last line of a notebook's cell. A saved notebook keeps only the line below the frame."""
         from IPython.display import HTML
 
         address = self._prefix + "/" if self._prefix else self.url
@@ -44,10 +44,10 @@ class BackgroundServer:
                     f"<div>The page at {address}, to be seen while this server runs; docs/page.png shows one.</div>")
 
     def ask(self, prompt: str, **settings: Any) -> dict[str, Any]:
-        """The whole answer of ``POST /v1/completions``, by the standard library; any client of that API does as well.
+        """The whole answer of ``POST /v1/completions``, by the standard library; any client of that API works too.
 
         Raises:
-            InputError: what the server refuses, in its words.
+            InputError: the server's refusal, in its own words.
         """
         body = json.dumps({"prompt": prompt, **settings}).encode()
         request = urllib.request.Request(self.url + "v1/completions", body, {"Content-Type": "application/json"})
@@ -58,7 +58,7 @@ class BackgroundServer:
             raise InputError(json.loads(error.read())["error"]["message"]) from None
 
     def metrics(self) -> str:
-        """What the server has counted, as Prometheus reads it."""
+        """The server's metrics, in Prometheus' format."""
         with urllib.request.urlopen(self.url + "metrics") as reply:
             return reply.read().decode()
 
@@ -85,19 +85,19 @@ def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Op
     """Start ``pangu-lab serve`` over a bundle and wait until its model is warm.
 
     Args:
-        arguments: more of the command line, such as "--limit", "new_tokens=200".
+        arguments: further command-line arguments, such as "--limit", "new_tokens=200".
         port: a free one when 0.
         proxied: whether the page is shown through jupyter-server-proxy; by default in a JupyterHub that has it.
 
     Raises:
-        InputError: the server's own line, when it refuses to start; or there is no such proxy.
+        InputError: the server's own message when it refuses to start; or there is no such proxy.
     """
     port = port or free_port()
     prefix = _prefix(port, proxied)
     command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", str(port), "--json",
                *(["--root-path", prefix] if prefix else []), *arguments]
     log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
-    # an environment said outright: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C hands on
+    # an explicit environment: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C passes on
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL,
                                env=dict(os.environ))
     for line in process.stdout:
@@ -111,7 +111,7 @@ def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Op
 
 
 def _prefix(port: int, proxied: Optional[bool]) -> str:
-    """Where jupyter-server-proxy shows a port; empty without it."""
+    """The path under which jupyter-server-proxy serves a port; empty without it."""
     there = importlib.util.find_spec("jupyter_server_proxy") is not None
     hub = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")
     if proxied is None:

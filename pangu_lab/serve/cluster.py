@@ -1,14 +1,14 @@
-"""One model over several processes, on this host and others: who computes, and what happens when one is lost.
+"""One model over several processes, on this host and others: which processes compute, and recovery when one is lost.
 
-The front is the process that listens to clients; it runs no network. It keeps this host's rank processes, agents
-(``pangu-lab serve --agent``) keep those of other hosts, and each offers itself here. When there is one for every rank
-the front starts MindSpore's scheduler, tells each who it is, and from then on sends every call of the network to all
-of them; rank 0, which is always on this host, answers. A rank that ends, fails or falls silent ends the gathering:
-the others would wait for it in a collective for ever, so all are let go, their keepers start new ones, and the front
-gathers again. Meanwhile requests are refused, and those that ran are told so.
+The front end is the process that listens to clients; it runs no network. It runs this host's rank processes, agents
+(``pangu-lab serve --agent``) run those of other hosts, and each process registers here. When there is one for every
+rank, the front end starts MindSpore's scheduler, assigns the ranks, and from then on sends every call of the network
+to all of them; rank 0, which is always on this host, answers. When a rank ends, fails or stops responding, the others
+would wait for it in a collective for ever. So all are ended, their keepers start new ones, and the front end gathers
+them again. Meanwhile requests are refused, and those that were running get an error.
 
-Why not the collectives of one long-lived group: MindSpore's cannot lose a member and take another. Why rank 0 is not
-in this process: a process that waits in a collective for a dead one can only be ended.
+Why not the collectives of one long-lived group: MindSpore's cannot replace a member. Why rank 0 is not in this
+process: a process that waits in a collective for a dead one can only be killed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ POLL_SECONDS = 0.1
 
 @dataclass
 class _Member:
-    """A rank process that has offered itself."""
+    """A rank process that has registered."""
 
     link: Link
     host: str
@@ -62,7 +62,7 @@ class _Member:
     answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
 
     def listen(self, changed: Callable[[], None]) -> None:
-        """Take what it sends until it ends."""
+        """Receive its messages until it ends."""
         try:
             while True:
                 head, arrays = self.link.receive()
@@ -85,13 +85,13 @@ class Cluster:
     Args:
         bundle: a folder with a ``rank_N`` folder for each rank that runs here, rank 0 among them.
         nproc: ranks on this host; agents bring the others.
-        address, port: where agents reach this front; a free port when 0.
-        key: known to the agents.
+        address, port: where agents reach this front end; a free port when 0.
+        key: shared with the agents.
 
     Attributes:
-        world: how many ranks there are.
-        port: where it listens.
-        state: in words, for people.
+        world: the number of ranks.
+        port: the port it listens on.
+        state: a readable description.
     """
 
     def __init__(self, bundle: Path | str, nproc: int, address: str, port: int, key: bytes) -> None:
@@ -142,13 +142,13 @@ class Cluster:
 
     def _say(self, text: str) -> None:
         if text != self.state:
-            logger.warning("%s", text)  # whoever started this process wants to know what it waits for
+            logger.warning("%s", text)  # the user who started this process needs to know what it waits for
         self.state = text
 
     # ------------------------------------------------------------------------------------------------- gathering
 
     def gather(self, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Wait until every rank is there and has loaded its part, as long as ``go_on()``.
+        """Wait until every rank has registered and loaded its part, while ``go_on()``.
 
         Raises:
             InputError: a rank cannot use its bundle.
@@ -165,7 +165,7 @@ class Cluster:
                 self._changed.wait(POLL_SECONDS)
 
     def _choose(self) -> list[_Member]:
-        """A member for each rank, in order; none as long as some rank has nobody."""
+        """A member for each rank, in order; none while some rank has no process."""
         with self._changed:
             self._members = [member for member in self._members if member.lost is None]
             free: dict[int, _Member] = {}
@@ -180,7 +180,7 @@ class Cluster:
         return [free[rank] for rank in range(self.world)]
 
     def _begin(self, chosen: Sequence[_Member], go_on: Callable[[], bool]) -> bool:
-        """Bring them together; whether all are ready."""
+        """Start the group; returns whether all are ready."""
         environment = {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": self.address,
                        "MS_SCHED_PORT": str(free_port(self.address)), "MS_RETRY_INTERVAL_LOWER": "0",
                        "MS_RETRY_INTERVAL_UPPER": "1"}
@@ -211,7 +211,7 @@ class Cluster:
             env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
 
     def _let_go(self) -> None:
-        """End the gathering: the processes of all its ranks, which cannot compute without the lost one."""
+        """End the group: the processes of all its ranks, which cannot compute without the lost one."""
         with self._changed:
             gone = [member for member in self._members if member.rank >= 0]
             self._members = [member for member in self._members if member.rank < 0]
@@ -219,7 +219,7 @@ class Cluster:
         for member in gone:
             member.link.close()
         if self._scheduler is not None:
-            self._scheduler.kill()  # it waits for ranks that will not say goodbye
+            self._scheduler.kill()  # it waits for ranks that will never disconnect
             self._scheduler.wait()
             self._scheduler = None
 
@@ -247,7 +247,7 @@ class Cluster:
         raise self._lost()
 
     def check(self) -> None:
-        """Look whether all ranks live.
+        """Check that all ranks are alive.
 
         Raises:
             NetworkLost: names one that does not.
@@ -262,7 +262,7 @@ class Cluster:
         return NetworkLost(self.state)
 
     def close(self) -> None:
-        """End this host's processes; agents keep theirs and offer them to the next front."""
+        """End this host's processes; agents keep theirs and offer them to the next front end."""
         self._closed = True
         with contextlib.suppress(OSError):
             self._listener.close()
@@ -274,7 +274,7 @@ class Cluster:
 
 
 def check_ranks(bundle: Path | str, nproc: int, world: int) -> None:
-    """Refuse a number of processes that this folder cannot feed.
+    """Refuse a number of processes for which this folder has too few bundles.
 
     Raises:
         InputError: says what fits.

@@ -1,22 +1,22 @@
-"""Which of Gradio's addresses the page has: those that somebody has looked at, and no others.
+"""An allow-list for Gradio's routes: only those that have been reviewed are served.
 
 Gradio is made for sharing files: its application has routes that read, store, fetch and stream them, some that write
-code, and every input of a function may be a file (``FileData``), which is copied to where one of these routes gives it
-out. The page here shows text alone and needs none of it. So Gradio's application stands behind a list of the routes
-that were looked at and are needed, by the paths that its own router has; a route that a new version brings is refused
-until it is on the list. And no body of a request may hold a file, at any depth, however it is written.
+code, and every input of a function may be a file (``FileData``), which is copied to a place that one of these routes
+serves. The page here shows only text and needs none of it. So Gradio's application stands behind a list of routes that
+were reviewed and are needed, by the paths of its own router; a route that a new version adds is refused until it is on
+the list. And no request body may hold a file, at any depth, in any form.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from starlette._utils import get_route_path  # the router's own: another way to cut a path would be a way around the list
+from starlette._utils import get_route_path  # the router's own: a different parser could be bypassed
 from starlette.routing import compile_path
 
 from pangu_lab.serve.protocol import Refused, parse_json
 
-# What each is for, and why it gives nothing away.
+# The purpose of each, and why it is safe.
 ALLOWED = {
     ("GET", "/"): "the page itself",
     ("HEAD", "/"): "whoever asks whether the page is there",
@@ -34,8 +34,8 @@ ALLOWED = {
     ("POST", "/gradio_api/run/{api_name}"): "the quick buttons, counting and stopping; its body may hold no file",
     ("POST", "/gradio_api/cancel"): "gradio_client's cancel, for whoever knows the session's random name",
 }
-FORM = "/login"  # the one body that is no JSON
-FILE_KEYS = {"path", "meta", "_type"}  # what makes an object a file for Gradio; no input of this page is an object
+FORM = "/login"  # the only body that is not JSON
+FILE_KEYS = {"path", "meta", "_type"}  # keys that make an object a file for Gradio; no input of this page is an object
 
 
 class Gate:
@@ -58,13 +58,13 @@ class Gate:
         await self.app(scope, receive, send)
 
     def _path(self, scope: Any) -> str:
-        """The path as Gradio's router will look at it: without its own root path, where it has one."""
+        """The path as Gradio's router sees it: without its own root path, if it has one."""
         root = self.app.root_path or scope.get("root_path", "")
         return get_route_path({**scope, "root_path": root})
 
 
 def holds_file(values: Any) -> bool:
-    """Whether an object that Gradio would take for a file is anywhere in what was read from JSON."""
+    """Whether parsed JSON contains, anywhere, an object that Gradio would take for a file."""
     left = [values]
     while left:
         one = left.pop()
@@ -88,7 +88,7 @@ async def _whole(receive: Any) -> bytes:
 
 
 def _again(body: bytes, receive: Any) -> Any:
-    """``receive`` that gives the body once more, and then what really comes."""
+    """A ``receive`` that replays the body, and then passes on what really comes."""
     first = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replayed() -> Any:

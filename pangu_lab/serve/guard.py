@@ -1,9 +1,9 @@
-"""What stands before every route: who may come in, from where, and with how much.
+"""The guard before every route: who may connect, from where, and with how much data.
 
-Written against ASGI itself: the framework's own middleware classes hide a client's hanging up from the routes,
+Written directly against ASGI: the framework's own middleware classes hide a client's disconnect from the routes,
 which must free its part of the cache. In this order: a foreign ``Origin`` or ``Host`` is refused (a page of another
-site must not use this server through a visitor's browser), a missing key (401), a body that is too large (413; it
-is counted while it comes, whatever its header says).
+site must not use this server through a visitor's browser), then a missing key (401), then a body that is too large
+(413; it is counted as it arrives, whatever its header says).
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from urllib.parse import urlsplit
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.protocol import Refused
 
-API = ("/v1/", "/model/", "/query", "/metrics")  # everything else is the page's, which asks for its own password
+API = ("/v1/", "/model/", "/query", "/metrics")  # everything else belongs to the page, which asks for its own password
 
 
 class Guard:
     """ASGI middleware.
 
     Args:
-        app: what it guards.
-        secret: bearer token of the API, or password of basic authentication; None lets everybody in.
-        hosts: names by which the server may be called; None allows any.
+        app: the application it guards.
+        secret: bearer token of the API, or password of basic authentication; None disables authentication.
+        hosts: host names under which the server may be reached; None allows any.
     """
 
     def __init__(self, app: Any, limits: Limits, secret: Optional[str] = None,
@@ -37,7 +37,7 @@ class Guard:
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":  # nothing here speaks it
+        if scope["type"] == "websocket":  # not used here
             return await send({"type": "websocket.close", "code": 1008})
         if scope["type"] != "http":
             return await self.app(scope, receive, send)

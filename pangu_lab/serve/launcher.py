@@ -21,7 +21,7 @@ DEPTHS = ("*", "*/*", "*/*/*")
 
 
 def page() -> dict[str, Any]:
-    """What jupyter-server-proxy asks for; reading it starts and loads nothing."""
+    """The entry point of jupyter-server-proxy; reading it starts and loads nothing."""
     return {"command": command, "timeout": 120, "absolute_url": False, "new_browser_tab": True,
             "launcher_entry": {"enabled": True, "title": "PanGu-α", "path_info": f"{NAME}/"}}
 

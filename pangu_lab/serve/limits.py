@@ -1,7 +1,7 @@
-"""Every bound of the server in one place, each with its default; `pangu-lab serve --limit NAME=VALUE` changes one.
+"""Every limit of the server in one place, each with its default; `pangu-lab serve --limit NAME=VALUE` changes one.
 
-A server that listens is asked for everything by somebody some day. What is beyond a bound is refused with a plain
-sentence and the HTTP status that says whose fault it is: 413 too large, 422 too much asked, 429 too many at
+An open server will get every kind of request sooner or later. What exceeds a limit is refused with a plain
+sentence and the HTTP status that fits: 413 too large, 422 too much asked, 429 too many at
 once, 503 not now, 504 took too long.
 """
 
@@ -16,15 +16,15 @@ from pangu_lab.errors import InputError, nearest
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request, one session and all of them together may ask for.
+    """Limits of one request, of one session, and of all together.
 
     Attributes:
         body_bytes: of one HTTP request.
         prompt_characters: of one prompt.
         prompts: prompts in one request.
-        new_tokens: tokens written for one completion; more are refused by the API, and the page's control ends here.
+        new_tokens: tokens generated for one completion; the API refuses more, and the page's control ends here.
         choices: completions of one prompt (``n``).
-        logprobs: likeliest tokens told for each place.
+        logprobs: likeliest tokens returned per position.
         stop_texts: stop strings of one request.
         seconds: wall clock of one request, waiting included.
         at_once: sequences in one decode step, at most 16.

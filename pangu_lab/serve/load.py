@@ -1,8 +1,8 @@
-"""Driving a server with many streams at once: how quick it is, and whether every text is the right one.
+"""Load test of a server with many streams at once: how fast it is, and whether every text is right.
 
-Each stream is a client of its own: it asks, reads the answer as it is written, and asks again until the time is
-over. Before that every question is asked once alone; what comes back under load must be the same text, so a lost or
-mixed-up answer shows. The driver speaks HTTP only and works with any server of OpenAI's ``/v1/completions``.
+Each stream is a client of its own: it sends a request, reads the answer as it is generated, and repeats until the
+time is over. Before that every request is sent once alone; under load the text must be the same, so a lost or
+mixed-up answer shows. The driver speaks only HTTP and works with any server of OpenAI's ``/v1/completions``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECONDS_TO_ANSWER = 600.0
 
 @dataclass(frozen=True)
 class Question:
-    """What one request asks for; the same question has the same answer."""
+    """One request's parameters; the same question has the same answer."""
 
     prompt: str
     seed: int
@@ -36,14 +36,14 @@ class Question:
 
 @dataclass
 class Load:
-    """What was seen of ``streams`` clients in ``seconds``.
+    """Measurements of ``streams`` clients over ``seconds``.
 
     Attributes:
-        requests, tokens: answered whole, and written in them.
+        requests, tokens: complete answers, and the tokens in them.
         first_token, between_tokens: seconds, one for each request, and for each piece of text after the first.
-        lost: requests without a whole answer; mixed_up: answers that were another text than alone.
+        lost: requests without a complete answer; mixed_up: answers that differ from the text alone.
         problems: the first few of the reasons, in words.
-        memory: bytes of the server's process at the beginning and the end, when its number was given.
+        memory: bytes of the server's process at the beginning and the end, if its pid was given.
     """
 
     streams: int
@@ -72,7 +72,7 @@ class Load:
 
 
 def percentile(values: Sequence[float], percent: float) -> Optional[float]:
-    """The smallest value that at least ``percent`` of them do not exceed; None of no values."""
+    """The smallest value that at least ``percent`` of them do not exceed; None if there are no values."""
     if not values:
         return None
     return round(sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)], 4)

@@ -1,4 +1,4 @@
-"""What the server counts, in Prometheus' text format at ``/metrics``. Nothing of any prompt is in it."""
+"""The server's metrics, in Prometheus' text format at ``/metrics``. They contain nothing of any prompt."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Metrics:
         scheduler.on_step, scheduler.on_end = self._stepped, self._ended
 
     def answered(self, route: str, status: int) -> None:
-        """Count one answer; unknown routes count together, or anybody could make a million series."""
+        """Count one answer; unknown routes share one series, or a client could create a million."""
         self._requests.labels(route if route in ROUTES else "other", str(status)).inc()
 
     def text(self) -> bytes:
@@ -48,7 +48,7 @@ class Metrics:
 
 
 class _OfScheduler:
-    """Reads the scheduler's own counts whenever somebody asks."""
+    """Reads the scheduler's own counts on every scrape."""
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.scheduler = scheduler

@@ -1,9 +1,9 @@
 """The page over a served bundle: a text and its continuation, few-shot templates, a look at the next token.
 
 Gradio draws it; nothing is loaded from anywhere but this server (system fonts, no analytics, no sharing), its
-buttons are closed to other programs (``gradio_client`` has one function, ``complete``), and what the model writes
+buttons are closed to other programs (``gradio_client`` has one function, ``complete``), and the model's output
 is shown as plain text in text boxes and tables, never as markup. Labels follow the browser's language (zh or en).
-Prompts are not logged or kept. What the buttons do is in ``writing.py``; the requests of all pages and of the HTTP
+Prompts are not logged or kept. The buttons' actions are in ``writing.py``; the requests of all pages and of the HTTP
 API share one scheduler.
 """
 
@@ -24,7 +24,7 @@ from pangu_lab.serve.writing import STAGES, Writer, plain
 
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
-THREADS = 32  # requests of pages that are followed at once; their places in the queue are the scheduler's
+THREADS = 32  # page requests followed at once; their positions in the queue are the scheduler's
 CSS = """
 .gradio-container {max-width: 1100px !important; margin: 0 auto !important; padding: 12px !important}
 #title h1 {font-size: 1.5rem; margin: 0.2rem 0} #title p {margin: 0; opacity: 0.75}

@@ -1,8 +1,8 @@
-"""The pid file of a server: its number for people and scripts, and beside it the lock that proves whose number it is.
+"""The pid file of a server: its pid for users and scripts, and beside it the lock that proves whose pid it is.
 
-``--pid-file serve.pid`` writes the number to ``serve.pid`` and holds ``serve.pid.lock`` while the server lives. A
-number alone proves nothing: it may be another program's by now, or mean another process in this container. So
-``--stop`` signals only a process of this host, boot and pid namespace that started when the lock says and that holds the lock.
+``--pid-file serve.pid`` writes the pid to ``serve.pid`` and holds ``serve.pid.lock`` while the server lives. A
+pid alone proves nothing: it may have been reused, or mean another process in this container. So
+``--stop`` signals only a process of this host, boot and pid namespace with the lock's start time that holds the lock.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def lock_file(path: Path | str) -> Path:
 
 @contextlib.contextmanager
 def pid_file(path: Optional[Path | str]) -> Iterator[None]:
-    """Keep this process's number in a file while the block runs; another server's file is refused.
+    """Keep this process's pid in a file while the block runs; another server's file is refused.
 
     Raises:
         InputError: the server that the file belongs to is alive, or the file is no pid file.
@@ -59,10 +59,10 @@ def _number(path: Path) -> Optional[int]:
 
 
 def read_pid(path: Path | str) -> Optional[int]:
-    """The number of the server of a pid file; None when it has gone. One that cannot be seen from here counts as there.
+    """The pid of a pid file's server; None if it has gone. One that cannot be checked from here counts as alive.
 
     Raises:
-        InputError: the file is none.
+        InputError: it is not a pid file.
     """
     _number(Path(path))
     record = read_record(lock_file(path))
@@ -70,7 +70,7 @@ def read_pid(path: Path | str) -> Optional[int]:
 
 
 def stop_server(path: Path | str, seconds: float = 90.0) -> int:
-    """End the server of a pid file and wait until it has gone; gives its number.
+    """End the server of a pid file and wait until it has gone; returns its pid.
 
     Raises:
         InputError: no such server, it cannot be proved to be that of the file, or it did not end in time.
@@ -89,7 +89,7 @@ def stop_server(path: Path | str, seconds: float = 90.0) -> int:
 
 
 def _provable(path: Path) -> Record:
-    """The record of a server that is certainly the file's own, and alive."""
+    """The record of a server that provably belongs to the file, and is alive."""
     number, lock = _number(path), lock_file(path)
     record = read_record(lock)
     if record is None:

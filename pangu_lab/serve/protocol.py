@@ -1,8 +1,8 @@
 """The body of ``POST /v1/completions``, checked and turned into prompts and settings; and its answers.
 
-The names and meanings are those of OpenAI's completions API, so that its clients work unchanged; beside them stand
+Names and meanings are those of OpenAI's completions API, so that its clients work unchanged; in addition there are
 samplers that this model has and that API lacks (``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens``).
-Penalties count as there: from the generated text alone. What is left out of a request is as there (``temperature``
+Penalties count only the generated text, as there. The defaults of a request are also as there (``temperature``
 1, ``max_tokens`` 16), not as in the bundle, for the same reason.
 """
 
@@ -25,7 +25,7 @@ from pangu_lab.generate.sequence import FULL, LENGTH, Completion, Prompt, TokenL
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import prompt_of_ids, with_seed
 
-# Settings of a request, and what they are called here.
+# SamplingConfig's names → the names of this API.
 SETTINGS = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "n": "num_return_sequences",
             **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty",
                                        "repetition_penalty", "logprobs", "seed")}}
@@ -51,11 +51,11 @@ class Refused(Exception):
 
 
 def parse_json(body: bytes) -> Any:
-    """What a body holds; for every route that reads one.
+    """Parse a JSON body; for every route that reads one.
 
     Raises:
-        Refused: it is not JSON, or one of its texts has half a surrogate pair, which is no character and breaks
-            whatever encodes it later.
+        Refused: it is not JSON, or one of its texts has half a surrogate pair, which is not a character and would
+            break any later encoding.
     """
     try:
         values = json.loads(body)
@@ -72,14 +72,14 @@ class StreamOptions(BaseModel):
     """``stream_options``."""
 
     include_usage: bool = False
-    include_obfuscation: Optional[bool] = None  # accepted, and never done
+    include_obfuscation: Optional[bool] = None  # accepted and ignored
 
 
-Number = Any  # of any kind and size: SamplingConfig refuses what is none, or out of its range, and says so
+Number = Any  # any kind and size: SamplingConfig refuses what is not a number or out of range, with a message
 
 
 class CompletionBody(BaseModel):
-    """What may stand in a request. None is the same as leaving it out."""
+    """The fields of a request. None is the same as leaving a field out."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -156,9 +156,9 @@ def settings_of(body: CompletionBody, limits: Limits) -> SamplingConfig:
         raise refused_setting(error) from None
     _check_bounds(config, limits)
     if body.suffix:
-        raise Refused(400, "this model writes after a prompt only: leave suffix out", "suffix")
+        raise Refused(400, "this model only continues a prompt: leave suffix out", "suffix")
     if body.best_of not in (None, config.num_return_sequences):
-        raise Refused(400, "best_of must equal n: no choice is thrown away here", "best_of")
+        raise Refused(400, "best_of must equal n: no completion is discarded here", "best_of")
     return with_seed(config)
 
 
@@ -172,10 +172,10 @@ def _check_bounds(config: SamplingConfig, limits: Limits) -> None:
 
 
 def refused_setting(error: InputError, names: Mapping[str, str] = OURS) -> Refused:
-    """What ``SamplingConfig`` refused, told under the names of an API.
+    """A refusal by ``SamplingConfig``, under an API's names.
 
     Args:
-        names: of the API, for the settings that it calls otherwise.
+        names: the API's names, for settings that it calls differently.
     """
     first = re.match(r"sampling\.(\w+)", str(error))
     message = re.sub(r"sampling\.(\w+)", lambda found: names.get(found[1], found[1]), str(error))
@@ -193,7 +193,7 @@ def _bias_of(body: CompletionBody) -> tuple[tuple[int, Any], ...]:
 
 
 def new_head(model: str) -> dict[str, Any]:
-    """What every answer, and every piece of a streamed one, begins with."""
+    """The fields that begin every answer, and every piece of a streamed one."""
     return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
             "model": model}
 
@@ -221,7 +221,7 @@ def logprobs_of(tokens: Sequence[TokenLogprob], tokenizer: Any, offset: int = 0)
 
 
 def _tops(token: TokenLogprob, tokenizer: Any) -> Optional[dict[str, float]]:
-    """The likeliest by their text; of several tokens with one text (pieces of one character) the likeliest."""
+    """The likeliest tokens by their text; of several tokens with one text (pieces of one character) the likeliest."""
     if token.logprob is None:
         return None
     tops: dict[str, float] = {}

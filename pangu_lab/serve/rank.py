@@ -1,11 +1,11 @@
-"""One process of a distributed server: ``python -m pangu_lab.serve.rank``, kept by a front or by an agent.
+"""One process of a distributed server: ``python -m pangu_lab.serve.rank``, run by a front end or by an agent.
 
-It offers itself to the front, is told which rank it is, joins the others, loads that rank's bundle, and then makes
-every call of the network that the front sends to all of them. It lives for one gathering: when any rank is lost the
-front ends the connections of all, and each ends itself by ``os._exit``, because MindSpore cannot be called back from
-a collective whose other ranks are gone. Who keeps it then starts another.
+It registers with the front end, is assigned a rank, joins the others, loads that rank's bundle, and then makes
+every call of the network that the front end sends to all of them. It lives only as long as its group: when any rank is
+lost the front end closes all connections, and each process ends itself by ``os._exit``, because MindSpore cannot be
+interrupted in a collective whose other ranks are gone. Its keeper then starts another.
 
-``Keeper`` is that: it keeps a number of such processes running, on the front's host and on those of the agents.
+``Keeper`` runs a number of such processes, on the front end's host and on those of the agents.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
 from pangu_lab.launch.plan import clean_environment
 from pangu_lab.serve.wire import Gone, Link, connected
 
-KEY = "PANGU_LAB_CLUSTER_KEY"  # no option: everybody on the machine can read those
+KEY = "PANGU_LAB_CLUSTER_KEY"  # not an option: all users of the machine can read options
 REFUSED = 2
 logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ class Keeper:
     """Keeps ``count`` rank processes running until it is closed; one that ends is started again after a moment.
 
     Args:
-        local: whether they run beside the front, where rank 0 belongs.
+        local: whether they run on the front end's host, where rank 0 belongs.
 
     Attributes:
-        refused: set when a process has said, in a line of its own, that it will never run so.
+        refused: the message of a process that can never run with these settings.
     """
 
     def __init__(self, bundle: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool) -> None:
@@ -116,7 +116,7 @@ def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) ->
 
 
 def _listening(link: Link) -> queue.SimpleQueue:
-    """What the front sends, from a thread of its own that ends the process when the front or our keeper is gone."""
+    """The front end's messages, from a thread that ends the process when the front end or our keeper is gone."""
     told: queue.SimpleQueue = queue.SimpleQueue()
     parent = os.getppid()
 
@@ -167,7 +167,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     except Exception:
         logger.exception("a rank failed")
     sys.stderr.flush()
-    os._exit(code)  # MindSpore's own end would wait for the other ranks
+    os._exit(code)  # a normal exit of MindSpore would wait for the other ranks
 
 
 if __name__ == "__main__":

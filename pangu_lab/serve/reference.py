@@ -1,11 +1,11 @@
 """The routes of the reference implementation's serving, for clients that were written for it.
 
 ``POST /model/pangu/version/0:predict`` takes ``{"instances": [{"input_sentence": …}]}`` (one object without the
-list as well) and answers ``{"instances": [{"output_sentence": …}]}``; ``GET /query?u=`` answers plain text. Its
-names are kept, and its mistakes are not: probabilities are e**logit, the nucleus is right way round, and text comes
-from the tokenizer instead of joined pieces.
+list as well) and answers ``{"instances": [{"output_sentence": …}]}``; ``GET /query?u=`` answers plain text. The
+reference's names are kept, its bugs are not: probabilities are e**logit, the nucleus is the right way round, and text
+comes from the tokenizer instead of joined pieces.
 
-With ``return_scores`` nothing is written: ``output_sentence`` is the mean negative log-likelihood of what follows
+With ``return_scores`` nothing is generated: ``output_sentence`` is the mean negative log-likelihood of what follows
 ``prompt`` in ``input_sentence`` (of all of it when ``prompt`` is empty), by which its evaluation ranks options.
 """
 
@@ -31,7 +31,7 @@ TEXTS = ("input_sentence", "prompt", "return_scores")
 
 @dataclass(frozen=True)
 class Asked:
-    """One instance: the prompt to feed, its settings, and with scores the position they begin at."""
+    """One instance: the prompt to feed, its settings, and for scores the position they begin at."""
 
     prompt: Prompt
     config: SamplingConfig
@@ -39,7 +39,7 @@ class Asked:
 
 
 def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
-    """The instances of a request, each with the parameters that stand beside them.
+    """The instances of a request, each with the parameters given beside them.
 
     Raises:
         Refused: not of that form.
@@ -84,7 +84,7 @@ def _scores_asked(engine: Engine, text: str, prompt: str, encode: Any) -> Asked:
     while start < min(len(whole), len(before)) and whole[start] == before[start]:
         start += 1
     if start >= len(whole):
-        raise Refused(422, "input_sentence must go on after prompt: there is nothing to score", "input_sentence")
+        raise Refused(422, "input_sentence must continue prompt: there is nothing to score", "input_sentence")
     config = SamplingConfig(max_new_tokens=0, temperature=0, echo=True, logprobs=0)
     return Asked(prompt_of_ids(engine, whole), config, max(start, 1))
 

@@ -1,4 +1,4 @@
-"""A request of the server: a client of the decode loop that any thread may hold, and what may become of it."""
+"""A request of the server: a client of the decode loop that any thread may hold, and the errors it may end with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class Busy(Exception):
-    """The queue is full; later it may not be."""
+    """The queue is full; try again later."""
 
 
 class Unavailable(Exception):
@@ -33,23 +33,23 @@ class TooLate(Exception):
 
 
 class RequestFailed(Exception):
-    """Something broke while this request's text was chosen or written; the others go on."""
+    """Something broke while this request's text was generated; the others continue."""
 
 
 def nothing(*values: object) -> None:
-    """Whom nobody waits for."""
+    """A callback that does nothing."""
 
 
 class ServedRequest(Request):
     """One prompt on its way through the scheduler; any thread may hold it.
 
-    Iterating gives ``Delta`` until the request has ended, and raises what went wrong: ``TooLate``, ``Unavailable``,
+    Iterating gives ``Delta`` until the request has ended, and raises its error: ``TooLate``, ``Unavailable``,
     ``InputError`` (no token is left to choose from) or ``RequestFailed``.
 
     Args:
         deadline: ``time.monotonic()`` at which it is too late.
         notify: called from the loop's thread when there is something to ``take``.
-        keep_logits: keep those of what follows the prompt.
+        keep_logits: keep the logits of what follows the prompt.
 
     Attributes:
         config, seed: what was asked.
@@ -82,7 +82,7 @@ class ServedRequest(Request):
             yield from deltas
 
     def take(self, seconds: Optional[float] = 0.0) -> Optional[list[Delta]]:
-        """What came since the last time, after waiting ``seconds`` at most for the first; None: all was told.
+        """The deltas since the last call, after waiting at most ``seconds`` for the first; None once all were taken.
 
         Raises:
             Exception: as iterating, once everything before it was taken.
@@ -148,11 +148,11 @@ class ServedRequest(Request):
 
     @property
     def late(self) -> bool:
-        """Whether it was taken out because its time was over."""
+        """Whether it was removed because its time was over."""
         return self.taken_out and not self._cancelled.is_set()
 
     def _notify_safely(self) -> None:
         try:
             self._notify()
-        except Exception:  # whoever waits may have gone; that is no trouble of the thread that tells
+        except Exception:  # the waiting client may have gone; that must not stop this thread
             logger.exception("a request's deltas could not be told")

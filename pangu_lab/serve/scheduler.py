@@ -1,13 +1,13 @@
-"""The server's thread over the decode loop: who may come in, in whose turn, for how long, and what if the network fails.
+"""The server's thread over the decode loop: admission, fairness, time limits, and recovery when the network fails.
 
-One thread owns the network and steps the loop (``generate/decode_loop.py``), which lets requests in and out between two
-tokens. Here stand the bounds around it: a queue that serves sessions in turn, so that somebody with a hundred prompts
-does not keep out somebody with one; a wall clock for each request; an end that drains; and the states of the server.
+One thread owns the network and steps the loop (``generate/decode_loop.py``), which admits and ends requests between two
+tokens. This module adds a queue that serves sessions in turn, so that a client with a hundred prompts does not block a
+client with one; a wall clock for each request; a draining shutdown; and the states of the server.
 
-What goes wrong with one request is its own: it ends with an error, and the others go on. Only what the network itself
-raises is everybody's: their requests end, and it is loaded anew, a few times at most.
+An error in one request ends only that request, and the others continue. Only an exception of the network itself ends
+all requests; the network is then reloaded, a few times at most.
 
-A sequence's tokens depend on its prompt, settings and seed alone: draws are keyed by the request's seed, prompts
+A sequence's tokens depend only on its prompt, settings and seed: draws are keyed by the request's seed, prompts
 are fed alone, and decode steps are batch-invariant (``generate/batch_invariant.py``).
 """
 
@@ -33,15 +33,15 @@ from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, Unavailable, nothing
 
 logger = logging.getLogger(__name__)
-RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each time that a network is loaded anew
-RELOAD_WINDOW = 600.0  # so many failures within so many seconds; one more, and it has failed for good
-IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; it is woken for everything else
+RELOAD_WAITS = (1.0, 5.0, 30.0)  # seconds before each attempt to reload the network
+RELOAD_WINDOW = 600.0  # more failures than attempts within this many seconds, and it has failed for good
+IDLE_SECONDS = 0.5  # how often an idle scheduler looks for late requests; everything else wakes it
 ENDED = "the server has ended"
 
 
 @dataclass
 class ServedCounts(Counts):
-    """What happened since the start, for metrics; only the scheduler's thread writes."""
+    """Counts since the start, for metrics; only the scheduler's thread writes."""
 
     cancelled: int = 0
     late: int = 0
@@ -52,10 +52,10 @@ class Scheduler:
     """Runs requests over one engine until it is closed.
 
     Args:
-        engine: whose runner nobody else should use meanwhile.
+        engine: nobody else should use its runner meanwhile.
         limits: bounds of the queue, the batch and the wall clock.
-        batch_invariant: hold a graph's decode steps to batch sizes that agree to the last bit; without, few requests
-            at once are quicker. Where the C kernels decode it costs nothing.
+        batch_invariant: restrict a graph's decode steps to batch sizes that agree to the last bit; without this, few
+            requests at once are faster. Where the C kernels decode it costs nothing.
 
     Attributes:
         counts: since the start.
@@ -91,7 +91,7 @@ class Scheduler:
         """Wait until the network is warm.
 
         Raises:
-            Exception: what went wrong while it was warmed.
+            Exception: the error of the warm-up.
         """
         while not self.ready.wait(0.1):
             if self._failure:
@@ -106,10 +106,10 @@ class Scheduler:
 
         Args:
             configs: for all of them, or one each.
-            session: whose turn it is counted as.
+            session: the session whose turn it takes.
             seconds: wall clock from now, waiting included; the limit when not given.
             notify: called from the scheduler's thread after each delta.
-            keep_logits: keep those of the first token, for whoever wants to look at the choice.
+            keep_logits: keep those of the first token, for looking at the choice.
 
         Raises:
             InputError: settings that cannot work with this model or its cache.
@@ -134,7 +134,7 @@ class Scheduler:
             return self.engine.tokenizer.encode(text)
 
     def position(self, request: ServedRequest) -> int:
-        """How many requests are served before this waiting one; 0 for one that runs or has ended."""
+        """How many requests will be served before this waiting one; 0 if it is running or has ended."""
         order = self._waiting.order()
         return order.index(request) + 1 if request in order else 0
 
@@ -155,10 +155,10 @@ class Scheduler:
         return self._closing or self._lost or ("ready" if self.ready.is_set() else "the server is starting")
 
     def close(self, drain: bool = True, seconds: Optional[float] = None) -> bool:
-        """Take nothing new; end what runs and waits, cut off after ``seconds`` (of the limits by default).
+        """Admit nothing new; finish running and waiting requests, cut off after ``seconds`` (the limits' by default).
 
         Returns:
-            Whether everything came to its own end.
+            Whether every request ended by itself.
         """
         with self._changed:
             self._closing = self._closing or "the server is ending"
@@ -166,7 +166,7 @@ class Scheduler:
         if drain:
             self._thread_idle(time.monotonic() + (self.limits.drain_seconds if seconds is None else seconds))
         with self._changed:
-            left = [*self._waiting.order(), *self._loop.running]  # in this order, or one that is let in just now is missed
+            left = [*self._waiting.order(), *self._loop.running]  # in this order, or one just being admitted is missed
             self._closing = ENDED
         for request in left:
             request.cancel()
@@ -255,7 +255,7 @@ class Scheduler:
             self.ready.set()
 
     def _prepare_reload(self, error: Exception) -> None:
-        """End what runs and wait a little; raises the error when the network never worked, or failed too often."""
+        """End running requests and wait a little; raises the error if the network never worked, or failed too often."""
         now = time.monotonic()
         self._failures = [*(then for then in self._failures if now - then < RELOAD_WINDOW), now]
         count = len(self._failures)
@@ -275,7 +275,7 @@ class Scheduler:
         self._loop.end_all(Unavailable(reason))
 
     def _warm_up(self) -> None:
-        """Compile what will be called, and find the batch sizes that agree."""
+        """Compile the calls in advance, and find the batch sizes that agree."""
         engine = self.engine
         try:
             engine.prefill([engine.tokenizer.eod_id] * min(2, engine.max_length))
@@ -300,7 +300,7 @@ class Scheduler:
 
 
 def _observe(told: Callable[..., None], *values: Any) -> None:
-    """Tell whoever counts; what counts wrongly ends nothing."""
+    """Call an observer; its errors stop nothing."""
     try:
         told(*values)
     except Exception:

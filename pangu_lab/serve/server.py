@@ -1,8 +1,8 @@
-"""One process that serves a bundle: the API, the page, one scheduler behind both.
+"""One process that serves a bundle: the API, the page, and one scheduler behind both.
 
-Bound to this machine alone unless a token or a password is set. What is served is code of this package and text of
-the model: there is no route that gives files of this machine, nothing is loaded from elsewhere, and the page's own
-functions are closed to other programs. A stop that drains takes nothing new, ends what was taken, and then closes.
+Bound to loopback unless a token or a password is set. It serves only this package's code and the model's text: no
+route gives out files of this machine, nothing is loaded from elsewhere, and the page's own functions are closed to
+other programs. A draining stop takes nothing new, finishes what was accepted, and then closes.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class Server:
         self._closed = False
 
     def close(self, drain: bool = False, seconds: Optional[float] = None) -> bool:
-        """Stop serving; with ``drain`` only when everything that was taken has ended, or after ``seconds``.
+        """Stop serving; with ``drain`` only when all accepted requests have ended, or after ``seconds``.
 
         Returns:
-            Whether everything came to its own end.
+            Whether every request ended by itself.
         """
         if self._closed:
             return True
@@ -82,22 +82,22 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
 
     Args:
         bundle: a model as ``PanguLM.load`` opens it, or an engine.
-        host: an address of this machine. Others than 127.0.0.1 need a password or a token.
+        host: an address of this machine. Addresses other than 127.0.0.1 need a password or a token.
         port: 0 takes a free one.
-        password: the page asks for it, with the user name ``pangu``; the token stands in when there is none.
-        token: the API wants it as ``Authorization: Bearer``; the password stands in when there is none.
-        insecure: serve on any address without either all the same.
+        password: the page asks for it, with the user name ``pangu``; defaults to the token.
+        token: the API expects it as ``Authorization: Bearer``; defaults to the password.
+        insecure: serve on any address even without a secret.
         limits: what requests may ask for.
         page: whether the page is served beside the API.
-        names: host names, beside this machine's own, under which the server may be called; empty for any when it is
+        names: host names, besides this machine's own, under which the server may be reached; empty for any when it is
             served beyond this machine.
-        quick: let a graph decode in batches of any size: quicker with few requests at once, but the last bits of a
-            text's numbers then depend on what runs beside it. The C kernels are batch-invariant by themselves.
+        quick: let a graph decode in batches of any size: faster with few requests at once, but the last bits of a
+            text's numbers then depend on the other requests. The C kernels are batch-invariant by themselves.
         nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
         master_addr, master_port: where agents of other hosts reach this process; by default port 8119, or any free one
             when there are none.
-        cluster_key: a secret that the agents know as well.
-        root_path: the path below which a proxy shows the server, when it takes it off before it passes requests on.
+        cluster_key: a secret shared with the agents.
+        root_path: the path under which a proxy serves this server, if the proxy strips it from requests.
 
     Raises:
         InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
@@ -109,7 +109,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     try:
         if not isinstance(bundle, Engine):
             bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key)
-        bundle.runner.reload = getattr(bundle, "reload", None)  # an engine of weights is only tried again as it is
+        bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
         app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path)

@@ -1,8 +1,8 @@
-"""Few-shot prompts for a model that was never taught to follow instructions: it goes on with a pattern.
+"""Few-shot prompts for a model that was not trained to follow instructions: it continues a pattern.
 
 Each template is a few solved examples, then the reader's own case, then a place for the answer; the answer ends
-where the pattern's next line would begin. The examples were written for this project. A small model gives small
-answers: the pattern shows what to do, and not how to know.
+where the pattern's next line would begin. The examples were written for this project. A pattern shows a small model
+what to do, but does not give it knowledge.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Template:
         pattern: the reader's case; ``{passage}`` and ``{question}`` are filled in.
         stop: where the answer ends.
         new_tokens: room for an answer.
-        question, passage: what stands in the fields at first; without a passage there is no such field.
+        question, passage: initial contents of the fields; without a passage there is no such field.
     """
 
     examples: str

@@ -1,4 +1,4 @@
-"""Which language the page speaks, its texts (section ``page`` of ``pangu_lab/texts``), and the presets of its controls."""
+"""The page's language, its texts (section ``page`` of ``pangu_lab/texts``), and the presets of its controls."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Messages between the front of a distributed server and its ranks: a line of JSON, then arrays as they lie in memory.
+"""Messages between a distributed server's front end and its ranks: a line of JSON, then arrays as they lie in memory.
 
 The connection and its handshake are the standard library's: both sides prove that they know a common key (HMAC of a
-random challenge) before anything else is read. Nothing that arrives is ever unpickled. Either side beats every few
-seconds; one that is silent for long counts as gone, as one whose connection ends does.
+random challenge) before anything else is read. Nothing that arrives is ever unpickled. Each side sends a heartbeat
+every few seconds; one that is silent for long counts as gone, as does one whose connection ends.
 """
 
 from __future__ import annotations

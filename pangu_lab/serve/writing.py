@@ -1,4 +1,4 @@
-"""What the page's buttons do: requests to the scheduler, and their deltas as texts for people."""
+"""The actions of the page's buttons: requests to the scheduler, and their deltas as readable texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.tokenizer.display import VISIBLE
 
-REFRESH_SECONDS = 0.06  # how often the text on the page grows; quicker only costs the browser
+REFRESH_SECONDS = 0.06  # how often the text on the page is updated; faster only loads the browser
 CANDIDATES = 12
 
 
@@ -57,7 +57,7 @@ class Writer:
         self.running = _Running()
 
     def write(self, texts: dict[str, str], session: str, prompt: str, *controls: Any) -> Iterator[tuple[str, str]]:
-        """(continuation, status) again and again while it is made."""
+        """Yield (continuation, status) repeatedly while the text is generated."""
         try:
             yield from self._write(texts, session, prompt, sampling_of(self.engine.sampling, *controls))
         except InputError as error:
@@ -115,7 +115,7 @@ class Writer:
 
     def complete(self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
                  seed: int = -1) -> str:
-        """Continue a prompt, for Gradio's own client; a negative seed takes a fresh one.
+        """Continue a prompt, for Gradio's own client; a negative seed takes a random one.
 
         Raises:
             Error: of Gradio, with the reason; its client raises it again.
@@ -163,7 +163,7 @@ class Writer:
         return rows, written, texts["choose"]
 
     def _stages(self, request: ServedRequest, config: SamplingConfig) -> dict[str, Any]:
-        """What the table shows: the model's own, all bans and penalties as one, and each sampler."""
+        """The rows of the table: the model's own, all bans and penalties as one, and each sampler."""
         tokenizer = self.engine.tokenizer
         ends = (tokenizer.eod_id, *config.stop_ids)
         history = History(request.prompt.ids, [], ends, unknown=unknown_ids(tokenizer))
@@ -195,10 +195,10 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
     """The controls of the page as settings.
 
     Args:
-        defaults: of the bundle; what the page has no control for stays as it is there.
+        defaults: of the bundle; settings without a control on the page keep these values.
         top_p, top_k: 1 and 0 switch them off.
-        stop: one stop string a line.
-        seed: empty for a fresh one.
+        stop: one stop string per line.
+        seed: empty for a random one.
 
     Raises:
         InputError: a value outside its range.
@@ -216,7 +216,7 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
 
 
 def plain(text: str) -> str:
-    """``text`` for a place that reads markup: every sign that could begin markup is written as a character."""
+    """``text`` for a place that reads markup: every character that could begin markup is escaped."""
     harmless = " .,:;()-=/"
     return "".join(letter if letter.isalnum() or letter in harmless else f"&#{ord(letter)};" for letter in text)
 
@@ -229,7 +229,7 @@ def _visible(text: str, index: int, tokenizer: Any) -> str:
 
 
 def _speed(texts: dict[str, str], request: ServedRequest) -> str:
-    """Tokens, and tokens a second since the first was chosen."""
+    """Tokens, and tokens per second since the first was chosen."""
     end = request.ended_at or time.monotonic()
     seconds = max(end - (request.started or end), 1e-9)
     return texts["speed"].format(tokens=request.tokens, rate=request.tokens / seconds)

@@ -1,4 +1,4 @@
-"""What every tokenizer can do, whatever its vocabulary: text ↔ ids, pieces by name, streaming, saving.
+"""The interface of every tokenizer: text ↔ ids, pieces by name, streaming, saving.
 
 A vocabulary is a table of pieces, and each piece stands for some bytes of UTF-8 text (none, for the special
 ones). Decoding joins those bytes, so a mark like ▁ ▂ ▃ can never reach the text, and a character split over

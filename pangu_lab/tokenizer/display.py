@@ -1,4 +1,4 @@
-"""How a text is cut: words, pieces and ids side by side."""
+"""How a text is tokenized: words, pieces and ids side by side."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """GPT-2's tokenizer: byte-level pairs from local ``vocab.json`` and ``merges.txt``, through ``tokenizers``.
 
 Every byte has a printable stand-in (space is Ġ), so any text can be encoded and comes back exactly. GPT-2 has one
-special piece, ``<|endoftext|>``; it takes the part of PanGu's ``<eot>``, ``<eod>`` and ``<pad>``.
+special piece, ``<|endoftext|>``; it serves as PanGu's ``<eot>``, ``<eod>`` and ``<pad>``.
 """
 
 from __future__ import annotations

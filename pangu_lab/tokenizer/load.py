@@ -1,4 +1,4 @@
-"""From a name or a place on the disk to a tokenizer."""
+"""From a name or a path to a tokenizer."""
 
 from __future__ import annotations
 

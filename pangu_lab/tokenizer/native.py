@@ -1,9 +1,9 @@
-"""The C form of segmentation and word look-up: found, or compiled once, or done without.
+"""The C implementation of segmentation and word look-up: prebuilt, compiled at first use, or skipped.
 
-``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler turns them into a small shared library,
-loaded through ctypes (which lets other threads run meanwhile), built with the package or at the first use (about a
+``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler builds a small shared library from them,
+loaded through ctypes (which lets other threads run meanwhile), built with the package or at first use (about a
 second; see ``compiling.py``). Without a compiler, or with
-``PANGU_LAB_NATIVE=0``, the portable code does the work with the same result, some six times slower.
+``PANGU_LAB_NATIVE=0``, the portable code gives the same result, some six times slower.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Finding the user's text files and reading them right, or refusing them by name and byte.
 
-A file is UTF-8 (with or without a byte-order mark), UTF-16 with its mark, or GBK / GB 18030; which one is decided
-by looking at all of it before any work starts. A damaged UTF-8 file often happens to decode as GBK, into
-nonsense; so the bytes must speak against UTF-8 as a whole, and the text must look like Chinese, before GBK is
-believed. Everything else is refused with the offset of the first bad byte.
+A file is UTF-8 (with or without a byte-order mark), UTF-16 with its mark, or GBK / GB 18030; the encoding is determined
+from the whole file before any work starts. A damaged UTF-8 file often happens to decode as GBK, into
+nonsense; so GBK is accepted only if the bytes as a whole do not look like UTF-8 and the text looks Chinese.
+Everything else is refused with the offset of the first bad byte.
 """
 
 from __future__ import annotations

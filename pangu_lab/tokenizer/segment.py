@@ -1,10 +1,10 @@
 """Text to words, exactly as ``jieba.cut`` does it (default mode, unknown words by the character model), faster.
 
-Two engines with one result. The portable one below is plain Python around two ideas: the best path through the
-dictionary is found backwards in one loop that looks up only beginnings of words, and runs of single characters,
-which repeat a lot, keep their answer. ``native.py`` holds the same algorithm in C, used where a compiler was at
-hand. Equality with jieba is by construction: the same numbers are added in the same order and ties fall the same
-way, so not even rounding can tell them apart; the tests check it on made-up and on real text.
+Two engines with the same result. The portable one below is plain Python around two ideas: the best path through the
+dictionary is found backwards in one loop that looks up only word prefixes, and runs of single characters,
+which repeat a lot, are cached. ``native.py`` has the same algorithm in C, used if a compiler was
+available. Equality with jieba is by construction: the same numbers are added in the same order and ties go the same
+way, so even rounding is identical; the tests check it on made-up and on real text.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A text becomes words joined by spaces, its own spaces and line ends turned into the pieces ▂ and ▃. SentencePiece
 puts ▁ before each word, and where no piece has ▁ anywhere else (the released vocabulary and all trained here), no
-piece reaches across words: then the ids of a text are the ids of its words, which are remembered, and SentencePiece
-is asked once for each new word. The released vocabulary normalises (NFKC): "，" comes back as ",".
+piece crosses words: then the ids of a text are the ids of its words, which are cached, and SentencePiece
+is called once for each new word. The released vocabulary normalises (NFKC): "，" comes back as ",".
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A SentencePiece vocabulary from the user's own text, with PanGu's special pieces and ids.
 
-The text is cut into the same words as at encoding, so the pieces are learnt on exactly what they will meet. Unlike
-the released vocabulary nothing is normalised: "，" stays "，", and decoding gives back the text to the character
-(those too rare for a small vocabulary become <unk>).
+The text is split into the same words as at encoding, so the pieces are learnt on what they will encode. Unlike
+the released vocabulary nothing is normalised: "，" stays "，", and decoding gives back the text exactly
+(characters too rare for a small vocabulary become <unk>).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Training: the step, the loop around it, and the run folder as the process that trains sees it.
+"""Training: the step, the loop around it, and the run folder from the training process's side.
 
-What a run has written is read with ``pangu_lab.runs``.
+``pangu_lab.runs`` reads what a run has written.
 """
 
 from pangu_lab.lazy import lazy_names

@@ -1,6 +1,6 @@
-"""The backward graphs of a part of the network, for whoever runs the parts one after the other.
+"""The backward graphs of a part of the network, for callers that run the parts one after the other.
 
-Each computes its part of the forward pass again from the part's input, so that it needs nothing but what it is given.
+Each recomputes its part of the forward pass from the part's input, so that its arguments are all it needs.
 """
 
 from __future__ import annotations

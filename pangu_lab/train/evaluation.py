@@ -16,7 +16,7 @@ from pangu_lab.progress import Progress, silent
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean negative log-likelihood a token (nats) over ``tokens`` tokens."""
+    """Mean negative log-likelihood per token (nats) over ``tokens`` tokens."""
 
     loss: float
     tokens: int
@@ -38,7 +38,7 @@ def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch
 
     Args:
         loss_cell: gives Σ weight · −log p for a batch (``PanguLoss`` without dropout).
-        max_batches: look at no more than this many batches from the start.
+        max_batches: use at most this many batches from the start.
     """
     wanted = len(dataset)
     if max_batches is not None:

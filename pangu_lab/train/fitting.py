@@ -1,7 +1,7 @@
-"""Whether a training fits into this machine's memory, asked before anything is loaded.
+"""Checks whether a training fits in this machine's memory, before anything is loaded.
 
-The numbers are the planner's, which are those that CPU processes were measured to take. Devices of another kind have
-memory of their own, which ``pangu-lab plan`` is asked about.
+The estimates are the planner's, calibrated on measured CPU processes. Accelerators have their own memory; use
+``pangu-lab plan`` for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pangu_lab.planner import estimate
 
 
 def memory_line(config: RunConfig) -> str:
-    """What this machine's ranks need, in a line; for one of them to ask.
+    """The memory that this machine's ranks need, in a line; one of them calls it.
 
     Raises:
         InputError: one line with what is needed, what is there, and what would fit.
@@ -38,7 +38,7 @@ def _need_of(config: RunConfig, model: ModelConfig) -> Need:
 
 
 def _split(config: RunConfig):
-    """In words, tensor parallelism over machines like this one; worked out only when it is asked for."""
+    """The advice, in words: tensor parallelism over machines like this one; computed only when needed."""
     def words() -> str:
         found = _tensor(config)
         split = f"parallel.tensor={found[0]} would need {size(found[1])} on each of {found[0]} machines, " if found else ""
@@ -48,7 +48,7 @@ def _split(config: RunConfig):
 
 
 def _tensor(config: RunConfig) -> Optional[tuple[int, int]]:
-    """The smallest tensor dimension whose ranks fit, and what one needs."""
+    """The smallest tensor dimension whose ranks fit, and the memory one needs."""
     for ranks in (2, 4, 8, 16, 32):
         layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1, optimizer=False)
         try:

@@ -1,16 +1,16 @@
-"""Compiled graphs of an earlier start, taken again: a run that goes on, or one like it, waits a third as long.
+"""Compiled graphs of an earlier start, reused: a resumed run, or one like it, waits a third as long.
 
-MindSpore can keep what its front end makes of a cell, but its own check is weak: the n-th graph that a process
+MindSpore can cache its front end's output for a cell, but its own check is weak: the n-th graph that a process
 compiles with the cache on is taken from the n-th file of the folder, *whatever cell it is* (a cell that adds 100 gave
-the result of one that doubles, MindSpore 2.10). So the cache is on only while a graph known by name compiles, the
-folder is named after everything that can change a graph (settings, code, versions) and after the graph that came
-first (a new run evaluates before it trains, a resumed one does not), and a record beside the files says which name was
-the n-th and what each file's sha256 is. A name out of turn compiles without the cache; a record that does not agree
-with its files empties the folder. MindSpore keeps the first folder for the life of a process, so only the first
+the result of one that doubles, MindSpore 2.10). So the cache is on only while a graph known by name compiles. The
+folder is named after everything that can change a graph (settings, code, versions) and after the graph compiled first
+(a new run evaluates before it trains, a resumed one does not), and a record beside the files says which name was
+the n-th and what each file's sha256 is. A name out of turn compiles without the cache; a record that does not match
+its files empties the folder. MindSpore keeps the first folder for the life of a process, so only the first
 training of a process has a cache.
 
-Measured with the debug preset: 7.0 s for a whole run of 20 steps with nothing kept, 2.2 s with it, every loss equal to
-the last bit.
+Measured with the debug preset: 7.0 s for a whole run of 20 steps with an empty cache, 2.2 s with a full one, every
+loss equal to the last bit.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from pangu_lab.ops.backend import training_backend
 
 try:
     import fcntl
-except ImportError:  # Windows: no folder can be held alone, so nothing is kept
+except ImportError:  # Windows: no exclusive lock on a folder, so nothing is cached
     fcntl = None
 
 log = logging.getLogger(__name__)
-KEPT = 20  # sets of graphs in the cache folder; the ones used longest ago go first. One takes about a megabyte
+KEPT = 20  # sets of graphs in the cache folder; the least recently used go first. One takes about a megabyte
 RECORD = "record.json"
 _FILES = "rank_*/graph_cache/compile_cache_{}.mindir"  # MindSpore's names
 _OUTSIDE = {"data": {"path", "eval_path", "column", "shuffle"},
@@ -50,11 +50,11 @@ _state = {"used": False}  # MindSpore keeps the first folder for the life of the
 
 
 class GraphCache:
-    """The graphs of one training; a context manager that holds their folder alone.
+    """The graphs of one training; a context manager that holds their folder exclusively.
 
     Args:
-        config: complete settings of the run. One process alone keeps graphs: what several ranks compile has more
-            parts, and recomputation by layers too.
+        config: complete settings of the run. Only a single process caches graphs: what several ranks compile has more
+            parts, and so does recomputation by layers.
     """
 
     def __init__(self, config: RunConfig):
@@ -64,7 +64,7 @@ class GraphCache:
         self.wanted = alone and script and not _state["used"] and fcntl is not None
         self.names: list[str] = []  # compiled with the cache on by this process, in order
         self.kept: list[dict[str, str]] = []
-        self.taken = 0  # graphs that were there already
+        self.taken = 0  # graphs found in the cache
         self.lock: Optional[int] = None
 
     def __enter__(self) -> "GraphCache":
@@ -94,7 +94,7 @@ class GraphCache:
             self.lock = None
 
     def _checked(self) -> list[dict[str, str]]:
-        """What the record lists, if the files are these and as it says; else nothing, and an emptied folder."""
+        """The graphs in the record, if the files match it; else nothing, and an emptied folder."""
         os.utime(self.folder.parent)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             entries = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["graphs"]
@@ -111,7 +111,7 @@ class GraphCache:
 
     @contextlib.contextmanager
     def compiling(self, name: str) -> Iterator[None]:
-        """Around the first call of the graph called ``name``: takes it from the cache, or keeps it there."""
+        """Wraps the first call of the graph called ``name``: loads it from the cache, or stores it there."""
         if self.wanted:
             self._open(name)
         number = len(self.names)
@@ -129,7 +129,7 @@ class GraphCache:
         self._keep(name, number)
 
     def _keep(self, name: str, number: int) -> None:
-        """Write down that the ``number``-th file is the graph called ``name``; give up if there are others too."""
+        """Record that the ``number``-th file is the graph called ``name``; give up if there are others too."""
         files = len(list(self.folder.glob(_FILES.format("*"))))
         if files != max(len(self.kept), number + 1):
             log.info("graphs are not kept: %d files for %s", files, self.names)
@@ -157,7 +157,7 @@ def graph_key(config: RunConfig) -> str:
 
 
 def _drop_old(current: Path) -> None:
-    """No more than ``KEPT`` sets of graphs."""
+    """Keep at most ``KEPT`` sets of graphs."""
     sets = sorted((path for path in current.parent.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime)
     for old in sets[:-KEPT]:
         if old != current:

@@ -1,8 +1,8 @@
-"""The training loop: from a configuration to a run folder that tells everything.
+"""The training loop: from a configuration to a complete run folder.
 
 ``train`` is all a caller needs. It writes the run folder described in the project's contracts: effective
 configuration, events, checkpoints, status with a heartbeat. It resumes exactly (the weights, both moments, the step,
-the place in the data and the loss scale are saved; dropout and shuffling need no state), stops cleanly on Ctrl-C,
+the position in the data and the loss scale are saved; dropout and shuffling need no state), stops cleanly on Ctrl-C,
 SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoint.
 """
 
@@ -72,11 +72,11 @@ class TrainResult:
 
 
 class TrainingFailed(RuntimeError):
-    """Training cannot go on; the message says what to try."""
+    """Training cannot continue; the message says what to try."""
 
 
 class Trainer:
-    """Everything that lives while a run trains. Weights, moments, step, data position and loss scale are its state."""
+    """The state of a running training: weights, moments, step, data position and loss scale."""
 
     def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset],
                  mesh: Mesh = Mesh(), graphs: Optional[GraphCache] = None):
@@ -85,7 +85,7 @@ class Trainer:
         self.ranks = Ranks(mesh)
         self.backend = training_backend(config.model)
         self.step = 0
-        self.records = 0  # records consumed: the place in the data
+        self.records = 0  # records consumed: the position in the data
         self.tokens = 0
         self.scale = LossScale.from_config(config.train, config.model.compute_dtype == "float16")
         self.last_loss = math.nan
@@ -135,7 +135,7 @@ class Trainer:
         return Parts(config.model, self.weights, self.mesh, self.backend, config.train.seed, config.data.seq_length)
 
     def _gradient_step(self, stage: PanguStage, parts: Parts):
-        """What computes gradients: the whole network's graph, or this stage's part of the pipeline."""
+        """The cell that computes gradients: the whole network's graph, or this stage's part of the pipeline."""
         config, mesh, parameters = self.config, self.mesh, dict(zip(self.specs, self.parameters))
         loss = PanguLoss(stage) if mesh.is_last_stage else None
         pieces = Pieces(parts, parameters) if by_pieces(config) else None
@@ -178,7 +178,7 @@ class Trainer:
         self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.backend)
 
     def _device_value(self, name: str, value):
-        """What the device gets of a parameter: with offload, matrices in the compute type alone."""
+        """The device's copy of a parameter: with offload, matrices only in the compute type."""
         config = self.config
         half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_half(name)
         return value.astype("float16") if half else value
@@ -209,7 +209,7 @@ class Trainer:
         return total, gradients
 
     def train_batch(self, batch) -> dict[str, Any]:
-        """Run one batch; the event that tells of it."""
+        """Run one batch; returns its event."""
         config = self.config
         started = time.perf_counter()
         total, gradients = self.gradients(batch)
@@ -273,7 +273,7 @@ class Trainer:
         return max(1, self.config.data.batch_size // self.config.train.accumulation)
 
     def save(self) -> Path:
-        """A checkpoint of this moment."""
+        """A checkpoint of the current state."""
         self.run.status(state="saving", step=self.step)
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
@@ -285,9 +285,9 @@ class Trainer:
         return path
 
     def _own_tensors(self):
-        """What this rank writes into a checkpoint, and where in the whole each belongs; every element once."""
+        """This rank's part of a checkpoint, and where in the whole each region belongs; every element once."""
         tensors, regions, specs = {}, {}, self.specs
-        for name, shard in self.shards.items():  # copies on other ranks need no second writing
+        for name, shard in self.shards.items():  # of several copies only one rank's is written
             if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
                 tensors[name], regions[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
@@ -299,7 +299,7 @@ class Trainer:
         return tensors, regions
 
     def tell_memory(self) -> None:
-        """What each rank took, into an event; every rank must call it."""
+        """Every rank's memory, into an event; every rank must call it."""
         weights = sum(value.nbytes for value in (self.weights(name) for name in self.shards))
         moments = sum(2 * 4 * math.prod(shard.shape) for shard in self.moment_shards.values())
         own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
@@ -321,9 +321,9 @@ class Trainer:
                     self.evaluate()
                 path = self.save() if self.step % config.checkpoint_every == 0 else None
             reason = stop_reason()
-            if self.ranks.any(reason is not None):  # one rank's reason is everybody's
+            if self.ranks.any(reason is not None):  # one rank's reason stops all
                 reason = reason or "stopped with the other ranks"
-        path = path or self.save()  # first of all: whoever sent a signal may not wait long
+        path = path or self.save()  # first of all: the sender of a signal may not wait long
         if self.step % config.eval_every and reason != "signal":
             self.evaluate()
         self.tell_memory()
@@ -336,7 +336,7 @@ class Trainer:
         if not self.first_step_done:
             self.first_step_done = True
             self.run.event("compile", step=self.step, seconds=event.get("seconds"), graphs_taken=self.graphs.taken)
-            for name in ("seconds", "tokens_per_second"):  # with the compilation in it these would mislead
+            for name in ("seconds", "tokens_per_second"):  # these would include the compilation
                 event.pop(name, None)
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
@@ -361,9 +361,9 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     Args:
         config: complete settings; ``data.path`` names a folder made by ``prepare``.
         run_folder: created, or continued from its last whole checkpoint.
-        resume: "auto" continues a run that is there; True insists on one; False refuses one; "start-over" is "auto",
-            and begins at step 0 again when every checkpoint of the run is damaged.
-        stop: asked after every step; True ends the run cleanly, as does the file ``stop`` in the run folder.
+        resume: "auto" continues an existing run; True requires one; False refuses one; "start-over" is "auto", and
+            begins at step 0 again when every checkpoint of the run is damaged.
+        stop: called after every step; True ends the run cleanly, as does the file ``stop`` in the run folder.
 
     Raises:
         InputError: settings, data set and run folder do not go together.
@@ -415,7 +415,7 @@ def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]
 
 
 def _with_tokenizer(config: RunConfig, dataset: TokenDataset) -> RunConfig:
-    """The configuration with the data set's end of document and padding; what it already says must agree."""
+    """The configuration with the data set's end of document and padding; values already set must agree."""
     given = config.tokenizer
     if given != TokenizerConfig():
         chosen = load_tokenizer(given.path or dataset.tokenizer_folder, given.eod, given.pad)
@@ -453,13 +453,13 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
         trainer.evaluate()
     deadline = _deadline(config.train.max_minutes)
     if trainer.step >= config.train.steps:
-        trainer.evaluate()  # nothing left to train: say how good it is
+        trainer.evaluate()  # no steps left: report the held-out loss
         return "finished", checkpoint.folder if checkpoint else trainer.save()
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 
 
 def _first_values(trainer: Trainer) -> Callable[..., Any]:
-    """What the weights of a new run are read from; the events tell where that was."""
+    """The source of a new run's weights; the events record it."""
     point = starting_point(trainer.config, trainer.dataset)
     trainer.notes = point.notes
     for note in point.notes:

@@ -1,7 +1,7 @@
-"""What memory each rank of a run took: its peak as the system saw it, and the parts that can be counted.
+"""Memory of each rank of a run: its peak as the system saw it, and the parts that can be counted.
 
 The peak is the process's largest resident size since it began (compilation included), on GPU and Ascend also the
-device's. A ``memory`` event at the end of each run holds the list, one entry a rank.
+device's. A ``memory`` event at the end of each run holds the list, one entry per rank.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MB = 2**20
 
 
 def peak_mb() -> float:
-    """This process's largest resident size so far; where the system does not tell, the present one."""
+    """This process's largest resident size so far; the current one if the system does not report it."""
     try:
         text = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) / 1024

@@ -1,17 +1,17 @@
 """Adam on the host: moments (and the fp32 weights of half-precision parameters) in host memory or in a file mapped into it.
 
-The device keeps the weights it computes with and sends down gradients, in half precision where the weights are; the
-update is AdamW as in ``step.py``, here over numpy arrays, piece by piece so that a piece stays in the processor's cache
-and nothing large is made on the way. Numpy and not an operator, because MindSpore's operators would first copy the
-states to the device, which is what must not happen, and would take their memory from the same limit. Parameters are
+The device keeps the weights it computes with and sends gradients to the host, in half precision where the weights are;
+the update is AdamW as in ``step.py``, here over numpy arrays, piece by piece so that a piece stays in the processor's
+cache and no large temporaries are made. Numpy and not an operator, because MindSpore's operators would first copy the
+states to the device, which is what offload must avoid, and would take their memory from the same limit. Parameters are
 updated by several threads, and each goes back to the device while the next are computed. The update itself cannot
 overlap the backward pass: the clip factor needs the norm of all gradients.
 
-The results differ from the device's AdamW in the order of a few roundings only: after a step by at most 2 units in the
+The results differ from the device's AdamW only in the order of a few roundings: after a step by at most 2 units in the
 last place of the update.
 
-With ``train.offload_folder`` the states live in one file without a name in that folder, which the system takes back
-however the run ends; checkpoints are what is kept. Its space is reserved when the run starts, so that a full disk is
+With ``train.offload_folder`` the states live in an unnamed file in that folder, whose space the system reclaims
+however the run ends; only checkpoints persist. Its space is reserved when the run starts, so that a full disk is
 an error then, and not a crash in the middle of a step.
 """
 
@@ -77,7 +77,7 @@ class StateStore:
 
 
 class HostAdamW:
-    """``AdamW`` whose states and arithmetic are the host's; called alike.
+    """``AdamW`` with states and arithmetic on the host; same interface.
 
     Args:
         weights: this rank's parameters on the device, in fp32 or, some, in half precision.
@@ -148,7 +148,7 @@ class HostAdamW:
 
 
 def adam_pieces(weight, first, second, gradient, factor, rate, keep, eps, config: TrainConfig) -> None:
-    """AdamW in place over flat arrays; ``keep`` multiplies the weight first (None: no decay)."""
+    """AdamW in place over flat arrays; ``keep`` first multiplies the weight (None: no decay)."""
     beta1, beta2 = np.float32(config.beta1), np.float32(config.beta2)
     for start in range(0, weight.size, PIECE):
         part = slice(start, start + PIECE)

@@ -1,12 +1,12 @@
 """Pipeline parallelism: micro-batches through the stages in the 1F1B order (Narayanan et al., arXiv 2104.04473).
 
 Every rank runs the schedule of its own stage on the host: a few warm-up forward passes, then one forward and one
-backward in turn, then the backward passes that are left. At most as many activations are kept as there are stages to
-come. A stage keeps the *input* of each micro-batch only and computes its layers again in the backward graph, so that
-a graph needs nothing but what it is given.
+backward in turn, then the remaining backward passes. A stage holds at most as many activations as there are stages
+after it. It keeps only the *input* of each micro-batch and recomputes its layers in the backward graph, so that
+a graph needs only its arguments.
 
-Neighbours talk through ``Exchange``, in which both directions are one collective: in the steady state a stage hands
-its output up and takes a gradient down at the same moment, so no two stages can wait for each other. The word
+Neighbours communicate through ``Exchange``, in which both directions are one collective: in the steady state a stage
+sends its output up and receives a gradient at the same time, so no two stages can deadlock. The word
 embedding lives on the first stage and the last; its gradients are summed over the two, which keeps both equal.
 """
 
@@ -27,7 +27,7 @@ from pangu_lab.train.step import AddGradients
 
 
 class Neighbours:
-    """Messages to the stage before and the stage after. A direction that is not there gives None."""
+    """Messages to the previous stage and the next. A direction that does not exist gives None."""
 
     def __init__(self, mesh: Mesh):
         stage = mesh.index("pipeline")
@@ -35,11 +35,11 @@ class Neighbours:
         self.after = None if mesh.is_last_stage else Exchange(_pair(mesh, stage))
 
     def up(self, give, shape):
-        """Exchange with the stage after: ``give`` our output (or None), take its gradient."""
+        """Exchange with the next stage: ``give`` our output (or None), take its gradient."""
         return None if self.after is None else self.after(_zeros(shape) if give is None else give)
 
     def down(self, give, shape):
-        """Exchange with the stage before: ``give`` our gradient (or None), take its output."""
+        """Exchange with the previous stage: ``give`` our gradient (or None), take its output."""
         return None if self.before is None else self.before(_zeros(shape) if give is None else give)
 
 
@@ -59,7 +59,7 @@ def _rows_shape(mesh: Mesh, positions: Tensor, hidden: int) -> tuple[int, int]:
 
 
 class PipelineGradients:
-    """The gradients of a batch, by this rank's share of the 1F1B schedule.
+    """The gradients of a batch, through this rank's part of the 1F1B schedule.
 
     Args:
         mesh: the layout.
@@ -69,7 +69,7 @@ class PipelineGradients:
         word: the name of the word embedding among them.
         log: called with ("step", 0) as a batch begins, ("forward" or "backward", micro-batch) as a pass begins, and
             ("wait", micro-batch) as it has ended; for pictures of the schedule.
-        counts: told what the routers did, where this stage has experts.
+        counts: receives the routers' counts, if this stage has experts.
         pieces: the stage layer by layer, to recompute each from its own input.
     """
 
@@ -150,7 +150,7 @@ class PipelineGradients:
 
 
 class PipelineLoss:
-    """Held-out loss through the stages: called like ``PanguLoss``, gives the same number on every rank."""
+    """Held-out loss through the stages: called like ``PanguLoss``, returns the same number on every rank."""
 
     def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, hidden: int):
         self.mesh, self.stage, self.loss, self.hidden = mesh, stage, loss, hidden

@@ -1,4 +1,4 @@
-"""What the ranks of a run agree on: summed gradients, one loss, one norm, one decision to stop.
+"""Agreement between the ranks of a run: summed gradients, one loss, one norm, one decision to stop.
 
 With a single process every method returns what it was given.
 """
@@ -25,7 +25,7 @@ class Ranks:
         self._everyone = AllReduce(group_of(mesh, "pipeline", "data", "tensor"))
         self._losses = AllReduce(group_of(mesh, "pipeline", "data"))
         self._messages: list[tuple[list[int], SumGradients]] = []
-        self.seconds = 0.0  # spent in the sums of gradients, waiting for other ranks included
+        self.seconds = 0.0  # spent in gradient sums, including waiting for other ranks
 
     def prepare_gradients(self, shapes: list[tuple[int, ...]], dimensions: list[tuple[str, ...]]) -> None:
         """Build the messages that carry gradients of these shapes, each summed over its dimensions of the mesh."""
@@ -64,17 +64,17 @@ class Ranks:
         return self._sum(self._losses, ("pipeline", "data"), [value])[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank says so; every rank gets the same answer at the same point."""
+        """Whether it is true on any rank; every rank gets the same answer at the same point."""
         return self._sum(self._everyone, ("pipeline", "data", "tensor"), [float(flag)])[0] > 0
 
     def barrier(self) -> None:
-        """Returns when all ranks have come here."""
+        """A barrier: returns when all ranks have reached it."""
         self.any(False)
 
     def _sum(self, cell: AllReduce, dimensions: Sequence[str], values: list[float]) -> list[float]:
         if all(self.mesh.size(name) == 1 for name in dimensions):
             return values
-        # a double is carried as two singles: losses of ranks add up without losing digits
+        # a double is sent as two singles: losses of ranks add up without losing digits
         exact = np.array(values, np.float64)
         high = exact.astype(np.float32)
         with np.errstate(invalid="ignore"):

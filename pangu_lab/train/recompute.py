@@ -1,16 +1,16 @@
-"""Recomputation by pieces: of each layer only the input is kept until its backward pass, which computes the rest anew.
+"""Recomputation layer by layer: only each layer's input is kept; the backward pass recomputes the rest.
 
-MindSpore's ``cell.recompute()`` marks layers inside one graph, and on accelerators that is what is used. Its CPU back
-end runs the marked operators again but frees nothing early: the measured peak goes up. Here the forward pass keeps each
-layer's input, and the backward pass takes the layers from the last to the first and computes each anew in its own
-backward graph.
+MindSpore's ``cell.recompute()`` marks layers inside one graph, and accelerators use that. Its CPU back end runs the
+marked operators again but frees nothing early: the measured peak goes up. Here the forward pass keeps each layer's
+input, and the backward pass takes the layers from the last to the first and recomputes each in its own backward
+graph.
 
-A CPU graph keeps the memory of all its operators for as long as it lives (measured: a graph a layer took more than the
-whole network's one). So layers that differ in their numbers alone share one graph, into which each layer's weights and
-dropout masks are copied before it runs: at any moment the activations of one layer are there, and one layer is compiled
-instead of all. The first layer and the last two are different, and have graphs of their own. At 24 layers × 128 and a
-sequence of 1024 the peak is 603 MB instead of 997, and a step takes 1.30 s instead of 0.98 (`make bench ARGS=recompute`);
-without the C kernels 2.7 GB instead of 6.4, and 5.2 s instead of 3.2.
+A CPU graph keeps the memory of all its operators for as long as it lives (measured: one graph per layer took more than
+one for the whole network). So layers that differ only in their numbers share one graph, into which each layer's weights
+and dropout masks are copied before it runs: only the activations of one layer exist at any time, and one layer is
+compiled instead of all. The first layer and the last two differ, and have their own graphs. At 24 layers × 128 and a
+sequence of 1024 the peak is 603 MB instead of 997, and a step takes 1.30 s instead of 0.98 (`make bench
+ARGS=recompute`); without the C kernels 2.7 GB instead of 6.4, and 5.2 s instead of 3.2.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pangu_lab.train.backward import LastBackward, StageBackward
 
 
 def by_pieces(config: RunConfig) -> bool:
-    """Whether recomputation is done by the pieces of this module."""
+    """Whether this module does the recomputation."""
     dense = config.model.num_experts == 1
     return config.parallel.recompute and ms.get_context("device_target") == "CPU" and dense
 
@@ -57,7 +57,7 @@ class Piece:
 
 
 class Assign(nn.Cell):
-    """Values, as many as there are ``parameters`` → into these."""
+    """Copies as many values as there are ``parameters`` into these."""
 
     def __init__(self, parameters: list[Parameter]):
         super().__init__(auto_prefix=False)
@@ -83,7 +83,7 @@ class SharedGraphs:
         masks = dropouts(template)
         for number, dropout in enumerate(masks):
             columns = dropout.columns
-            del dropout.columns  # a cell does not let a parameter take a tensor's place
+            del dropout.columns  # a cell does not let a parameter replace a tensor
             dropout.columns = Parameter(columns, name=f"columns.{number}", requires_grad=False)
         self.assign = Assign([*(weights(name) for name in self.parts.names), *(dropout.columns for dropout in masks)])
 
@@ -94,7 +94,7 @@ class SharedGraphs:
 
 
 class SharedPiece:
-    """One layer that runs in graphs which it shares with others; otherwise as ``Piece``."""
+    """One layer that runs in shared graphs; otherwise as ``Piece``."""
 
     def __init__(self, stage: PanguStage, graphs: SharedGraphs):
         self.graphs, self.parameters = graphs, list(stage.get_parameters())

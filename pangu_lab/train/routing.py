@@ -1,9 +1,9 @@
-"""Training with experts: the auxiliary losses join the loss, and what the routers did goes into the events.
+"""Training with experts: the auxiliary losses join the loss, and the routers' counts go into the events.
 
 The objective of a batch is Σ weight · −log p + Σ over records and blocks of (auxiliary loss · Σ weights of the record),
-so that after division by the batch's weights both are means over tokens; the loss that is told is the first part alone.
-With experts spread over ranks, a rank's gradients of its experts are complete for all the tokens they were sent, and are
-summed over the replicas only.
+so that after division by the batch's weights both are means over tokens; the reported loss is only the first part.
+With experts spread over ranks, a rank's gradients of its experts are complete for all the tokens they received, and
+are summed over the replicas only.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class RoutedLastBackward(nn.Cell):
 
 
 class RoutingCounts:
-    """Adds up what the routers of this rank's blocks did during a batch.
+    """Adds up the counts of this rank's routers during a batch.
 
     Args:
         model: the whole network's sizes.
@@ -106,7 +106,7 @@ class RoutingCounts:
 
 
 class CountingStep:
-    """A ``RoutedGradientStep`` that is called like a ``GradientStep`` and hands its counts on."""
+    """A ``RoutedGradientStep`` with the interface of ``GradientStep``, which passes its counts on."""
 
     def __init__(self, step: RoutedGradientStep, counts: RoutingCounts):
         self.step, self.counts = step, counts

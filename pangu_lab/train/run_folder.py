@@ -1,7 +1,7 @@
-"""The run folder as its owner, the training process, sees it: opens it, keeps its status, ends it.
+"""The run folder for its owner, the training process: opens it, keeps its status, ends it.
 
 Only one process may train in a folder at a time: it holds the lock ``lock``, and a second one is refused while the
-first lives. A process from which the lock was taken (it had been suspended, and was taken for dead) writes no more.
+first lives. A process that lost the lock (it was suspended, and taken for dead) writes no more.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from pangu_lab.runs.status import STATUS, STOP, refuse_living, run_lock
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
-# what may differ when a run goes on: how long, how often, where the data lies; not what is computed
+# settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path", "train.offload",
               "train.offload_folder", "train.init_from"}
-# what an owner that was killed left of files and folders which it was just writing
+# partly written files and folders that a killed owner leaves
 _LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.{RANDOM}|\.tokenizer\.partial-{RANDOM}")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.{RANDOM}")  # a launcher may be writing it at this moment
-_EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what a start that did not get far leaves
+_EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
 
 
 class Signals:
-    """Notes SIGINT and SIGTERM instead of dying of them; a second one interrupts as usual."""
+    """Records SIGINT and SIGTERM instead of dying; a second one interrupts as usual."""
 
     def __init__(self) -> None:
         self.received = False
@@ -60,7 +60,7 @@ class RunFolder:
     """``runs/NAME`` while it is being trained in.
 
     Args:
-        owner: rank 0, which alone writes configuration, events and status; the other ranks only read.
+        owner: true for rank 0, the only one to write configuration, events and status; the other ranks only read.
     """
 
     def __init__(self, folder: Path | str, owner: bool = True):
@@ -87,7 +87,7 @@ class RunFolder:
         self._check_place(resume)
         self.lock = run_lock(self.folder).acquire()
         try:
-            exists = self._check_place(resume)  # again: another start may have come before us
+            exists = self._check_place(resume)  # again: another start may have been faster
             if exists:
                 refuse_living(self.folder)
             self._clear_up()
@@ -99,12 +99,12 @@ class RunFolder:
         except BaseException:
             self.lock.release()
             raise
-        with contextlib.suppress(FileNotFoundError):  # a request to stop is for the run that was going on then
+        with contextlib.suppress(FileNotFoundError):  # a stop request was meant for the earlier process
             (self.folder / STOP).unlink()
         return not exists
 
     def _check_place(self, resume: bool | str) -> bool:
-        """Whether a run is there; refuses what does not go with ``resume``."""
+        """Whether a run exists; refuses what does not fit ``resume``."""
         exists = (self.folder / "config.yaml").exists()
         if resume is True and not exists:
             raise InputError(f"{self.folder}: no run to resume")
@@ -117,14 +117,14 @@ class RunFolder:
         return exists
 
     def _clear_up(self) -> None:
-        """After an owner that was killed: half-written files go, a checkpoint that was moved away comes back."""
+        """Clean up after a killed owner: remove half-written files, restore a checkpoint that was moved away."""
         for path in self.folder.iterdir():
             if _LEFT.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         self.keeper.recover()
 
     def _check_config(self, config: RunConfig) -> None:
-        """A run goes on with the settings it began with."""
+        """Check that a resumed run keeps the settings it began with."""
         if not list_checkpoints(self.checkpoints):
             return
         before, now = _flat(load_yaml(self.folder / "config.yaml")), _flat(config)
@@ -146,7 +146,7 @@ class RunFolder:
                 yield signals
             return
         assert self.lock is not None, "the folder is opened before it is run in"
-        with self.lock:  # given back at the end, however that comes
+        with self.lock:  # released at the end in any case
             self._begin(steps)
             thread = threading.Thread(target=self._beat, args=(ended,), daemon=True)
             thread.start()
@@ -167,12 +167,12 @@ class RunFolder:
         self._write_status()
 
     def check(self) -> None:
-        """Raises LockLost when another process has the run by now."""
+        """Raises LockLost if another process has taken over the run."""
         if self.lock is not None:
             self.lock.check()
 
     def warn(self, text: str) -> None:
-        """Into the events, and to whoever watches."""
+        """Write to the events and to the progress callback."""
         log.warning("%s: %s", self.folder, text)
         if self._log is None:
             self._early.append(text)
@@ -184,7 +184,7 @@ class RunFolder:
             self._write_status()
 
     def status(self, **changes: Any) -> None:
-        """Note a change of state; written at once when the state's word changes, else with the next heartbeat."""
+        """Record the status; written at once when the state changes, else with the next heartbeat."""
         beat(changes.get("state"), changes.get("step"))
         if not self.owner:
             return
@@ -211,7 +211,7 @@ class RunFolder:
         return (self.folder / STOP).exists()
 
     def finish(self, state: str, step: int, reason: str) -> None:
-        """The run's last word; none when the run is another's by now."""
+        """Write the final status; nothing if another process has taken over the run."""
         if self.lock is None or not self.lock.held():
             return
         self.event("end", step=step, state=state, reason=reason)

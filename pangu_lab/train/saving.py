@@ -1,8 +1,8 @@
-"""One checkpoint written by all ranks together, and one from which all go on.
+"""Saving one checkpoint by all ranks together, and choosing one from which all resume.
 
 Every rank writes its shard into a folder that only rank 0 names, finishes and renames; the others wait at both ends.
-A rank that fails on the way leaves a folder that no reader looks at. Rank 0 alone looks which checkpoint is good, and
-the others open that one: each would hash all of it, and two that saw different ones would go different ways.
+A rank that fails on the way leaves a folder that no reader uses. Only rank 0 checks which checkpoint is good, and
+the others open that one: otherwise each would hash all of it, and two that found different ones would diverge.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pangu_lab.train.run_folder import RunFolder
 
 def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], regions, state: Mapping[str, Any],
                   config: RunConfig, ranks: Ranks) -> Path:
-    """Write the step's checkpoint with one shard a rank; returns on every rank when it is whole and in place.
+    """Write the step's checkpoint with one shard per rank; returns on every rank when it is complete and in place.
 
     Raises:
         LockLost: another process has the run by now; nothing was written.
@@ -50,12 +50,12 @@ def _finish(run: RunFolder, folder: Path, shards: Path, state: Mapping[str, Any]
             shard.rename(temporary / shard.name)
         write_manifest(temporary, state, config)
         run.keeper.written(folder.name, temporary)
-        run.check()  # writing takes long: whoever was suspended meanwhile has no right to the name any more
+        run.check()  # writing takes long: a process suspended meanwhile may have lost the run
     shards.rmdir()
 
 
 def newest_together(run: RunFolder, start_over: bool, ranks: Ranks) -> Optional[Checkpoint]:
-    """The checkpoint to go on from, the same on every rank; None for a new beginning.
+    """The checkpoint to resume from, the same on every rank; None for a new run.
 
     Raises:
         InputError: every checkpoint is damaged, and ``start_over`` was not given.

@@ -1,9 +1,9 @@
-"""Where a new run's weights come from: drawn from the seed, or taken from weights that exist.
+"""Initial weights of a new run: drawn from the seed, or taken from existing weights.
 
 ``train.init_from`` is incremental training: the weights of a run, a checkpoint or a converted release are the
-starting point, and everything else (schedule, optimizer, loss scale, place in the data) begins anew. The network must be
-the same, and so must the vocabulary; only the number of positions may be smaller, and then the first ones are kept.
-Regions are read straight from the shards, so each rank of any layout reads its own part and nothing else.
+starting point, and everything else (schedule, optimizer, loss scale, position in the data) starts fresh. The network
+and the vocabulary must be the same; only the number of positions may be smaller, and then the first ones are kept.
+Regions are read straight from the shards, so each rank of any layout reads only its own part.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pangu_lab.parallel.sharding import Shard
 from pangu_lab.tokenizer import load_tokenizer
 
 Read = Callable[..., Any]
-# What a run may choose for itself; every other field of the model decides what the weights mean.
+# Fields that a run may choose freely; every other field of the model determines what the weights mean.
 FREE = {"num_positions", "dropout_rate", "init_std", "compute_dtype", "softmax_dtype", "capacity_factor",
         "balance_loss", "z_loss"}
 
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """``read(name, offset, shape)`` gives a region of a parameter's first value; ``notes`` say what was done to them."""
+    """``read(name, offset, shape)`` gives a region of a parameter's initial value; ``notes`` describe any changes."""
 
     read: Read
     notes: tuple[str, ...] = ()
@@ -51,7 +51,7 @@ def starting_point(config: RunConfig, dataset: Optional[TokenDataset] = None) ->
     """The values a new run begins with.
 
     Args:
-        dataset: what will be trained on; its tokenizer must be the one kept with the weights, where one is kept.
+        dataset: the training data; its tokenizer must match the one stored with the weights, if there is one.
 
     Raises:
         InputError: ``train.init_from`` names no weights, or those of another network or vocabulary.

@@ -1,14 +1,14 @@
 """One training step: gradients, and the AdamW update they lead to.
 
 The step is two graphs with a decision between them. ``GradientStep`` runs the network and its backward pass and
-gives the gradients of Σ loss · scale; ``AdamW`` clips by the global norm and moves the weights. Between the
-two the host looks at one number, the norm: an infinite or undefined one means an overflow, and then the second
+gives the gradients of Σ loss · scale; ``AdamW`` clips by the global norm and updates the weights. Between the
+two the host checks one number, the norm: if it is infinite or NaN there was an overflow, and the second
 graph is not run, so an overflowed step changes neither weights nor optimizer states.
 
-Gradients pass between graphs as separate arguments: a tuple of tensors handed to a cell becomes a constant of the
-graph, which is then compiled anew at every call.
+Gradients pass between graphs as separate arguments: a tuple of tensors passed to a cell becomes a constant of the
+graph, which is then recompiled at every call.
 
-The norm and the update are made by the back end: graphs (``ops/adamw.py``), or C kernels and no graphs.
+The back end makes the norm and the update: graphs (``ops/adamw.py``), or C kernels without graphs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class GradientStep(nn.Cell):
 
 
 class AddGradients(nn.Cell):
-    """Element by element sum of two lists of gradients, given one after the other."""
+    """Elementwise sum of two lists of gradients, given one after the other."""
 
     def construct(self, *both):
         total = ()
@@ -61,7 +61,7 @@ def own_rows(weight: Parameter, rows) -> Parameter:
 
 
 class GatherWeights(nn.Cell):
-    """Optimizer parallelism's second half: every rank's updated rows, in one message, into every rank's weights."""
+    """The second half of optimizer parallelism: sends every rank's updated rows, in one message, to all ranks."""
 
     def __init__(self, group: Group, pairs):
         super().__init__(auto_prefix=False)
@@ -92,7 +92,7 @@ class AdamW:
 
     Args:
         moments, rows: see ``AdamWState.of``.
-        group: with ``rows``, who has the others.
+        group: with ``rows``, the ranks that have the others.
     """
 
     masters: dict[str, np.ndarray] = {}  # no weight has its fp32 value elsewhere; see ``offload.py``

@@ -139,7 +139,7 @@ def served():
 def test_a_prompt_is_continued_and_shown_as_plain_text_from_this_server_alone(served):
     reader = served(engine_that_writes(MARKUP, sampling=SamplingConfig(temperature=0)))
     reader.write("ab")
-    reader.wait(lambda: "came to its end" in reader.status)
+    reader.wait(lambda: "end of document" in reader.status)
     assert reader.text == MARKUP
     assert reader.find("#evil") is None and reader.find("#model b") is None
     assert "scripted <b>model</b>" in reader.find("#model").text
@@ -190,7 +190,7 @@ def test_the_exact_style_is_greedy(served):
     reader = served(engine_that_writes("ABCD", sampling=SamplingConfig(temperature=2.0)))
     reader.choose("exact")
     reader.write("ab")
-    reader.wait(lambda: "came to its end" in reader.status)
+    reader.wait(lambda: "end of document" in reader.status)
     assert reader.text == "ABCD"
 
 

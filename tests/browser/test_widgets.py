@@ -111,7 +111,7 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.click(".pgl-attention .pgl-head:nth-child(2)")
     person.click(".pgl-attention .pgl-chip:nth-child(1)")
     person.wait(lambda: person.text(".pgl-attention .pgl-chip:nth-child(1) small") == "100 %")
-    assert "“春” looks at" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
+    assert "“春” attends to" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
     person.find(".pgl-next input[type=text]").send_keys("ba")
     person.wait(lambda: person.text(".pgl-next .pgl-sought").count("number") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
     slide(person, ".pgl-next input[data-name='top_k']", 2)
@@ -179,7 +179,7 @@ def test_a_text_is_seen_to_grow_is_stopped_in_its_middle_while_a_cell_runs_and_c
             assert value_of(person, ".pgl-pad input[data-name='max_new_tokens']") == "200"
             person.type(box, "something else")
         for _ in range(2):  # pressed twice, the text is there once
-            person.press(".pgl-pad", "Go on from here")
+            person.press(".pgl-pad", "Continue from here")
             assert value_of(person, box) == stopped
         person.picture("pad-history", ".pgl-pad")
         assert not person.finished() and person.errors() == []

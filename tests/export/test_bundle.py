@@ -124,7 +124,7 @@ def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tm
 @pytest.mark.parametrize("variants, message", [
     ({"prefill_lengths": (1,)}, "a prefill length of 1 must be from 2 to 32"),
     ({"decode_batches": (17,)}, "a decode batch of 17 must be from 1 to 16"),
-    ({"tensor_parallel": 3}, "3 tensor-parallel ranks cannot share model.num_heads=4"),
+    ({"tensor_parallel": 3}, "3 tensor-parallel ranks cannot split model.num_heads=4"),
     ({"tensor_parallel": 0}, "tensor_parallel=0 must be at least 1")])
 def test_variants_that_cannot_be_are_refused_before_anything_is_compiled(tokenizer, tmp_path, variants, message):
     config = small_config(tokenizer.vocab_size)

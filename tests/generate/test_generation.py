@@ -325,5 +325,5 @@ def test_a_stream_never_started_takes_no_cache(tokenizer):
 
 def test_a_stream_writes_one_text(tokenizer):
     for settings in ({"num_beams": 2}, {"num_return_sequences": 2}):
-        with pytest.raises(InputError, match="a stream writes one text"):
+        with pytest.raises(InputError, match="a stream generates one text"):
             stream(scripted(tokenizer, "abc"), "ab", SamplingConfig(**settings))

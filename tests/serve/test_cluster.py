@@ -301,7 +301,7 @@ def test_numbers_and_folders_that_do_not_fit_are_said_in_one_line(shared, debug_
             (["--bundle", str(debug_bundle), "--nproc", "2"], "exported for one process"),
             (["--bundle", str(shared), "--nproc", "1"], "put one into the environment variable PANGU_LAB_CLUSTER_KEY"),
             (["--bundle", str(shared), "--nproc", "3"], "--nproc 3 must be from 1 to 2"),
-            (["--bundle", str(shared), "--agent"], "put the server's into PANGU_LAB_CLUSTER_KEY")):
+            (["--bundle", str(shared), "--agent"], "set PANGU_LAB_CLUSTER_KEY to the server's")):
         assert main(["serve", "--port", "0", *arguments]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setenv(KEY, "secret")

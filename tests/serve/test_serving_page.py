@@ -87,7 +87,7 @@ def told(writer: Writer, prompt: str, *controls) -> list[tuple[str, str]]:
 def test_writing_ends_with_the_text_the_reason_and_the_seed(writer):
     text, status = told(writer(scripted("abc")), "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1]
     assert text == "abc" and "3 tokens" not in text
-    assert status.startswith("4 tokens, ") and status.endswith("the text came to its end · seed 5")
+    assert status.startswith("4 tokens, ") and status.endswith("end of document · seed 5")
 
 
 def test_requests_out_of_bounds_are_refused_in_a_sentence(writer):
@@ -100,7 +100,7 @@ def test_requests_out_of_bounds_are_refused_in_a_sentence(writer):
 def test_a_generation_ends_at_its_time_limit(writer):
     slow = writer(scripted("abc" * 8, seconds=0.05), seconds=0.3)
     text, status = told(slow, "ab", 64, 0, 1, 0, 1, 0, 0, "", "")[-1]
-    assert "abcabcabc".startswith(text[:9]) and text and "the time was up" in status
+    assert "abcabcabc".startswith(text[:9]) and text and "time limit reached" in status
     assert slow.engine.runner.pool.free == slow.engine.runner.pool.slots
 
 

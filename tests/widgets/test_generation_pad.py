@@ -61,7 +61,7 @@ def test_a_column_writes_what_generate_writes_and_it_goes_into_the_history():
     assert engine.runner.pool.free == engine.runner.pool.slots
 
 
-@pytest.mark.parametrize("places", [256, 32])  # 32: one column at a time has room
+@pytest.mark.parametrize("slots", [256, 32])  # 32: one column at a time has room
 def test_two_settings_or_two_models_stand_side_by_side(slots):
     first, second = engine_of(slots=slots), engine_of(7, slots, name="second")
     hot = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4)

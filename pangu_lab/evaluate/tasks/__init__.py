@@ -1,4 +1,4 @@
-"""Evaluation tasks, one file each. Nothing of their data is part of this project: they read the user's files."""
+"""Evaluation tasks, one file each. This project contains none of their data: they read the user's files."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What all tasks have in common: questions read from published files, templates that can be seen and changed.
+"""Shared by all tasks: questions read from published files, and templates that can be viewed and changed.
 
 A template is one string in which ``{name}`` stands for a field of the question, and ``{|}`` for the place where
-scoring begins: what stands before it is given, what stands after it is scored. Without ``{|}`` the whole text is
-scored, which is the perplexity that the PanGu-α paper compares for most tasks.
+scoring begins: the text before it is given, the text after it is scored. Without ``{|}`` the whole text is
+scored, which gives the perplexity that the PanGu-α paper compares for most tasks.
 """
 
 from __future__ import annotations

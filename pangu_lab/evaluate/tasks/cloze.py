@@ -1,7 +1,7 @@
-"""Cloze tasks: how probable the missing word is, and whether the model would have written it.
+"""Cloze tasks: how probable the missing word is, and whether the model would have generated it.
 
-Used by PD, CFT and WPLC. A word counts as right when each of its tokens is the most probable one at its place,
-which is what greedy writing would give (the measure known from LAMBADA, arXiv 1606.06031).
+Used by PD, CFT and WPLC. A word counts as right when each of its tokens is the most probable one at its position,
+as greedy decoding would generate it (the measure known from LAMBADA, arXiv 1606.06031).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-/* GELU in three forms, and their slopes: the activation of every caller, and the training operators. */
+/* GELU in three forms, and their derivatives: the activation of every caller, and the training operators. */
 
 #include "operator.h"
 #include "rows.h"
@@ -44,7 +44,7 @@ struct elements {
     int kind;
 };
 
-enum { PIECE = 16384 }; /* that a thread takes at once */
+enum { PIECE = 16384 }; /* numbers per work item */
 
 static void activate_range(void *context, int64_t first, int64_t last) {
     const struct elements *e = context;

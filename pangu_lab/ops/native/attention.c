@@ -1,7 +1,7 @@
 /* Attention as training operators: within documents, with dropout of the probabilities, and its gradients.
 
-   Of the probabilities only the logarithm of each row's sum is kept. Queries, keys and values are read where the
-   products wrote them; keys outside the document and after the query are not touched. */
+   Of the probabilities only the logarithm of each row's sum is kept. Queries, keys and values are read in place, as
+   the products wrote them; keys outside the document and after the query are not touched. */
 
 #include <string.h>
 
@@ -16,20 +16,20 @@
 struct attention {
     const float *q, *k, *v, *out, *dout; /* (batch · seq, heads · dim) */
     const int32_t *positions;            /* (batch, seq) */
-    struct dropout dropout;              /* of the probabilities; the columns are the keys' places in the record */
+    struct dropout dropout;              /* of the probabilities; the columns are the keys' positions in the record */
     const int32_t *head_keys;            /* (heads,), added to the rows' keys */
     float *y, *logsum, *dq, *dk, *dv;    /* logsum (batch · heads, seq): log Σ exp of each query's scores */
     int64_t seq, heads, dim, hidden;
     float scale;
 };
 
-enum { QUERIES = 96 }; /* taken at once: their scores stay in the cache */
+enum { QUERIES = 96 }; /* per tile: their scores stay in the cache */
 
 struct window { /* some queries, and the keys that any of them may see */
     int64_t query, queries, key, keys;
 };
 
-/* The first key that query i may see: from 0 to i, whatever the position says. */
+/* The first key that query i may see: clamped to 0 … i, whatever the position says. */
 INLINE int64_t document_start(const int32_t *positions, int64_t i) {
     int64_t start = i - positions[i];
     return start < 0 ? 0 : smaller(start, i);
@@ -47,7 +47,7 @@ INLINE void bounds(const struct window *w, const int32_t *positions, int64_t i, 
     *first = document_start(positions, w->query + i) - w->key, *last = w->query + i - w->key + 1;
 }
 
-struct keys { /* of a record and head, for dropout; no rows: none */
+struct keys { /* dropout keys of a record and head; rows is NULL without dropout */
     const int32_t *rows, *columns;
     int32_t head, threshold;
     float scale;
@@ -68,7 +68,7 @@ CLONES static void drop(const struct keys *keys, int64_t i, int64_t first, int64
         row[j] *= keeping(row_key(keys, i), keys->columns[j], keys->threshold, keys->scale);
 }
 
-/* products of queries and keys → probabilities, in place, those that dropout keeps; logsum of each row */
+/* products of queries and keys → probabilities after dropout, in place; logsum of each row */
 CLONES static void softmax_forward(const struct window *w, const int32_t *positions, const struct keys *keys,
                                    float scale, float *scores, float *logsum) {
     for (int64_t i = 0; i < w->queries; i++) {
@@ -165,13 +165,13 @@ static struct attention shaped(int64_t hidden, const int64_t *positions, const i
                               .scale = 1.0f / sqrtf((float)dim)};
 }
 
-/* With five inputs more there is dropout: the keys of the rows, columns and heads, threshold, scale. */
+/* Five further inputs switch dropout on: the keys of the rows, columns and heads, threshold, scale. */
 static void with_dropout(struct attention *a, void **arrays, int first) {
     a->dropout = (struct dropout){INTEGERS(first), INTEGERS(first + 1), *INTEGERS(first + 3), *IN(first + 4)};
     a->head_keys = INTEGERS(first + 2);
 }
 
-/* q, k, v (batch · seq, heads · dim), positions (batch, seq) → mixed values alike, logsum (batch · heads, seq) */
+/* q, k, v (batch · seq, heads · dim), positions (batch, seq) → mixed values like q, logsum (batch · heads, seq) */
 OPERATOR(attention) {
     int inputs = count - 2;
     struct attention a = shaped(shapes[0][1], shapes[3], shapes[inputs + 1]);

@@ -1,5 +1,5 @@
-/* The block: norm, attention, norm, feed-forward, each half added to what came in. The only one in C, whatever the
-   rows are: one new token each of some sequences, or all tokens of prompts. */
+/* The block: norm, attention, norm, feed-forward, each half with its residual. The only one in C, for all rows: one
+   new token each of some sequences, or all tokens of prompts. */
 
 #include <string.h>
 
@@ -10,7 +10,7 @@ static void norm(const struct pass *p, const float *gamma, const float *beta) {
     layer_norm_rows(p->x, gamma, beta, (float)p->network->epsilon, p->rows, p->network->hidden, p->normed);
 }
 
-/* From here on only the rows that are asked for, in x; → their queries, one of each position's own. */
+/* From here on x holds only the rows asked for; → their queries, each the learned query of its position. */
 static float *narrow(struct pass *p, const int32_t *asked, int64_t rows) {
     int64_t hidden = p->network->hidden, size = hidden * sizeof(float);
     float *x = p->x, *queries = p->sums; /* sums and normed are free here */
@@ -29,7 +29,7 @@ void block(struct pass *p, const struct layer *layer, const int32_t *asked, int6
     float *keys = p->qkv + stride - 2 * hidden, *queries = asked ? narrow(p, asked, rows) : p->qkv;
     /* A position scheme that acts on queries and keys, such as rotary positions, is one function called here, for
        both kinds of layer: over ``queries`` of p->rows rows, row i at p->positions[token_of(p, i)], and over ``keys``
-       of p->batch · p->n tokens, token i at p->positions[i]. The cache then holds keys that are already turned. */
+       of p->batch · p->n tokens, token i at p->positions[i]. The cache then holds keys that are already rotated. */
     keep(p, layer, keys, stride);
     attend_to_cache(p, layer, queries, query_stride);
     project(p, &layer->out, p->mixed, p->x, RESIDUAL);

@@ -1,9 +1,9 @@
-/* Attention over the cache of keys and values, in the cache's own layout: of decode steps and of prompts.
+/* Attention over the key-value cache, in the cache's own layout: of decode steps and of prompts.
 
-   Rows that each have keys of their own (a decode step's, and those that the query layer goes on with) are taken one
-   by one, over the valid slots alone, where they lie. Of a prompt, many queries read the same keys: these are
-   gathered, and 96 queries at a time are a product of matrices; what lies behind a token is multiplied with 0, so its
-   numbers do not depend on the tokens that are fed in with it. */
+   Rows with keys of their own (a decode step's, and those kept by the query layer) are computed one by one, over the
+   valid slots only, in place. In a prompt many queries read the same keys: the keys are gathered, and 96 queries at a
+   time are a matrix product; what lies after a token is multiplied with 0, so its result does not depend on the
+   tokens fed together with it. */
 
 #include "gemm.h"
 #include "network.h"
@@ -13,16 +13,16 @@
 #include "vectors.h"
 
 enum {
-    TOKENS = 16,  /* whose keys and values a thread keeps at once */
-    QUERIES = 96, /* of one head that a thread takes at once */
-    KEYS = 8,     /* that a query is multiplied with at once */
+    TOKENS = 16,  /* per work item, when keys and values are stored */
+    QUERIES = 96, /* of one head, per work item */
+    KEYS = 8,     /* multiplied with a query at once */
 };
 
-struct cache { /* of one layer, and what comes to it */
+struct cache { /* of one layer, and the new rows */
     const struct pass *pass;
     const struct layer *layer;
     const float *from; /* new keys and values, or queries */
-    int64_t stride;    /* of a token or a row there */
+    int64_t stride;    /* between tokens or rows there */
 };
 
 static void keep_tokens(void *context, int64_t first, int64_t last) {
@@ -47,9 +47,9 @@ CLONES static void score_keys(const float *query, const float *keys, const float
                               int64_t length, int64_t dim, float *scores) {
     for (int64_t t = 0; t < length; t += KEYS) {
         const float *key[KEYS];
-        for (int k = 0; k < KEYS; k++) /* behind the last one, that one again */
+        for (int k = 0; k < KEYS; k++) /* past the end, the last one again */
             key[k] = keys + read[smaller(t + k, length - 1)] * dim;
-        /* keys that come soon; values, which are wanted as soon as the scores are there */
+        /* prefetch the next keys, and values, which are needed as soon as the scores are there */
         for (int k = 0; k < KEYS; k++)
             for (int64_t line = 0; line < dim; line += 16) {
                 __builtin_prefetch(keys + read[smaller(t + k + 2 * KEYS, length - 1)] * dim + line, 0, 2);
@@ -70,7 +70,7 @@ CLONES static void score_keys(const float *query, const float *keys, const float
     }
 }
 
-/* mixed (vectors · LANES,) = the values' sum by their shares. */
+/* mixed (vectors · LANES,) = the weighted sum of the values. */
 INLINE void mix(const float *shares, const float *values, const int32_t *read, int64_t length, int64_t dim, int vectors,
                 float *mixed) {
     vec running[8] = {{0}};
@@ -112,13 +112,13 @@ static void attend_row(void *context, int64_t part, int64_t end) {
     mix_values(scores, values, read, length, dim, p->mixed + row * hidden + head * dim);
 }
 
-/* to (count, dim) = the lines of the cache, or of the queries, at these places. */
+/* to (count, dim) = the rows of the cache, or of the queries, at these slots. */
 static void gather(const float *from, const int32_t *read, int64_t count, int64_t dim, float *to) {
     for (int64_t t = 0; t < count; t++)
         memcpy(to + t * dim, from + read[t] * dim, dim * sizeof *to);
 }
 
-/* Queries of one head that follow each other in one sequence, at most QUERIES. */
+/* Consecutive queries of one head in one sequence, at most QUERIES. */
 static void attend_queries(void *context, int64_t part, int64_t end) {
     const struct cache *c = context;
     const struct pass *p = c->pass;

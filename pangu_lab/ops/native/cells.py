@@ -1,6 +1,6 @@
-"""The back end of C kernels: the training operators as cells that MindSpore differentiates. All of them take and give fp32.
+"""The C kernels as a back end: the training operators as differentiable MindSpore cells, fp32 in and out.
 
-``Kernels`` has the methods of ``pangu_lab.ops.portable.Portable``, which see for what each makes.
+``Kernels`` has the methods of ``pangu_lab.ops.portable.Portable``, where each is documented.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pangu_lab.ops.dropout import Dropout
 from pangu_lab.ops.native import train
 
 FLOAT = mstype.float32
-# the symbols of the operators: an operation and its gradient
+# the symbols of the operators: forward and gradient
 LINEAR = {"": ("linear_plain", "linear_plain_backward"), "transposed": ("linear_transposed", "linear_transposed_backward"),
           "gelu": ("linear_after_gelu", "linear_after_gelu_backward"),
           "gelu_erf": ("linear_after_gelu_erf", "linear_after_gelu_erf_backward"),
@@ -33,14 +33,14 @@ class Kernels:
         library: the compiled operations.
 
     Attributes:
-        path: where the library lies; graphs name it.
+        path: of the library; graphs refer to it.
     """
 
     def __init__(self, library: train.Library):
         self.library, self.path = library, library.path
 
     def operator(self, symbol: str, shape, outputs: int = 1) -> ops.Custom:
-        """An operator of the C library; ``shape`` makes the shape, or the tuple of shapes, from those of the inputs."""
+        """An operator of the C library; ``shape`` computes the output shape (or a tuple of them) from the inputs'."""
         return ops.Custom(f"{self.path}:{symbol}", shape, FLOAT if outputs == 1 else (FLOAT,) * outputs, "aot")
 
     def linear(self, transposed: bool, dtype, after: str = "") -> Linear:
@@ -56,7 +56,7 @@ class Kernels:
         return Dropout(rate, seed, site, width, kernel=Dropped(self))
 
     def documents(self, seq_length: int, dtype) -> nn.Cell:
-        """positions → positions: the kernel needs no mask, it reads from the positions how far a query may look."""
+        """positions → positions: the kernel needs no mask, it derives from the positions which keys a query sees."""
         return nn.Identity()
 
     def attention(self, heads: Heads, dtype, softmax_dtype, dropout: Dropout) -> nn.Cell:
@@ -66,7 +66,7 @@ class Kernels:
         return TiedEmbedding(self)
 
     def head_loss(self, dtype, gradients: bool = True) -> nn.Cell:
-        """A cell that never has the logits of all rows; its first result is the loss."""
+        """A cell that never holds the logits of all rows; its first result is the loss."""
         return HeadLoss(self) if gradients else HeadLossValue(self)
 
     def squared_norm(self, counted: list[bool]) -> SquaredNorm:
@@ -77,13 +77,13 @@ class Kernels:
 
 
 def kernels_for(config: ModelConfig) -> Kernels | None:
-    """The kernels, where they can train this model and this process trains on a CPU."""
+    """The kernels, if they can train this model and this process trains on a CPU."""
     library = train.library_for(config) if ms.get_context("device_target") == "CPU" else None
     return library and Kernels(library)
 
 
 class Linear(nn.Cell):
-    """Chooses between the forms with and without bias, of which each has its own backward pass."""
+    """Chooses between the forms with and without bias, each with its own backward pass."""
 
     def __init__(self, kernels: Kernels, transposed: bool, kind: str):
         super().__init__(auto_prefix=False)
@@ -158,7 +158,7 @@ class LayerNorm(nn.Cell):
 
 
 class Dropped(nn.Cell):
-    """What ``ops.Dropout`` takes as its kernel."""
+    """The kernel argument of ``ops.Dropout``."""
 
     def __init__(self, kernels: Kernels):
         super().__init__(auto_prefix=False)
@@ -248,8 +248,8 @@ class HeadLossValue(nn.Cell):
 
 
 class HeadLoss(nn.Cell):
-    """As ``HeadLossValue``. The gradients are made while the logits of some rows are in the cache, together with the loss, so that the logits
-    of all rows never exist.
+    """As ``HeadLossValue``. The gradients are computed together with the loss, while the logits of some rows are in the
+    cache, so that the logits of all rows never exist.
     """
 
     def __init__(self, kernels: Kernels):
@@ -268,8 +268,8 @@ class HeadLoss(nn.Cell):
 class TiedEmbedding(nn.Cell):
     """The table's two uses as one operation with one gradient.
 
-    MindSpore makes a gradient of the whole table for the rows that were looked up, nearly all of it zeros, and adds the
-    head's to it: three tensors of that size, the largest of the model, at the same moment.
+    MindSpore makes a gradient of the whole table, nearly all zeros, for the rows that were looked up, and adds the
+    head's to it: three tensors of that size, the largest of the model, at the same time.
     """
 
     def __init__(self, kernels: Kernels):
@@ -285,10 +285,10 @@ class TiedEmbedding(nn.Cell):
 
 
 class SquaredNorm:
-    """``ops.adamw.SquaredNorm``, called alike; gives a float, summed in double precision.
+    """``ops.adamw.SquaredNorm`` with the same interface; gives a float, summed in double precision.
 
-    Not a graph: on a CPU a MindSpore tensor and the numpy array that ``asnumpy`` gives are one piece of memory, so this
-    and ``AdamWUpdate`` work where gradients, weights and moments lie.
+    Not a graph: on a CPU a MindSpore tensor and the numpy array that ``asnumpy`` gives share memory, so this and
+    ``AdamWUpdate`` work on gradients, weights and moments in place.
     """
 
     def __init__(self, library: train.Library, counted: list[bool]):
@@ -300,7 +300,7 @@ class SquaredNorm:
 
 
 class AdamWUpdate:
-    """``ops.adamw.AdamWUpdate``, called alike, in one pass over memory."""
+    """``ops.adamw.AdamWUpdate`` with the same interface, in one pass over memory."""
 
     def __init__(self, library: train.Library, state: AdamWState, beta1: float, beta2: float):
         self.library, self.state, self.beta1, self.beta2 = library, state, beta1, beta2
@@ -319,5 +319,5 @@ class AdamWUpdate:
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:
-    """The array, or a copy of it, in one piece and fp32."""
+    """The array, or a copy of it, contiguous and fp32."""
     return np.ascontiguousarray(array, np.float32)

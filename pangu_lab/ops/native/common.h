@@ -1,21 +1,21 @@
-/* What every C file of the kernels needs: one function for several processors, and what follows a product. */
+/* Shared by all C files of the kernels: multiversioned functions, and the epilogue of a product. */
 
 #pragma once
 
 #include <stdint.h>
 
 #define INLINE static inline __attribute__((always_inline))
-/* Seen from outside; everything else is hidden (-fvisibility), so that no other library's name can come between. */
+/* Exported; everything else is hidden (-fvisibility), so that it cannot clash with another library's names. */
 #define EXPORT __attribute__((visibility("default")))
-/* The function exists for AVX-512, AVX2 and neither; the loader takes what the processor can do. On static functions
-   alone: GCC 12 shows the others from outside. */
+/* Compiles the function for AVX-512, AVX2 and neither; the loader picks what the processor supports. For static
+   functions only: GCC 12 exports the others. */
 #if defined(__x86_64__) && defined(__gnu_linux__)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
 #endif
 
-/* What becomes of a product: an activation of it, itself, or what lies there already plus it. */
+/* The epilogue of a product: apply an activation, store as it is, or add to what is there already. */
 enum { TANH_GELU = 0, ERF_GELU = 1, FAST_GELU = 2, NONE = 3, RESIDUAL = 4 };
 
 INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -1,6 +1,6 @@
 """``network.c`` from Python: its structures, and the library itself.
 
-Nothing here copies weights or cache: the structures hold the addresses of arrays that the caller keeps alive.
+Nothing here copies weights or cache: the structures hold addresses of arrays that the caller keeps alive.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
-    """``struct matrix``: weight (out, in), its factors when it holds bytes, bias, and the weight in floats."""
+    """``struct matrix``: weight (out, in), its scales if it is int8, bias, and the weight in floats."""
 
     _fields_ = [*((name, _POINTER) for name in ("weight", "scale", "bias", "floats")), ("inputs", _INTEGER), ("outputs", _INTEGER)]
 
@@ -44,8 +44,8 @@ class Network(ctypes.Structure):
 
 @functools.lru_cache(maxsize=1)
 def library() -> Optional[ctypes.CDLL]:
-    """The compiled kernels; None, said once in the log, where they cannot be had."""
-    return loaded("kernels", _opened, "text is written with MindSpore's own operators, the same tokens at half the speed or less")
+    """The compiled kernels; None, logged once, where they are not available."""
+    return loaded("kernels", _opened, "MindSpore's own operators generate the same tokens, at half the speed or less")
 
 
 def _opened(path: Path) -> ctypes.CDLL:
@@ -61,10 +61,10 @@ def _opened(path: Path) -> ctypes.CDLL:
 
 
 def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes (out, in), in the order that the kernels read them in, and factors (out,) of a weight (out, in) fp32.
+    """int8 values (out, in), in the order in which the kernels read them, and scales (out,) of a weight (out, in) fp32.
 
-    Symmetric, each row with its largest value at 127. ``weight`` itself is changed to what these stand for, so that
-    who goes on computing with it gives the same numbers.
+    Symmetric, with each row's largest value at 127. ``weight`` itself is overwritten with the dequantised values, so
+    that any further computation with it gives the same numbers.
     """
     quantised, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
     library().quantise(weight.ctypes.data, *weight.shape, quantised.ctypes.data, scale.ctypes.data)

@@ -11,7 +11,7 @@ struct dropped {
     int64_t width;
 };
 
-enum { ROWS = 32 }; /* that a thread takes at once */
+enum { ROWS = 32 }; /* per work item */
 
 CLONES static void drop_rows(void *context, int64_t first, int64_t last) {
     const struct dropped *d = context;

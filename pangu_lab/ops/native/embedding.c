@@ -1,4 +1,4 @@
-/* The gradient of a table that has two uses, the word embedding and the head, as a training operator. */
+/* The gradient of a table that is used twice, as word embedding and as head: a training operator. */
 
 #include <string.h>
 
@@ -12,7 +12,7 @@ struct tied {
     int64_t count, width;
 };
 
-/* That a thread takes at once; they stay in the second-level cache until what was looked up is added. */
+/* Per work item; they stay in the second-level cache until the gradients of the looked-up rows are added. */
 enum { TABLE_ROWS = 64 };
 
 static void sum_rows_of_table(void *context, int64_t first, int64_t last) {
@@ -30,8 +30,8 @@ static void sum_rows_of_table(void *context, int64_t first, int64_t last) {
     }
 }
 
-/* ids (rows,), gradients of the rows that were looked up for them (rows, hidden) and of the table as the head has it
-   (vocabulary, hidden) → gradient of the table. What an id outside the vocabulary was given goes nowhere. */
+/* ids (rows,), gradients of the rows looked up for them (rows, hidden) and of the table from the head (vocabulary,
+   hidden) → gradient of the table. Gradients of ids outside the vocabulary are ignored. */
 OPERATOR(tied_backward) {
     struct tied t = {INTEGERS(0), IN(1), IN(2), OUT(3), shapes[0][0], shapes[2][1]};
     parallel_for(sum_rows_of_table, &t, shapes[2][0], TABLE_ROWS);

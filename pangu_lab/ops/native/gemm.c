@@ -1,9 +1,9 @@
 /* GEMM: products of fp32 matrices, packed into panels, multiplied tile by tile (Goto & van de Geijn, ACM TOMS 34,
    2008).
 
-   Both matrices are copied into panels that a tile reads from the first to the last number, by all threads; then
-   threads take tiles. Every sum runs over the inputs in order, DEPTH of them at a time: its bits depend on neither
-   the number of threads nor on who does what. */
+   All threads copy both matrices into panels, which a tile reads sequentially; then threads take tiles. Every sum runs
+   over the inputs in order, DEPTH of them at a time: its bits depend neither on the number of threads nor on which
+   thread does what. */
 
 #include "gemm.h"
 
@@ -14,7 +14,7 @@
 
 typedef float four __attribute__((vector_size(16), aligned(4), may_alias));
 
-/* Four lines of ``depth`` numbers → columns of a panel of ``width``: squares of four turned in registers. */
+/* Four lines of ``depth`` numbers → columns of a panel of ``width``: 4 × 4 squares transposed in registers. */
 INLINE void transpose_four(float *to, int64_t width, const float *from, int64_t across, int64_t depth) {
     int64_t k = 0;
     for (; k + 4 <= depth; k += 4) {
@@ -42,8 +42,8 @@ void transpose(float *to, int64_t to_line, const float *from, int64_t from_line,
             to[k * to_line + i] = from[i * from_line + k];
 }
 
-struct kind { /* of processor */
-    int bits;           /* of its vectors */
+struct kind { /* processor type */
+    int bits;           /* vector width */
     int64_t high, wide; /* a tile's rows and columns */
     void (*pack_rows)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
     void (*pack_columns)(float *, const float *, int64_t, int64_t, int64_t, int64_t);
@@ -68,7 +68,7 @@ struct kind { /* of processor */
 #define HIGH 6
 #include "gemm_tile.h"
 
-static struct kind processor; /* of this machine */
+static struct kind processor; /* this machine's */
 
 static struct kind best_kind(int bits) {
 #if defined(__x86_64__)
@@ -82,7 +82,7 @@ static struct kind best_kind(int bits) {
     return kind_128;
 }
 
-/* Before the first kernel; gives the bits of the vectors that products are made with, at most those that are asked
+/* Call before the first kernel; sets and returns the vector width in bits for products, at most the width asked
    for. */
 EXPORT int set_up(int64_t threads, int bits) {
     grow_pool(threads);
@@ -93,8 +93,8 @@ EXPORT int set_up(int64_t threads, int bits) {
 enum {
     DEPTH = 384,   /* inputs at a time: a panel of a tile's rows stays in the first-level cache */
     ACROSS = 192,  /* columns at a time: their panels stay in the second-level cache */
-    ROWS = 96,     /* that a thread takes at once, and lines that it packs */
-    PACKED = 4608, /* rows and columns that are packed at once: a multiple of every tile's */
+    ROWS = 96,     /* per work item, and lines packed per work item */
+    PACKED = 4608, /* rows and columns packed at once: a multiple of every tile's */
 };
 
 INLINE int64_t parts(int64_t x, int64_t size) { return (x + size - 1) / size; }
@@ -107,11 +107,11 @@ struct product product(int ta, int tb, int64_t m, int64_t n, int64_t k, const fl
                             c_line, NULL, 0};
 }
 
-/* Whether whole panels of a are read where they are: by rows they lie well. */
+/* Whether whole panels of a are read in place: true if a is stored by rows. */
 INLINE int stays(const struct product *p) { return p->a_columns == 1; }
 
-/* The tiles of rows m and columns n from (row, column) on. a and b are the panels from there on, of inputs from …
-   from + depth. */
+/* The tiles of m rows and n columns starting at (row, column). a and b are the panels from there on, for the inputs
+   from … from + depth. */
 static void tiles(const struct product *p, const float *a, const float *b, int64_t row, int64_t m, int64_t column,
                   int64_t n, int64_t from, int64_t depth) {
     int64_t high = processor.high, wide = processor.wide;
@@ -143,7 +143,7 @@ static void tiles(const struct product *p, const float *a, const float *b, int64
         }
 }
 
-/* The panels of rows and columns, each array of panels from ``row`` or ``column`` on. */
+/* Pack the panels of rows and columns, each array starting at ``row`` or ``column``. */
 static void pack_rows(const struct product *p, int64_t row, int64_t rows, int64_t from, int64_t depth, float *to) {
     for (int64_t i = 0; i < rows; i += processor.high)
         if (!stays(p) || i + processor.high > rows)
@@ -169,13 +169,13 @@ void small_gemm(struct product p) {
     }
 }
 
-struct section { /* what is packed of a product at once, and in which parts it is multiplied */
+struct section { /* the part of a product that is packed at once, and how its multiplication is divided */
     const struct product *p;
     int64_t row, rows, column, columns, from, depth, packed_rows, part_columns, column_parts;
     float *a, *b;
 };
 
-/* Parts of ROWS lines each: first those of a that are packed at all, then those of b. */
+/* Work items of ROWS lines each: first the lines of a that are packed, then those of b. */
 static void pack_part(void *context, int64_t part, int64_t end) {
     const struct section *s = context;
     int64_t start = part * ROWS;
@@ -195,7 +195,7 @@ static void multiply_part(void *context, int64_t part, int64_t end) {
           s->column + column, smaller(s->part_columns, s->columns - column), s->from, s->depth);
 }
 
-/* The columns are packed with the first rows, and stay for those that follow. */
+/* The columns are packed with the first rows, and reused for the rows that follow. */
 static void multiply_section(struct section *s) {
     int64_t row_parts = parts(s->rows, ROWS), of_b = s->row ? 0 : parts(s->columns, ROWS);
     s->packed_rows = stays(s->p) && s->rows % processor.high == 0 ? 0 : s->rows;

@@ -5,7 +5,7 @@
        TARGET   the compiler's attribute         HIGH    rows of a tile: HIGH · 2 running sums fill the registers
 
    A panel of the first matrix is HIGH rows, stored (depth, HIGH); of the second 2 · WIDE columns, stored
-   (depth, 2 · WIDE). What a panel has and the matrix has not is 0. */
+   (depth, 2 · WIDE). Where a panel extends beyond the matrix it is 0. */
 
 typedef float NAME(vec) __attribute__((vector_size(4 * WIDE), aligned(4), may_alias));
 
@@ -63,7 +63,7 @@ INLINE void NAME(sums)(int64_t depth, const float *a, int64_t across, int64_t al
             *(NAME(vec) *)(c + i * stride + j * WIDE) = sums[i][j];
 }
 
-/* ``line``: how far apart the rows of a lie that was left where it is, or 0: a is a panel. */
+/* ``line``: the row stride of a if it was left in place, or 0 if a is a panel. */
 TARGET static void NAME(tile)(int64_t depth, const float *a, int64_t line, const float *b, const float *bias, int add,
                               float *c, int64_t stride) {
     if (line)

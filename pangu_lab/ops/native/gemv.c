@@ -1,12 +1,12 @@
-/* GEMV: products of one or a few rows with weights, floats or bytes, for decode steps.
+/* GEMV: products of one or a few rows with fp32 or int8 weights, for decode steps.
 
-   With one row a product reads every weight once and multiplies it once, so the step can be no quicker than memory
-   hands over the weights. What is done here to come close to that: whole rows of weights are read by one thread, each
-   of three streams in order; bias and residual are applied to a result while it is in a register, the activation
-   while it is in the first-level cache; nothing is copied.
+   With one row a product reads every weight once and multiplies it once, so the step is bound by memory bandwidth.
+   To come close to that bound, one thread reads whole rows of weights, as three sequential streams; bias and residual
+   are applied while a result is in a register, the activation while it is in the first-level cache; nothing is
+   copied.
 
    Every (row of weights, sequence) pair adds its products in one order: 8 running sums over the inputs, then those 8.
-   The order does not depend on how many sequences there are: a sequence gets the same bits alone and in company. */
+   The order does not depend on the number of sequences: a sequence gets the same bits alone and in a batch. */
 
 #include "network.h"
 #include "rows.h"
@@ -15,13 +15,13 @@
 
 #define STEP (4 * LANES) /* weights of a row taken at once */
 
-/* Bytes of a stream that are fetched into the second-level cache beforehand where more is done with each than one
-   product: the processor's own fetching stops while it multiplies, and what is fetched into the first level is
+/* Bytes of a stream that are prefetched into the second-level cache where each weight is used in more than one
+   product: the processor's own prefetching stops while it multiplies, and prefetching into the first level is
    limited to a few lines. */
 #define AHEAD 6144
 
-/* Vector k of the four that begin at weight i of a row. Bytes lie so that a vector of whole words holds all four:
-   lane l has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, which two shifts each take out (GCC 12 turns a
+/* Vector k of the four that begin at weight i of a row. Bytes are stored so that one vector of words holds all four:
+   lane l has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, each extracted by two shifts (GCC 12 turns a
    direct conversion of eight bytes into single steps, ten times slower). */
 INLINE vec load_weight(const void *row, int64_t i, int k, int quantised) {
     if (!quantised)
@@ -36,9 +36,9 @@ INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
 }
 
 enum {
-    MOST = 4,      /* sequences that a row of weights is multiplied with at once */
-    ROWS = 3,      /* of weights that are read at once, each as a stream of its own */
-    TOGETHER = 96, /* rows of weights that a thread takes at once */
+    MOST = 4,      /* sequences multiplied with a row of weights at once */
+    ROWS = 3,      /* of weights, read at once, each as a stream of its own */
+    TOGETHER = 96, /* rows of weights per work item */
 };
 
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
@@ -91,7 +91,7 @@ INLINE void finish(const struct gemv *p, int64_t row, int64_t b, float sum) {
     *y = p->after == RESIDUAL ? *y + sum : sum;
 }
 
-/* Of ``rows`` rows, ``apart`` from each other, with all sequences. */
+/* ``rows`` rows with stride ``apart``, for all sequences. */
 INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t apart, int quantised) {
     int64_t in = p->matrix->in, line = in * (quantised ? 1 : 4), stride = line * apart;
     const char *weight = (const char *)p->matrix->weight + row * line;
@@ -99,7 +99,7 @@ INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t a
     for (int64_t b = 0; b < p->count; b += MOST) {
         int count = (int)smaller(p->count - b, MOST);
         const float *x = p->x + b * in;
-        switch (count) { /* numbers that the compiler can see, so that the running sums stay in registers */
+        switch (count) { /* compile-time constants, so that the running sums stay in registers */
         case 1: tile(weight, stride, x, in, rows, 1, quantised, sums); break;
         case 2: tile(weight, stride, x, in, rows, 2, quantised, sums); break;
         case 3: tile(weight, stride, x, in, rows, 3, quantised, sums); break;
@@ -111,8 +111,8 @@ INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t a
     }
 }
 
-/* A third of the rows each as one of three streams: a processor fetches ahead of whoever reads on and on in one
-   direction. Three rows that follow each other are read at half the speed: each stream then ends with its row. */
+/* Each third of the rows is one of three streams: a processor prefetches for long sequential reads. Three adjacent
+   rows are read at half the speed, because each stream then ends with its row. */
 INLINE void multiply_streams(const struct gemv *p, int64_t first, int64_t last, int quantised) {
     int64_t third = (last - first) / ROWS, row = first;
     for (; row < first + third; row++)
@@ -142,8 +142,8 @@ void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int a
     parallel_for(multiply_range, &(struct gemv){m, x, y, count, after}, m->out, TOGETHER);
 }
 
-/* For each row of ``weight`` (out, in): bytes in the order of ``load_weight`` and the factor that gives the row back;
-   the row itself becomes what these stand for. */
+/* For each row of ``weight`` (out, in): int8 values in the order of ``load_weight`` and the row's scale; the row itself
+   is overwritten with the dequantised values. */
 EXPORT void quantise(float *weight, int64_t out, int64_t in, int8_t *quantised, float *scale) {
     for (int64_t row = 0; row < out; row++) {
         float highest = 0;

@@ -33,7 +33,7 @@ static void cross_entropy_rows(void *context, int64_t first, int64_t last) {
         cross_entropy(context, row);
 }
 
-enum { LOSS_ROWS = 576 }; /* whose logits exist at once */
+enum { LOSS_ROWS = 576 }; /* whose logits exist at the same time */
 
 static int head_loss(void **arrays, int64_t **shapes, int gradients) {
     int64_t rows = shapes[0][0], hidden = shapes[0][1], vocabulary = shapes[1][0];

@@ -1,4 +1,4 @@
-/* LayerNorm of rows and its gradients, for every caller, and the training operators. */
+/* LayerNorm of rows and its gradients, for all callers, and the training operators. */
 
 #include <string.h>
 
@@ -28,8 +28,8 @@ struct norm {
 };
 
 enum {
-    ROWS = 16,  /* that a thread takes at once */
-    PARTS = 16, /* of the rows in the backward pass */
+    ROWS = 16,  /* per work item */
+    PARTS = 16, /* of the rows, in the backward pass */
 };
 
 CLONES static void norm_row(const struct norm *n, int64_t row) {

@@ -1,4 +1,4 @@
-/* The training operators whose work is a product: linear layers, alone or after an activation, and their gradients. */
+/* The training operators built on a product: linear layers, alone or after an activation, and their gradients. */
 
 #include <string.h>
 
@@ -59,8 +59,8 @@ OPERATOR(linear_transposed) { return linear(1, count == 4, arrays, shapes); }
 OPERATOR(linear_plain_backward) { return linear_backward(0, count == 6, arrays, shapes); }
 OPERATOR(linear_transposed_backward) { return linear_backward(1, count == 6, arrays, shapes); }
 
-/* A product of activated rows. What the activation gave is not kept for the backward pass, which makes it again: of
-   what a layer keeps, a quarter less. */
+/* A product of activated rows. The activation's output is recomputed in the backward pass instead of kept: a layer
+   keeps a quarter less. */
 static int linear_after(int kind, int biased, void **arrays, int64_t **shapes) {
     int64_t rows = shapes[0][0], in = shapes[0][1], out = shapes[1][1];
     float *inner = aligned_floats(rows * in);

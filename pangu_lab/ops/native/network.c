@@ -1,9 +1,9 @@
-/* The network, over the cache of keys and values: new tokens in, logits out. The one place in C that has the order of
-   the layers; a decode step, a batch of them and a prompt are all this function.
+/* The network, over the key-value cache: new tokens in, logits out. The only place in C that has the order of the
+   layers; a decode step, a batch of them and a prompt all use this function.
 
-   What a sequence gets does not depend on who is decoded with it, nor on the parts that a prompt is fed in: the form
+   A sequence's result does not depend on what is decoded with it, nor on the chunks in which a prompt is fed: the form
    of a product or of attention is chosen by whether a call is a decode step (n = 1), and every sum has one order. NaN
-   and infinity go through as in IEEE arithmetic; denormals are kept. */
+   and infinity propagate as in IEEE arithmetic; denormals are kept. */
 
 #include "gemm.h"
 #include "network.h"
@@ -11,8 +11,8 @@
 #include "thread_pool.h"
 
 enum {
-    ROWS = 16, /* that a thread takes at once */
-    FEW = 8,   /* rows for which each word is read once, as in a step */
+    ROWS = 16, /* per work item */
+    FEW = 8,   /* up to this many rows each weight is read once, as in a decode step */
 };
 
 CLONES static void embed(void *context, int64_t first, int64_t last) {
@@ -42,7 +42,7 @@ static void logits_of(const struct pass *p, float *logits) {
                      n->vocabulary));
 }
 
-/* Floats of scratch of a row: of the matrices of ``struct pass``. */
+/* Floats of scratch per row: for the matrices of ``struct pass``. */
 static int64_t widest(const struct network *n) { return larger(3 * n->hidden, n->inner); }
 
 /* How many floats ``forward`` needs as scratch. */
@@ -61,8 +61,8 @@ static void lay_out(struct pass *p, float *scratch, int64_t rows) {
     p->transposed = p->inner + rows * p->network->inner;
 }
 
-/* logits (rows, vocabulary) of the tokens ``asked`` (rows,), numbers from 0 to batch · n, of n new tokens each of
-   ``batch`` sequences; the other arrays as in ``struct pass``. The caller has checked that all lie inside. */
+/* logits (rows, vocabulary) of the tokens ``asked`` (rows,), indices from 0 to batch · n, for n new tokens each of
+   ``batch`` sequences; the other arrays as in ``struct pass``. The caller has checked that all are in range. */
 EXPORT void forward(const struct network *n, const int32_t *ids, const int32_t *positions, const int32_t *write,
                     const int32_t *read, int64_t batch, int64_t count, int64_t span, const int32_t *asked, int64_t rows,
                     float *scratch, float *logits) {

@@ -1,4 +1,4 @@
-/* The network over its key-value cache, and one call of it. network.c has the layers' order, block.c the block. */
+/* The network over its key-value cache, and one call of it. The layers' order is in network.c, the block in block.c. */
 
 #pragma once
 
@@ -6,18 +6,18 @@
 
 #include "common.h"
 
-/* (out, in) weights: of floats, or of bytes with a factor for each row. */
+/* (out, in) weights: floats, or int8 with a scale for each row. */
 struct matrix {
     const void *weight;
-    const float *scale;  /* (out,) for bytes, NULL for floats */
+    const float *scale;  /* (out,) for int8, NULL for floats */
     const float *bias;   /* (out,) or NULL */
-    const float *floats; /* the weights, or what the bytes stand for */
+    const float *floats; /* the weights, dequantised if int8 */
     int64_t in, out;
 };
 
 struct layer {
     const float *gamma1, *beta1, *gamma2, *beta2;
-    struct matrix qkv, out, up, down; /* qkv holds k and v alone in the query layer */
+    struct matrix qkv, out, up, down; /* in the query layer qkv holds only k and v */
     float *keys, *values;             /* the cache, (heads * slots, head_dim) */
 };
 
@@ -29,27 +29,27 @@ struct network {
     const struct layer *layer;
 };
 
-/* One call: n new tokens each of some sequences. With n = 1 it is a decode step, else a prompt or a part of one. */
+/* One call: n new tokens each of some sequences. With n = 1 it is a decode step, else a prompt or a chunk of one. */
 struct pass {
     const struct network *network;
     int64_t batch, n, span;
     const int32_t *ids, *positions, *write; /* (batch, n); write: the slots that new keys and values go to */
     const int32_t *read;                    /* (batch, span): each sequence's slots from its position 0 on */
-    int64_t rows;                           /* that are at work: all tokens, or those whose logits are asked for */
+    int64_t rows;                           /* active rows: all tokens, or those whose logits are asked for */
     const int32_t *token;                   /* which token each row is, or NULL: row i is token i */
     float *x, *normed, *qkv, *mixed, *inner, *sums, *transposed; /* scratch, (rows, …) */
 };
 
 INLINE int64_t token_of(const struct pass *p, int64_t row) { return p->token ? p->token[row] : row; }
 
-/* block.c: x (rows, hidden) → x after the layer. With ``asked`` it is the query layer, whose queries are the
-   positions' own and which goes on with these tokens alone. */
+/* block.c: x (rows, hidden) → x after the layer. With ``asked`` it is the query layer, whose queries are the learned
+   ones of the positions, and which keeps only these tokens. */
 void block(struct pass *p, const struct layer *layer, const int32_t *asked, int64_t rows);
 
 /* projection.c: y (rows, out) = activation(x (rows, in) · weightᵀ + bias), or y += that; ``after`` says which. */
 void project(const struct pass *p, const struct matrix *m, const float *x, float *y, int after);
 
-/* cached_attention.c: the tokens' new keys, and ``hidden`` behind each its new value, into the cache. */
+/* cached_attention.c: stores the tokens' new keys, and ``hidden`` floats after each its new value, in the cache. */
 void keep(const struct pass *p, const struct layer *layer, const float *keys, int64_t stride);
 
 /* Every row's query over its sequence's slots up to its own position → mixed (rows, hidden). */

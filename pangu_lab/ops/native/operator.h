@@ -2,10 +2,10 @@
 
        int name(int count, void **arrays, int *dimensions, int64_t **shapes, const char **types, void *, void *)
 
-   ``arrays`` are the inputs and then the outputs, all of them fp32 but for positions, labels and keys (int32). What
-   lies between products is done in one pass over memory, with what it needs computed again rather than kept. Every
-   sum is added in an order that does not depend on which thread does what, so a step repeated gives the same bits.
-   NaN and infinity go through as in IEEE arithmetic; denormals are kept. */
+   ``arrays`` are the inputs and then the outputs, all fp32 except positions, labels and keys (int32). Work between
+   products is done in one pass over memory, and recomputes what it needs rather than keeping it. Every sum is added in
+   an order that does not depend on which thread does what, so a repeated step gives the same bits. NaN and infinity
+   propagate as in IEEE arithmetic; denormals are kept. */
 
 #pragma once
 

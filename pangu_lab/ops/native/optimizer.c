@@ -1,11 +1,11 @@
-/* AdamW and the norm of gradients, in place over the tensors' memory. */
+/* AdamW and the norm of gradients, in place in the tensors' memory. */
 
 #include <math.h>
 #include <stdlib.h>
 
 #include "thread_pool.h"
 
-enum { PIECE = 16384 }; /* numbers that a thread takes at once */
+enum { PIECE = 16384 }; /* numbers per work item */
 
 struct tensor { /* one parameter */
     float *weight, *first, *second; /* and its moments */
@@ -32,7 +32,7 @@ static void square_range(void *context, int64_t first, int64_t last) {
     u->squares[first / PIECE] = sum_of_squares(u->tensor->gradient + first, last - first);
 }
 
-/* Σ x², or NaN without memory */
+/* Σ x², or NaN if memory runs out */
 EXPORT double squared_norm(const float *x, int64_t size) {
     int64_t parts = (size + PIECE - 1) / PIECE;
     struct tensor t = {.gradient = x, .size = size};
@@ -63,7 +63,7 @@ CLONES static void adamw(void *context, int64_t start, int64_t last) {
     }
 }
 
-/* AdamW in place, bias correction already in ``rate`` and ``epsilon``. */
+/* AdamW in place; ``rate`` and ``epsilon`` include the bias correction. */
 EXPORT void update(const struct tensor *tensors, int64_t count, float factor, float rate, float keep, float beta1,
                    float beta2,
             float epsilon) {

@@ -1,8 +1,8 @@
-/* The products of the block with its weights, and what becomes of them: bias, activation, residual.
+/* The products of the block with its weights, and their epilogue: bias, activation, residual.
 
-   A decode step reads every weight once (gemv.c). A prompt multiplies matrices (gemm.c); then every sum has the same
-   order, the bias first, in either of the two forms here: a token's keys and values have the same bits whether a text
-   is fed in whole or in parts. */
+   A decode step reads every weight once (gemv.c). A prompt multiplies matrices (gemm.c); there every sum has the same
+   order, the bias first, in both forms used here: a token's keys and values have the same bits whether a text is fed
+   in whole or in chunks. */
 
 #include "gemm.h"
 #include "network.h"
@@ -17,9 +17,9 @@ struct projection { /* y (rows, out) */
 };
 
 enum {
-    FEW = 128,     /* rows, for which the weights are not copied */
-    OUTPUTS = 64,  /* that a thread takes at once */
-    ADDED = 16384, /* numbers that a thread adds at once */
+    FEW = 128,     /* up to this many rows the weights are not copied */
+    OUTPUTS = 64,  /* per work item */
+    ADDED = 16384, /* numbers per work item of an addition */
 };
 
 static void begin_with_bias(void *context, int64_t first, int64_t last) {
@@ -34,8 +34,8 @@ static void transpose_back(void *context, int64_t first, int64_t last) {
     transpose(p->y + first, p->matrix->out, p->transposed + first * p->rows, p->rows, last - first, p->rows);
 }
 
-/* Copying the weights into panels costs more than multiplying a few rows: of few the transposed product is made,
-   whose first matrix the weights are, which stays where it is. */
+/* Copying the weights into panels costs more than multiplying a few rows: for few rows the transposed product is
+   computed, whose first matrix is the weights, which are then read in place. */
 static void project_few(struct projection p, const float *x) {
     int64_t in = p.matrix->in, out = p.matrix->out;
     struct product transposed = product(0, 1, out, p.rows, in, p.matrix->floats, in, x, in, p.transposed, p.rows);

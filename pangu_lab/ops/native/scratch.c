@@ -1,4 +1,4 @@
-/* Scratch memory: whole pieces for one call, and pieces that each thread keeps from call to call. */
+/* Scratch memory: blocks for one call, and blocks that each thread keeps from call to call. */
 
 #include "scratch.h"
 
@@ -12,7 +12,7 @@ float *thread_scratch(int which, int64_t floats) {
         memory[which] = aligned_floats(floats);
         size[which] = memory[which] ? floats : 0;
         if (!memory[which])
-            abort(); /* as everywhere else where the memory ends */
+            abort(); /* as everywhere else when memory runs out */
     }
     return memory[which];
 }

@@ -1,4 +1,4 @@
-/* Memory for what a kernel needs while it works. */
+/* Memory that a kernel needs while it runs. */
 
 #pragma once
 
@@ -6,12 +6,12 @@
 
 #include "common.h"
 
-/* From an address that vectors like: a compiler may take the numbers before the first such address one by one, and
-   then a sum's order, and its last bit, would depend on where the system put the memory. Freed by ``free``; NULL
-   without memory. */
+/* Aligned for vectors: before the first aligned address a compiler may handle numbers one by one, and then a sum's
+   order, and its last bit, would depend on where the system put the memory. Freed by ``free``; NULL if memory runs
+   out. */
 float *aligned_floats(int64_t count);
 
 enum { OF_SMALL_GEMM, OF_GEMM, OF_ATTENTION };
 
-/* This thread's own memory for one of these; what it held before is lost. */
+/* This thread's own memory for one of these; its earlier content is lost. */
 float *thread_scratch(int which, int64_t floats);

@@ -5,7 +5,7 @@
 #include "rows.h"
 #include "vectors.h"
 
-/* A NaN need not become the highest: its own exponential is one, and so the sum. */
+/* A NaN need not become the maximum: its own exponential is NaN, and so is the sum. */
 CLONES static struct softmax weighted_softmax(float *row, int64_t count, float scale, float weight) {
     float highest = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : highest)

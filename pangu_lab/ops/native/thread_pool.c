@@ -1,10 +1,10 @@
-/* A few threads that take parts of a piece of work, one after the other, beside the thread that asks for it.
+/* A small thread pool: its threads and the calling thread take items of one job, one after the other.
 
-   Written for machines that others compute on too (MindSpore's own pool, other ranks, other people): who asks works
-   through the parts itself and waits only for parts that somebody has begun, never for a thread that the system has
-   not let run. OpenMP waits for all its threads at every end of a loop: beside other busy programs on two processors
-   a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s through it. Whoever
-   asks while another's work is not done yet does the work alone: MindSpore may run two operators at once.
+   Written for machines that others compute on too (MindSpore's own pool, other ranks, other users): the caller works
+   through the items itself and waits only for items that a thread has begun, never for a thread that the system has
+   not scheduled. OpenMP waits for all its threads at the end of every loop: beside other busy programs on two
+   processors a decode step of 60 loops, some 50 ms alone, was seen to take 0.3 to 1.1 s with it. A caller that comes
+   while another's job is running works alone: MindSpore may run two operators at once.
 
    A forked child has none of these threads, and may have been made while one of them held the lock or was counted as
    active: 1 to 2 % of children hung for ever. So the child begins with an empty pool, and works alone. */
@@ -26,7 +26,7 @@ static struct {
 } pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER,
           .threads = 1};
 
-enum { PATIENCE = 4000 }; /* looks for new work, some 50 µs in all, before a thread sleeps */
+enum { PATIENCE = 4000 }; /* polls for new work, some 50 µs in all, before a thread sleeps */
 
 static void take_ranges(void) {
     for (int64_t first; (first = atomic_fetch_add(&pool.next, pool.grain)) < pool.count;)
@@ -52,7 +52,7 @@ static void wait_for_call(void) {
 static void *helper(void *unused) {
     for (;;) {
         wait_for_call();
-        /* first counted, then looked again: who closes the work sees the count, or this thread sees it closed */
+        /* count first, then check again: the closing thread sees the count, or this thread sees the job closed */
         atomic_fetch_add(&pool.active, 1);
         if (atomic_load(&pool.open))
             take_ranges();

@@ -1,13 +1,13 @@
-/* The threads that all kernels share; thread_pool.c says why they are no OpenMP. */
+/* The threads that all kernels share; thread_pool.c says why they are not OpenMP. */
 
 #pragma once
 
 #include "common.h"
 
-/* What is done to the items first … last - 1, at most ``grain`` of them; with a grain of 1 to the item ``first``. */
+/* Processes the items first … last - 1, at most ``grain`` of them; with a grain of 1 only the item ``first``. */
 typedef void (*range_work)(void *context, int64_t first, int64_t last);
 
-/* Have at least this many threads, the caller's included. */
+/* Start threads until there are at least this many, including the caller. */
 void grow_pool(int64_t threads);
 
 int64_t pool_size(void);

@@ -19,7 +19,7 @@ _POINTER, _INTEGER, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
 @dataclass(frozen=True)
 class Library:
-    """The compiled operations: where they lie, and the functions themselves."""
+    """The compiled operations: the library's path, and the functions themselves."""
 
     path: str
     functions: ctypes.CDLL
@@ -34,12 +34,12 @@ class _Tensor(ctypes.Structure):
 
 @functools.lru_cache(maxsize=1)
 def library() -> Optional[Library]:
-    """Compiled at the first use; None, said once in the log, where they cannot be had."""
-    return loaded("kernels", _opened, "training goes on with MindSpore's own operators, slower and in four times the memory")
+    """Compiled at first use; None, logged once, where it is not available."""
+    return loaded("kernels", _opened, "training uses MindSpore's own operators: slower, with four times the memory")
 
 
 def library_for(config: ModelConfig) -> Optional[Library]:
-    """The kernels, where they can train this model on a CPU: in fp32 throughout."""
+    """The kernels, if they can train this model on a CPU: in fp32 throughout."""
     return library() if config.compute_dtype == config.softmax_dtype == "float32" else None
 
 
@@ -64,12 +64,12 @@ def update(library: Library, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.
     Args:
         factor: multiplies the gradients (clip and loss scale).
         rate: learning rate · √(1 − β2ᵗ) / (1 − β1ᵗ).
-        keep: multiplies the weights that decay, 1 − lr · decay.
+        keep: multiplies the weights that have decay, 1 − lr · decay.
         epsilon: ε · √(1 − β2ᵗ).
     """
     for *arrays, _ in tensors:
         if any(a.dtype != np.float32 or not a.flags.c_contiguous or a.size != arrays[0].size for a in arrays):
-            raise ValueError("AdamW takes contiguous fp32 arrays of one size")
+            raise ValueError("AdamW takes contiguous fp32 arrays of the same size")
     rows = (_Tensor * len(tensors))(*(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays)
                                       for *arrays, decays in tensors))
     library.functions.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)

@@ -1,4 +1,4 @@
-/* What loops that become vectors are made of: vectors of eight floats, in GCC's and clang's vector extension, and an
+/* Building blocks of vectorised loops: vectors of eight floats, in GCC's and clang's vector extension, and an
    exponential. In a header because all of it has to be inlined. */
 
 #pragma once
@@ -22,7 +22,7 @@ INLINE float total(vec v) {
     return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
 }
 
-/* e^x to 2 units in the last place; below e^-87 it is e^-87, above e^88 infinity, and a NaN stays one. 2^n times a
+/* e^x to 2 units in the last place; below e^-87 it is e^-87, above e^88 infinity; NaN stays NaN. 2^n times a
    polynomial on [-ln 2 / 2, ln 2 / 2] (Taylor to x^7). */
 INLINE float quick_exp(float x) {
     float bounded = x < -87.0f ? -87.0f : x;
