@@ -279,6 +279,11 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
     "num_return_sequences": (1, 128), "num_beams": (1, 64), "length_penalty": (-10.0, 10.0), "logprobs": (0, 100),
     "seed": (0, 2**63 - 1),
 }
+# What a slider offers of a setting: the lowest, the highest, the step, and the end that stands for None, which is off.
+SLIDERS: dict[str, tuple[float, float, float, Optional[float]]] = {
+    "temperature": (0, 2, 0.05, None), "top_k": (0, 50, 1, 0), "top_p": (0.05, 1, 0.01, 1), "min_p": (0, 0.5, 0.01, 0),
+    "repetition_penalty": (1, 2, 0.05, None),
+}
 ANY_ID = (-LARGEST_COUNT, LARGEST_COUNT)  # the vocabulary size is known only later (sampling.check_ids)
 
 

@@ -1,16 +1,21 @@
-"""The notebook interface: interactive widgets for JupyterLab. They use only pangu_lab's public functions."""
+"""The notebook interface: what a person sees and turns in JupyterLab. It uses pangu_lab's public functions alone.
+
+Every class derived from ``LabWidget`` is public: a new widget needs no list.
+"""
 
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 from typing import Any
 
 from widgets.progress import notebook_progress
 
-_PLACES = {"RunMonitor": "monitor", "monitor_all": "monitor", "start_run": "launching", "resume_run": "launching",
-           "wait_for": "launching", "set_language": "base", "ConfigForm": "config_form",
-           "LaunchPanel": "launch_panel", "TokenView": "token_view", "NextToken": "next_token",
-           "AttentionView": "attention_view", "GenerationPad": "generation_pad", "LayoutPicker": "layout_picker"}
+_PLACES = {"monitor_all": "monitor", "start_run": "launching", "resume_run": "launching", "wait_for": "launching",
+           "set_language": "base", "LaunchPanel": "launch_panel",
+           **{name: path.stem for path in sorted(Path(__file__).parent.glob("*.py"))
+              for name in re.findall(r"^class (\w+)\(LabWidget\)", path.read_text(encoding="utf-8"), re.MULTILINE)}}
 
 __all__ = ["notebook_progress", *_PLACES]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import traitlets
 
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import SLIDERS, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, History, choose, explain
 from pangu_lab.generate.text import unknown_ids
@@ -23,7 +23,6 @@ from widgets.base import LabWidget, escape, piece_of
 from widgets.still import COLORS
 
 SHOWN = 14
-SETTINGS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 class NextToken(LabWidget):
@@ -46,6 +45,7 @@ class NextToken(LabWidget):
     _sections = ("next",)
     text = traitlets.Unicode().tag(sync=True)
     settings = traitlets.Dict().tag(sync=True)
+    sliders = traitlets.Dict(SLIDERS).tag(sync=True)
     stages = traitlets.List().tag(sync=True)
     tokens = traitlets.List().tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)
@@ -59,7 +59,7 @@ class NextToken(LabWidget):
         self._lock, self._logits = threading.Lock(), None
         self._ids: list[int] = []
         sampling = sampling or engine.sampling
-        super().__init__(settings={name: getattr(sampling, name) for name in SETTINGS}, **values)
+        super().__init__(settings={name: getattr(sampling, name) for name in SLIDERS}, **values)
         self.observe(lambda change: self._distribution(), "settings")
         self.write(text)
 
@@ -70,7 +70,7 @@ class NextToken(LabWidget):
         Raises:
             InputError: one of them is out of range.
         """
-        chosen = {name: value for name, value in self.settings.items() if name in SETTINGS}
+        chosen = {name: value for name, value in self.settings.items() if name in SLIDERS}
         return dataclasses.replace(SamplingConfig(), **chosen)
 
     def write(self, text: str) -> None:

@@ -13,9 +13,8 @@ from pangu_lab.cli.common import add_verb, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say, table
 
-DETAILS = ("TASK is one of c3, chid, cluewsc, ocnli, cmnli, tnews, afqmc, iflytek, csl, cmrc2018, pd, cft, wplc, "
-           "read from your own files in their published format; 'perplexity', of a prepared data set; or 'list', "
-           "which shows every task's metric, template and file format.")
+DETAILS = ("TASK is a published task such as c3, read from your own files in their published form; 'perplexity' of a "
+           "prepared data set; or 'list', which shows every task with its metric, template and file format.")
 
 
 def register(verbs: Any) -> None:

@@ -50,6 +50,7 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     if positions is None:
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     seen: dict[str, np.ndarray] = {}
+    given: dict[str, tuple] = {}  # to each attention
     arrays = {name: weights[name] for name in parameter_specs(config)}
     mode = ms.get_context("mode")
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -59,12 +60,13 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
         for name, cell in network.cells_and_names():
             if _kept(name):
                 cell.register_forward_hook(_keep(seen, _told_as(name)))
+            if name.endswith(".attention.attend"):
+                cell.register_forward_hook(_keep_inputs(given, name))
         inputs = [ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)]
         logits = network(*inputs).asnumpy()
-        mask = network.stage.documents(inputs[1])
         for name, cell in network.cells_and_names():
             if name.endswith(".attention"):
-                seen[f"{_told_as(name)}.probabilities"] = _probabilities(seen, _told_as(name), cell, mask)
+                seen[f"{_told_as(name)}.probabilities"] = _probabilities(cell.attend, *given[f"{name}.attend"])
         seen["logits"] = logits
     finally:
         ms.set_context(mode=mode)
@@ -133,16 +135,20 @@ def _keep(seen: dict[str, np.ndarray], name: str):
     return hook
 
 
-def _probabilities(seen: dict[str, np.ndarray], name: str, attention, mask) -> np.ndarray:
-    """What an attention cell mixes values with, (batch, heads, seq, seq): the cell asked once more with what it made.
+def _keep_inputs(given: dict[str, tuple], name: str):
+    def hook(cell, inputs, output) -> None:
+        given[name] = inputs
+
+    return hook
+
+
+def _probabilities(attend, q, k, v, mask, *row_keys) -> np.ndarray:
+    """What an attention mixes values with, (batch, heads, seq, seq): the cell asked once more with what it was given.
 
     MindSpore calls no hook of a cell that has a backward pass of its own.
     """
-    import mindspore as ms
-
     batch, _, seq, _ = mask.shape
-    q, k, v = (ms.Tensor(seen[f"{name}.{part}"]) for part in ("query", "key", "value"))
-    return attention.attend.by_head(q, k, v, mask)[1].asnumpy().reshape(batch, -1, seq, seq)
+    return attend.by_head(q, k, v, mask)[1].asnumpy().reshape(batch, -1, seq, seq)
 
 
 def query_distance(first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -13,14 +13,14 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, Optional
 
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import SLIDERS, SamplingConfig
 from pangu_lab.generate.engine import Engine
 from pangu_lab.serve.gate import Gate
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.serve.texts import LANGUAGES, PRESETS, language_of
-from pangu_lab.serve.writing import STAGES, Writer, plain
+from pangu_lab.serve.writing import MORE, STAGES, Writer, plain
 
 FONTS = ("system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO_FONTS = ("ui-monospace", "Consolas", "monospace")
@@ -42,7 +42,7 @@ footer {display: none !important}
 
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event of the page
 CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence",
-                 "stop_texts", "seed")
+                 "stop_texts", "seed", *MORE)
 
 
 def build_page(scheduler: Scheduler) -> Any:
@@ -179,6 +179,9 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
         slider("repetition", 0.5, 2.0, min(max(settings.repetition_penalty, 0.5), 2.0), 0.05, info=False)
         slider("frequency", -2.0, 2.0, min(max(settings.frequency_penalty, -2.0), 2.0), 0.1, info=False)
         slider("presence", -2.0, 2.0, min(max(settings.presence_penalty, -2.0), 2.0), 0.1, info=False)
+        for name in MORE:
+            low, high, step, off = SLIDERS[name]
+            slider(name, low, high, min(max(getattr(settings, name) or off, low), high), step)
         made["stop_texts"] = gr.Textbox("\n".join(settings.stop), label=translate("stop_texts"), lines=2,
                                         max_length=1000, elem_id="stop_texts")
         made["seed"] = gr.Textbox("" if settings.seed is None else str(settings.seed), label=translate("seed"),

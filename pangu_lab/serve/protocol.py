@@ -16,20 +16,19 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Optional, Union
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, create_model
 
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import SAMPLING_RANGES, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sequence import FULL, LENGTH, Completion, Prompt, TokenLogprob
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.scheduler import prompt_of_ids, with_seed
 
-# SamplingConfig's names → the names of this API.
-SETTINGS = {"max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens", "n": "num_return_sequences",
-            **{name: name for name in ("temperature", "top_k", "top_p", "min_p", "presence_penalty", "frequency_penalty",
-                                       "repetition_penalty", "logprobs", "seed")}}
-OURS = {ours: theirs for theirs, ours in SETTINGS.items()}
+RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_return_sequences": "n"}
+LEFT_OUT = ("no_repeat_ngram", "num_beams", "length_penalty")
+OURS = {name: RENAMED.get(name, name) for name in SAMPLING_RANGES if name not in LEFT_OUT}
+SETTINGS = {theirs: ours for ours, theirs in OURS.items()}  # of a request, and what they are called here
 FINISH = {LENGTH: "length", FULL: "length"}  # everything else is "stop"
 
 
@@ -78,33 +77,25 @@ class StreamOptions(BaseModel):
 Number = Any  # any kind and size: SamplingConfig refuses what is not a number or out of range, with a message
 
 
-class CompletionBody(BaseModel):
-    """The fields of a request. None is the same as leaving a field out."""
+class _Body(BaseModel):
+    """What may stand in a request beside ``SETTINGS``."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     model: Optional[str] = None
     prompt: Union[str, list[int], list[str], list[list[int]], None] = None
     suffix: Optional[str] = None
-    max_tokens: Number = None
-    temperature: Number = None
-    top_p: Number = None
-    n: Number = None
     best_of: Number = None
     stream: Optional[bool] = None
     stream_options: Optional[StreamOptions] = None
-    logprobs: Number = None
     echo: Optional[bool] = None
     stop: Union[str, list[str], None] = None
-    presence_penalty: Number = None
-    frequency_penalty: Number = None
     logit_bias: Optional[dict[str, Any]] = None
-    seed: Number = None
     user: Optional[str] = None
-    top_k: Number = None
-    min_p: Number = None
-    repetition_penalty: Number = None
-    min_tokens: Number = None
+
+
+CompletionBody = create_model("CompletionBody", __base__=_Body, __doc__="A request. None is the same as leaving it out.",
+                              **{name: (Number, None) for name in SETTINGS})
 
 
 def prompts_of(body: CompletionBody, engine: Engine, limits: Limits, encode: Any) -> list[Prompt]:

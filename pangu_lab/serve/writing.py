@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import SLIDERS, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.sampling import History, explain
 from pangu_lab.generate.sequence import prepare_prompt
@@ -21,6 +21,7 @@ from pangu_lab.tokenizer.display import VISIBLE
 
 REFRESH_SECONDS = 0.06  # how often the text on the page is updated; faster only loads the browser
 CANDIDATES = 12
+MORE = tuple(name for name in SLIDERS if name not in ("temperature", "top_k", "top_p", "repetition_penalty"))  # other sliders
 
 
 class _Running:
@@ -191,7 +192,7 @@ class _Encoding:
 
 
 def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float, top_p: float, top_k: float,
-                repetition: float, frequency: float, presence: float, stop: str, seed: str) -> SamplingConfig:
+                repetition: float, frequency: float, presence: float, stop: str, seed: str, *more: float) -> SamplingConfig:
     """The controls of the page as settings.
 
     Args:
@@ -199,6 +200,7 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
         top_p, top_k: 1 and 0 switch them off.
         stop: one stop string per line.
         seed: empty for a random one.
+        more: of ``MORE``, in that order.
 
     Raises:
         InputError: a value outside its range.
@@ -211,7 +213,8 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
         top_p=None if top_p == 1 else top_p, top_k=top_k or None, repetition_penalty=repetition,
         frequency_penalty=frequency, presence_penalty=presence,
         stop=tuple(line for line in (stop or "").splitlines() if line), num_beams=1, num_return_sequences=1,
-        echo=False, logprobs=None, seed=int(seed) if seed else None)
+        echo=False, logprobs=None, seed=int(seed) if seed else None,
+        **{name: None if value == SLIDERS[name][3] else value for name, value in zip(MORE, more)})
     return dataclasses.replace(made, min_new_tokens=min(defaults.min_new_tokens, made.max_new_tokens))
 
 

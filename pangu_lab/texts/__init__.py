@@ -1,7 +1,7 @@
 """Every text that is shown in more than one language: the widgets', the page's, the planner's reasons.
 
-``en.json`` and ``zh.json`` beside this file hold the same sections and keys. A text may have gaps to fill, ``{step}``. To
-add a text, write it into both; to add a language, write its file and its name into ``LANGUAGES``.
+``texts.json`` beside this file has sections of keys, and for each key its text in every language, in the order of
+``LANGUAGES``. A text may have gaps to fill, ``{step}``. To add a language, add its name and one more text everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,12 @@ LANGUAGES = ("en", "zh")
 @functools.lru_cache(maxsize=None)
 def catalogue(language: str) -> dict[str, Any]:
     """All texts in one language: section → key → text."""
-    return json.loads((Path(__file__).parent / f"{language}.json").read_text(encoding="utf-8"))
+    return _in(LANGUAGES.index(language), json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8")))
+
+
+def _in(place: int, found: Any) -> Any:
+    """What was read, with the text at ``place`` for each list of them."""
+    return found[place] if isinstance(found, list) else {key: _in(place, value) for key, value in found.items()}
 
 
 def text(language: str, section: str, key: str, **values: Any) -> str:

@@ -1,13 +1,23 @@
 """PanGu-α once more, in NumPy and double precision, from the paper and not from the library: what every path is held to.
 
-Slow and plain. Documents are told apart by their positions, which restart at 0. Parameters by released name.
+Slow and plain. Documents are told apart by their positions, which restart at 0. Parameters by released name. An option of
+the network is added here, and to ``CONFIGS``, for which every path is tried.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
+
+from pangu_lab.config import ModelConfig
+
+BASE = ModelConfig(vocab_size=512, num_positions=32, hidden_size=32, num_layers=3, num_heads=4, dropout_rate=0.0)
+CONFIGS = {"dense": BASE, "dense fast_gelu": dataclasses.replace(BASE, hidden_act="fast_gelu"),
+           "dense gelu_erf": dataclasses.replace(BASE, hidden_act="gelu_erf"),
+           "experts": dataclasses.replace(BASE, num_experts=4, experts_per_token=2),
+           "experts one choice": dataclasses.replace(BASE, num_experts=3, moe_every=2)}
 
 ACTIVATIONS = {"gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
                "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
@@ -18,6 +28,13 @@ def reference_logits(weights, config, ids, positions) -> np.ndarray:
     """ids, positions (batch, seq) → logits (batch, seq, vocab) float64."""
     weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     return np.stack([_Record(weights, config, record).logits(row) for row, record in zip(ids, positions)])
+
+
+def reference_probabilities(weights, config, ids, positions) -> list[np.ndarray]:
+    """What each layer's heads mix values with, (heads, seq, seq), of one text: ids, positions (seq,)."""
+    record = _Record({name: np.asarray(value, np.float64) for name, value in weights.items()}, config, positions)
+    record.logits(ids)
+    return record.probabilities
 
 
 def softmax(x):
@@ -51,7 +68,7 @@ class _Record:
         self.weights, self.config, self.positions = weights, config, positions
         place, document = np.arange(len(positions)), np.cumsum(positions == 0)
         self.seen = (place[:, None] >= place) & (document[:, None] == document)
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.act, self.probabilities = ACTIVATIONS[config.hidden_act], []
 
     def logits(self, ids):
         words = self.weights["backbone.word_embedding.embedding_table"]
@@ -77,7 +94,8 @@ class _Record:
         q, k, v = (self._heads(x @ self.weights[f"{prefix}.{name}.weight"].T + self.weights[f"{prefix}.{name}.bias"])
                    for x, name in ((asking, "dense1"), (asked, "dense2"), (asked, "dense3")))
         scores = np.where(self.seen, q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]), -np.inf)
-        mixed = (softmax(scores) @ v).transpose(1, 0, 2).reshape(len(asking), -1)
+        self.probabilities.append(softmax(scores))
+        mixed = (self.probabilities[-1] @ v).transpose(1, 0, 2).reshape(len(asking), -1)
         return self._product(mixed, f"{prefix}.projection")
 
     def _heads(self, x):

@@ -7,7 +7,6 @@ several.
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cached_property
 
 import mindspore as ms
@@ -26,15 +25,10 @@ from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Parts, Wei
 from pangu_lab.ops.native.cells import kernels_for
 from pangu_lab.ops.portable import Portable
 from pangu_lab.tokenizer import load_tokenizer
-from tests.equivalence.reference import log_softmax, reference_logits, rounded_to_bytes
+from tests.equivalence.reference import CONFIGS, log_softmax, reference_logits, reference_probabilities, rounded_to_bytes
 from tests.generate.fakes import random_weights
 
 LENGTH = 24
-BASE = ModelConfig(vocab_size=512, num_positions=32, hidden_size=32, num_layers=3, num_heads=4, dropout_rate=0.0)
-CONFIGS = {"dense": BASE, "dense fast_gelu": dataclasses.replace(BASE, hidden_act="fast_gelu"),
-           "dense gelu_erf": dataclasses.replace(BASE, hidden_act="gelu_erf"),
-           "experts": dataclasses.replace(BASE, num_experts=4, experts_per_token=2),
-           "experts one choice": dataclasses.replace(BASE, num_experts=3, moe_every=2)}
 CLOSE = 5e-5  # of logits up to 30: fp32 sums in another order
 
 
@@ -176,7 +170,12 @@ def test_the_loss_graph_of_a_bundle(model):
 
 
 def test_the_trace(model):
-    np.testing.assert_allclose(trace(model.weights, model.config, model.ids)["logits"], model.logits, rtol=0, atol=CLOSE)
+    seen = trace(model.weights, model.config, model.ids)
+    np.testing.assert_allclose(seen["logits"], model.logits, rtol=0, atol=CLOSE)
+    wanted = reference_probabilities(model.weights, model.config, model.ids[0], model.straight[0])
+    names = [name for name in seen if name.endswith(".probabilities")]
+    for name, probabilities in zip(names, wanted, strict=True):
+        np.testing.assert_allclose(seen[name][0], probabilities, rtol=0, atol=CLOSE)
 
 
 def test_evaluation_with_a_shared_beginning(model):

@@ -1,4 +1,7 @@
-"""Files in the published format of each data set. Their content is made up for these tests."""
+"""Files in the published format of each data set, made up for these tests, and what is to be read in them.
+
+A new task is proved by its file here (``write_all``), the pairs of its first question and its right answers.
+"""
 
 from __future__ import annotations
 
@@ -99,3 +102,24 @@ def write_all(folder: Path) -> Path:
         {"masked_text": "他害怕黑夜，一到晚上就点灯。可是油用完了，他只好坐着，心里<mask>", "correct_word": "害怕"},
         {"masked_text": "她等的船没有来，第二天还是没有<mask>。", "correct_word": "来"}])
     return folder
+
+
+ASKED = {  # the pairs of each task's first question
+    "ocnli": [("", f"院子里的灯亮着？{word}，院子里有灯") for word in ("对", "或许", "错")],
+    "cmnli": [("", f"院子里的灯亮着？{word}，院子里有灯") for word in ("对", "或许", "错")],
+    "afqmc": [("", f"下面两个句子语义{word}：怎么改密码。密码如何修改") for word in ("不同", "相同")],
+    "csl": [("", f"摘要：本文研究山地梯田的蓄水方法。，关键词：梯田、蓄水{word}真实关键词") for word in ("不是", "是")],
+    "chid": [("", f"下午{idiom}，孩子们跑了出来。") for idiom in ("雨过天晴", "画蛇添足", "车水马龙")],
+    "cluewsc": [(f"爷爷把伞借给了客人，{noun}", "自己淋着雨回来。") for noun in ("爷爷", "客人")],
+    "c3": [(f"问：女的明天想做什么?\n答：{option}\n该答案来自对话：",
+            "男：明天第1节课以后你做什么?女：我想和奶奶一起修自行车，你来吗?") for option in ("学游泳", "修自行车", "去医院")],
+    "cft": [("从前有一只爱唱歌的田鼠。田鼠有3个iPad mini大的鼓。每到夜里，", "田鼠")],
+    "pd": [("从前有一只爱唱歌的田鼠。田鼠有3个iPad mini大的鼓。每到夜里，", "田鼠")],
+    "wplc": [("他害怕黑夜，一到晚上就点灯。可是油用完了，他只好坐着，心里", "害怕")],
+}
+
+ANSWERS = {  # the right option of every question of the file
+    "ocnli": ["对", "错", "或许"], "cmnli": ["对", "错", "或许"], "afqmc": ["相同", "不同"], "csl": ["是", "不是"],
+    "chid": ["雨过天晴", "车水马龙"], "tnews": ["财经", "体育"], "iflytek": ["地图导航", "菜谱"],
+    "cft": ["田鼠", "石桥"], "pd": ["田鼠", "石桥"], "wplc": ["害怕", "来"],
+}

@@ -22,6 +22,7 @@ from pangu_lab.generate import generate
 from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.pid_file import pid_file, read_pid
+from pangu_lab.serve.protocol import SETTINGS
 
 from tests.serve.running import running, scripted
 from tests.serve.test_scheduler import choosing_breaks
@@ -86,8 +87,7 @@ def test_pages_of_other_sites_and_other_names_are_refused(client, served):
     assert client.options("/v1/completions", headers={"origin": "https://example.com"}).status_code == 403
 
 
-NUMBERS = ("temperature", "top_p", "min_p", "top_k", "presence_penalty", "frequency_penalty", "repetition_penalty",
-           "max_tokens", "min_tokens", "n", "logprobs", "seed", "logit_bias")
+NUMBERS = (*SETTINGS, "logit_bias")
 HOSTILE = ("1e-320", "-1e-320", "1e-45", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, "-1" + "0" * 400,
            '"1"', "true", "[1]", "{}")
 

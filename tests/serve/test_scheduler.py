@@ -17,7 +17,8 @@ from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve.limits import Limits, parse_limits
 from pangu_lab.serve import scheduler as scheduling
-from pangu_lab.serve.scheduler import Busy, RequestFailed, Scheduler, TooLate, Unavailable
+from pangu_lab.serve.request import Busy, RequestFailed, TooLate, Unavailable
+from pangu_lab.serve.scheduler import Scheduler
 
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
 from tests.serve.running import scripted

@@ -7,12 +7,13 @@ import socket
 import httpx
 import pytest
 
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import SLIDERS, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.serve import Limits, Scheduler, serve
+from pangu_lab.serve.page import CONTROL_ORDER
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.serve.texts import LANGUAGES, language_of
-from pangu_lab.serve.writing import STAGES, Writer, plain, sampling_of
+from pangu_lab.serve.writing import MORE, STAGES, Writer, plain, sampling_of
 
 from tests.serve.running import scripted
 from tests.serve.test_scheduler import choosing_breaks
@@ -39,6 +40,17 @@ def test_the_controls_become_settings_and_the_rest_stays_the_bundles():
                                   stop=("。", "！"), seed=12, no_repeat_ngram=4, stop_ids=(3,))
     off = sampling_of(SamplingConfig(), 20, 0.5, 1.0, 0, 1.0, 0.0, 0.0, "", "")
     assert off.top_p is None and off.top_k is None and off.seed is None and off.stop == ()
+
+
+@pytest.mark.parametrize("name", MORE)
+def test_every_further_slider_becomes_its_setting_and_has_words_and_an_end_that_is_off(name):
+    low, high, step, off = SLIDERS[name]
+    for value in (low, high):
+        others = [SLIDERS[other][3] for other in MORE]
+        others[MORE.index(name)] = value
+        made = sampling_of(SamplingConfig(), *CONTROLS, *others)
+        assert getattr(made, name) == (None if value == off else value) and name in CONTROL_ORDER
+    assert {name, f"{name}_info"} <= ENGLISH.keys() and off in (low, high)
 
 
 def test_a_seed_that_is_no_number_is_refused():
@@ -185,7 +197,7 @@ def test_a_taken_port_is_said():
 
 
 def test_a_missing_bundle_is_said(tmp_path):
-    with pytest.raises(InputError, match="no such bundle"):
+    with pytest.raises(InputError, match="nothing: no such folder"):
         serve(tmp_path / "nothing", port=0)
 
 

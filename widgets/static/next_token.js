@@ -1,12 +1,6 @@
 // Two bars a token, the model's own probability and what is left of it after the samplers, or before and after the one that
 // was clicked; a click on a token writes it.
 
-const SLIDERS = [
-  { name: "temperature", low: 0, high: 2, step: 0.05, off: null }, { name: "top_k", low: 0, high: 50, step: 1, off: 0 },
-  { name: "top_p", low: 0.05, high: 1, step: 0.01, off: 1 }, { name: "min_p", low: 0, high: 0.5, step: 0.01, off: 0 },
-  { name: "repetition_penalty", low: 1, high: 2, step: 0.05, off: null },
-];
-
 export default {
   render({ model, el: node }) {
     root(node, "next");
@@ -39,7 +33,7 @@ export default {
       fill(sought, tokens.map((token, number) => [number ? " × " : "", el("b", {}, token.piece), ` ${percent(token.probability)} (${t("ranked", { rank: token.rank.toLocaleString("en-US") })})`]).flat(),
         tokens.length > 1 ? ` = ${percent(probability)}` : "");
     };
-    const slider = ({ name, low, high, step, off }) => {
+    const slider = ([name, [low, high, step, off]]) => {
       const value = model.get("settings")[name];
       const shown = el("span", { style: "min-width:2.6em" });
       const input = el("input", { type: "range", min: low, max: high, step, style: "width:110px", "data-name": name, oninput: () => {
@@ -69,7 +63,7 @@ export default {
       length = el("span", { class: "pgl-muted" });
       fill(node, el("div", { class: "pgl-row", style: "margin-bottom:6px" }, el("span", { class: "pgl-title" }, t("title")), length,
         el("span", { class: "pgl-row pgl-push" }, el("button", { type: "button", class: "pgl-primary", onclick: () => { box.blur(); model.send({ do: "draw" }); } }, t("draw")), languageSwitch(model))),
-      box, el("div", { class: "pgl-row", style: "margin:8px 0" }, SLIDERS.map(slider)),
+      box, el("div", { class: "pgl-row", style: "margin:8px 0" }, Object.entries(model.get("sliders")).map(slider)),
       el("div", { class: "pgl-row", style: "margin:8px 0" }, el("label", { class: "pgl-label" }, t("seek"), wanted), sought), note,
       caption, bars, stages);
       show();

@@ -1,28 +1,29 @@
-"""Evaluation tasks, one file each. This project contains none of their data: they read the user's files."""
+"""Evaluation tasks, one file each. Nothing of their data is part of this project: they read the user's files.
+
+Every class in a file of this folder that says its own ``name`` is a task: a new one needs its file and no list.
+"""
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from typing import Any
 
 from pangu_lab.errors import InputError, nearest
-from pangu_lab.evaluate.tasks.afqmc import AFQMC
 from pangu_lab.evaluate.tasks.base import Outcome, Question, Task
-from pangu_lab.evaluate.tasks.c3 import C3
-from pangu_lab.evaluate.tasks.cft import CFT, PD
-from pangu_lab.evaluate.tasks.chid import CHID
-from pangu_lab.evaluate.tasks.cluewsc import CLUEWSC
-from pangu_lab.evaluate.tasks.cmnli import CMNLI
-from pangu_lab.evaluate.tasks.cmrc2018 import CMRC2018
-from pangu_lab.evaluate.tasks.csl import CSL
-from pangu_lab.evaluate.tasks.iflytek import IFLYTEK
-from pangu_lab.evaluate.tasks.ocnli import OCNLI
-from pangu_lab.evaluate.tasks.tnews import TNEWS
-from pangu_lab.evaluate.tasks.wplc import WPLC
 
 __all__ = ["Outcome", "Question", "TASKS", "Task", "make_task"]
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (
-    C3, CHID, CLUEWSC, OCNLI, CMNLI, TNEWS, AFQMC, IFLYTEK, CSL, CMRC2018, PD, CFT, WPLC)}
+
+def _tasks_of(module: Any) -> list[type[Task]]:
+    """The tasks that are defined in a module; a class that others are derived from has no name of its own."""
+    return [kind for kind in vars(module).values()
+            if isinstance(kind, type) and issubclass(kind, Task) and kind.__module__ == module.__name__ and "name" in vars(kind)]
+
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task for found in pkgutil.iter_modules(__path__)
+    for task in _tasks_of(importlib.import_module(f"{__name__}.{found.name}"))}
 
 
 def make_task(name: str, **options: Any) -> Task:
