@@ -3,7 +3,8 @@
 The launcher starts exactly these commands and ``--dry-run`` prints them; commands are built nowhere else.
 They are argument lists, never shell text. All back ends but the rank table use MindSpore's dynamic
 cluster: one scheduler process, to which every rank connects, with MS_* variables that give each process its role.
-``mpirun`` works the same way (MindSpore's own MPI start fails on a CPU): each rank takes its number from Open MPI's variables.
+``mpirun`` works the same way (MindSpore's own MPI start fails on a CPU): each rank takes its number from Open MPI's
+variables.
 """
 
 from __future__ import annotations
