@@ -371,10 +371,10 @@ def test_serve_tells_its_address_when_it_answers_and_ends_well_on_a_signal(workp
         process.stdout.close()
 
 
-def test_serve_refuses_what_is_no_bundle_and_an_open_door(workplace, capsys, monkeypatch):
+def test_serve_refuses_what_is_no_model_and_an_open_door(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    code, _, err = run("serve", "--bundle", "runs/a", capsys=capsys)
-    assert code == 2 and err.count("\n") == 1 and "bundle" in err
+    code, _, err = run("serve", "--bundle", "data", capsys=capsys)
+    assert code == 2 and err.count("\n") == 1 and "data" in err
     code, _, err = run("serve", "--bundle", "runs/a", "--host", "0.0.0.0", capsys=capsys)
     assert code == 2 and "0.0.0.0" in err and "password" in err
 

@@ -38,7 +38,8 @@ def register(verbs: Any) -> None:
                      "Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends it at "
                      f"once. The environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) "
                      "hold the secrets, if any.")
-    serve.add_argument("--bundle", metavar="DIR", help="made by `pangu-lab export`")
+    serve.add_argument("--bundle", "--from", metavar="DIR",
+                       help="a bundle made by `pangu-lab export`; or a run, a checkpoint or a converted release")
     serve.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
                        help="addresses other than loopback need a password or token (default %(default)s)")
     serve.add_argument("--port", type=int, default=7860, metavar="N",

@@ -267,3 +267,12 @@ def test_gradios_own_client_continues_a_prompt(server, offline):
     assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/complete"]
     with pytest.raises(Exception, match="writes 60 tokens at most"):
         client.predict(PROMPT, 61, 0.0, 1.0, -1, api_name="/complete")
+
+
+def test_a_run_is_served_as_it_is(debug_run):
+    from pangu_lab import PanguLM
+
+    with serve(debug_run, port=0, page=False) as server:
+        asked = {"prompt": "春天", "max_tokens": 6, "temperature": 0}
+        text = httpx.post(server.url + "v1/completions", json=asked, timeout=60).json()["choices"][0]["text"]
+    assert text == PanguLM.load(debug_run).generate("春天", max_new_tokens=6, temperature=0.0).text
