@@ -22,10 +22,10 @@ def free(monkeypatch):
 
 def test_the_estimate_of_a_load_is_said_before_it_unless_any_machine_has_as_much(debug_run, capsys, free):
     free(64 * GIB)
-    PanguLM.load(debug_run)
+    PanguLM.load(debug_run).runner
     assert capsys.readouterr().err == ""
     free(2 * GIB)
-    PanguLM.load(debug_run)
+    PanguLM.load(debug_run).runner
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "generating: about" in said and "program" in said and "are free" in said
 

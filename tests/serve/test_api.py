@@ -18,6 +18,7 @@ from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.batch_invariant import make_batch_invariant
 
+from pangu_lab.serve import serve
 from tests.evaluate.letters import sample_lines
 from tests.serve.running import running
 
