@@ -21,8 +21,17 @@ from pangu_lab.ranges import check, check_choice, check_range, number, shown
 
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
-OFFLOADS = ("none", "optimizer")
+SLICES = ("off", "states", "parameters")  # the first two are also written false and true
+CHOICES: dict[str, tuple[str, ...]] = {  # settings that are one of a few words
+    "model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
+    "train.offload": ("none", "optimizer"), "parallel.optimizer": SLICES}
 LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
+
+
+def _check_choices(section: str, config: Any) -> None:
+    for key, choices in CHOICES.items():
+        if key.startswith(f"{section}."):
+            check_choice(key, getattr(config, key.partition(".")[2]), choices)
 
 
 @dataclass(frozen=True)
@@ -59,9 +68,7 @@ class ModelConfig:
                      z_loss=(0.0, None))
         check(self.hidden_size % self.num_heads == 0,
                f"model.num_heads={self.num_heads} must divide model.hidden_size={self.hidden_size}")
-        check_choice("model.hidden_act", self.hidden_act, ACTIVATIONS)
-        check_choice("model.compute_dtype", self.compute_dtype, DTYPES)
-        check_choice("model.softmax_dtype", self.softmax_dtype, DTYPES)
+        _check_choices("model", self)
         check(self.experts_per_token <= self.num_experts,
                f"model.experts_per_token={self.experts_per_token} is more than model.num_experts={self.num_experts}")
         check(self.num_experts == 1 or self.moe_layers,
@@ -168,7 +175,7 @@ class TrainConfig:
                      loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
                      eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
                      keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
-        check_choice("train.offload", self.offload, OFFLOADS)
+        _check_choices("train", self)
         check(self.offload_folder is None or self.offload != "none",
                f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
 
@@ -196,7 +203,7 @@ class ParallelConfig:
         plain = {"off": False, "states": True}.get(self.optimizer, self.optimizer)
         check(plain in (True, False, "parameters"),
                f"parallel.optimizer={self.optimizer!r} must be off (false), states (true) or parameters"
-               + nearest(str(self.optimizer), ("off", "states", "parameters")))
+               + nearest(str(self.optimizer), SLICES))
         object.__setattr__(self, "optimizer", plain)
 
     @property

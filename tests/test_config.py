@@ -10,14 +10,13 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pangu_lab.config import (ACTIVATIONS, DTYPES, ModelConfig, RunConfig, all_keys, apply_overrides, config_from_dict,
+from pangu_lab.config import (CHOICES, ModelConfig, RunConfig, all_keys, apply_overrides, config_from_dict,
                               parse_overrides)
 from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, load_yaml, preset
 
-CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
-           "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),
-           "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0))), "parallel.optimizer": (False, True)}
+VALUES = {**CHOICES, "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),
+          "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0))), "parallel.optimizer": (False, True)}
 FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
          "parallel.micro_batches", "sampling.min_new_tokens", "sampling.num_return_sequences", "data.seq_length", "model.num_positions",
          "tokenizer.eod", "tokenizer.pad", "model.num_experts", "model.experts_per_token", "model.moe_every",
@@ -35,8 +34,8 @@ def field_of(key: str):
 def values_for(key: str) -> st.SearchStrategy:
     """Values that the key's type and range allow."""
     hint = field_of(key)
-    if key in CHOICES:
-        return st.sampled_from(CHOICES[key])
+    if key in VALUES:
+        return st.sampled_from(VALUES[key])
     options = typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,)
     plain = {int: st.integers(2, 10_000), float: st.floats(0.01, 0.9), bool: st.booleans(),
              str: st.text(min_size=1, max_size=20), type(None): st.none()}

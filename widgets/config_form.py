@@ -15,17 +15,13 @@ from typing import Any, Union
 import traitlets
 import yaml
 
-from pangu_lab.config import ACTIVATIONS, DTYPES, OFFLOADS, RunConfig, all_keys, apply_overrides, config_from_dict
+from pangu_lab.config import CHOICES, SLICES, RunConfig, all_keys, apply_overrides, config_from_dict
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.planner import HARDWARE, estimate
 from pangu_lab.presets import PRESETS, preset
 from widgets.base import LabWidget, escape, still_block
 from widgets.command import changed_settings, command_text, launch_words, value_text
-
-SLICES = ("off", "states", "parameters")  # of parallel.optimizer, whose first two are also written false and true
-CHOICES = {"model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
-           "train.offload": OFFLOADS, "parallel.optimizer": SLICES}
 
 
 def field_kind(key: str, hint: Any) -> str:
