@@ -113,7 +113,7 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.wait(lambda: person.text(".pgl-attention .pgl-chip:nth-child(1) small") == "100 %")
     assert "“春” attends to" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
     person.find(".pgl-next input[type=text]").send_keys("ba")
-    person.wait(lambda: person.text(".pgl-next .pgl-sought").count("number") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
+    person.wait(lambda: person.text(".pgl-next .pgl-sought").count("rank") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
     slide(person, ".pgl-next input[data-name='top_k']", 2)
     person.wait(lambda: len(person.all(".pgl-next .pgl-token[data-gone]")) > 0)
     person.click(".pgl-next .pgl-stage:nth-child(2)")  # a step that changes nothing: before and after are one

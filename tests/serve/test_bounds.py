@@ -299,7 +299,7 @@ def test_stop_ends_the_server_of_a_pid_file(debug_bundle, tmp_path, capsys):
 
 def test_wrong_options_are_said_in_one_line(capsys, debug_bundle):
     for arguments, words in ((["--limit", "tokens=3"], "unknown limit 'tokens'"), ([], "give --bundle DIR"),
-                             (["--bundle", "nothing"], "no such bundle"), (["--stop"], "--stop needs --pid-file"),
+                             (["--bundle", "nothing"], "no such folder"), (["--stop"], "--stop needs --pid-file"),
                              (["--bundle", "x", "--host", "0.0.0.0"], "give a password or a token")):
         assert cli.main(["serve", *arguments]) == 2
         assert words in capsys.readouterr().err
