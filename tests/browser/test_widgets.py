@@ -125,7 +125,7 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.wait(lambda: len(value_of(person, ".pgl-next textarea")) > 2)
     person.driver.execute_script("document.querySelector('.pgl-form label[data-key=\"model.num_heads\"]')"
                                  ".dispatchEvent(new MouseEvent('mouseenter'))")
-    person.wait(lambda: "model.num_heads Into how many parts" in person.text(".pgl-form .pgl-help"))
+    person.wait(lambda: "model.num_heads Number of attention heads" in person.text(".pgl-form .pgl-help"))
     person.picture("widgets-answering", ".pgl-next")
     person.click(".pgl-pad .pgl-primary")
     person.wait(lambda: "tokens/s" in person.text(".pgl-pad .pgl-column"))
