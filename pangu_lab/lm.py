@@ -83,7 +83,7 @@ class PanguLM(Model):
         batch, seq = ids.shape
         group = max(1, self.runner.pool.slots // seq)
         if self.tokenizer is not None:
-            self.engine.make_room(min(batch, group) * seq)
+            self.engine.release_prefix(min(batch, group) * seq)
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
         return np.concatenate(parts)
 

@@ -119,7 +119,7 @@ class Keeper:
 
     # ---------------------------------------------------------------- while it goes on
 
-    def make_room(self, step: int) -> None:
+    def clear_place(self, step: int) -> None:
         """Set aside what stands where this step's checkpoint goes, unless it is good: that one is replaced."""
         path = step_folder(self.folder, step)
         if path.exists() and (error := self.why_not(path)) is not None:

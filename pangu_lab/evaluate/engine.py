@@ -40,7 +40,7 @@ class EngineScorer(TokenScorer):
         count = len(pair.inputs)
         if not pair.targets:
             return make_score((), True, pair.cut)
-        self.engine.make_room(count)
+        self.engine.release_prefix(count)
         with self.engine.runner.pool.holding(count) as slots:
             logits = self.engine.runner.run(np.array([pair.inputs]), np.arange(count)[None], np.array([slots]),
                                             np.array([slots]), np.arange(pair.start - 1, count))

@@ -14,7 +14,7 @@ from mindspore import nn, ops
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.model import parameters as names
-from pangu_lab.model.moe import TellingExperts
+from pangu_lab.model.moe import ExpertsWithGates
 from pangu_lab.model.pangu import Parts, Stack, Weights
 from pangu_lab.model.parts import DTYPES
 from pangu_lab.ops.attention import BranchMask
@@ -39,7 +39,7 @@ class RouterProbe(Stack):
     """ids, positions (1, n) int32 → the gates of every router, (blocks with experts, n, experts) fp32."""
 
     def __init__(self, config: ModelConfig, weights: Weights, length: int):
-        parts = Parts(config, weights, seq_length=length, experts=TellingExperts)
+        parts = Parts(config, weights, seq_length=length, experts=ExpertsWithGates)
         super().__init__(parts)
         self.documents = parts.documents()
 

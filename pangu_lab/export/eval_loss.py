@@ -35,10 +35,10 @@ class EvalLossNetwork(Stack):
 
     def construct(self, ids, positions, labels, weights):
         batch, n = ids.shape
-        seen = self.documents(positions), batch, n
-        x, _ = self.rows(self.embedding(ids, positions), positions, seen)
-        told = self.log_softmax(self.head(x))
-        picked = self.reshape(self.pick(told, 1, self.reshape(labels, (-1, 1))), (batch, n))
+        mask = self.documents(positions), batch, n
+        x, _ = self.rows(self.embedding(ids, positions), positions, mask)
+        log_probabilities = self.log_softmax(self.head(x))
+        picked = self.reshape(self.pick(log_probabilities, 1, self.reshape(labels, (-1, 1))), (batch, n))
         return 0.0 - self.sum(picked * weights, 1), self.sum(weights, 1)
 
 

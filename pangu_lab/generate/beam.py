@@ -27,7 +27,7 @@ class _Beam:
 
     new_ids: tuple[int, ...] = ()
     logprob: float = 0.0
-    told: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
     slots: list[int] = field(default_factory=list)
 
 
@@ -102,8 +102,8 @@ class BeamSearch:
 
     def _told(self, parent: _Beam, logits: np.ndarray, index: int) -> tuple[TokenLogprob, ...]:
         if self.config.logprobs is None or index in self.ends:
-            return parent.told
-        return (*parent.told, token_logprob(self.tokenizer, log_softmax(logits), index, self.config.logprobs))
+            return parent.logprobs
+        return (*parent.logprobs, token_logprob(self.tokenizer, log_softmax(logits), index, self.config.logprobs))
 
     def _written(self, new: Sequence[int]) -> TextWriter:
         writer = TextWriter(self.tokenizer.stream(), self.stop)
@@ -123,9 +123,9 @@ class BeamSearch:
         writer = self._written(new[:-1] if ended else new)
         writer.end()
         text = self.prompt.text + writer.text if self.config.echo else writer.text
-        told = None if self.config.logprobs is None else beam.told[:writer.kept]
-        self.finished.append(Completion(text, new[:writer.kept], self.prompt.ids, reason, 0, self.prompt.warnings, told,
-                                        None, score))
+        logprobs = None if self.config.logprobs is None else beam.logprobs[:writer.kept]
+        self.finished.append(Completion(text, new[:writer.kept], self.prompt.ids, reason, 0, self.prompt.warnings,
+                                        logprobs, None, score))
 
     def _decided(self, beams: Sequence[_Beam]) -> bool:
         """Whether no active beam can beat the ``num_beams`` best finished ones."""

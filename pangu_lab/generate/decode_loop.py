@@ -10,7 +10,7 @@ The loop belongs to one thread and knows nothing of clients. ``generate_many`` a
 they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork
 (``beam.py``); the server is a thread that steps. Several loops may share a runner, each with its own slots.
 
-An error in one request (choosing, decoding text, telling its client) ends only that request and is kept in its
+An error in one request (choosing, decoding text, serving its client) ends only that request and is kept in its
 ``error``; an exception from a step itself comes from the network.
 """
 
@@ -72,7 +72,7 @@ class Policy(Protocol):
 
 
 class Request:
-    """One prompt on its way through a loop. A client is a subclass that overrides ``tell`` and ``ended``.
+    """One prompt on its way through a loop. A client is a subclass that overrides ``deliver`` and ``ended``.
 
     Attributes:
         prompt, policy: what is read, and how the rest is chosen.
@@ -127,7 +127,7 @@ class Request:
         """Its prompt has been fed."""
         return self.policy.begin(logits)
 
-    def tell(self, deltas: Sequence[Delta]) -> None:
+    def deliver(self, deltas: Sequence[Delta]) -> None:
         """Called after every step that added something, with what can be shown."""
 
     def ended(self, error: Optional[Exception]) -> None:
@@ -247,7 +247,7 @@ class DecodeLoop:
         for request in unwanted:
             request.taken_out = True
             with _its_own(request):
-                request.tell(request.policy.end(CANCELLED))
+                request.deliver(request.policy.end(CANCELLED))
             self._finish(request, request.error)
         return unwanted
 
@@ -292,7 +292,7 @@ class DecodeLoop:
             deltas = choose(logits)
             request.tokens += count
             self.counts.new_tokens += count
-            request.tell(deltas)
+            request.deliver(deltas)
         if request.policy.rows and request.error is None:
             return []
         self._finish(request, request.error)

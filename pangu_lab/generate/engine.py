@@ -72,7 +72,7 @@ class Engine:
             raise InputError("there is no sequence to add a token to: call prefill first")
         return self._feed([index])
 
-    def make_room(self, count: int) -> None:
+    def release_prefix(self, count: int) -> None:
         """End the sequence of ``prefill`` and ``step`` when a generation needs its part of the cache."""
         if self._slots and self.runner.pool.free < count:
             self.reset()
@@ -103,7 +103,7 @@ class Engine:
         check_prompt(ids, self.vocab_size)
         if len(ids) > self.max_length:
             raise InputError(f"the text has {len(ids)} tokens, the model holds {self.max_length}")
-        self.make_room(len(ids))
+        self.release_prefix(len(ids))
         with self.runner.pool.holding(len(ids)) as slots:
             return prefill(self.runner, ids, slots, all_rows=True)
 
@@ -202,7 +202,7 @@ class CompletionStream(Iterator[str]):
     """
 
     def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig) -> None:
-        self._request = _Told(prompt, Sampling(engine.tokenizer, prompt, config, seed_of(config)))
+        self._request = _StreamedRequest(prompt, Sampling(engine.tokenizer, prompt, config, seed_of(config)))
         self._steps = _decode(engine, [self._request])
 
     def __next__(self) -> str:
@@ -231,14 +231,14 @@ class CompletionStream(Iterator[str]):
         self._steps.close()
 
 
-class _Told(Request):
+class _StreamedRequest(Request):
     """A request that keeps the pieces of its text until they are fetched."""
 
     def __init__(self, prompt: Prompt, policy: Sampling) -> None:
         super().__init__(prompt, policy)
         self.pieces: collections.deque[str] = collections.deque()
 
-    def tell(self, deltas: Sequence[Delta]) -> None:
+    def deliver(self, deltas: Sequence[Delta]) -> None:
         self.pieces.extend(delta.text for delta in deltas if delta.text)
 
 
@@ -269,7 +269,8 @@ def _decode(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Reques
             if not loop.running:
                 if not loop.waiting:
                     return
-                engine.make_room(min(sum(one.slots_needed for one in loop.waiting.order()), engine.runner.pool.slots))
+                needed = sum(one.slots_needed for one in loop.waiting.order())
+                engine.release_prefix(min(needed, engine.runner.pool.slots))
                 engine.runner.pool.wait_for(loop.waiting.first().slots_needed)
             ended = loop.step()
             for request in ended:

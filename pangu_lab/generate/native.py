@@ -19,11 +19,12 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY_LAYER, WORD, layer_prefix
 from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
 CLOSE = 1e-3  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
-QUERIES = "backbone.top_query_layer.query_of_position"  # as in network.py, which a bundle does without
+QUERIES = f"{QUERY_LAYER}.query_of_position"  # the query layer's query of every position, made when weights are loaded
 Step = Callable[[], np.ndarray]
 
 
@@ -69,16 +70,15 @@ class NativeDecoder:
         self._network = self._describe(int8=True)
 
     def _describe(self, int8: bool) -> decode.Network:
-        config, prefix = self._config, "backbone"
-        names = [f"{prefix}.blocks.{i}" for i in range(config.num_layers - 1)] + [f"{prefix}.top_query_layer"]
-        layers = (decode.Layer * config.num_layers)(*(self._layer(name, int8) for name in names))
-        words = f"{prefix}.word_embedding.embedding_table"
-        head = self._matrix(words, None, int8)
+        config = self._config
+        layers = (decode.Layer * config.num_layers)(*(self._layer(layer_prefix(config, i), int8)
+                                                      for i in range(config.num_layers)))
+        head = self._matrix(WORD, None, int8)
         return decode.Network(
             config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._slots,
-            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps, self._at(words),
-            self._at(f"{prefix}.position_embedding.embedding_table"), self._at(QUERIES),
-            self._at(f"{prefix}.layernorm.gamma"), self._at(f"{prefix}.layernorm.beta"), head, layers)
+            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps, self._at(WORD),
+            self._at(POSITION) if POSITION in self._arrays else None, self._at(QUERIES),
+            self._at(f"{FINAL_NORM}.gamma"), self._at(f"{FINAL_NORM}.beta"), head, layers)
 
     def _layer(self, prefix: str, int8: bool) -> decode.Layer:
         norms = (self._at(f"{prefix}.layernorm{i}.{name}") for i in (1, 2) for name in ("gamma", "beta"))

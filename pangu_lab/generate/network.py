@@ -26,6 +26,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.generate.native import QUERIES
 from pangu_lab.model.moe import Router
 from pangu_lab.model.pangu import Stack
 from pangu_lab.model.parameters import POSITION, QUERY, WORD, layer_prefix, parameter_specs
@@ -34,8 +35,6 @@ from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
 from pangu_lab.parallel.layers import WordEmbedding
 from pangu_lab.parallel.sharding import Shard
-
-QUERIES = "backbone.top_query_layer.query_of_position"  # the query layer's query of every position, made when it is loaded
 
 Weights = Mapping[str, np.ndarray]  # read one by one
 ALONE = Group("", (0,), 0)
@@ -261,7 +260,10 @@ class _KeyValue(nn.Cell):
 
 
 class _RecordAttention(nn.Cell):
-    """q, k, v (batch·n, hidden) of whole records, ``seen`` = (mask (batch, 1, n, n), batch, n) → (batch·n, hidden)."""
+    """q, k, v (batch·n, hidden) of whole records → (batch·n, hidden).
+
+    ``mask`` = (additive mask (batch, 1, n, n), batch, n).
+    """
 
     def __init__(self, heads: int, head_dim: int):
         super().__init__(auto_prefix=False)
@@ -270,17 +272,17 @@ class _RecordAttention(nn.Cell):
         self.scores, self.mix = ops.BatchMatMul(transpose_b=True), ops.BatchMatMul()
         self.softmax, self.add = ops.Softmax(-1), ops.Add()
 
-    def construct(self, q, k, v, seen, row_keys):
-        mask, batch, n = seen
-        return self.over(q, self.by_head(k, batch, n), self.by_head(v, batch, n), mask, batch, n)
+    def construct(self, q, k, v, mask, row_keys):
+        additive, batch, n = mask
+        return self.over(q, self.by_head(k, batch, n), self.by_head(v, batch, n), additive, batch, n)
 
     def by_head(self, rows, batch, n):
         """(batch·n, hidden) → (batch, heads, n, head_dim)"""
         return self.transpose(self.reshape(rows, (batch, n, self.heads, self.head_dim)), (0, 2, 1, 3))
 
-    def over(self, q, keys, values, mask, batch, n):
+    def over(self, q, keys, values, additive, batch, n):
         """Attention over keys and values (batch, heads, t, head_dim)."""
-        scores = self.add(self.scores(self.by_head(q, batch, n), keys), mask)
+        scores = self.add(self.scores(self.by_head(q, batch, n), keys), additive)
         mixed = self.mix(self.softmax(scores), values)
         return self.reshape(self.transpose(mixed, (0, 2, 1, 3)), (-1, self.hidden))
 
@@ -288,8 +290,8 @@ class _RecordAttention(nn.Cell):
 class _CachedAttention(_RecordAttention):
     """The same over the cache, after storing the new keys and values in it.
 
-    ``seen`` = (mask (batch, 1, n, t), write (batch·n·heads,), read (batch, heads, t), batch, n); write and read are rows
-    of the cache.
+    ``mask`` = (additive mask (batch, 1, n, t), write (batch·n·heads,), read (batch, heads, t), batch, n); write and
+    read are rows of the cache.
     """
 
     def __init__(self, parts: InferenceParts, prefix: str):
@@ -299,11 +301,11 @@ class _CachedAttention(_RecordAttention):
                                   for kind in ("keys", "values"))
         self.scatter, self.gather = ops.ScatterUpdate(), ops.Gather()
 
-    def construct(self, q, k, v, seen, row_keys):
-        mask, write, read, batch, n = seen
+    def construct(self, q, k, v, mask, row_keys):
+        additive, write, read, batch, n = mask
         keys = self.scatter(self.keys, write, self.reshape(k, (-1, self.head_dim)))
         values = self.scatter(self.values, write, self.reshape(v, (-1, self.head_dim)))
-        return self.over(q, self.gather(keys, read, 0), self.gather(values, read, 0), mask, batch, n)
+        return self.over(q, self.gather(keys, read, 0), self.gather(values, read, 0), additive, batch, n)
 
 
 class _Experts(nn.Cell):

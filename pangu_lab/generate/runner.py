@@ -25,7 +25,7 @@ from pangu_lab.memory import tokens_at_once
 
 BUCKET = 64  # the number of slots that the general graph reads is rounded up to this
 DEFAULT_SLOTS = 1024
-PATIENCE = 60.0  # seconds to wait for slots that others hold; the holder may be the waiting thread itself
+SLOTS_TIMEOUT = 60.0  # seconds to wait for slots that others hold; the holder may be the waiting thread itself
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
 
@@ -75,7 +75,7 @@ class SlotPool:
             raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.slots}: "
                              f"ask for fewer new tokens, sequences or beams, or load with more slots")
         with self._changed:
-            if not self._changed.wait_for(lambda: len(self._free) >= count, PATIENCE):
+            if not self._changed.wait_for(lambda: len(self._free) >= count, SLOTS_TIMEOUT):
                 raise InputError(f"other generations hold {self.slots - len(self._free)} of the {self.slots} "
                                  "positions of key-value cache: finish, cancel or close them, or load with more "
                                  "places")

@@ -177,7 +177,8 @@ class SequenceInProgress:
 
     def accept(self, logits: np.ndarray) -> Delta:
         """Choose the next token from logits (vocab,)."""
-        told, logits = len(self._logprobs), logits[:self.tokenizer.vocab_size]  # a model may have more rows than pieces
+        known = len(self._logprobs)
+        logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than pieces
         index = self._choose(logits)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
@@ -189,7 +190,7 @@ class SequenceInProgress:
             self.finish_reason = STOP
         elif written == self.limit:
             text += self.end(LENGTH if self.limit == self.config.max_new_tokens else FULL).text
-        return Delta(self.number, text, tuple(self._logprobs[told:]), self.finish_reason)
+        return Delta(self.number, text, tuple(self._logprobs[known:]), self.finish_reason)
 
     def _choose(self, logits: np.ndarray) -> int:
         """Choose the next token, add it to the history, and keep its explanation if that was asked for."""
@@ -242,9 +243,9 @@ class Sampling:
         """Choose every sequence's first token; all see the same logits."""
         if self.whole_prompt:
             first = self.sequences[0]
-            told = prompt_logprobs(first.tokenizer, self.prompt.ids, logits, self.config.logprobs)
+            logprobs = prompt_logprobs(first.tokenizer, self.prompt.ids, logits, self.config.logprobs)
             for sequence in self.sequences:
-                sequence.prompt_logprobs = told
+                sequence.prompt_logprobs = logprobs
         if not self.rows:  # nothing was asked to be written
             return [Delta(sequence.number, "", (), sequence.finish_reason) for sequence in self.sequences]
         return self.accept([logits[-1]] * self.width)

@@ -49,7 +49,7 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
                          f"{config.vocab_size - 1}; given were {ids.shape}")
     if positions is None:
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    seen: dict[str, np.ndarray] = {}
+    activations: dict[str, np.ndarray] = {}
     given: dict[str, tuple] = {}  # to each attention
     arrays = {name: weights[name] for name in parameter_specs(config)}
     mode = ms.get_context("mode")
@@ -59,24 +59,25 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
         network = PanguLogits(PanguStage(Parts(config, Weights(arrays), seq_length=ids.shape[1]))).set_train(False)
         for name, cell in network.cells_and_names():
             if _kept(name):
-                cell.register_forward_hook(_keep(seen, _told_as(name)))
+                cell.register_forward_hook(_keep(activations, _public_name(name)))
             if name.endswith(".attention.attend"):
                 cell.register_forward_hook(_keep_inputs(given, name))
         inputs = [ms.Tensor(np.ascontiguousarray(array, np.int32)) for array in (ids, positions)]
         logits = network(*inputs).asnumpy()
         for name, cell in network.cells_and_names():
             if name.endswith(".attention"):
-                seen[f"{_told_as(name)}.probabilities"] = _probabilities(cell.attend, *given[f"{name}.attend"])
-        seen["logits"] = logits
+                inputs = given[f"{name}.attend"]
+                activations[f"{_public_name(name)}.probabilities"] = _probabilities(cell.attend, *inputs)
+        activations["logits"] = logits
     finally:
         ms.set_context(mode=mode)
-    return seen
+    return activations
 
 
-def attention_layers(seen: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+def attention_layers(activations: Mapping[str, np.ndarray]) -> tuple[str, ...]:
     """The layers of a trace that attend, upwards: ``blocks.0`` …, ``query_layer``."""
     ending = ".attention.probabilities"
-    return tuple(name.removesuffix(ending) for name in seen if name.endswith(ending))
+    return tuple(name.removesuffix(ending) for name in activations if name.endswith(ending))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +110,9 @@ def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: Seque
         InputError: no ids, too many, or one outside the vocabulary; or what would be kept exceeds the free memory.
     """
     estimate(f"attention of {len(ids)} tokens", attention_need(config, len(ids)))
-    seen = trace(weights, config, np.array([ids], np.int32))
-    layers = attention_layers(seen)
-    found = np.stack([seen[f"{layer}.attention.probabilities"][0] for layer in layers]).astype(np.float32)
+    activations = trace(weights, config, np.array([ids], np.int32))
+    layers = attention_layers(activations)
+    found = np.stack([activations[f"{layer}.attention.probabilities"][0] for layer in layers]).astype(np.float32)
     return Attention(tuple(tokens), tuple(int(index) for index in ids), layers, found)
 
 
@@ -123,14 +124,14 @@ def _kept(name: str) -> bool:
     return parts[0] in ("blocks", "query_layer") and name.endswith(OPERATIONS) and not name.endswith("norm.norm")
 
 
-def _told_as(name: str) -> str:
+def _public_name(name: str) -> str:
     """A cell's name for people: without the parts of it that only say how the network is put together."""
     return name.removeprefix("stage.").replace(".projections.", ".")
 
 
-def _keep(seen: dict[str, np.ndarray], name: str):
+def _keep(activations: dict[str, np.ndarray], name: str):
     def hook(cell, inputs, output) -> None:
-        seen[name] = (output[0] if isinstance(output, tuple) else output).asnumpy()
+        activations[name] = (output[0] if isinstance(output, tuple) else output).asnumpy()
 
     return hook
 

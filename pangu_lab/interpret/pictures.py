@@ -84,20 +84,22 @@ def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Pat
     return Path(png)
 
 
-def plot_attention(seen: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str], png: Path | str) -> Path:
+def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str],
+                   png: Path | str) -> Path:
     """Where each head of some traced layers looks, a row a layer and a column a head, to a PNG file.
 
     Args:
-        seen: of ``trace``; its first text is drawn.
+        activations: of ``trace``; its first text is drawn.
         layers: such as ``blocks.0`` and ``query_layer``.
         tokens: the text's, for the axes: queries downwards, keys to the right.
     """
-    heads = seen[f"{layers[0]}.attention.probabilities"].shape[1]
+    heads = activations[f"{layers[0]}.attention.probabilities"].shape[1]
     figure = new_figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
     axes = figure.subplots(len(layers), heads, sharex=True, sharey=True, squeeze=False)
     for row, layer in enumerate(layers):
         for head in range(heads):
-            axes[row, head].imshow(seen[f"{layer}.attention.probabilities"][0, head], cmap="Blues", vmin=0, vmax=1)
+            probabilities = activations[f"{layer}.attention.probabilities"][0, head]
+            axes[row, head].imshow(probabilities, cmap="Blues", vmin=0, vmax=1)
             axes[row, head].set_title(f"{layer}, head {head}" if head == 0 else f"head {head}", fontsize=8)
     for axis in [panel.xaxis for panel in axes[-1]] + [panel.yaxis for panel in axes[:, 0]]:
         axis.set_ticks(range(len(tokens)), list(tokens), fontfamily=font_families(), fontsize=6)

@@ -357,7 +357,7 @@ class ExpertsWithoutLimit(nn.Cell):
         return ends, self.sum(mask * (ends - needed), 1) * size + queue, self.sum(mask, 1)
 
 
-class TellingExperts(ExpertsWithoutLimit):
+class ExpertsWithGates(ExpertsWithoutLimit):
     """The same, also returning each expert's gate: ((rows, experts) fp32,), 0 for experts that were not chosen."""
 
     def construct(self, x):

@@ -10,7 +10,7 @@ the layers. Only ``Stack`` does; training, evaluation, generation over a cache a
 different parts (``parts.py``, ``generate/network.py``). In all of them activations are rows (batch·seq, hidden), the
 form that matrix products need.
 
-Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the records for dropout. ``seen`` is the
+Shapes: ids, positions (batch, seq) int32; samples (batch,) int32 identify the records for dropout. ``mask`` is the
 mask as the parts' own cell makes it (``ops/attention.py``); it is passed on unopened. ``row_keys`` identify the rows
 for dropout, None without dropout. With tensor, pipeline or sequence parallelism each rank holds its slice of the
 parameters; for a dimension of size 1 the graph has no collective.
@@ -38,10 +38,10 @@ class Attention(nn.Cell):
         self.attend = parts.attention(layer)
         self.projection = parts.row(f"{names.layer_prefix(parts.config, layer)}.attention.projection")
 
-    def construct(self, x, seen, row_keys=None, query=None):
+    def construct(self, x, mask, row_keys=None, query=None):
         """x (rows, hidden) → (rows, hidden). In the query layer ``query`` (rows, hidden) replaces x as the query."""
         q, k, v = self.projections(x, query)
-        return self.projection(self.attend(q, k, v, seen, row_keys))
+        return self.projection(self.attend(q, k, v, mask, row_keys))
 
 
 class FeedForward(nn.Cell):
@@ -74,12 +74,12 @@ class Layer(nn.Cell):
         self.own_rows = parts.own_rows()
         self.add = ops.Add()
 
-    def construct(self, x, seen, row_keys=None, query=None):
+    def construct(self, x, mask, row_keys=None, query=None):
         """x (this rank's rows, hidden) fp32 → the same, and a tuple of expert statistics."""
         own_keys = self.own_rows(row_keys)
-        x = self.add(x, self.dropout1(self.attention(self.norm1(x), seen, row_keys, query), own_keys))
-        y, told = self.feed_forward(self.norm2(x))
-        return self.add(x, self.dropout2(y, own_keys)), told
+        x = self.add(x, self.dropout1(self.attention(self.norm1(x), mask, row_keys, query), own_keys))
+        y, routing = self.feed_forward(self.norm2(x))
+        return self.add(x, self.dropout2(y, own_keys)), routing
 
 
 class Embedding(nn.Cell):
@@ -126,17 +126,17 @@ class Stack(nn.Cell):
             self.queries = parts.queries()
             self.query_layer = Layer(parts, query_layer)
 
-    def rows(self, x, positions, seen, row_keys=None):
+    def rows(self, x, positions, mask, row_keys=None):
         """x (rows, hidden), embedded → the rows after all layers, and the expert statistics of the blocks, in order."""
-        told = ()
+        routing = ()
         for block in self.blocks:
-            x, more = block(x, seen, row_keys)
-            told = told + more
+            x, more = block(x, mask, row_keys)
+            routing = routing + more
         if self.has_norm:
             x = self.norm(x)
         if self.has_query:
-            x, _ = self.query_layer(x, seen, row_keys, self.queries(positions))
-        return x, told
+            x, _ = self.query_layer(x, mask, row_keys, self.queries(positions))
+        return x, routing
 
 
 class PanguStage(Stack):
@@ -165,8 +165,8 @@ class PanguStage(Stack):
 
     def routed(self, x, positions, samples, weights):
         """A stage with experts, in training: rows as above, and ``routing_of`` their statistics."""
-        x, told = self._run(x, positions, samples, False)
-        total, counts = routing_of(told, weights)
+        x, routing = self._run(x, positions, samples, False)
+        total, counts = routing_of(routing, weights)
         return x, total, counts
 
     def _run(self, x, positions, samples, embedded):
@@ -184,7 +184,7 @@ class PanguStage(Stack):
         return ops.reshape(keys, (batch * seq, 1))
 
 
-def routing_of(told, weights):
+def routing_of(routing, weights):
     """Summary of the routers' work, from the (losses, counts) of each block with experts.
 
     Returns:
@@ -193,7 +193,7 @@ def routing_of(told, weights):
     """
     of_record = ops.ReduceSum()(weights, 1)
     total, found = ops.zeros((), mstype.float32), ()
-    for losses, counts in told:
+    for losses, counts in routing:
         loss = ops.ReduceSum()(losses * of_record)
         total = total + loss
         found = found + (ops.expand_dims(ops.concat((counts, ops.reshape(loss, (1,)))), 0),)
@@ -224,18 +224,18 @@ class PanguLoss(nn.Cell):
 
     def routed(self, x, positions, samples, labels, weights):
         """With experts, in training: the loss as above, and what ``routing_of`` gives."""
-        loss, told = self._run(x, positions, samples, labels, weights)
-        total, counts = routing_of(told, weights)
+        loss, routing = self._run(x, positions, samples, labels, weights)
+        total, counts = routing_of(routing, weights)
         return loss, total, counts
 
     def _run(self, x, positions, samples, labels, weights):
         labels, flat = ops.reshape(labels, (-1,)), ops.reshape(weights, (-1,))
         if not self.tied:
-            rows, told = self.stage._run(x, positions, samples, False)
-            return self.head(rows, labels, flat), told
+            rows, routing = self.stage._run(x, positions, samples, False)
+            return self.head(rows, labels, flat), routing
         words, table = self.embed(ops.reshape(x, (-1,)), self.table)
-        rows, told = self.stage.from_words(words, positions, samples)
-        return self.head(rows, labels, flat, table), told
+        rows, routing = self.stage.from_words(words, positions, samples)
+        return self.head(rows, labels, flat, table), routing
 
 
 class PanguLogits(nn.Cell):

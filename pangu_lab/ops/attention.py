@@ -76,8 +76,8 @@ class BranchMask(nn.Cell):
         causal = ops.reshape(order, (1, 1, 1, seq)) <= ops.reshape(order, (1, 1, seq, 1))
         keys = ops.reshape(branches, (batch, 1, 1, seq))
         same = ops.equal(keys, ops.reshape(branches, (batch, 1, seq, 1)))
-        seen = ops.logical_and(causal, ops.logical_or(same, ops.equal(keys, 0)))
-        return ops.mul(self.cast(ops.logical_not(seen), self.dtype), MASKED)
+        visible = ops.logical_and(causal, ops.logical_or(same, ops.equal(keys, 0)))
+        return ops.mul(self.cast(ops.logical_not(visible), self.dtype), MASKED)
 
 
 class Attention(nn.Cell):
@@ -93,19 +93,19 @@ class Attention(nn.Cell):
         self.attend = kind(heads.count, heads.dim, softmax_dtype)
         self.head_keys = Tensor(heads.keys.reshape(1, -1, 1))
 
-    def construct(self, q, k, v, seen, row_keys):
-        batch, _, seq, _ = seen.shape
-        mixed, _ = self.by_head(q, k, v, seen, row_keys)
+    def construct(self, q, k, v, mask, row_keys):
+        batch, _, seq, _ = mask.shape
+        mixed, _ = self.by_head(q, k, v, mask, row_keys)
         mixed = ops.transpose(ops.reshape(mixed, (batch, self.heads, seq, self.head_dim)), (0, 2, 1, 3))
         return ops.reshape(mixed, (batch * seq, self.heads * self.head_dim))
 
-    def by_head(self, q, k, v, seen, row_keys=None):
+    def by_head(self, q, k, v, mask, row_keys=None):
         """As ``construct``, with results (batch·heads, seq, head_dim) and the probabilities (batch·heads, seq, seq)."""
-        batch, _, seq, _ = seen.shape
+        batch, _, seq, _ = mask.shape
         q, k, v = self._split(q, batch, seq), self._split(k, batch, seq), self._split(v, batch, seq)
         if self.use_dropout:
-            return self.attend(q, k, v, seen, self._kept(row_keys, batch, seq))
-        return self.attend(q, k, v, seen)
+            return self.attend(q, k, v, mask, self._kept(row_keys, batch, seq))
+        return self.attend(q, k, v, mask)
 
     def _split(self, x, batch, seq):
         """(batch·seq, heads·head_dim) → (batch·heads, seq, head_dim)."""

@@ -234,7 +234,7 @@ class _Api:
 
     async def predict(self, request: HttpRequest) -> JSONResponse:
         instances = reference.instances_of(await _json_of(request), self.limits)
-        asked = [await run_in_threadpool(reference.asked_of, one, self.engine, self.limits, self.scheduler.encode)
+        asked = [await run_in_threadpool(reference.parse_instance, one, self.engine, self.limits, self.scheduler.encode)
                  for one in instances]
         asking = _Asking(self.scheduler)
         await asking.submit([one.prompt for one in asked], [one.config for one in asked], _session_of(request))
@@ -244,7 +244,7 @@ class _Api:
 
     async def query(self, request: HttpRequest) -> PlainTextResponse:
         text = request.query_params.get("u", "")
-        asked = await run_in_threadpool(reference.asked_of, {"input_sentence": text}, self.engine, self.limits,
+        asked = await run_in_threadpool(reference.parse_instance, {"input_sentence": text}, self.engine, self.limits,
                                         self.scheduler.encode)
         asking = _Asking(self.scheduler)
         await asking.submit([asked.prompt], asked.config, _session_of(request))

@@ -31,9 +31,9 @@ class BackgroundServer:
         pid: of the process.
     """
 
-    def __init__(self, process: subprocess.Popen, log: Any, told: dict[str, Any], prefix: str) -> None:
+    def __init__(self, process: subprocess.Popen, log: Any, ready: dict[str, Any], prefix: str) -> None:
         self._process, self._log, self._prefix = process, log, prefix
-        self.url, self.pid = told["url"], told["pid"]
+        self.url, self.pid = ready["url"], ready["pid"]
 
     def frame(self, height: int = 640) -> Any:
         """The page, for the last line of a notebook's cell. A saved notebook keeps only the line below the frame."""

@@ -32,8 +32,9 @@ class Guard:
     """
 
     def __init__(self, app: Any, limits: Limits, secret: Optional[str] = None,
-                 hosts: Optional[Sequence[str]] = None, told: Callable[[str, int], None] = lambda route, code: None):
-        self.app, self.limits, self.secret, self.told = app, limits, secret, told
+                 hosts: Optional[Sequence[str]] = None,
+                 on_answer: Callable[[str, int], None] = lambda route, code: None):
+        self.app, self.limits, self.secret, self.on_answer = app, limits, secret, on_answer
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -57,7 +58,7 @@ class Guard:
     def _watched(self, path: str, send: Any) -> Any:
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start" and path.startswith(API):
-                self.told(path.split("?")[0], message["status"])
+                self.on_answer(path.split("?")[0], message["status"])
             await send(message)
         return counted
 

@@ -269,8 +269,8 @@ def _wire_next(gr: Any, handlers: _Handlers, looks: dict[str, Any], values: list
         return (prompt or "") + (texts[row] if row < len(texts) else "")
 
     picked.__annotations__ = {"event": gr.SelectData}
-    told = [looks["table"], looks["texts"], looks["status"]]
-    look = {"fn": handlers.look, "inputs": [looks["prompt"], *values], "outputs": told, "concurrency_limit": THREADS}
+    outputs = [looks["table"], looks["texts"], looks["status"]]
+    look = {"fn": handlers.look, "inputs": [looks["prompt"], *values], "outputs": outputs, "concurrency_limit": THREADS}
     looks["look"].click(**look, **PRIVATE)
     looks["prompt"].submit(**look, **PRIVATE)
     looks["table"].select(picked, [looks["prompt"], looks["texts"]], looks["prompt"], queue=False,

@@ -100,8 +100,8 @@ def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) ->
     link = connected(front, key, patience=30.0)
     link.send("offer", ranks=sorted(folders), local=local, host=socket.gethostname(), pid=os.getpid(),
               export_id=read_bundle(bundle)["parallel"]["export_id"])
-    told = _listening(link)
-    order, _ = told.get()
+    inbox = _listening(link)
+    order, _ = inbox.get()
     try:
         runner = _join_and_load(folders[order["rank"]], order)
     except InputError as error:
@@ -109,7 +109,7 @@ def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) ->
         raise
     link.send("ready")
     while True:
-        _, arrays = told.get()
+        _, arrays = inbox.get()
         logits = runner.call(*arrays)
         if order["rank"] == 0:
             link.send("logits", logits)
@@ -117,13 +117,13 @@ def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) ->
 
 def _listening(link: Link) -> queue.SimpleQueue:
     """The front end's messages, from a thread that ends the process when the front end or our keeper is gone."""
-    told: queue.SimpleQueue = queue.SimpleQueue()
+    inbox: queue.SimpleQueue = queue.SimpleQueue()
     parent = os.getppid()
 
     def listen() -> None:
         try:
             while True:
-                told.put(link.receive())
+                inbox.put(link.receive())
         except Gone:
             os._exit(0)
 
@@ -134,7 +134,7 @@ def _listening(link: Link) -> queue.SimpleQueue:
 
     for work in (listen, watch):
         threading.Thread(target=work, daemon=True).start()
-    return told
+    return inbox
 
 
 def _join_and_load(folder: Path, order: dict[str, Any]) -> Any:

@@ -30,7 +30,7 @@ TEXTS = ("input_sentence", "prompt", "return_scores")
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParsedInstance:
     """One instance: the prompt to feed, its settings, and for scores the position they begin at."""
 
     prompt: Prompt
@@ -61,7 +61,7 @@ def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
     return merged
 
 
-def asked_of(instance: dict[str, Any], engine: Engine, limits: Limits, encode: Any) -> Asked:
+def parse_instance(instance: dict[str, Any], engine: Engine, limits: Limits, encode: Any) -> ParsedInstance:
     """What one instance asks for.
 
     Raises:
@@ -70,14 +70,14 @@ def asked_of(instance: dict[str, Any], engine: Engine, limits: Limits, encode: A
     text, prompt = _text(instance, "input_sentence", limits), _text(instance, "prompt", limits)
     try:
         if _value(instance, "return_scores", bool, False):
-            return _scores_asked(engine, text, prompt, encode)
+            return _parse_scoring(engine, text, prompt, encode)
         config = settings_of(instance, engine, limits)
-        return Asked(prepare_prompt(prompt + text, engine.tokenizer, config, engine.max_length), config)
+        return ParsedInstance(prepare_prompt(prompt + text, engine.tokenizer, config, engine.max_length), config)
     except InputError as error:
         raise refused_setting(error, NAMES) from None
 
 
-def _scores_asked(engine: Engine, text: str, prompt: str, encode: Any) -> Asked:
+def _parse_scoring(engine: Engine, text: str, prompt: str, encode: Any) -> ParsedInstance:
     """The tokens of the prompt are those that the whole text begins with too."""
     whole, before = encode(text), encode(prompt)
     start = 0
@@ -86,7 +86,7 @@ def _scores_asked(engine: Engine, text: str, prompt: str, encode: Any) -> Asked:
     if start >= len(whole):
         raise Refused(422, "input_sentence must continue prompt: there is nothing to score", "input_sentence")
     config = SamplingConfig(max_new_tokens=0, temperature=0, echo=True, logprobs=0)
-    return Asked(prompt_of_ids(engine, whole), config, max(start, 1))
+    return ParsedInstance(prompt_of_ids(engine, whole), config, max(start, 1))
 
 
 def settings_of(instance: dict[str, Any], engine: Engine, limits: Limits) -> SamplingConfig:
@@ -108,7 +108,7 @@ def settings_of(instance: dict[str, Any], engine: Engine, limits: Limits) -> Sam
     return with_seed(config)
 
 
-def reply_of(asked: Asked, done: Completion) -> dict[str, Any]:
+def reply_of(asked: ParsedInstance, done: Completion) -> dict[str, Any]:
     """The answer to one instance."""
     if asked.scored_from is None:
         return {"output_sentence": done.text}

@@ -124,7 +124,7 @@ class ServedRequest(Request):
             self.logits = logits[-1]
         return super().begin(logits)
 
-    def tell(self, deltas: Sequence[Delta]) -> None:
+    def deliver(self, deltas: Sequence[Delta]) -> None:
         if self.tokens and self.first_token is None:
             self.first_token = time.monotonic()
         if deltas:
@@ -155,4 +155,4 @@ class ServedRequest(Request):
         try:
             self._notify()
         except Exception:  # the waiting client may have gone; that must not stop this thread
-            logger.exception("a request's deltas could not be told")
+            logger.exception("a request's deltas could not be delivered")

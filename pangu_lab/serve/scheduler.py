@@ -299,10 +299,10 @@ class Scheduler:
         _observe(self.on_end, request)
 
 
-def _observe(told: Callable[..., None], *values: Any) -> None:
+def _observe(observer: Callable[..., None], *values: Any) -> None:
     """Call an observer; its errors stop nothing."""
     try:
-        told(*values)
+        observer(*values)
     except Exception:
         logger.exception("an observer of the scheduler failed")
 

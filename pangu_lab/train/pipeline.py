@@ -136,13 +136,13 @@ class PipelineGradients:
         x, inputs = self.kept.popleft(), self.parts[number]
         self.log("backward", number)
         if self.is_last:
-            loss, dx, *told, gradients = self.backward(x, *inputs[1:], self.scale)
+            loss, dx, *routing, gradients = self.backward(x, *inputs[1:], self.scale)
             self.loss += float(loss.asnumpy())
         elif self.counts is None:
-            told, (dx, gradients) = [], self.backward(x, *inputs[1:3], dy)
+            routing, (dx, gradients) = [], self.backward(x, *inputs[1:3], dy)
         else:
-            dx, *told, gradients = self.backward(x, *inputs[1:3], dy, inputs[4], self.scale)
-        for counts in told:
+            dx, *routing, gradients = self.backward(x, *inputs[1:3], dy, inputs[4], self.scale)
+        for counts in routing:
             self.counts.add(counts)
         self.gradients = gradients if self.gradients is None else self.add(*self.gradients, *gradients)
         self.log("wait", number)

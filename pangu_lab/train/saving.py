@@ -32,7 +32,7 @@ def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], 
     shards = folder.parent / f".{folder.name}.shards"
     if ranks.is_first:
         run.check()
-        run.keeper.make_room(step)
+        run.keeper.clear_place(step)
         shutil.rmtree(shards, ignore_errors=True)
         shards.mkdir(parents=True)
     ranks.barrier()

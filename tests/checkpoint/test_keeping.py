@@ -121,7 +121,7 @@ def test_a_checkpoint_of_a_newer_version_neither_counts_nor_goes(tmp_path, keepe
     keeper.prune(1)
     assert names(tmp_path) == ["step-00000003", "step-00000004"]
     assert keeper.newest(False).step == 3 and "skipped checkpoint step-00000004" in told[0]
-    keeper.make_room(4)
+    keeper.clear_place(4)
     assert names(tmp_path) == ["step-00000003", "step-00000004.damaged"]
 
 

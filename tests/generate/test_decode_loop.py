@@ -136,7 +136,7 @@ def test_what_goes_wrong_with_one_request_is_its_own():
     config = SamplingConfig(max_new_tokens=6, seed=1, logit_bias=NO_END)
     good, bad, deaf = (request_of(engine, "ab", config) for _ in range(3))
     bad.policy.sequences[0]._choose = lambda logits: 1 / 0
-    deaf.tell = lambda deltas: [][1]
+    deaf.deliver = lambda deltas: [][1]
     loop = loop_of(engine, good, bad, deaf)
     while loop.running or len(loop.waiting):
         loop.step()

@@ -128,7 +128,7 @@ def test_a_generation_that_needs_the_cache_ends_the_plain_sequence(tokenizer):
 
 
 def test_cache_held_by_others_is_waited_for_and_not_for_ever(tokenizer, monkeypatch):
-    monkeypatch.setattr("pangu_lab.generate.runner.PATIENCE", 0.2)
+    monkeypatch.setattr("pangu_lab.generate.runner.SLOTS_TIMEOUT", 0.2)
     engine = Engine(TableRunner(random_table(tokenizer.vocab_size), tokenizer.vocab_size, 32, slots=40), tokenizer)
     running = stream(engine, "a" * 20, SamplingConfig(max_new_tokens=10, seed=1, logit_bias={0: -100}))
     next(running)

@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.model.moe import Experts, ExpertsWithoutLimit, TellingExperts, block_rows, expert_capacity
+from pangu_lab.model.moe import Experts, ExpertsWithoutLimit, ExpertsWithGates, block_rows, expert_capacity
 from pangu_lab.model.pangu import Parts
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -182,9 +182,9 @@ def test_outside_training_the_result_is_that_of_unlimited_capacity():
 
 def test_what_experts_tell_is_the_gates_of_those_that_were_chosen():
     config = settings(experts_per_token=2)
-    telling, _ = make(TellingExperts, config, arrays())
+    with_gates, _ = make(ExpertsWithGates, config, arrays())
     plain, _ = make(ExpertsWithoutLimit, config, arrays())
-    y, (gates,) = telling(Tensor(rows()))
+    y, (gates,) = with_gates(Tensor(rows()))
     assert np.array_equal(y.asnumpy(), plain(Tensor(rows()))[0].asnumpy())
     assert ((gates.asnumpy() > 0).sum(1) == 2).all() and np.allclose(gates.asnumpy().sum(1), 1.0, atol=1e-6)
 

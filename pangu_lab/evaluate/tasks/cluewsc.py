@@ -41,8 +41,7 @@ class CLUEWSC(ChoiceTask):
     def _question(self, path: Path, text: str, place: int, rows: list[dict]) -> Question:
         pronoun = rows[0]["target"]["span2_text"]
         known = {"true": "yes", "false": "no"}
-        told = [known_label(path, known, str(row["label"]).lower(), str(row["idx"])) for row in rows]
-        labels = tuple(label == "yes" for label in told)
+        labels = tuple(known_label(path, known, str(row["label"]).lower(), str(row["idx"])) == "yes" for row in rows)
         nouns = tuple(row["target"]["span1_text"] for row in rows)
         options = nouns if len(nouns) > 1 else (*nouns, pronoun)
         fields = {"before": text[:place], "after": text[place + len(pronoun):]}

@@ -44,7 +44,7 @@ struct elements {
     int kind;
 };
 
-enum { PIECE = 16384 }; /* numbers per work item */
+enum { GRAIN = 16384 }; /* numbers per work item */
 
 static void activate_range(void *context, int64_t first, int64_t last) {
     const struct elements *e = context;
@@ -52,7 +52,7 @@ static void activate_range(void *context, int64_t first, int64_t last) {
 }
 
 void activate_all(const float *x, const float *dy, float *y, int64_t count, int kind) {
-    parallel_for(activate_range, &(struct elements){x, dy, y, kind}, count, PIECE);
+    parallel_for(activate_range, &(struct elements){x, dy, y, kind}, count, GRAIN);
 }
 
 static int activation(int kind, int backward, void **arrays, int *dimensions, int64_t **shapes) {

@@ -187,8 +187,8 @@ class Attention(nn.Cell):
         super().__init__(auto_prefix=False)
         self.attend = AttentionKernel(kernels, heads)
 
-    def construct(self, q, k, v, seen, row_keys):
-        return self.attend(q, k, v, seen)[0]
+    def construct(self, q, k, v, mask, row_keys):
+        return self.attend(q, k, v, mask)[0]
 
 
 class AttentionKernel(nn.Cell):
@@ -215,9 +215,9 @@ class AttentionWithDropout(nn.Cell):
         self.dropout = dropout
         self.head_keys = Tensor(heads.keys.reshape(1, -1, 1))
 
-    def construct(self, q, k, v, seen, row_keys):
+    def construct(self, q, k, v, mask, row_keys):
         drop = self.dropout
-        return self.attend(q, k, v, seen, row_keys, drop.columns, self.head_keys, drop.numbers[0], drop.numbers[1])[0]
+        return self.attend(q, k, v, mask, row_keys, drop.columns, self.head_keys, drop.numbers[0], drop.numbers[1])[0]
 
 
 class AttentionWithDropoutKernel(nn.Cell):

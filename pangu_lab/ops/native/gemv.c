@@ -36,9 +36,9 @@ INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
 }
 
 enum {
-    MOST = 4,      /* sequences multiplied with a row of weights at once */
-    ROWS = 3,      /* of weights, read at once, each as a stream of its own */
-    TOGETHER = 96, /* rows of weights per work item */
+    MOST = 4,     /* sequences multiplied with a row of weights at once */
+    ROWS = 3,     /* of weights, read at once, each as a stream of its own */
+    OUTPUTS = 96, /* rows of weights per work item */
 };
 
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
@@ -139,7 +139,7 @@ static void multiply_range(void *context, int64_t first, int64_t last) {
 }
 
 void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int after) {
-    parallel_for(multiply_range, &(struct gemv){m, x, y, count, after}, m->out, TOGETHER);
+    parallel_for(multiply_range, &(struct gemv){m, x, y, count, after}, m->out, OUTPUTS);
 }
 
 /* For each row of ``weight`` (out, in): int8 values in the order of ``load_weight`` and the row's scale; the row itself

@@ -11,8 +11,8 @@
 #include "thread_pool.h"
 
 enum {
-    ROWS = 16, /* per work item */
-    FEW = 8,   /* up to this many rows each weight is read once, as in a decode step */
+    ROWS = 16,     /* per work item */
+    GEMV_ROWS = 8, /* up to this many rows each weight is read once, as in a decode step */
 };
 
 CLONES static void embed(void *context, int64_t first, int64_t last) {
@@ -20,9 +20,9 @@ CLONES static void embed(void *context, int64_t first, int64_t last) {
     const struct network *n = p->network;
     for (int64_t row = first; row < last; row++) {
         const float *word = n->words + p->ids[row] * n->hidden;
-        const float *position = n->positions + p->positions[row] * n->hidden;
+        const float *position = n->positions ? n->positions + p->positions[row] * n->hidden : NULL;
         for (int64_t i = 0; i < n->hidden; i++)
-            p->x[row * n->hidden + i] = word[i] + position[i];
+            p->x[row * n->hidden + i] = position ? word[i] + position[i] : word[i];
     }
 }
 
@@ -35,7 +35,7 @@ static void norm(struct pass *p) {
 
 static void logits_of(const struct pass *p, float *logits) {
     const struct network *n = p->network;
-    if (p->n == 1 || p->rows <= FEW)
+    if (p->n == 1 || p->rows <= GEMV_ROWS)
         gemv(&n->head, p->x, logits, p->rows, NONE);
     else
         gemm(product(0, 1, p->rows, n->vocabulary, n->hidden, p->x, n->hidden, n->words, n->hidden, logits,

@@ -5,7 +5,7 @@
 
 #include "thread_pool.h"
 
-enum { PIECE = 16384 }; /* numbers per work item */
+enum { GRAIN = 16384 }; /* numbers per work item */
 
 struct tensor { /* one parameter */
     float *weight, *first, *second; /* and its moments */
@@ -29,18 +29,18 @@ CLONES static double sum_of_squares(const float *x, int64_t count) {
 
 static void square_range(void *context, int64_t first, int64_t last) {
     const struct update *u = context;
-    u->squares[first / PIECE] = sum_of_squares(u->tensor->gradient + first, last - first);
+    u->squares[first / GRAIN] = sum_of_squares(u->tensor->gradient + first, last - first);
 }
 
 /* Σ x², or NaN if memory runs out */
 EXPORT double squared_norm(const float *x, int64_t size) {
-    int64_t parts = (size + PIECE - 1) / PIECE;
+    int64_t parts = (size + GRAIN - 1) / GRAIN;
     struct tensor t = {.gradient = x, .size = size};
     struct update u = {.tensor = &t, .squares = malloc(parts * sizeof(double))};
     double total = 0;
     if (!u.squares)
         return NAN;
-    parallel_for(square_range, &u, size, PIECE);
+    parallel_for(square_range, &u, size, GRAIN);
     for (int64_t part = 0; part < parts; part++)
         total += u.squares[part];
     free(u.squares);
@@ -69,6 +69,6 @@ EXPORT void update(const struct tensor *tensors, int64_t count, float factor, fl
             float epsilon) {
     for (int64_t i = 0; i < count; i++) {
         struct update u = {tensors + i, factor, rate, keep, beta1, beta2, epsilon, NULL};
-        parallel_for(adamw, &u, tensors[i].size, PIECE);
+        parallel_for(adamw, &u, tensors[i].size, GRAIN);
     }
 }

@@ -17,9 +17,9 @@ struct projection { /* y (rows, out) */
 };
 
 enum {
-    FEW = 128,     /* up to this many rows the weights are not copied */
-    OUTPUTS = 64,  /* per work item */
-    ADDED = 16384, /* numbers per work item of an addition */
+    GEMV_ROWS = 128, /* up to this many rows the weights are not copied */
+    OUTPUTS = 64,    /* per work item */
+    ADDED = 16384,   /* numbers per work item of an addition */
 };
 
 static void begin_with_bias(void *context, int64_t first, int64_t last) {
@@ -64,7 +64,7 @@ void project(const struct pass *p, const struct matrix *m, const float *x, float
         return;
     }
     struct projection made = {m, after == RESIDUAL ? p->sums : y, p->transposed, p->sums, p->rows};
-    (p->rows > FEW ? project_many : project_few)(made, x);
+    (p->rows > GEMV_ROWS ? project_many : project_few)(made, x);
     made.y = y;
     if (after == RESIDUAL)
         parallel_for(add_sums, &made, p->rows * m->out, ADDED);

@@ -26,7 +26,7 @@ static struct {
 } pool = {.caller = PTHREAD_MUTEX_INITIALIZER, .lock = PTHREAD_MUTEX_INITIALIZER, .called = PTHREAD_COND_INITIALIZER,
           .threads = 1};
 
-enum { PATIENCE = 4000 }; /* polls for new work, some 50 µs in all, before a thread sleeps */
+enum { SPIN_POLLS = 4000 }; /* polls for new work, some 50 µs in all, before a thread sleeps */
 
 static void take_ranges(void) {
     for (int64_t first; (first = atomic_fetch_add(&pool.next, pool.grain)) < pool.count;)
@@ -34,7 +34,7 @@ static void take_ranges(void) {
 }
 
 static void wait_for_call(void) {
-    for (int look = 0; look < PATIENCE; look++) {
+    for (int look = 0; look < SPIN_POLLS; look++) {
         if (atomic_load(&pool.open))
             return;
 #if defined(__x86_64__)
