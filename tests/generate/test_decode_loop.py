@@ -32,7 +32,7 @@ class Told(Request):
         super().__init__(*arguments)
         self.deltas, self.over = [], 0
 
-    def tell(self, deltas) -> None:
+    def deliver(self, deltas) -> None:
         self.deltas += deltas
 
     def ended(self, error) -> None:
