@@ -8,7 +8,7 @@ from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
 from pangu_lab.presets import preset
-from pangu_lab.terminal import progress_bar, say, table
+from pangu_lab.terminal import complain, progress_bar, say, table
 
 TOKENIZER_HELP = ("'pangu', or a folder made by `pangu-lab tokenizer train`, or one with GPT-2 files "
                   "(default %(default)s)")
@@ -26,10 +26,7 @@ def register(verbs: Any) -> None:
     prepare.add_argument("--seq-length", type=int, default=1025, metavar="N",
                          help="tokens per record: the model's sequence length plus one (default %(default)s)")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: by the amount of text)")
-    prepare.add_argument("--format", default="text", metavar="NAME", help="text, wiki or lambada (default text)")
-    prepare.add_argument("--documents", metavar="UNIT",
-                         help="what counts as a document in plain text: a line, a block between blank lines, or "
-                              "the whole file (default line; block with --sample)")
+    _add_reading(prepare)
     prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
     prepare.add_argument("--shards", type=int, default=1, metavar="N", help="number of output files (default 1)")
     prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
@@ -42,6 +39,7 @@ def _register_tokenizer(verbs: Any) -> None:
     train = add_verb(kinds, "train", train_tokenizer, "train a SentencePiece vocabulary on your text",
                      "Includes PanGu's special pieces, so that it can replace the published vocabulary everywhere.")
     _add_inputs(train)
+    _add_reading(train)
     train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
     train.add_argument("--vocab-size", type=int, default=preset("tiny").model.vocab_size, metavar="N",
                        help="pieces (default %(default)s, as the preset tiny expects)")
@@ -56,8 +54,33 @@ def _register_tokenizer(verbs: Any) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="GLOB",
-                        help="text files, patterns or folders; UTF-8, UTF-16 or GBK")
+                        help="files, patterns, folders or archives: text (UTF-8, UTF-16 or GBK), JSON, JSON lines, "
+                             "parquet; also .gz, .bz2, .xz, .zst, .zip, .tar, .tgz")
     source.add_argument("--sample", metavar="PART", help="the texts that come with the lab: train or heldout")
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", default="auto", metavar="NAME",
+                        help="auto (by ending and content), text, json, jsonl, parquet, wiki, wikiextractor or lambada "
+                             "(default %(default)s)")
+    parser.add_argument("--documents", metavar="UNIT",
+                        help="what counts as a document in plain text: a line, a block between blank lines, or "
+                             "the whole file (default line; block with --sample)")
+    parser.add_argument("--field", metavar="NAME", help="the field that holds the text of a row (default text)")
+    parser.add_argument("--template", metavar="TEXT",
+                        help="the text of a row from several fields, such as '《{title}》{paragraphs}'")
+    parser.add_argument("--simplified", action="store_true", help="turn traditional characters into simplified ones")
+    parser.add_argument("--bad-bytes", default="refuse", metavar="HOW",
+                        help="for bytes that are no text: refuse the file, replace them, or skip their lines "
+                             "(default %(default)s)")
+    parser.add_argument("--strict", action="store_true", help="end at the first row that cannot be used")
+
+
+def _reading(args: argparse.Namespace) -> Any:
+    from pangu_lab.corpus import Reading
+
+    return Reading(args.format, args.documents or ("block" if args.sample else "line"), args.field, args.template,
+                   args.simplified, args.bad_bytes, args.strict)
 
 
 def inputs(args: argparse.Namespace) -> list[str] | list[Path]:
@@ -77,7 +100,7 @@ def train_tokenizer(args: argparse.Namespace) -> int:
 
     with progress_bar("tokenizer train") as progress:
         tokenizer = train_vocabulary(inputs(args), args.out, args.vocab_size, kind=args.kind, progress=progress,
-                                     byte_fallback=args.byte_fallback)
+                                     byte_fallback=args.byte_fallback, how=_reading(args))
     say(f"{tokenizer.vocab_size} pieces in {args.out}")
     return finish(args, {"out": args.out, "vocab_size": tokenizer.vocab_size,
                          "fingerprint": tokenizer.fingerprint})
@@ -97,16 +120,17 @@ def run_prepare(args: argparse.Namespace) -> int:
     from pangu_lab.data import prepare
     from pangu_lab.tokenizer import load_tokenizer
 
-    documents = args.documents or ("block" if args.sample else "line")
     chosen = {key: piece(getattr(args, key)) for key in ("eod", "pad") if getattr(args, key) is not None}
     tokenizer = load_tokenizer(args.tokenizer, **chosen)
     with progress_bar("prepare") as progress:
         result = prepare(inputs(args), args.out, tokenizer, record_length=args.seq_length, workers=args.workers,
-                         text_format=args.format, documents=documents, column=args.column, pad_last=args.pad_last,
-                         shards=args.shards, progress=progress)
+                         how=_reading(args), column=args.column, pad_last=args.pad_last, shards=args.shards,
+                         progress=progress)
     say(f"{result.documents:,} documents, {result.characters:,} characters, {result.tokens:,} tokens: "
         f"{result.records:,} records of {result.record_length} in {result.folder}")
     if result.leftover_tokens:
         say(f"{result.leftover_tokens} tokens at the end did not fill a record and were dropped; "
             "--pad-last keeps them")
+    for warning in result.warnings():
+        complain(warning)
     return finish(args, result)

@@ -12,12 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.data.dataset import Batch
-from pangu_lab.data.documents import read_documents
 from pangu_lab.errors import InputError
 from pangu_lab.plotting import font_families, new_figure
 from pangu_lab.tokenizer import Tokenizer
-from pangu_lab.tokenizer.reading import Inputs, find_files, inspect
 
 COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2")
 WRITTEN = 40  # tokens of a record that are written out; more would not be readable
@@ -62,7 +61,7 @@ def document_lengths(tokenizer: Tokenizer, inputs: Inputs, documents: str = "blo
 
 
 def _texts(inputs: Inputs, documents: str) -> list[str]:
-    found = [text for path in find_files(inputs) for text in read_documents(inspect(path), "text", documents)]
+    found = list(Corpus(inputs, Reading(documents=documents)).documents())
     if not found:
         raise InputError("no document in the input")
     return found

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pangu_lab.tokenizer.base import TextStream, Tokenizer
 from pangu_lab.tokenizer.display import Row, show
 from pangu_lab.tokenizer.load import load_tokenizer
-from pangu_lab.tokenizer.reading import find_files, inspect
 from pangu_lab.tokenizer.train import train_vocabulary
 
-__all__ = ["Row", "TextStream", "Tokenizer", "find_files", "inspect", "load_tokenizer", "show", "train_vocabulary"]
+__all__ = ["Row", "TextStream", "Tokenizer", "load_tokenizer", "show", "train_vocabulary"]

@@ -14,30 +14,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
+from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.errors import InputError
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import segment
 from pangu_lab.tokenizer.base import Tokenizer
-from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
 from pangu_lab.tokenizer.sentence_piece import MARKS, SPECIAL_PIECES, WORD_MARK, SentencePieceTokenizer
 
 KINDS = ("bpe", "unigram")
 CHARACTER_SHARE = 0.75  # of the vocabulary at most; the rest is for pieces of several characters
 THREADS = 2  # fixed: the unigram trainer's sums, and so its pieces, depend on it
 EVERY = 200_000  # characters between two calls of progress
+LEARNT_FROM = 60_000_000  # characters at most: SentencePiece holds in memory what it learns from
 
 
 def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kind: str = "bpe",
-                     progress: Progress = silent, byte_fallback: bool = False) -> Tokenizer:
+                     progress: Progress = silent, byte_fallback: bool = False, how: Reading = Reading()) -> Tokenizer:
     """Train a vocabulary and write it to a folder.
 
     Args:
-        inputs: text files: paths, glob patterns, folders.
+        inputs: files, glob patterns, folders, archives.
         out: the folder to make; must not exist yet.
         vocab_size: number of pieces, the ten special ones among them.
         kind: ``bpe`` (as PanGu's) or ``unigram``.
         progress: called with characters read, of how many, and what is being done.
         byte_fallback: spend 256 pieces on bytes, so that characters the vocabulary lacks survive too.
+        how: how files become documents. Of more than ``LEARNT_FROM`` characters every n-th document is used.
 
     Returns:
         The tokenizer, loaded.
@@ -53,51 +55,46 @@ def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kin
         raise InputError(f"a vocabulary of {vocab_size} is too small: {fixed} pieces are special, give {fixed + 8} or more")
     if Path(out).exists():
         raise InputError(f"{out} exists already: choose another folder or delete it first")
-    sources = [inspect(path) for path in find_files(inputs)]
-    characters = _characters(sources)
+    corpus = Corpus(inputs, how, progress)
+    characters = _characters(corpus)
     if not characters:
         raise InputError("the input holds no text to learn from")
     room = vocab_size - fixed - 1  # beside the special pieces and ▁
     try:
-        model = _train(_sentences(sources, characters[int(room * CHARACTER_SHARE):], progress), vocab_size, kind,
+        model = _train(_sentences(corpus, characters[int(room * CHARACTER_SHARE):], progress), vocab_size, kind,
                        byte_fallback)
     except InputError:  # too little text for so many longer pieces: then more characters
-        model = _train(_sentences(sources, characters[room:], progress), vocab_size, kind, byte_fallback)
-    total = sum(source.characters for source in sources)
-    progress(total, total, "saving")
+        model = _train(_sentences(corpus, characters[room:], progress), vocab_size, kind, byte_fallback)
+    progress(corpus.characters, corpus.characters, "saving")
     tokenizer = SentencePieceTokenizer(model)
-    inputs_note = [{"name": source.path.name, "sha256": source.sha256} for source in sources]
+    inputs_note = [{"name": source.path.name, "sha256": source.sha256} for source in corpus.sources]
     tokenizer.save(out, {"training": {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback,
                                       "inputs": inputs_note}})
     return tokenizer
 
 
-def _characters(sources: list[Source]) -> list[str]:
+def _characters(corpus: Corpus) -> list[str]:
     """The characters of the text, the most frequent first; of equally frequent ones those first in Unicode."""
     counts: collections.Counter[str] = collections.Counter()
-    for source in sources:
-        with source.open() as handle:
-            for line in handle:
-                counts.update(line)
+    for document in corpus.documents():
+        counts.update(document)
     for mark in (" ", "\n", WORD_MARK, *SPECIAL_PIECES):
         counts.pop(mark, None)  # they have pieces of their own
     return [character for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))]
 
 
-def _sentences(sources: list[Source], rare: list[str], progress: Progress) -> Iterator[str]:
+def _sentences(corpus: Corpus, rare: list[str], progress: Progress) -> Iterator[str]:
     """Lines as SentencePiece shall see them: words joined by spaces, and gaps where rare characters were."""
-    total = sum(source.characters for source in sources)
     gaps = dict.fromkeys(map(ord, rare), " ")
-    done = shown = 0
-    for source in sources:
-        with source.open() as handle:
-            for line in handle:
-                yield " ".join(word.translate(MARKS) for word in segment.words(line)).translate(gaps)
-                done += len(line)
-                if done - shown >= EVERY:
-                    progress(done, total, "reading")
-                    shown = done
-    progress(done, total, "training")
+    every, shown = -(-corpus.characters // LEARNT_FROM), 0
+    for number, document in enumerate(corpus.documents()):
+        if number % max(every, 1) == 0:
+            for line in document.split("\n"):
+                yield " ".join(word.translate(MARKS) for word in segment.words(line + "\n")).translate(gaps)
+        if corpus.read - shown >= EVERY:
+            progress(corpus.read, corpus.characters, "reading")
+            shown = corpus.read
+    progress(corpus.read, corpus.characters, "training")
 
 
 def _train(sentences: Iterator[str], vocab_size: int, kind: str, byte_fallback: bool) -> bytes:

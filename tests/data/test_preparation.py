@@ -257,3 +257,24 @@ def test_progress_counts_characters_and_tells_the_speed(text_file: Path, pangu: 
     assert told[0] == (0, None, "looking through a.txt")
     assert all(0 < done <= total == of for done, of, _ in told[1:]) and told[-1][0] == total
     assert told[1][2].endswith("tokens/s")
+
+
+def test_what_the_vocabulary_lacks_is_counted_and_named(tmp_path: Path, pangu: Tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("春天来了。\n" * 30 + "𠮷𠮷𠮷龘龘。\n", encoding="utf-8")
+    made = prepare(tmp_path / "a.txt", tmp_path / "data", pangu, record_length=9)
+    assert made.unknown_characters == {"𠮷": 3, "龘": 2} and made.unknown_tokens > 0
+    assert made.warnings()[-1].endswith("unknown characters, most often 𠮷×3 龘×2; train a vocabulary on this text, or one "
+                                        "with --byte-fallback")
+    metadata = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))
+    assert metadata["unknown_characters"] == {"𠮷": 3, "龘": 2}
+
+
+def test_rows_left_out_and_files_not_read_are_told(tmp_path: Path, pangu: Tokenizer) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "a.jsonl").write_text('{"text": "春天来了。春天来了。"}\n{"text": null}\n' * 9, encoding="utf-8")
+    (texts / "b.pdf").write_bytes(b"%PDF")
+    made = prepare(texts, tmp_path / "data", pangu, record_length=9)
+    assert made.documents == 9 and made.left_out == {"'text' is null": 9}
+    assert made.notes == ("not read: 1 other file (1 .pdf)",
+                          f"left out: 9 × 'text' is null (first: {texts / 'a.jsonl'}: line 2)")

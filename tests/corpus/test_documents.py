@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-from pangu_lab.data.documents import check_format, clean_wikitext, read_documents
+from pangu_lab.corpus import Corpus, Reading
+from pangu_lab.corpus.documents import clean_wikitext
 from pangu_lab.errors import InputError
-from pangu_lab.tokenizer.reading import inspect
 
 TEXT = "\n一\n　二 \n\n \t\n三\r\n四\r\r五\n\n"
 
 
 def documents(path: Path, content: str, *how: str) -> list[str]:
     path.write_bytes(content.encode("utf-8"))
-    return list(read_documents(inspect(path), *how))
+    return list(Corpus(path, Reading(*how)).documents())
 
 
 def test_a_line_a_block_or_a_file(tmp_path: Path) -> None:
@@ -52,17 +51,14 @@ def test_lambada_lines(tmp_path: Path) -> None:
     assert documents(tmp_path / "a.jsonl", content, "lambada", "line") == ['he said "yes" ', "a\nb"]
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("not json", "line 2: must be JSON"), ('["text"]', "line 2: must be JSON"), ('{"txt": "a"}', "line 2: must be JSON"),
-    ('{"text": 5}', "must be a string"), ('{"text": "\\ud83d"}', "half a surrogate"), ('{"text": "\\u0000"}', "zero")])
-def test_lambada_lines_that_cannot_be_used_are_named(line: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=f"a.jsonl: line 2: .*|{words}") as info:
-        documents(tmp_path / "a.jsonl", json.dumps({"text": "good"}) + "\n" + line, "lambada", "line")
-    assert words in str(info.value)
+def test_articles_of_wikiextractor(tmp_path: Path) -> None:
+    content = ('<doc id="1" url="u" title="数学">\n数学\n\n数学是研究数量的&lt;学科&gt;。\n</doc>\n'
+               '<doc id="2" url="u" title="空">\n\n</doc>\n<doc id="3" url="u" title="诗">\n诗\n</doc>\n')
+    assert documents(tmp_path / "wiki_00", content) == ["数学\n\n数学是研究数量的<学科>。", "诗"]
 
 
 def test_unknown_formats_are_refused_with_the_nearest() -> None:
     with pytest.raises(InputError, match="format 'wikki'.*did you mean 'wiki'"):
-        check_format("wikki", "line")
+        Reading("wikki")
     with pytest.raises(InputError, match="documents='lines'.*did you mean 'line'"):
-        check_format("text", "lines")
+        Reading("text", "lines")

@@ -7,26 +7,27 @@ from pathlib import Path
 
 import pytest
 
+from pangu_lab.corpus import Corpus, Reading, encoding
+from pangu_lab.corpus.corpus import inspect
 from pangu_lab.errors import InputError
-from pangu_lab.tokenizer import reading
 
 TEXT = "话说天下大势，分久必合，合久必分。这一天，他们来到了一个地方。\n“好！”他说。\r\nABC 123\r老式换行\n" * 8
 PLAIN = TEXT.replace("\r\n", "\n").replace("\r", "\n")
 TRADITIONAL = "這個時候，他們說著話，來到了國家圖書館，裡面的書真多。我們後來又見過幾次面。\n" * 5
 
 
-def read(path: Path) -> str:
-    with reading.inspect(path).open() as handle:
-        return handle.read()
+def read(path: Path, **how: str) -> str:
+    """All of a text but the line ends around it."""
+    return "".join(Corpus(path, Reading("text", "file", **how)).documents())
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le-mark"])
-def test_encodings_are_found(encoding: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le-mark"])
+def test_encodings_are_found(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    content = ("\ufeff" + TEXT).encode("utf-16-le") if encoding == "utf-16-le-mark" else TEXT.encode(encoding)
+    content = ("\ufeff" + TEXT).encode("utf-16-le") if name == "utf-16-le-mark" else TEXT.encode(name)
     path.write_bytes(content)
-    source = reading.inspect(path)
-    assert read(path) == PLAIN
+    source = inspect(path)
+    assert read(path) == PLAIN.strip("\n")
     assert (source.size, source.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     assert source.characters == len(TEXT)
 
@@ -35,23 +36,23 @@ def test_encodings_are_found(encoding: str, tmp_path: Path) -> None:
 def test_short_and_traditional_texts(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(text.encode("utf-8"))
-    assert read(path) == text
+    assert read(path) == text.strip("\n")
     if "é" not in text:
         path.write_bytes(text.encode("gbk"))
-        assert read(path) == text
+        assert read(path) == text.strip("\n")
 
 
 def test_blocks_do_not_tear_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "BLOCK", 7)
-    for encoding in ("utf-8", "gbk", "utf-16"):
-        path = tmp_path / f"{encoding}.txt"
-        path.write_bytes(TEXT.encode(encoding))
-        assert reading.inspect(path).characters == len(TEXT)
+    monkeypatch.setattr(encoding, "BLOCK", 7)
+    for name in ("utf-8", "gbk", "utf-16"):
+        path = tmp_path / f"{name}.txt"
+        path.write_bytes(TEXT.encode(name))
+        assert inspect(path).characters == len(TEXT)
     damaged = bytearray(TEXT.encode("utf-8"))
     damaged[100] = 0xFF
     (tmp_path / "damaged.txt").write_bytes(damaged)
     with pytest.raises(InputError, match="damaged.txt: not readable as UTF-8 or GBK text at byte (99|100|98)"):
-        reading.inspect(tmp_path / "damaged.txt")
+        inspect(tmp_path / "damaged.txt")
 
 
 @pytest.mark.parametrize("offset", [0, 3, 300, 1998])
@@ -61,7 +62,7 @@ def test_a_damaged_utf8_file_is_refused_at_its_byte_and_not_read_as_gbk(offset: 
     path = tmp_path / "broken.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match=rf"broken.txt: not readable as UTF-8 or GBK text at byte {offset} \(0xc1\)"):
-        reading.inspect(path)
+        inspect(path)
 
 
 @pytest.mark.parametrize(("content", "words"), [
@@ -78,31 +79,37 @@ def test_other_bytes_are_refused(content: bytes, words: str, tmp_path: Path) -> 
     path = tmp_path / "other.txt"
     path.write_bytes(content)
     with pytest.raises(InputError, match="other.txt: .*" + words):
-        reading.inspect(path)
-
-
-def test_files_are_found_once_and_in_order(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.txt", "deep/c.txt", "d.json", "odd[1].txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("x")
-    def names(*inputs: str) -> list[str]:
-        return [str(path.relative_to(tmp_path)) for path in reading.find_files([tmp_path / item for item in inputs])]
-
-    assert names("*.txt") == ["a.txt", "b.txt", "odd[1].txt"]
-    assert names("**/*.txt", "a.txt", "../" + tmp_path.name + "/a.txt") == ["a.txt", "b.txt", "deep/c.txt", "odd[1].txt"]
-    assert names("") == ["a.txt", "b.txt", "deep/c.txt", "odd[1].txt"]
-    assert names("odd[1].txt") == ["odd[1].txt"]
-    with pytest.raises(InputError, match="nothing.*no such file"):
-        names("a.txt", "nothing*")
-    with pytest.raises(InputError, match="no input"):
-        reading.find_files([])
+        inspect(path)
 
 
 def test_a_file_that_grows_meanwhile_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
-    source = reading.inspect(path)
+    source = inspect(path)
     source.check_unchanged()
     path.write_text("xy")
     with pytest.raises(InputError, match="changed while it was being read"):
         source.check_unchanged()
+
+
+def test_a_byte_order_mark_inside_a_text_is_no_character_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "joined.txt"
+    path.write_bytes(b"".join(("\ufeff" + line).encode() for line in ("一。\n", "二。\n")))
+    assert list(Corpus(path).documents()) == ["一。", "二。"]
+
+
+def test_the_euro_sign_of_windows_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "price.txt"
+    path.write_bytes((PLAIN + "价钱是").encode("gbk") + b"\x80" + "五".encode("gbk"))
+    assert read(path) == PLAIN.lstrip("\n") + "价钱是€五"
+
+
+@pytest.mark.parametrize(("how", "expected"), [
+    ("skip", ["好天气。" * 50, "也好。"]), ("replace", ["好天气。" * 50, "坏\ufffd了。", "也好。"])])
+def test_bad_bytes_are_skipped_or_replaced_when_asked(how: str, expected: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\n".join(["好天气。" * 50, "坏#了。", "也好。"]).encode().replace(b"#", b"\xff"))
+    corpus = Corpus(path, Reading(bad_bytes=how))
+    assert list(corpus.documents()) == expected
+    assert corpus.report.lines() == ([f"left out: 1 × bytes that are no text (first: {path}: line 2)"] if how == "skip"
+                                     else [])
