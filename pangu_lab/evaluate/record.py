@@ -78,7 +78,7 @@ class Record:
     def _resume(self) -> None:
         content = self.partial.read_bytes()
         whole = content[:content.rfind(b"\n") + 1]
-        lines = whole.decode("utf-8", "replace").splitlines()
+        lines = whole.decode("utf-8", "replace").split("\n")
         settings = _parse(lines[0]) if lines else None
         if settings is None:  # interrupted before anything was kept
             self.partial.unlink()

@@ -261,12 +261,23 @@ def test_braces_in_the_data_are_text(tmp_path):
     ("ocnli", '{"sentence1": "a", "sentence2": "b", "label": "neutral"}\n{oops\n', "line 2 is not JSON"),
     ("ocnli", "", "no questions in it; ocnli reads one JSON object a line"),
     ("ocnli", "[1, 2]", "row 1 has no 'sentence1'"),
-    ("c3", "[[1, 2]]", "not C3's format, which is JSON: a list of"),
+    ("c3", "[[1, 2]]", "document 0: 'passage' must be a text or a list, and a number stands there"),
+    ("c3", '[["a"]]', "document 0: 'passage' must be|not C3's format, which is JSON: a list of"),
+    ("c3", '[[["a"], [{"question": null, "choice": ["x"], "answer": "x"}], "1"]]', "question 0: 'question' must be a text, and null"),
+    ("ocnli", '{"sentence1": null, "sentence2": "b", "label": "neutral"}', "row 1: 'sentence1' must be a text, and null stands there"),
+    ("ocnli", '{"sentence1": "a", "sentence2": 5, "label": "neutral"}', "'sentence2' must be a text, and a number stands there"),
+    ("ocnli", "[" * 100000, "line 1 is not JSON"),
+    ("csl", '{"abst": "a", "keyword": ["b", 3], "label": 1}', "'keyword' must be a text or a list, and a number stands there"),
+    ("tnews", '{"sentence": ["a"], "label": "100"}', "'sentence' must be a text, and a list stands there"),
+    ("chid", '{"content": "a#idiom#", "candidates": [null], "answer": 0}', "'candidates' must be a text or a list, and null"),
+    ("cmrc2018", '{"data": [{"paragraphs": [{"context": 1, "qas": [{"id": "q7"}]}]}]}', "question q7: 'context' must be a text"),
     ("c3", "{", "line 1 is not JSON"),
     ("c3", '[[["a"], [{"question": "q", "choice": ["x"], "answer": "y"}], "1"]]', "answer is none of the choices"),
     ("chid", '{"content": "a#idiom#", "candidates": ["b"], "answer": 5}', "the answer is none of the candidates"),
     ("chid", '{"content": "a#idiom1#", "candidates": ["b"]}', "row 1 has no answer, and there is none for"),
-    ("cluewsc", '{"text": "a", "target": {"span2_index": 3}, "label": "true"}', "row 1: no pronoun"),
+    ("cluewsc", '{"text": "a", "target": {"span2_index": 3}, "label": "true"}', "row 1: 'target' has no 'span1_text'"),
+    ("cluewsc", '{"text": "a", "target": {"span1_text": "a", "span2_text": "b", "span2_index": 3}, "label": "true"}',
+     "row 1: no pronoun"),
     ("cmrc2018", '{"data": [{"paragraphs": [{}]}]}', "not of this format: JSON: data"),
     ("cft", "1 ||| 没有 问题\n", "the last document has no query"),
     ("cft", "hello\n", "line 1 is not of this form"),
@@ -279,6 +290,22 @@ def test_a_file_of_another_form_is_refused_in_one_line(name, content, message, t
     with pytest.raises(InputError, match=message) as caught:
         make_task(name).read([path])
     assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_line_separators_in_a_text_and_byte_order_marks_are_read(tmp_path):
+    row = {"sentence1": "甲\u2028乙", "sentence2": "丙\x85丁", "label": "neutral"}
+    path = tmp_path / "dev.json"
+    path.write_text("\ufeff" + json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    [question] = make_task("ocnli").read([path])
+    assert question.fields == {"sentence1": "甲\u2028乙", "sentence2": "丙\x85丁"}
+    marked = tmp_path / "cmrc.json"
+    articles = [{"paragraphs": [{"context": "甲", "qas": [{"id": "1", "question": "乙", "answers": [{"text": "丙"}]}]}]}]
+    marked.write_text("\ufeff" + json.dumps({"data": articles}), encoding="utf-8")
+    assert make_task("cmrc2018").read([marked])[0].answers == ("丙",)
+    chid = tmp_path / "dev.jsonl"
+    chid.write_text('\ufeff{"content": "a#idiom1#", "candidates": ["b"]}', encoding="utf-8")
+    (tmp_path / "dev_answer.json").write_text('\ufeff{"#idiom1#": 0}', encoding="utf-8")
+    assert make_task("chid").read([chid])[0].options == ("b",)
 
 
 def test_files_that_are_missing_or_not_utf8_are_named(tmp_path):

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.scoring import Score, Scorer
@@ -266,36 +266,65 @@ def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], ke
 # ---------------------------------------------------------------------------------------------- reading helpers
 
 
-def read_rows(path: Path, *needed: str) -> list[dict[str, Any]]:
+Kind = Union[type, tuple[type, ...]]
+LABEL = (str, int)
+TEXTS = (str, list)  # a text, or a list of texts
+_KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
+          type(None): "null"}
+
+
+def read_rows(path: Path, **needed: Kind) -> list[dict[str, Any]]:
     """The objects of a JSON Lines file (one object a line), or of a JSON list of objects.
 
+    Args:
+        needed: the fields that every row must have, and of which kinds their values must be.
+
     Raises:
-        InputError: not readable, or a row lacks one of ``needed``; names the line.
+        InputError: not readable, or a row lacks a field or has something else there; names line and field.
     """
     text = read_text(path)
-    try:
-        if text.lstrip().startswith("["):
-            rows = list(enumerate(json.loads(text), 1))
-        else:
-            rows = [(number, json.loads(line)) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: line {_failed_line(text, error)} is not JSON ({error.msg})") from None
+    if text.lstrip().startswith("["):
+        rows = list(enumerate(parse_json(path, text), 1))
+    else:
+        rows = [(number, parse_json(path, line, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, row in rows:
-        missing = [name for name in needed if not isinstance(row, dict) or name not in row]
-        if missing:
-            unlabelled = missing[0] in ("label", "answer")
-            hint = " (a test part without answers cannot be evaluated)" if unlabelled else ""
-            raise InputError(f"{path}: row {number} has no '{missing[0]}'{hint}")
+        check_fields(f"{path}: row {number}", row, **needed)
     return [row for _, row in rows]
 
 
-def _failed_line(text: str, error: json.JSONDecodeError) -> int:
-    if text.lstrip().startswith("["):
-        return error.lineno
-    for number, line in enumerate(text.splitlines(), 1):
-        if line == error.doc:
-            return number
-    return error.lineno
+def check_fields(where: str, row: Any, **needed: Kind) -> None:
+    """Refuse an object of a data set that lacks a field, or has a value of another kind there.
+
+    Raises:
+        InputError: begins with ``where`` and names the field.
+    """
+    for name, kinds in needed.items():
+        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+        if not isinstance(row, dict) or name not in row:
+            hint = " (a test part without answers cannot be evaluated)" if name in ("label", "answer") else ""
+            raise InputError(f"{where} has no '{name}'{hint}")
+        value = row[name]
+        fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
+        if fits and kinds is TEXTS and isinstance(value, list):
+            wrong = [item for item in value if not isinstance(item, str)]
+            fits, value = not wrong, wrong[0] if wrong else value
+        if not fits:
+            wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
+            raise InputError(f"{where}: '{name}' must be {wanted}, and {_KINDS.get(type(value), 'something else')} stands there")
+
+
+def parse_json(path: Path, text: str, line: int = 1) -> Any:
+    """JSON that begins in this line of a file.
+
+    Raises:
+        InputError: it is not JSON; names the line.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: line {line + error.lineno - 1} is not JSON ({error.msg})") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, thousands of brackets
+        raise InputError(f"{path}: line {line} is not JSON that can be read") from None
 
 
 def read_text(path: Path) -> str:
@@ -308,6 +337,8 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
 

@@ -10,7 +10,6 @@ from the passage; and the sum is divided by the window's length, whatever the pa
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Optional
@@ -18,7 +17,7 @@ from typing import Any, Optional
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import Score, Scorer, TokenScorer
 from pangu_lab.evaluate.split import TokenPair
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, read_text
+from pangu_lab.evaluate.tasks.base import TEXTS, ChoiceTask, Question, check_fields, parse_json, read_text
 from pangu_lab.progress import Progress, silent
 
 SCORINGS = ("corrected", "reference")
@@ -50,18 +49,18 @@ class C3(ChoiceTask):
 
     def read_file(self, path: Path) -> list[Question]:
         try:
-            documents = json.loads(read_text(path))
+            documents = parse_json(path, read_text(path))
             return [question for number, document in enumerate(documents)
                     for question in self._document(path, number, document)]
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}: line {error.lineno} is not JSON ({error.msg})") from None
         except (TypeError, KeyError, IndexError, AttributeError):
             raise InputError(f"{path}: not C3's format, which is {self.file_format}") from None
 
     def _document(self, path: Path, number: int, document: Any) -> list[Question]:
+        check_fields(f"{path}: document {number}", {"passage": document[0]}, passage=TEXTS)
         passage = "".join(document[0])
         questions = []
         for place, entry in enumerate(document[1]):
+            check_fields(f"{path}: document {number}, question {place}", entry, question=str, choice=TEXTS, answer=str)
             choices, answer = tuple(entry["choice"]), entry["answer"]
             if answer not in choices:
                 raise InputError(f"{path}: document {number}, question {place}: the answer is none of the choices")

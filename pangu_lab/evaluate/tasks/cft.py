@@ -29,7 +29,7 @@ class CFT(ClozeTask):
     def read_file(self, path: Path) -> list[Question]:
         questions: list[Question] = []
         sentences: list[str] = []
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             parts = [part.strip() for part in line.split("|||")]
             if len(parts) == 2:
                 sentences.append(parts[1])

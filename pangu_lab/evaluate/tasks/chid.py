@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, read_rows
-from pangu_lab.files import read_json
+from pangu_lab.evaluate.tasks.base import TEXTS, ChoiceTask, Question, check_fields, parse_json, read_rows, read_text
 
 _BLANK = re.compile(r"#idiom\d*#")
 
@@ -32,9 +31,13 @@ class CHID(ChoiceTask):
 
     def read_file(self, path: Path) -> list[Question]:
         answers = path.with_name(f"{path.stem}_answer.json")
-        known = read_json(answers, "the answers to ChID") if answers.is_file() else {}
+        known = parse_json(answers, read_text(answers)) if answers.is_file() else {}
         questions = []
-        for number, row in enumerate(read_rows(path, "content", "candidates")):
+        for number, row in enumerate(read_rows(path, content=TEXTS, candidates=list)):
+            if "groundTruth" in row:
+                check_fields(f"{path}: row {number + 1}", row, groundTruth=TEXTS)
+            else:
+                check_fields(f"{path}: row {number + 1}", row, candidates=TEXTS)
             passages = row["content"] if isinstance(row["content"], list) else [row["content"]]
             for passage in passages:
                 for blank, match in enumerate(_BLANK.finditer(passage)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, known_label, read_rows
+from pangu_lab.evaluate.tasks.base import LABEL, ChoiceTask, Question, known_label, read_rows
 
 
 class SentencePairTask(ChoiceTask):
@@ -21,7 +21,7 @@ class SentencePairTask(ChoiceTask):
     def read_file(self, path: Path) -> list[Question]:
         questions = []
         options = tuple(self.words.values())
-        for number, row in enumerate(read_rows(path, "sentence1", "sentence2", "label")):
+        for number, row in enumerate(read_rows(path, sentence1=str, sentence2=str, label=LABEL)):
             row_id = str(row.get("id", row.get("idx", number)))
             if row["label"] == "-":  # the annotators did not agree; the published scores leave these out
                 continue

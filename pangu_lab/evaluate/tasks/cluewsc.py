@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import Score
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Outcome, Question, known_label, read_rows
+from pangu_lab.evaluate.tasks.base import LABEL, ChoiceTask, Outcome, Question, check_fields, known_label, read_rows
 
 
 class CLUEWSC(ChoiceTask):
@@ -26,14 +26,11 @@ class CLUEWSC(ChoiceTask):
 
     def read_file(self, path: Path) -> list[Question]:
         groups: dict[tuple[str, int], list[dict]] = {}
-        for number, row in enumerate(read_rows(path, "text", "target", "label")):
+        for number, row in enumerate(read_rows(path, text=str, target=dict, label=(*LABEL, bool))):
             target, text = row["target"], row["text"]
-            try:
-                place = int(target["span2_index"])
-                fits = text.startswith(target["span2_text"], place) and bool(target["span1_text"])
-            except (KeyError, TypeError, ValueError):
-                fits = False
-            if not fits:
+            check_fields(f"{path}: row {number + 1}: 'target'", target, span1_text=str, span2_text=str, span2_index=LABEL)
+            place = int(target["span2_index"]) if str(target["span2_index"]).isdecimal() else -1
+            if place < 0 or not text.startswith(target["span2_text"], place) or not target["span1_text"]:
                 raise InputError(f"{path}: row {number + 1}: no pronoun '{target}' in the text")
             groups.setdefault((text, place), []).append({**row, "idx": row.get("idx", number)})
         return [self._question(path, text, place, rows) for (text, place), rows in groups.items()]

@@ -15,8 +15,7 @@ from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.statistics import mean_interval, wilson_interval
-from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, WrittenTask
-from pangu_lab.files import read_json
+from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, WrittenTask, check_fields, parse_json, read_text
 
 _UNITS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
@@ -32,9 +31,10 @@ class CMRC2018(WrittenTask):
 
     def read_file(self, path: Path) -> list[Question]:
         try:
-            articles: Any = read_json(path, "CMRC 2018")["data"]
-            return [_question(paragraph, entry) for article in articles for paragraph in article["paragraphs"]
-                    for entry in paragraph["qas"]]
+            articles: Any = parse_json(path, read_text(path))["data"]
+            entries = [(paragraph, entry) for article in articles for paragraph in article["paragraphs"]
+                       for entry in paragraph["qas"]]
+            return [_question(path, paragraph, entry) for paragraph, entry in entries]
         except (KeyError, TypeError):
             raise InputError(f"{path}: not of this format: {self.file_format}") from None
 
@@ -51,7 +51,12 @@ class CMRC2018(WrittenTask):
         return Measure(right / max(n, 1), wilson_interval(right, n), {"f1": f1, "f1_low": low, "f1_high": high})
 
 
-def _question(paragraph: dict[str, Any], entry: dict[str, Any]) -> Question:
+def _question(path: Path, paragraph: dict[str, Any], entry: dict[str, Any]) -> Question:
+    where = f"{path}: question {entry['id']}"
+    check_fields(where, paragraph, context=str)
+    check_fields(where, entry, question=str, answers=list)
+    for answer in entry["answers"]:
+        check_fields(f"{where}: an answer", answer, text=str)
     answers = tuple(dict.fromkeys(answer["text"] for answer in entry["answers"]))
     fields = {"context": paragraph["context"], "question": entry["question"]}
     if not answers:

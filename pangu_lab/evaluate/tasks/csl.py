@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, known_label, read_rows
+from pangu_lab.evaluate.tasks.base import LABEL, TEXTS, ChoiceTask, Question, known_label, read_rows
 
 
 class CSL(ChoiceTask):
@@ -19,7 +19,7 @@ class CSL(ChoiceTask):
     def read_file(self, path: Path) -> list[Question]:
         questions = []
         options = tuple(self.words.values())
-        for number, row in enumerate(read_rows(path, "abst", "keyword", "label")):
+        for number, row in enumerate(read_rows(path, abst=str, keyword=TEXTS, label=LABEL)):
             row_id = str(row.get("id", number))
             word = known_label(path, self.words, row["label"], row_id)
             keywords = row["keyword"] if isinstance(row["keyword"], str) else "、".join(row["keyword"])

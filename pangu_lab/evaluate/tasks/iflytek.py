@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, read_rows, sampled_options
+from pangu_lab.evaluate.tasks.base import LABEL, ChoiceTask, Question, read_rows, sampled_options
 
 
 class IFLYTEK(ChoiceTask):
@@ -26,9 +26,9 @@ class IFLYTEK(ChoiceTask):
         return not self.negatives
 
     def read_file(self, path: Path) -> list[Question]:
-        rows = read_rows(path, "sentence", "label", "label_des")
+        rows = read_rows(path, sentence=str, label=LABEL, label_des=str)
         beside = path.with_name("labels.json")
-        named = rows + (read_rows(beside, "label_des") if beside.is_file() else [])
+        named = rows + (read_rows(beside, label_des=str) if beside.is_file() else [])
         labels = tuple(sorted({str(row["label_des"]) for row in named}))
         questions = []
         for number, row in enumerate(rows):

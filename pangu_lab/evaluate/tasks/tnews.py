@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, known_label, read_rows, sampled_options
+from pangu_lab.evaluate.tasks.base import LABEL, ChoiceTask, Question, known_label, read_rows, sampled_options
 
 
 class TNEWS(ChoiceTask):
@@ -30,7 +30,7 @@ class TNEWS(ChoiceTask):
 
     def read_file(self, path: Path) -> list[Question]:
         questions = []
-        for number, row in enumerate(read_rows(path, "sentence", "label")):
+        for number, row in enumerate(read_rows(path, sentence=str, label=LABEL)):
             if "label_desc" in row:
                 word = known_label(path, self.words, str(row["label_desc"]).removeprefix("news_"), str(number))
             else:

@@ -24,4 +24,4 @@ class WPLC(ClozeTask):
 
     def read_file(self, path: Path) -> list[Question]:
         return [Question(str(number), {"before": row["masked_text"].partition(GAP)[0]}, (row["correct_word"],))
-                for number, row in enumerate(read_rows(path, "masked_text", "correct_word"))]
+                for number, row in enumerate(read_rows(path, masked_text=str, correct_word=str))]
