@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from pangu_lab import compiling
+from pangu_lab import compiling, memory
 from pangu_lab.plotting import cjk_font
 
 PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
@@ -154,11 +154,9 @@ def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess:
 
 
 def _memory() -> Check:
-    import psutil
-
-    memory = psutil.virtual_memory()
-    value = f"{memory.available / GIB:.1f} GiB free of {memory.total / GIB:.1f} GiB"
-    if memory.available < 3 * GIB:
+    free = memory.available()
+    value = f"{free / GIB:.1f} GiB free of {memory.total() / GIB:.1f} GiB"
+    if free < 3 * GIB:
         return Check("memory", "warning", value, "the tiny preset wants about 3 GiB free: close other programs")
     return Check("memory", "ok", value)
 

@@ -11,9 +11,10 @@ machine has to spare is not worth a line, which a notebook would paint red: less
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -30,6 +31,7 @@ WORK = 2 * GIB  # what the forward pass of one call may keep
 PROGRAM = GIB // 2  # MindSpore itself, and the compiled graphs
 MUCH = GIB
 CGROUP = Path("/sys/fs/cgroup")
+OWN_GROUP = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,48 @@ def size(amount: float) -> str:
 
 
 def available() -> int:
-    """Bytes that this process may still take: of the machine, or of the container it is in."""
-    free = psutil.virtual_memory().available
-    try:
-        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-        return free if limit == "max" else max(0, min(free, int(limit) - int(used)))
-    except (OSError, ValueError):
-        return free
+    """Bytes that this process may still take: of the machine, or of the container it is in.
+
+    The files that a container has read count as its memory until others need it: the system takes that back first
+    (``inactive_file``), so it is free.
+    """
+    rooms = (limit - used for limit, used in _limits())
+    return max(0, min([psutil.virtual_memory().available, *rooms]))
+
+
+def total() -> int:
+    """Bytes that this machine, or the container that this process is in, has altogether."""
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _limits())])
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """(limit, what is used of it and cannot be taken back at once) of every control group that has one."""
+    for folder in _groups():
+        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number, and no limit
+                most = int((folder / limit).read_text())
+                yield most, int((folder / used).read_text()) - _inactive(folder / "memory.stat")
+
+
+def _groups() -> list[Path]:
+    """Where the limits on this process may stand: its control group and those around it, of version 2 and 1."""
+    folders = []
+    with contextlib.suppress(OSError):
+        for line in OWN_GROUP.read_text().strip().split("\n"):
+            number, controllers, path = line.split(":", 2)
+            if number == "0" or "memory" in controllers.split(","):
+                root = CGROUP if number == "0" else CGROUP / "memory"
+                own = root / path.lstrip("/")
+                folders += [folder for folder in (own, *own.parents) if folder.is_relative_to(root)]
+    return list(dict.fromkeys([*folders, CGROUP, CGROUP / "memory"]))
+
+
+def _inactive(statistics: Path) -> int:
+    """``inactive_file`` of a container's statistics; in version 1 the total, with those of containers inside."""
+    with contextlib.suppress(OSError, ValueError):
+        values = dict(line.split() for line in statistics.read_text().strip().split("\n"))
+        return int(values.get("total_inactive_file", values.get("inactive_file", 0)))
+    return 0
 
 
 # -------------------------------------------------------------------------------------------------- what is needed

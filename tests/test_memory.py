@@ -74,6 +74,31 @@ def test_a_containers_limit_counts(tmp_path, monkeypatch):
     assert memory.available() > 600
 
 
+def test_files_that_a_container_has_read_are_free_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    (tmp_path / "memory.max").write_text(f"{4 << 20}\n")
+    (tmp_path / "memory.current").write_text(f"{4 << 20}\n")
+    (tmp_path / "memory.stat").write_text(f"anon 100\ninactive_file {3 << 20}\nactive_file 5\n")
+    assert memory.available() == 3 << 20
+
+
+def test_the_limits_of_version_1_and_of_the_groups_around_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    monkeypatch.setattr(memory, "OWN_GROUP", tmp_path / "own")
+    (tmp_path / "own").write_text("12:cpu,cpuacct:/a\n5:memory:/docker/x\n0::/user.slice/job.scope\n")
+    first = tmp_path / "memory"
+    first.mkdir()
+    (first / "memory.limit_in_bytes").write_text("9000\n")
+    (first / "memory.usage_in_bytes").write_text("8000\n")
+    (first / "memory.stat").write_text("inactive_file 1\ntotal_inactive_file 500\n")
+    assert memory.available() == 1500
+    (tmp_path / "user.slice" / "job.scope").mkdir(parents=True)
+    (tmp_path / "user.slice" / "memory.max").write_text("700\n")
+    (tmp_path / "user.slice" / "memory.current").write_text("100\n")
+    (tmp_path / "user.slice" / "job.scope" / "memory.max").write_text("max\n")
+    assert memory.available() == 600
+
+
 def test_a_prompt_in_parts_gives_the_same_as_at_once(debug_run):
     lm = PanguLM.load(debug_run)
     ids = np.random.default_rng(0).integers(0, 512, (3, 50))

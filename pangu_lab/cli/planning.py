@@ -61,9 +61,9 @@ def _memory(args: argparse.Namespace, devices: int) -> Optional[int]:
         return memory_size(args.memory)
     if args.hardware != "cpu":
         return None
-    import psutil
+    from pangu_lab import memory
 
-    return psutil.virtual_memory().total // max(devices, 1)  # processes of one machine share it
+    return memory.total() // max(devices, 1)  # processes of one machine share it
 
 
 def _origin(args: argparse.Namespace) -> list[str]:
