@@ -298,6 +298,19 @@ def test_runs_lists_what_there_is_and_says_when_there_is_nothing(workplace, caps
     assert code == 2 and "nobody" in err
 
 
+def test_runs_takes_a_run_by_its_folder_too(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("runs", "runs/a", "--json", capsys=capsys)
+    assert code == 0 and [entry["name"] for entry in json.loads(out.splitlines()[-1])] == ["a"]
+    shutil.copytree("runs/a", "elsewhere/b")
+    for words in (["--stop", "elsewhere/b"], ["elsewhere", "--stop", "b"]):
+        assert run("runs", *words, capsys=capsys)[0] == 0
+        Path("elsewhere/b/stop").unlink()
+    code, out, _ = run("runs", "--compare", "runs/a", "elsewhere/b", capsys=capsys)
+    assert code == 0 and "their settings are the same" in out
+    shutil.rmtree("elsewhere")
+
+
 def test_tokenizer_show_puts_words_pieces_and_ids_side_by_side(workplace, capsys, monkeypatch):
     code, out, _ = run("tokenizer", "show", "春眠不觉晓 GPT", "--json", capsys=capsys)
     rows = json.loads(out.splitlines()[-1])
@@ -327,12 +340,38 @@ def test_generate_writes_several_texts_and_takes_the_prompt_from_standard_input(
     assert all(f"{number}. 你好" in out for number in (1, 2, 3))
 
 
+@pytest.mark.parametrize("content", ["\ufeff春天来了，\r\n".encode(), "春天来了，\n".encode("gbk"), "春天来了，".encode("utf-16")])
+def test_a_prompt_on_standard_input_is_decoded_whatever_wrote_it(content):
+    code = ("import argparse\nfrom pangu_lab.cli.writing import prompts\n"
+            "print(ascii(prompts(argparse.Namespace(prompt=None))))")
+    locale = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, env=locale, check=True)
+    assert done.stdout.decode().strip() == ascii(["春天来了，"])
+
+
+def test_a_prompt_on_standard_input_that_is_no_text_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\x00\xfe")))
+    code, _, err = run("generate", "--from", "runs/a", capsys=capsys)
+    assert code == 2 and "on standard input is not readable as UTF-8 or GBK text at byte 0" in err and err.count("\n") == 1
+
+
+def test_stop_takes_a_line_end_and_top_k_0_is_off():
+    from pangu_lab.cli.writing import sampling
+    from pangu_lab.config import SamplingConfig
+
+    args = cli.build_parser().parse_args(["generate", "--from", "x", "--stop", r"\n", "--stop", r"a\\n", "--top-k", "0"])
+    chosen = sampling(args, SamplingConfig(top_k=5))
+    assert chosen.stop == ("\n", r"a\n") and chosen.top_k is None
+
+
 @pytest.mark.parametrize("arguments, message", [
     (["--from", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
     (["--from", "runs/a", "--prompt", "x", "--top-p", "3"], "sampling.top_p=3.0 must be between"),
     (["--from", "runs/a", "--prompt", "x", "--set", "train.steps=3"], "only takes sampling.* settings"),
     (["--from", "runs/a", "--prompt", "x", "--set", "samplng.top_k=3"], "did you mean 'sampling.top_k'?"),
     (["--prompt", "x"], "required: --from"),
+    (["--from", "runs/a", "--prompt", "\udcb4\udcba"], "--prompt: is not UTF-8 text"),
+    (["--from", "runs/a", "--prompt", "x", "--top-k", "-1"], "sampling.top_k=-1 must be"),
 ])
 def test_generate_tells_mistakes_in_one_line(workplace, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(workplace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,21 @@ def add_start_over(parser: argparse.ArgumentParser) -> None:
 def init_from(args: argparse.Namespace) -> str | None:
     """The setting behind the option: an absolute path, so that it means the same on every rank."""
     return str(Path(args.init_from).resolve()) if args.init_from else None
+
+
+def text_argument(value: str) -> str:
+    """The type of an option that holds text: refuses bytes that are not UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("is not UTF-8 text: set the terminal to UTF-8") from None
+    return value
+
+
+def escaped_text(value: str) -> str:
+    """A text in which ``\\n``, ``\\t`` and ``\\\\`` stand for a line end, a tab and a backslash."""
+    known = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+    return re.sub(r"\\[nt\\]", lambda match: known[match[0]], text_argument(value))
 
 
 def finish(args: argparse.Namespace, values: Any, code: int = 0) -> int:

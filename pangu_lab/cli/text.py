@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.common import add_verb, finish, text_argument
 from pangu_lab.presets import preset
 from pangu_lab.terminal import complain, progress_bar, say, table
 
@@ -47,7 +47,7 @@ def _register_tokenizer(verbs: Any) -> None:
     train.add_argument("--byte-fallback", action="store_true",
                        help="add 256 byte pieces, so that no character is unknown")
     show = add_verb(kinds, "show", show_tokens, "print words, pieces and ids side by side")
-    show.add_argument("text", metavar="TEXT")
+    show.add_argument("text", metavar="TEXT", type=text_argument)
     show.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
 
 

@@ -31,8 +31,8 @@ def register(verbs: Any) -> None:
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
-                      help="the folder with the runs (default %(default)s); for a board also a single run")
-    runs.add_argument("--stop", metavar="NAME", help="ask this run to finish its step, save and end")
+                      help="the folder with the runs, or one run (default %(default)s)")
+    runs.add_argument("--stop", metavar="NAME", help="ask this run (its name, or its folder) to finish its step, save and end")
     runs.add_argument("--compare", nargs="+", metavar="NAME",
                       help="compare these runs: curves, losses at the same steps, settings that differ")
     runs.add_argument("--tensorboard", metavar="OUT",
@@ -71,20 +71,21 @@ def run_train(args: argparse.Namespace) -> int:
 
 def show_runs(args: argparse.Namespace) -> int:
     from pangu_lab.runs import list_runs, request_stop
+    from pangu_lab.runs.status import summarise
 
     if args.stop:
-        request_stop(Path(args.folder) / args.stop)
+        request_stop(_run_named(args, args.stop))
         say(f"asked {args.stop} to stop after the step it is in")
         return finish(args, {"run": args.stop, "asked": "stop"})
     if args.compare:
         from pangu_lab.runs.comparison import compare_runs
 
-        comparison = compare_runs([Path(args.folder) / name for name in args.compare])
+        comparison = compare_runs([_run_named(args, name) for name in args.compare])
         _show_comparison(comparison)
         return finish(args, {"comparison": comparison, **_boards(args)})
     if args.tensorboard or args.swanlab or args.follow:
         return finish(args, _boards(args))
-    found = list_runs(args.folder)
+    found = [summarise(args.folder)] if _is_run(Path(args.folder)) else list_runs(args.folder)
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
@@ -116,15 +117,26 @@ def _boards(args: argparse.Namespace) -> dict[str, Any]:
     return {"tensorboard" if args.tensorboard else "swanlab": written}
 
 
+def _is_run(folder: Path) -> bool:
+    from pangu_lab.runs.status import STATUS
+
+    return (folder / STATUS).exists()
+
+
+def _run_named(args: argparse.Namespace, name: str) -> Path:
+    """``first`` in DIR, or ``runs/first`` as it stands."""
+    inside = Path(args.folder) / name
+    return Path(name) if not _is_run(inside) and _is_run(Path(name)) else inside
+
+
 def _runs_of(args: argparse.Namespace) -> list[Path]:
     """Those that --compare names, the one that DIR is, or all in DIR."""
     from pangu_lab.runs import list_runs
-    from pangu_lab.runs.status import STATUS
 
     folder = Path(args.folder)
     if args.compare:
-        return [folder / name for name in args.compare]
-    return [folder] if (folder / STATUS).exists() else [run.folder for run in list_runs(folder)]
+        return [_run_named(args, name) for name in args.compare]
+    return [folder] if _is_run(folder) else [run.folder for run in list_runs(folder)]
 
 
 def _follow(args: argparse.Namespace, out: str) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import dataclasses
 import sys
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.common import add_verb, escaped_text, finish, text_argument
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
+from pangu_lab.corpus.encoding import EURO, find_encoding
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, say, write
 
@@ -20,15 +21,16 @@ def register(verbs: Any) -> None:
                         help="a run, a checkpoint, a converted release or a bundle")
     parser.add_argument("--tokenizer", metavar="NAME",
                         help="instead of the one stored there: 'pangu', or a folder")
-    parser.add_argument("--prompt", action="append", metavar="TEXT",
-                        help="what to continue; can be given many times (default: standard input)")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", type=text_argument,
+                        help="what to continue; can be given many times (default: standard input, in UTF-8 or GBK)")
     parser.add_argument("--int8", action="store_true",
                         help="int8 weights: each token reads a quarter of the memory (needs a C compiler)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
-    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens")
+    parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens; 0: among all")
     parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that together hold P")
-    parser.add_argument("--stop", action="append", metavar="TEXT", help="end before this text")
+    parser.add_argument("--stop", action="append", metavar="TEXT", type=escaped_text,
+                        help="end before this text; \\n is a line end, \\\\ a backslash")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
     parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
                         help="any other sampling setting, such as sampling.min_p=0.05")
@@ -38,6 +40,8 @@ def sampling(args: argparse.Namespace, base: SamplingConfig) -> SamplingConfig:
     """``base`` with the command line's sampling options applied."""
     own = ("max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed")
     given = {f"sampling.{key}": getattr(args, key) for key in own if getattr(args, key) is not None}
+    if given.get("sampling.top_k") == 0:  # off, as in the API
+        given["sampling.top_k"] = None
     overrides = {**parse_overrides(args.set), **given}
     for key in overrides:
         if key.split(".")[0] in ("model", "tokenizer", "data", "train", "parallel"):
@@ -51,7 +55,17 @@ def prompts(args: argparse.Namespace) -> list[str]:
         return args.prompt
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("give --prompt TEXT, or the text on standard input")
-    return [sys.stdin.read().rstrip("\n")]
+    text = _decoded(sys.stdin.buffer.read()) if hasattr(sys.stdin, "buffer") else sys.stdin.read()
+    return [text.rstrip("\n")]
+
+
+def _decoded(content: bytes) -> str:
+    """A prompt as a file or a program of any system gives it: UTF-8, UTF-16 or GBK, with or without a mark."""
+    found = find_encoding([content])
+    if found.bad is not None:
+        raise InputError(f"the text on standard input is {found.complaint.partition(':')[0]}: save it as UTF-8")
+    text = content.decode(found.encoding, EURO)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def run_generate(args: argparse.Namespace) -> int:

@@ -6,7 +6,9 @@ compressed or archived, ``encoding.py`` finds how a text is encoded, ``rows.py``
 
 from __future__ import annotations
 
-from pangu_lab.corpus.corpus import Corpus, Reading, Report
-from pangu_lab.corpus.finding import Inputs, find_files
+from pangu_lab.lazy import lazy_names
 
-__all__ = ["Corpus", "Inputs", "Reading", "Report", "find_files"]
+__getattr__, __dir__, __all__ = lazy_names(__name__, {
+    "corpus": ["Corpus", "Reading", "Report"],
+    "finding": ["Inputs", "find_files"],
+})

@@ -52,7 +52,7 @@ from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import newest_together, save_together
-from pangu_lab.train.schedule import LossScale, learning_rate
+from pangu_lab.train.schedule import LossScale, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AdamW, AddGradients, GradientStep
 
@@ -442,6 +442,8 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     if checkpoint is not None:
         _check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
+        if run.previous is not None and (note := rate_change(run.previous.train, config.train, trainer.step)):
+            run.warn(note)
     else:
         trainer.build(_first_values(trainer))
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
-              "train.checkpoint_every", "train.keep_checkpoints", "data.path", "data.eval_path", "train.offload",
-              "train.offload_folder", "train.init_from"}
+              "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
+              "train.offload", "train.offload_folder", "train.init_from"}
 # partly written files and folders that a killed owner leaves
 _LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.{RANDOM}|\.tokenizer\.partial-{RANDOM}")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.{RANDOM}")  # a launcher may be writing it at this moment
@@ -73,6 +73,7 @@ class RunFolder:
         self.lock: Lock | None = None
         self.keeper = Keeper(self.checkpoints, self.warn)
         self._early: list[str] = []  # warnings from before there were events
+        self.previous: RunConfig | None = None  # the settings of a run that is resumed, before this start
 
     # ---------------------------------------------------------------- opening
 
@@ -127,7 +128,8 @@ class RunFolder:
         """Check that a resumed run keeps the settings it began with."""
         if not list_checkpoints(self.checkpoints):
             return
-        before, now = _flat(load_yaml(self.folder / "config.yaml")), _flat(config)
+        self.previous = load_yaml(self.folder / "config.yaml")
+        before, now = _flat(self.previous), _flat(config)
         changed = [key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE
                    and not key.startswith(("sampling.", "parallel."))]
         if changed:

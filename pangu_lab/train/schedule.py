@@ -12,9 +12,23 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """The rate of update number ``step`` (from 1): linear warm-up, then a half cosine from start_lr to end_lr."""
     if step <= config.warmup_steps:
         return config.start_lr * step / config.warmup_steps
-    last = max(config.decay_steps or config.steps, config.warmup_steps + 1)
+    last = max(last_step(config), config.warmup_steps + 1)
     part = min(1.0, (step - config.warmup_steps) / (last - config.warmup_steps))
     return config.end_lr + 0.5 * (config.start_lr - config.end_lr) * (1.0 + math.cos(math.pi * part))
+
+
+def last_step(config: TrainConfig) -> int:
+    """The step at which the rate has reached its end."""
+    return config.decay_steps or config.steps
+
+
+def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str:
+    """What a person should know when a run goes on after ``step`` with another schedule; empty if nothing changes."""
+    old, new = learning_rate(before, step + 1), learning_rate(now, step + 1)
+    if math.isclose(old, new, rel_tol=0.01):
+        return ""
+    return (f"the learning rate is {new:.3g} now where it was {old:.3g} at step {step}: its schedule ended at step "
+            f"{last_step(before)} and ends at step {last_step(now)} now; train.decay_steps={last_step(before)} keeps it")
 
 
 @dataclass

@@ -132,6 +132,17 @@ def test_a_damaged_checkpoint_is_skipped_by_name_and_the_one_before_is_used(debu
     assert [e["resumed_from"] for e in events if e["kind"] == "start"] == [0, 5]
 
 
+def test_another_schedule_at_a_resume_is_told(debug_config, tmp_path):
+    config = debug_config.replace(**{"train.steps": 4, "train.warmup_steps": 1})
+    train(config, tmp_path / "run")
+    train(config.replace(**{"train.steps": 6, "train.decay_steps": 4}), tmp_path / "run")
+    warnings = [event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "warning"]
+    assert not [text for text in warnings if "learning rate" in text]
+    train(config.replace(**{"train.steps": 60}), tmp_path / "run")
+    text, = [event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "warning"]
+    assert "at step 6" in text and "ended at step 4 and ends at step 60 now; train.decay_steps=4 keeps it" in text
+
+
 class Inject:
     """Makes the squared norm infinite at chosen calls, as an fp16 overflow would."""
 
