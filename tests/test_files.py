@@ -9,6 +9,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -194,3 +195,14 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, 
     with pytest.raises(OSError, match="disk full"), whole_folder(tmp_path / "data", replace=True) as folder:
         (folder / "new").write_text("new")
     assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["old"]
+
+
+def test_a_user_without_a_home_has_a_cache_of_her_own_and_the_prebuilt_libraries():
+    code = ("import os, pwd\ndel os.environ['HOME']\n"
+            "def unknown(uid):\n    raise KeyError(uid)\n"
+            "pwd.getpwuid = unknown\n"  # as in a container that runs under a number without a name
+            "from pangu_lab import compiling, files\nprint(files.cache_folder())\n"
+            "print(compiling.all_built() == (compiling.compiled('kernels').parent.name == 'built'))")
+    environment = {name: value for name, value in os.environ.items() if name not in ("PANGU_LAB_CACHE", "XDG_CACHE_HOME")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == [os.path.join(tempfile.gettempdir(), f"pangu-lab-{os.getuid()}"), "True"], done.stderr
