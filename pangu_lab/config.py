@@ -18,6 +18,7 @@ import yaml
 
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.ranges import check, check_choice, check_range, number, shown
+from pangu_lab.reading import parse_yaml
 
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -378,6 +379,7 @@ def config_from_dict(values: dict[str, Any], base: RunConfig | None = None) -> R
     """
     flat: dict[str, Any] = {}
     for section, content in values.items():
+        check(isinstance(section, str), f"unknown setting '{shown(section)}'")
         if isinstance(content, dict):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
@@ -391,10 +393,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition("=")
         check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
-        try:
-            result[key.strip()] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise InputError(f"--set {item}: the value is not readable") from None
+        result[key.strip()] = parse_yaml(text, f"--set {item}")
     return result
 
 

@@ -69,20 +69,6 @@ def write_json_atomic(path: Path | str, value: Any) -> None:
     write_text_atomic(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path | str, what: str) -> Any:
-    """Parse a JSON file; ``what`` names it in the error ("the data set's description").
-
-    Raises:
-        InputError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: {what} is not there") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: {what} is not readable JSON ({error})") from None
-
-
 @contextlib.contextmanager
 def whole_folder(path: Path | str, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` if the block succeeds, and is deleted if it does not.

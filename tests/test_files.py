@@ -15,7 +15,8 @@ import time
 import pytest
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.files import sha256_file, whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.reading import read_json
 
 
 def names(folder) -> list[str]:

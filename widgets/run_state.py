@@ -17,10 +17,10 @@ import psutil
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json
 from pangu_lab.identity import lives, parse_identity
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.presets import load_yaml
+from pangu_lab.reading import read_json
 from pangu_lab.runs.status import STATUS, read_status
 from widgets.run_data import RunFollower
 

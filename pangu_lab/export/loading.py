@@ -18,11 +18,12 @@ import numpy as np
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, config_from_dict
 from pangu_lab.errors import InputError
 from pangu_lab.export.mindir import without_weights
-from pangu_lab.files import read_json, sha256_file
+from pangu_lab.files import sha256_file
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.native import native_decoder
 from pangu_lab.generate.runner import Runner
 from pangu_lab.memory import Need, check, generation_need, tokens_at_once, weight_bytes
+from pangu_lab.reading import read_json
 from pangu_lab.tokenizer import load_tokenizer
 
 DESCRIPTION = "bundle.json"

@@ -16,7 +16,7 @@ import psutil
 from pangu_lab.errors import InputError
 
 MULTI_HOST_PORT = 8118  # default rendezvous port of launchers on several hosts; MindSpore's own default
-_LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>\d+))?")
+_LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
 
 
 @dataclass(frozen=True)

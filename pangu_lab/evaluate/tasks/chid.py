@@ -13,7 +13,7 @@ from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.tasks.base import ChoiceTask, Question, read_rows
-from pangu_lab.files import read_json
+from pangu_lab.reading import read_json
 
 _BLANK = re.compile(r"#idiom\d*#")
 

@@ -16,7 +16,7 @@ from typing import Any
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.statistics import mean_interval, wilson_interval
 from pangu_lab.evaluate.tasks.base import Measure, Outcome, Question, WrittenTask
-from pangu_lab.files import read_json
+from pangu_lab.reading import read_json
 
 _UNITS = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W\u3400-\u9fff\uf900-\ufaff]+")
 
