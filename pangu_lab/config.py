@@ -20,6 +20,7 @@ from pangu_lab.errors import InputError, nearest
 from pangu_lab.ranges import check, check_choice, check_range, number, shown
 from pangu_lab.reading import parse_yaml
 
+MOST_LAYERS = 1 << 12  # ten times those of any model; a number typed wrongly must not take minutes to refuse
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
 SLICES = ("off", "states", "parameters")  # the first two are also written false and true
@@ -63,7 +64,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
-                     num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
+                     num_layers=(2, MOST_LAYERS), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
                      layernorm_eps=(1e-12, 1.0), num_experts=(1, None), moe_every=(1, None),
                      experts_per_token=(1, None), capacity_factor=(0.01, None), balance_loss=(0.0, None),
                      z_loss=(0.0, None))

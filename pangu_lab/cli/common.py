@@ -125,6 +125,15 @@ def init_from(args: argparse.Namespace) -> str | None:
     return str(Path(args.init_from).resolve()) if args.init_from else None
 
 
+def check_signature(source: str, key: str | None) -> None:
+    """What ``--verify KEY`` asks for; nothing where it was not given."""
+    if key is not None:
+        from pangu_lab.export import read_key, verify_signature
+        from pangu_lab.loading import find
+
+        verify_signature(find(source), read_key(key))
+
+
 def finish(args: argparse.Namespace, values: Any, code: int = 0) -> int:
     """Print ``values`` as the last line when --json was given; returns the exit code."""
     if args.json:

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.common import add_verb, check_signature, finish
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, say, write
@@ -20,6 +20,7 @@ def register(verbs: Any) -> None:
                         help="a run, a checkpoint, a converted release or a bundle")
     parser.add_argument("--tokenizer", metavar="NAME",
                         help="instead of the one stored there: 'pangu', or a folder")
+    parser.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY")
     parser.add_argument("--prompt", action="append", metavar="TEXT",
                         help="what to continue; can be given many times (default: standard input)")
     parser.add_argument("--int8", action="store_true",
@@ -57,6 +58,7 @@ def prompts(args: argparse.Namespace) -> list[str]:
 def run_generate(args: argparse.Namespace) -> int:
     sampling(args, SamplingConfig())  # report a wrong setting before anything is loaded
     texts = prompts(args)
+    check_signature(args.source, args.verify)
     from pangu_lab.lm import PanguLM
 
     engine = PanguLM.load(args.source, args.tokenizer, int8=args.int8).engine

@@ -20,7 +20,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
+
+from pydantic import field_validator
 
 from pangu_lab.errors import InputError
 from pangu_lab.reading import checked, parse_json
@@ -50,9 +52,16 @@ class _Step(_Event):
     grad_norm: Optional[float] = None
     loss_scale: float = 1.0
     tokens_per_second: Optional[float] = None
-    expert_load: list[list[float]] = []
+    expert_load: Union[list[list[float]], list[float]] = []  # before there was one for each block, their mean
     drop_rate: float = 0.0
     aux_loss: float = 0.0
+
+    @field_validator("expert_load")
+    @classmethod
+    def _rectangular(cls, load: list[Any]) -> list[Any]:
+        if len({len(block) for block in load if isinstance(block, list)}) > 1:
+            raise ValueError("its blocks have different numbers of experts")
+        return load
 
 
 class _LoggedStep(_Step):

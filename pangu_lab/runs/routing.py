@@ -26,7 +26,7 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         if not steps:
             raise InputError(f"{run}: no steps of a model with experts to draw")
         try:
-            load = np.array([np.mean(event["expert_load"], axis=0) for event in steps])
+            load = np.array([np.mean(np.atleast_2d(event["expert_load"]), axis=0) for event in steps])
         except ValueError:  # lists of different lengths
             raise InputError(f"{run}: its steps tell of different numbers of experts: {FILE} is damaged") from None
         axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
