@@ -27,7 +27,7 @@ from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
 
-METADATA = "dataset.json"
+METADATA, CHECKSUMS = "dataset.json", "records.crc32"
 TOKENIZER_FOLDER = "tokenizer"
 FORMAT, VERSION = "pangu-lab data set", 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -113,6 +113,7 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
             writer, counts = _write_records(sources, folder, tokenizer, options, count, progress)
             for source in sources:
                 source.check_unchanged()
+            writer.write_checksums(folder / CHECKSUMS)
             write_json_atomic(folder / METADATA, _metadata(sources, writer, tokenizer, options, counts))
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -174,7 +175,11 @@ def _metadata(sources: list[Source], writer: RecordWriter, tokenizer: Tokenizer,
         **counts, "eod_id": tokenizer.eod_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.describe(), "text_format": options.text_format, "documents_are": options.documents,
         "rows": writer.rows,
-        "files": [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)} for path in files],
+        "files": [_described(path) for path in files], "checksums": _described(writer.folder / CHECKSUMS),
         "inputs": [{"name": str(source.path), "size": source.size, "encoding": source.encoding,
                     "sha256": source.sha256} for source in sources],
     }
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}
