@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
@@ -27,6 +28,7 @@ SLICES = ("off", "states", "parameters")  # the first two are also written false
 CHOICES: dict[str, tuple[str, ...]] = {  # settings that are one of a few words
     "model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
     "train.offload": ("none", "optimizer"), "parallel.optimizer": SLICES}
+PATHS = ("tokenizer.path", "data.path", "data.eval_path", "train.init_from", "train.offload_folder")
 LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
 
 
@@ -343,6 +345,14 @@ class RunConfig:
         """A copy with dotted keys changed: ``config.replace(**{"train.steps": 10})``."""
         return apply_overrides(self, overrides)
 
+    def with_absolute_paths(self) -> RunConfig:
+        """A copy whose paths mean the same from every folder: a run keeps this one, so that it resumes from anywhere.
+
+        Absolute, and not relative to the run: data sets and runs are rarely moved together.
+        """
+        given = {key: _value(self, key) for key in PATHS}
+        return self.replace(**{key: os.path.abspath(path) for key, path in given.items() if path and path != "pangu"})
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
         return _plain(dataclasses.asdict(self))
@@ -416,6 +426,11 @@ def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     for section, values in changed.items():
         top[section] = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **top)
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def all_keys(config: RunConfig | None = None) -> list[str]:

@@ -361,7 +361,7 @@ class Launcher:
             with contextlib.suppress(FileNotFoundError):
                 (self.run / STOP).unlink()
         if self.plan.node_rank == 0 or not (self.run / CONFIG).exists():
-            write_text_atomic(self.run / CONFIG, self.config.to_yaml())
+            write_text_atomic(self.run / CONFIG, self.config.with_absolute_paths().to_yaml())
 
     def _keep_logs(self) -> None:
         """Put a failed attempt's logs aside, so that the next one's tell only of itself."""

@@ -241,6 +241,6 @@ def _handling(signals: Signals) -> Iterator[None]:
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    values = config.to_dict()
+    values = config.with_absolute_paths().to_dict()  # a run of before they were kept so may hold relative ones
     return {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
             for key, value in content.items()}
