@@ -184,8 +184,8 @@ class Lock:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)  # not handed on to programs started later
             try:
-                self._firm = _flock(descriptor)
-                if _same_file(descriptor, self.path):  # else its holder removed it on leaving: the lock is on nothing
+                self._firm = try_lock(descriptor)
+                if same_file(descriptor, self.path):  # else its holder removed it on leaving: the lock is on nothing
                     self._descriptor = descriptor
                     return
             except BlockingIOError:
@@ -298,8 +298,8 @@ class Lock:
         self.release()
 
 
-def _flock(descriptor: int) -> bool:
-    """Take the system's lock; False where the disk has none.
+def try_lock(descriptor: int) -> bool:
+    """Take the system's lock on an open file or folder; False where the disk has none.
 
     Raises:
         BlockingIOError: somebody has it.
@@ -315,7 +315,8 @@ def _flock(descriptor: int) -> bool:
         return False
 
 
-def _same_file(descriptor: int, path: Path) -> bool:
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     return False

@@ -22,7 +22,7 @@ from pangu_lab.data.documents import PATTERNS, check_format, read_documents
 from pangu_lab.data.encoding import encode_all
 from pangu_lab.data.records import Packer, RecordWriter
 from pangu_lab.errors import InputError
-from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 from pangu_lab.tokenizer.reading import Inputs, Source, find_files, inspect
@@ -99,8 +99,7 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
     """
     options = _Options(record_length, "text" if text_format == "plain" else text_format, documents, column, pad_last,
                        shards)
-    if Path(out).exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    check_destination(out)
     started = time.monotonic()
     sources = []
     for path in find_files(inputs, PATTERNS[options.text_format]):

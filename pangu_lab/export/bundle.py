@@ -36,7 +36,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.export.description import (DESCRIPTION, EVAL_LOSS, FORMAT, VERSION, cache_graph, read_key, sign,
                                           with_checksum)
 from pangu_lab.export.mindir import SharedWeights, export_graph
-from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.generate.runner import default_slots
 from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
@@ -96,7 +96,7 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     Raises:
         InputError: no checkpoint or tokenizer there, or ``out`` exists.
     """
-    _refuse_existing(Path(out))
+    check_destination(out)
     model = Model.load(run)
     check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
     return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
@@ -128,7 +128,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     from pangu_lab.parallel.collectives import Group
 
     out = Path(out)
-    _refuse_existing(out)
+    check_destination(out)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                          "give the tokenizer that the model was trained with")
@@ -149,11 +149,6 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
             writing.write(target, group)
     progress(1, 1, str(out))
     return out
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
 
 
 @dataclass(frozen=True)

@@ -356,7 +356,7 @@ class Launcher:
         (self.run / HEARTBEAT).mkdir(exist_ok=True)
         if self.plan.node_rank == 0:
             for path in self.run.iterdir():  # of a launcher that was killed while it wrote
-                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.{RANDOM}", path.name):
+                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.(new-)?{RANDOM}", path.name):
                     path.unlink()
             with contextlib.suppress(FileNotFoundError):
                 (self.run / STOP).unlink()
