@@ -404,7 +404,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition("=")
         check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
-        result[key.strip()] = parse_yaml(text, f"--set {item}")
+        result[key.strip()] = parse_yaml(text, f"--set {key.strip()}={shown(text)}")
     return result
 
 

@@ -53,19 +53,6 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert read_json(tmp_path / "a.json", "it") == {"a": 1} and names(tmp_path) == ["a.json"]
 
 
-def test_a_missing_json_file_is_named_with_what_it_is(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.json: the data set's description is not there"):
-        read_json(tmp_path / "gone.json", "the data set's description")
-
-
-@pytest.mark.parametrize("content", [b"{half", b"\xff\xfe\x00", b""])
-def test_damaged_json_is_the_users_to_mend(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match="a.json: the description is not readable JSON") as caught:
-        read_json(tmp_path / "a.json", "the description")
-    assert "\n" not in str(caught.value)
-
-
 def test_sha256_is_that_of_the_whole_content(tmp_path):
     content = os.urandom((1 << 20) + 17)  # more than one block
     (tmp_path / "a").write_bytes(content)

@@ -86,7 +86,7 @@ def _lambada(source: Source) -> Iterator[str]:
 def _json_text(line: str, where: str) -> str:
     try:
         text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(f'{where}: must be JSON with a "text", such as {{"text": "…"}}') from None
     if not isinstance(text, str):
         raise InputError(f'{where}: "text" must be a string')
