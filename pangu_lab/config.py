@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Optional, Union
@@ -18,13 +19,16 @@ import yaml
 
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.ranges import check, check_choice, check_range, number, shown
+from pangu_lab.reading import parse_yaml
 
+MOST_LAYERS = 1 << 12  # ten times those of any model; a number typed wrongly must not take minutes to refuse
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
 DTYPES = ("float32", "float16", "bfloat16")
 SLICES = ("off", "states", "parameters")  # the first two are also written false and true
 CHOICES: dict[str, tuple[str, ...]] = {  # settings that are one of a few words
     "model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
     "train.offload": ("none", "optimizer"), "parallel.optimizer": SLICES}
+PATHS = ("tokenizer.path", "data.path", "data.eval_path", "train.init_from", "train.offload_folder")
 LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
 
 
@@ -62,7 +66,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_range("model", self, vocab_size=(2, None), num_positions=(1, None), hidden_size=(1, None),
-                     num_layers=(2, None), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
+                     num_layers=(2, MOST_LAYERS), num_heads=(1, None), dropout_rate=(0.0, 0.99), init_std=(0.0, None),
                      layernorm_eps=(1e-12, 1.0), num_experts=(1, None), moe_every=(1, None),
                      experts_per_token=(1, None), capacity_factor=(0.01, None), balance_loss=(0.0, None),
                      z_loss=(0.0, None))
@@ -341,6 +345,14 @@ class RunConfig:
         """A copy with dotted keys changed: ``config.replace(**{"train.steps": 10})``."""
         return apply_overrides(self, overrides)
 
+    def with_absolute_paths(self) -> RunConfig:
+        """A copy whose paths mean the same from every folder: a run keeps this one, so that it resumes from anywhere.
+
+        Absolute, and not relative to the run: data sets and runs are rarely moved together.
+        """
+        given = {key: _value(self, key) for key in PATHS}
+        return self.replace(**{key: os.path.abspath(path) for key, path in given.items() if path and path != "pangu"})
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""
         return _plain(dataclasses.asdict(self))
@@ -378,6 +390,7 @@ def config_from_dict(values: dict[str, Any], base: RunConfig | None = None) -> R
     """
     flat: dict[str, Any] = {}
     for section, content in values.items():
+        check(isinstance(section, str), f"unknown setting '{shown(section)}'")
         if isinstance(content, dict):
             flat.update({f"{section}.{key}": value for key, value in content.items()})
         else:
@@ -391,10 +404,7 @@ def parse_overrides(items: list[str]) -> dict[str, Any]:
     for item in items:
         key, equals, text = item.partition("=")
         check(bool(equals) and bool(key.strip()), f"--set {item}: write it as section.key=value")
-        try:
-            result[key.strip()] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError):
-            raise InputError(f"--set {item}: the value is not readable") from None
+        result[key.strip()] = parse_yaml(text, f"--set {key.strip()}={shown(text)}")
     return result
 
 
@@ -416,6 +426,11 @@ def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
     for section, values in changed.items():
         top[section] = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **top)
+
+
+def _value(config: RunConfig, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config, section), name)
 
 
 def all_keys(config: RunConfig | None = None) -> list[str]:

@@ -16,8 +16,8 @@ import numpy as np
 from pangu_lab.checkpoint.source import StoredWeights, resolve_checkpoint, tokenizer_folder
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.export.loading import (DESCRIPTION, load_bundle, load_bundle_tokenizer, model_config, read_bundle,
-                                      sampling_of)
+from pangu_lab.export.description import DESCRIPTION
+from pangu_lab.export.loading import load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.memory import check, generation_need

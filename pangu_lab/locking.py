@@ -29,6 +29,7 @@ from typing import Any, Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.identity import Identity, lives, own_identity, parse_identity
+from pangu_lab.reading import parse_json
 
 try:
     import fcntl
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 2.0
 WATCH_SECONDS = 30.0  # a holder on another host that is silent for this long is dead; its beats come every 2 s
 RETRY_SECONDS = 0.5  # a process that only checks whether the lock is taken holds it for an instant
+LATEST = 1e11  # seconds since 1970 that a calendar can still show
 SIZE = 1024  # of a record, blanks included: overwritten in one call, so that it is never partly written
 
 
@@ -80,12 +82,11 @@ def read_record(path: Path | str) -> Optional[Record]:
 
 
 def _parse(content: bytes) -> Optional[Record]:
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        values = json.loads(content)
-        process = parse_identity(values["process"])
-        if process is not None:
-            return Record(process, str(values["token"]), int(values["beats"]), float(values["since"]),
-                          bool(values["firm"]))
+    with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
+        values = parse_json(content[:SIZE], "the lock's record")
+        process, since = parse_identity(values["process"]), values["since"]
+        if process is not None and isinstance(since, (int, float)) and 0 <= since < LATEST:
+            return Record(process, str(values["token"]), int(values["beats"]), float(since), bool(values["firm"]))
     return None
 
 
@@ -183,8 +184,8 @@ class Lock:
         while True:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)  # not handed on to programs started later
             try:
-                self._firm = _flock(descriptor)
-                if _same_file(descriptor, self.path):  # else its holder removed it on leaving: the lock is on nothing
+                self._firm = try_lock(descriptor)
+                if same_file(descriptor, self.path):  # else its holder removed it on leaving: the lock is on nothing
                     self._descriptor = descriptor
                     return
             except BlockingIOError:
@@ -297,8 +298,8 @@ class Lock:
         self.release()
 
 
-def _flock(descriptor: int) -> bool:
-    """Take the system's lock; False where the disk has none.
+def try_lock(descriptor: int) -> bool:
+    """Take the system's lock on an open file or folder; False where the disk has none.
 
     Raises:
         BlockingIOError: somebody has it.
@@ -314,7 +315,8 @@ def _flock(descriptor: int) -> bool:
         return False
 
 
-def _same_file(descriptor: int, path: Path) -> bool:
+def same_file(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     return False

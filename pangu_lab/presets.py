@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig, config_from_dict
 from pangu_lab.errors import InputError, nearest
+from pangu_lab.reading import read_yaml
 
 
 def debug() -> RunConfig:
@@ -153,13 +152,9 @@ def describe(name: str) -> str:
 
 def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:
     """Read a configuration file. Its ``preset`` key, when there, chooses what the other keys are laid over."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such configuration file") from None
-    except (yaml.YAMLError, ValueError) as error:  # not text, or a number of thousands of digits
-        first_line = str(error).replace("\n", " ")
-        raise InputError(f"{path}: not readable as YAML: {first_line}") from None
+    if not Path(path).exists():
+        raise InputError(f"{path}: no such configuration file")
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: must hold sections such as 'model:' and 'train:'")
     if base is None and "preset" in values:

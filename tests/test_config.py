@@ -74,6 +74,16 @@ def test_what_optimizer_parallelism_slices_is_a_word_or_yes_or_no(text, value):
     assert config.parallel.slices_parameters == (value == "parameters")
 
 
+def test_paths_become_absolute_and_names_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = preset("debug").replace(**{"data.path": "data/train", "train.init_from": "../first", "tokenizer.path": "pangu"})
+    absolute = config.with_absolute_paths()
+    assert absolute.data.path == str(tmp_path / "data" / "train") and absolute.data.eval_path == ""
+    assert absolute.train.init_from == str(tmp_path.parent / "first") and absolute.tokenizer.path == "pangu"
+    monkeypatch.chdir("/")
+    assert absolute.with_absolute_paths() == absolute
+
+
 def test_offload_refuses_sliced_parameters():
     with pytest.raises(InputError, match="parallel.optimizer=states"):
         preset("debug").replace(**{"parallel.optimizer": "parameters", "train.offload": "optimizer"})

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic, write_text_atomic
+from pangu_lab.reading import read_json
 
 
 def names(folder) -> list[str]:
@@ -50,19 +52,6 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json_atomic(tmp_path / "a.json", {"a": object()})
     assert read_json(tmp_path / "a.json", "it") == {"a": 1} and names(tmp_path) == ["a.json"]
-
-
-def test_a_missing_json_file_is_named_with_what_it_is(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.json: the data set's description is not there"):
-        read_json(tmp_path / "gone.json", "the data set's description")
-
-
-@pytest.mark.parametrize("content", [b"{half", b"\xff\xfe\x00", b""])
-def test_damaged_json_is_the_users_to_mend(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(InputError, match="a.json: the description is not readable JSON") as caught:
-        read_json(tmp_path / "a.json", "the description")
-    assert "\n" not in str(caught.value)
 
 
 def test_sha256_is_that_of_the_whole_content(tmp_path):
@@ -206,3 +195,111 @@ def test_a_user_without_a_home_has_a_cache_of_her_own_and_the_prebuilt_libraries
     environment = {name: value for name, value in os.environ.items() if name not in ("PANGU_LAB_CACHE", "XDG_CACHE_HOME")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [os.path.join(tempfile.gettempdir(), f"pangu-lab-{os.getuid()}"), "True"], done.stderr
+
+
+# --------------------------------------------------------------------------------- what killed writers leave behind
+
+WRITE = """
+import sys, time
+from pangu_lab import files
+with files.whole_folder(sys.argv[1], replace=True) as folder:
+    (folder / "weights").write_text("half")
+    if sys.argv[2] == "partial":
+        print("now", flush=True)
+        time.sleep(60)
+    files.fsync_path(folder)
+    rename = files.os.rename
+    def stop_between(source, target):
+        if ".partial-" in str(source):
+            print("now", flush=True)
+            time.sleep(60)
+        rename(source, target)
+    files.os.rename = stop_between
+"""
+WRITE_FILE = """
+import sys, time
+from pangu_lab import files
+def stop_here(*args):
+    print("now", flush=True)
+    time.sleep(60)
+files.os.replace = stop_here
+files.write_text_atomic(sys.argv[1], "new")
+"""
+
+
+def test_the_next_writer_removes_what_a_killed_one_left(tmp_path):
+    kill_while(WRITE, tmp_path / "data", "partial")
+    assert len(names(tmp_path)) == 1
+    with whole_folder(tmp_path / "data") as folder:
+        (folder / "whole").write_text("whole")
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["whole"]
+
+
+def test_checking_the_destination_is_enough_to_clear_up_and_leaves_nothing(tmp_path):
+    kill_while(WRITE, tmp_path / "data", "partial")
+    check_destination(tmp_path / "data")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_that_was_being_replaced_is_put_back(tmp_path):
+    with whole_folder(tmp_path / "data") as folder:
+        (folder / "old").write_text("old")
+    kill_while(WRITE, tmp_path / "data", "between")
+    assert "data" not in names(tmp_path)
+    with pytest.raises(InputError, match="data exists already"):
+        check_destination(tmp_path / "data")
+    assert names(tmp_path) == ["data"] and names(tmp_path / "data") == ["old"]
+
+
+def test_the_next_writer_of_a_file_removes_what_a_killed_one_left(tmp_path):
+    kill_while(WRITE_FILE, tmp_path / "a.txt")
+    assert len(names(tmp_path)) == 1
+    write_text_atomic(tmp_path / "a.txt", "whole")
+    assert names(tmp_path) == ["a.txt"] and (tmp_path / "a.txt").read_text() == "whole"
+
+
+@pytest.mark.parametrize("code,arguments", [(WRITE, ["partial"]), (WRITE, ["between"]), (WRITE_FILE, [])])
+def test_what_a_living_writer_works_on_stays(tmp_path, code, arguments):
+    path = tmp_path / "data"
+    if arguments == ["between"]:
+        with whole_folder(path) as folder:
+            (folder / "old").write_text("old")
+    command = [sys.executable, "-c", code, str(path), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "now\n"
+            before = names(tmp_path)
+            if code == WRITE:
+                check_destination(path)
+                assert names(tmp_path) == before
+            else:
+                write_text_atomic(path, "mine")
+                assert names(tmp_path) == [*before, "data"]
+        finally:
+            process.kill()
+
+
+def test_names_that_are_not_exactly_ours_stay(tmp_path):
+    others = [".data.partial-", ".data.partial-ABCDEFGH", ".data.partial-abcdefgh1", ".data2.partial-abcdefgh", "data.partial-abcdefgh",
+              ".data.old-abcdefg", ".dataX.old-abcdefgh", ".data.abcdefgh", ".data.settings"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".data.partial-linked_1").symlink_to(tmp_path / "elsewhere")
+    with whole_folder(tmp_path / "data"):
+        pass
+    assert names(tmp_path) == sorted([*others, ".data.partial-linked_1", "elsewhere", "data"])
+
+
+def test_a_destination_is_refused_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for path, message in ((tmp_path / "link", "is a link to .*nowhere, which is not there"),
+                          (tmp_path / "file" / "data", "cannot be made .*Not a directory"),
+                          (tmp_path / "link" / "data", "cannot be made"),
+                          (tmp_path / ("x" * 250), "cannot be made .*File name too long"),
+                          (Path("/proc/data"), "cannot be made")):
+        for refuse in (check_destination, lambda path: whole_folder(path, replace=True).__enter__()):
+            with pytest.raises(InputError, match=message):
+                refuse(path)
+    assert names(tmp_path) == ["file", "link"]

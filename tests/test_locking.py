@@ -225,7 +225,7 @@ def test_a_lock_file_that_was_removed_is_a_lock_lost(tmp_path, quick):
 @pytest.mark.parametrize("firm", [True, False])
 def test_of_two_that_see_a_free_lock_at_once_the_last_to_write_has_it(tmp_path, quick, monkeypatch, firm):
     """Where locks do not reach the other host: both take over from the dead one."""
-    monkeypatch.setattr(locking, "_flock", lambda descriptor: firm)
+    monkeypatch.setattr(locking, "try_lock", lambda descriptor: firm)
     write_record(tmp_path / "lock", host="elsewhere", boot="another")
     found = {}
 
@@ -246,7 +246,7 @@ def test_of_two_that_see_a_free_lock_at_once_the_last_to_write_has_it(tmp_path, 
 
 
 def test_a_disk_without_locks_is_guarded_by_the_record(tmp_path, quick, monkeypatch):
-    monkeypatch.setattr(locking, "_flock", lambda descriptor: False)
+    monkeypatch.setattr(locking, "try_lock", lambda descriptor: False)
     with lock_on(tmp_path / "lock") as lock:
         assert not read_record(lock.path).firm
         with pytest.raises(Held):

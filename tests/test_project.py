@@ -27,7 +27,8 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts"),
+    ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading",
+     "schema"),
     ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("train",), ("launch",), ("generate",),
     ("export", "loading"), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
@@ -154,7 +155,7 @@ def test_notebooks_import_from_packages(path):
 
 
 def test_importing_the_package_is_quick_and_brings_nothing_heavy():
-    heavy = ("mindspore", "gradio", "jieba", "sentencepiece", "matplotlib", "pandas", "torch")
+    heavy = ("mindspore", "gradio", "jieba", "sentencepiece", "matplotlib", "pandas", "torch", "pydantic")
     code = ("import sys, pangu_lab, pangu_lab.config, pangu_lab.presets, pangu_lab.cli; "
             f"print([name for name in {heavy!r} if name in sys.modules])")
     start = time.monotonic()

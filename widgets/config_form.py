@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any, Union
 
 import traitlets
-import yaml
 
 from pangu_lab.config import CHOICES, SLICES, RunConfig, all_keys, apply_overrides, config_from_dict
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.planner import HARDWARE, estimate
 from pangu_lab.presets import PRESETS, preset
+from pangu_lab.ranges import shown
+from pangu_lab.reading import parse_yaml
 from widgets.base import LabWidget, escape, still_block
 from widgets.command import changed_settings, command_text, launch_words, value_text
 
@@ -71,10 +72,7 @@ def value_of(text: str, field: dict[str, Any]) -> Any:
         return None if text == "" and field["optional"] else text
     if not text.strip():
         return None
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"{field['key']}={text!r} cannot be read") from None
+    return parse_yaml(text, f"{field['key']}={shown(text, repr)}")
 
 
 class ConfigForm(LabWidget):
@@ -168,10 +166,7 @@ class ConfigForm(LabWidget):
         Raises:
             InputError: it is no configuration, or one that cannot work.
         """
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"not readable as YAML: {str(error).partition(chr(10))[0]}") from None
+        values = parse_yaml(text, "the file")
         if not isinstance(values, dict):
             raise InputError("a configuration holds sections such as 'model:' and 'train:'")
         base = preset(str(values["preset"])) if "preset" in values else None

@@ -53,7 +53,7 @@ class StepTable:
         load = event.get("expert_load")
         if isinstance(load, list) and load:
             self.loads += [[]] * (len(self) - 1 - len(self.loads))
-            self.loads.append([float(value) for value in load])
+            self.loads.append(np.mean(np.atleast_2d(load), axis=0).tolist())  # over the blocks
 
     def take_back(self, step: int) -> None:
         """Forget the steps after ``step``: a resumed run does them again."""

@@ -8,7 +8,6 @@ they are checked against the processes that exist.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import Any, Optional
@@ -17,16 +16,27 @@ import psutil
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json
 from pangu_lab.identity import lives, parse_identity
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.presets import load_yaml
+from pangu_lab.reading import read_json
 from pangu_lab.runs.status import STATUS, read_status
+from pangu_lab.schema import Count, Schema, Seconds
 from widgets.run_data import RunFollower
 
 ENDED = ("finished", "stopped", "failed", "died", "none")
 LOG_BYTES = 32_768
 LOG_LINES = 200
+
+
+class _Launch(Schema):
+    """``launch.json``, as a launcher writes it."""
+
+    state: str
+    pid: Count
+    time: Seconds = 0.0
+    reason: str = ""
+    process: Optional[dict[str, Any]] = None
 
 
 def state_of(folder: Path) -> tuple[str, str]:
@@ -51,10 +61,8 @@ def state_of(folder: Path) -> tuple[str, str]:
 
 
 def _launch(folder: Path) -> dict[str, Any]:
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        values = json.loads((folder / "launch.json").read_text(encoding="utf-8"))
-        if isinstance(values, dict) and "state" in values and "pid" in values:
-            return values
+    with contextlib.suppress(InputError):
+        return read_json(folder / "launch.json", "the launcher's note", _Launch)
     return {}
 
 
@@ -68,7 +76,7 @@ def heard_of(folder: Path) -> float:
     """When the run or its launcher last wrote how it stands (seconds since 1970); 0 when never."""
     status: dict[str, Any] = {}
     with contextlib.suppress(InputError):
-        status = read_json(folder / STATUS, "the run's status")
+        status = read_status(folder)
     return max(float(status.get("heartbeat", 0.0)), float(_launch(folder).get("time", 0.0)))
 
 

@@ -23,7 +23,7 @@ from pangu_lab.checkpoint.releases import OWN_ACTIVATION, LabSource, Source, ope
 from pangu_lab.checkpoint.source import tokenizer_folder
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig, apply_overrides
 from pangu_lab.errors import InputError, nearest
-from pangu_lab.files import whole_folder
+from pangu_lab.files import check_destination, whole_folder
 from pangu_lab.memory import check, conversion_need
 from pangu_lab.model.parameters import POSITION, WORD, ParameterSpec, parameter_specs
 from pangu_lab.presets import PRESETS, preset
@@ -73,8 +73,7 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
         raise InputError(f"--to {to}: must be one of {', '.join(TARGETS)}{nearest(to, TARGETS)}")
     if dtype not in (None, "float32", "float16"):
         raise InputError(f"--dtype {dtype}: must be float32 or float16")
-    if Path(out).exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    check_destination(out)
     opened = open_source(source, strategy, progress)
     config = _settings(opened, dict(overrides or {}))
     specs = parameter_specs(config.model)

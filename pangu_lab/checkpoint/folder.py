@@ -13,18 +13,46 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import numpy as np
+from pydantic import Field
 
-from pangu_lab.config import RunConfig, config_from_dict
+from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json, sha256_file, whole_folder, write_json_atomic
+from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.presets import load_yaml
+from pangu_lab.ranges import shown
+from pangu_lab.reading import checked, parse_json, read_json
+from pangu_lab.schema import Count, FileName, Schema, Sha256
 
 log = logging.getLogger(__name__)
 FORMAT = 1
+DAMAGED = "it is damaged"
 STEP = r"step-(?:[0-9]{8}|[1-9][0-9]{8,})"  # nine digits or more from step 100,000,000 on
 _NAME = re.compile(STEP)
+
+
+class _File(Schema):
+    size: Count
+    sha256: Sha256
+
+
+class _Manifest(Schema):
+    format: Count
+    files: dict[FileName, _File]
+
+
+class _State(Schema):
+    """``state.json``: where a training stands; of a converted release only the first is there."""
+
+    step: Count = 0
+    records: Count = 0
+    tokens: Count = 0
+    seed: int = 0
+    loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    loss_scale_good_steps: Count = 0
+    dataset: str = ""
 
 
 class Damaged(InputError):
@@ -110,35 +138,28 @@ class Checkpoint:
         files = self._files()
         for name, entry in files.items():
             self._check_file(name, entry, verify)
-        self.state: dict[str, Any] = self._json("state.json", "the checkpoint's state")
-        if type(self.state.get("step", 0)) is not int:
-            raise Damaged(f"{self.folder / 'state.json'}: step {self.state['step']!r} is no number: it is damaged")
+        self.state: dict[str, Any] = self._json("state.json", "the checkpoint's state", _State)
         self.tensors = self._index(files)
 
-    def _json(self, name: str, what: str) -> dict[str, Any]:
+    def _json(self, name: str, what: str, schema: Optional[type[Schema]] = None) -> Any:
         try:
-            value = read_json(self.folder / name, what)
+            return read_json(self.folder / name, what, schema, DAMAGED)
         except InputError as error:
             raise Damaged(str(error)) from None
-        if not isinstance(value, dict):
-            raise Damaged(f"{self.folder / name}: {what} is a {type(value).__name__}, not an object: it is damaged")
-        return value
 
     def _files(self) -> dict[str, dict[str, Any]]:
         """The manifest's entries, of which each has a size and a sha256."""
-        manifest, path = self._json("manifest.json", "the checkpoint's manifest"), self.folder / "manifest.json"
-        known = manifest.get("format")
-        if type(known) is not int:
-            raise Damaged(f"{path}: names no format: it is damaged")
-        if known != FORMAT:
-            raise InputError(f"{self.folder}: checkpoint format {known} is not known to this version")
-        files = manifest.get("files")
-        if not isinstance(files, dict) or not {"state.json", "config.yaml"} <= set(files):
-            raise Damaged(f"{path}: does not name the files of a checkpoint: it is damaged")
-        for name, entry in files.items():
-            whole = isinstance(entry, dict) and type(entry.get("size")) is int and isinstance(entry.get("sha256"), str)
-            if not whole or name != Path(name).name:
-                raise Damaged(f"{path}: what it says of {name!r} is not a file's size and sha256: it is damaged")
+        path = self.folder / "manifest.json"
+        manifest = self._json("manifest.json", "the checkpoint's manifest")
+        known = manifest.get("format") if isinstance(manifest, dict) else None
+        if type(known) is int and known != FORMAT:
+            raise InputError(f"{self.folder}: checkpoint format {shown(known)} is not known to this version")
+        try:
+            files = checked(manifest, _Manifest, str(path), DAMAGED)["files"]
+        except InputError as error:
+            raise Damaged(str(error)) from None
+        if not {"state.json", "config.yaml"} <= set(files):
+            raise Damaged(f"{path}: does not name the files of a checkpoint: {DAMAGED}")
         return files
 
     def _check_file(self, name: str, entry: Mapping[str, Any], verify: bool) -> None:
@@ -154,26 +175,34 @@ class Checkpoint:
         """name → [(shard file, whole shape, offset)]."""
         index: dict[str, list[tuple[str, tuple, tuple]]] = {}
         for shard in (name for name in files if name.endswith(".safetensors")):
-            for name, (shape, offset) in self._regions(shard):
+            for name, (shape, offset) in self._regions(shard).items():
                 index.setdefault(name, []).append((shard, tuple(shape), tuple(offset)))
+                if index[name][0][1] != tuple(shape):
+                    raise Damaged(f"{self.folder / shard}: {name} is part of {shape} here and of "
+                                  f"{list(index[name][0][1])} in {index[name][0][0]}: {DAMAGED}")
         return index
 
-    def _regions(self, shard: str) -> list[tuple[str, tuple]]:
+    def _regions(self, shard: str) -> dict[str, tuple[list[int], list[int]]]:
         from safetensors import SafetensorError, safe_open
 
+        path = self.folder / shard
         try:
-            with safe_open(self.folder / shard, "np") as handle:
-                places = json.loads((handle.metadata() or {})["places"])
-            return [(name, (list(shape), list(offset))) for name, (shape, offset) in places.items()]
-        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise Damaged(f"{self.folder / shard}: not a shard of a checkpoint ({error}): it is damaged") from None
+            with safe_open(path, "np") as handle:
+                places = parse_json((handle.metadata() or {}).get("places", ""), "the places of its tensors", fix=DAMAGED)
+                held = {name: handle.get_slice(name).get_shape() for name in handle.keys()}
+        except (SafetensorError, InputError) as error:
+            raise Damaged(f"{path}: not a shard of a checkpoint ({error}): {DAMAGED}") from None
+        if not isinstance(places, dict) or places.keys() != held.keys():
+            raise Damaged(f"{path}: not a shard of a checkpoint (it does not tell where its tensors belong): {DAMAGED}")
+        for name, place in places.items():
+            if not _is_inside(place, held[name]):
+                raise Damaged(f"{path}: what it says of '{name}' is not a place for {held[name]} numbers: {DAMAGED}")
+        return places
 
     @property
     def config(self) -> RunConfig:
         """The configuration it was saved with."""
-        import yaml
-
-        return config_from_dict(yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8")))
+        return load_yaml(self.folder / "config.yaml", RunConfig())
 
     @property
     def step(self) -> int:
@@ -220,6 +249,13 @@ class Checkpoint:
             inside = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start))
             piece = stored[inside] if inside else handle.get_tensor(name).reshape(())
         return piece, tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))
+
+
+def _is_inside(place: Any, size: list[int]) -> bool:
+    """Whether ``place`` is the shape of a whole and an offset at which a slice of ``size`` lies inside it."""
+    numbers = isinstance(place, list) and len(place) == 2 and all(
+        isinstance(part, list) and len(part) == len(size) and all(type(number) is int for number in part) for part in place)
+    return numbers and all(0 <= start and start + length <= whole for whole, start, length in zip(*place, size))
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:

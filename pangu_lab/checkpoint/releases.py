@@ -21,10 +21,10 @@ from pangu_lab.checkpoint.source import resolve_checkpoint
 from pangu_lab.checkpoint.strategy import read_strategy
 from pangu_lab.config import ACTIVATIONS, ModelConfig, RunConfig
 from pangu_lab.errors import InputError, nearest
-from pangu_lab.files import read_json
 from pangu_lab.model.parameters import FINAL_NORM, WORD, parameter_specs
 from pangu_lab.presets import load_yaml
 from pangu_lab.progress import Progress, silent
+from pangu_lab.reading import read_json
 
 _SHARD = re.compile(r"(?:filerted|filtered)_(\d+)\.ckpt")
 
@@ -283,15 +283,16 @@ class GptSource(Source):
     def _settings(self, values: Any) -> None:
         """Heads and activation. "gelu" is a guess: many files say so for weights trained with the tanh form."""
         if not isinstance(values, dict):
-            return
+            raise InputError(f"{self.where}: config.json is no object: take a fresh copy of it, or leave it out")
         for key, ours in _CONFIG_KEYS.items():
-            if isinstance(values.get(key), int):
+            if type(values.get(key)) is int:
                 self.settings[f"model.{ours}"] = values[key]
+        named = values.get("activation_function")
         if values.get(OWN_ACTIVATION) in ACTIVATIONS:
             self.settings["model.hidden_act"] = values[OWN_ACTIVATION]
-        elif values.get("activation_function") in _ACTIVATIONS:
-            self.settings["model.hidden_act"] = _ACTIVATIONS[values["activation_function"]]
-            self.guesses = {"model.hidden_act"} if values["activation_function"] == "gelu" else set()
+        elif isinstance(named, str) and named in _ACTIVATIONS:
+            self.settings["model.hidden_act"] = _ACTIVATIONS[named]
+            self.guesses = {"model.hidden_act"} if named == "gelu" else set()
 
     def _names(self) -> None:
         """Published names for the names of the port; what has none keeps its own and is reported later."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.common import add_verb, check_signature, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
@@ -34,6 +34,8 @@ def register(verbs: Any) -> None:
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
                         help="one bundle for each of N processes that share the model (serve --nproc)")
+    export.add_argument("--sign", metavar="KEY", help="sign it with the secret key in the file KEY (HMAC-SHA256): `serve "
+                        "--verify KEY` then refuses one that others made or changed")
     serve = add_verb(verbs, "serve", run_serve, "serve a bundle: a web page and an OpenAI-compatible API",
                      "Ctrl-C, SIGTERM or --stop end it once running requests are done; a second signal ends it at "
                      f"once. The environment variables {PASSWORD} (the page; user name: pangu) and {TOKEN} (the API) "
@@ -68,6 +70,8 @@ def register(verbs: Any) -> None:
     several.add_argument("--node-rank", type=int, metavar="N", help="this host's index in the rank table (default 0)")
     serve.add_argument("--root-path", default="", metavar="PATH",
                        help="the path a proxy serves the page under, such as /proxy/7860 of jupyter-server-proxy")
+    serve.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY "
+                       "(export --sign)")
     serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
     serve.add_argument("--stop", action="store_true", help="stop the server of --pid-file and wait until it has ended")
 
@@ -83,7 +87,7 @@ def run_export(args: argparse.Namespace) -> int:
 
     with progress_bar("export") as progress:
         batches = args.decode_batches
-        bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress,
+        bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress, sign_with=args.sign,
                             prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss,
                             decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
@@ -101,6 +105,7 @@ def run_serve(args: argparse.Namespace) -> int:
     limits = parse_limits(args.limit)
     if not args.bundle:
         raise InputError("give --bundle DIR, or --stop with --pid-file")
+    check_signature(args.bundle, args.verify)
     if args.rank_table or args.node_rank is not None:
         _from_rank_table(args)
     if args.agent:

@@ -141,6 +141,15 @@ def escaped_text(value: str) -> str:
     return re.sub(r"\\[nt\\]", lambda match: known[match[0]], text_argument(value))
 
 
+def check_signature(source: str, key: str | None) -> None:
+    """What ``--verify KEY`` asks for; nothing where it was not given."""
+    if key is not None:
+        from pangu_lab.export import read_key, verify_signature
+        from pangu_lab.loading import find
+
+        verify_signature(find(source), read_key(key))
+
+
 def finish(args: argparse.Namespace, values: Any, code: int = 0) -> int:
     """Print ``values`` as the last line when --json was given; returns the exit code."""
     if args.json:

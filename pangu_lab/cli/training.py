@@ -92,6 +92,9 @@ def show_runs(args: argparse.Namespace) -> int:
         table(("run", "state", "step", "of", "loss", "perplexity", "tokens/s", "heard of", "why it ended"),
               [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.tokens_per_second,
                 f"{duration(time.time() - run.heartbeat)} ago", run.reason) for run in found])
+    for run in found:
+        if run.damaged_events:
+            say(f"{run.name}: {run.damaged_events} damaged lines of its events were skipped")
     return finish(args, found)
 
 

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, escaped_text, finish, text_argument
+from pangu_lab.cli.common import add_verb, check_signature, escaped_text, finish, text_argument
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
 from pangu_lab.corpus.encoding import EURO, find_encoding
 from pangu_lab.errors import InputError
@@ -23,6 +23,7 @@ def register(verbs: Any) -> None:
                         help="instead of the one stored there: 'pangu', or a folder")
     parser.add_argument("--prompt", action="append", metavar="TEXT", type=text_argument,
                         help="what to continue; can be given many times (default: standard input, in UTF-8 or GBK)")
+    parser.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY")
     parser.add_argument("--int8", action="store_true",
                         help="int8 weights: each token reads a quarter of the memory (needs a C compiler)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
@@ -71,6 +72,7 @@ def _decoded(content: bytes) -> str:
 def run_generate(args: argparse.Namespace) -> int:
     sampling(args, SamplingConfig())  # report a wrong setting before anything is loaded
     texts = prompts(args)
+    check_signature(args.source, args.verify)
     from pangu_lab.lm import PanguLM
 
     engine = PanguLM.load(args.source, args.tokenizer, int8=args.int8).engine

@@ -11,20 +11,53 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
 import numpy as np
+from pydantic import Field
 
 from pangu_lab.data.order import shuffled
 from pangu_lab.data.preparation import FORMAT, METADATA, TOKENIZER_FOLDER, VERSION
-from pangu_lab.data.records import RecordReader
+from pangu_lab.data.records import RecordReader, checksums
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json, sha256_file
+from pangu_lab.files import sha256_file
+from pangu_lab.ranges import shown
+from pangu_lab.reading import checked, read_json
+from pangu_lab.schema import Count, FileName, Positive, Schema, Sha256
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
-NEEDED = ("column", "record_length", "records", "rows", "files", "tokens", "vocab_size", "eod_id", "pad_id", "tokenizer")
 CHUNK = 256  # minimum records per read: a read costs 3 ms plus 70 µs per record
-HASHED = 64 << 20  # files up to this size are compared by content when a data set is opened, larger ones by size
+AGAIN = "prepare the data set again"
+HASHED = 64 << 20  # files up to this size are compared by content when a data set is opened; of larger ones each record
+# is when it is read, but their index in whole at once: MindRecord crashes on a damaged one. It has 44 bytes a record
+
+
+class _File(Schema):
+    name: FileName
+    size: Count
+    sha256: Sha256
+
+
+class _MadeWith(Schema):
+    kind: str
+    fingerprint: str
+    vocab_size: Positive
+
+
+class _Description(Schema):
+    """``dataset.json``, as ``prepare`` writes it."""
+
+    column: str
+    record_length: Annotated[int, Field(ge=2, le=1 << 24)]
+    records: Positive
+    rows: list[Positive]
+    files: list[_File]
+    tokens: Count
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
+    eod_id: Count
+    pad_id: Count
+    tokenizer: _MadeWith
+    checksums: Optional[_File] = None  # of each record; data sets of before there were any have none
 
 
 @dataclass(frozen=True)
@@ -61,8 +94,10 @@ class TokenDataset:
         self.pad_id: int = metadata["pad_id"]
         self.tokens: int = metadata["tokens"]
         self.fingerprint: str = metadata["tokenizer"]["fingerprint"]
-        self._paths = [folder / item["name"] for item in metadata["files"] if not item["name"].endswith(".db")]
+        self._paths = _record_files(folder, metadata)
         self._reader = RecordReader(self._paths, metadata["rows"], self.column)
+        named = metadata.get("checksums")
+        self._checksums = np.memmap(folder / named["name"], "<u4", "r") if named else None
 
     def __len__(self) -> int:
         return self.metadata["records"]
@@ -96,15 +131,32 @@ class TokenDataset:
         Raises:
             InputError: naming the first file that differs.
         """
-        for item in self.metadata["files"]:
+        for item in _files(self.metadata):
             _check_file(self.folder / item["name"], item, hashed=True)
 
     def records(self, numbers: np.ndarray) -> np.ndarray:
-        """Records by their number in the data set (not shuffled); (len(numbers), record_length) int32."""
+        """Records by their number in the data set (not shuffled); (len(numbers), record_length) int32.
+
+        Raises:
+            InputError: there is no such record, or one is not what was written; names the file and its row.
+        """
         numbers = np.asarray(numbers, np.int64)
         if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
             raise InputError(f"{self.folder} has the records 0 to {len(self) - 1}")
-        return self._reader.read(numbers)
+        records = self._reader.read(numbers)
+        if records.shape[1:] != (self.record_length,):
+            raise InputError(f"{self.folder}: its records hold {records.shape[-1]} tokens instead of "
+                             f"{self.record_length}: {AGAIN}")
+        if self._checksums is not None:
+            self._check_records(numbers, records)
+        return records
+
+    def _check_records(self, numbers: np.ndarray, records: np.ndarray) -> None:
+        wrong = numbers[checksums(records) != self._checksums[numbers]]
+        if len(wrong):
+            shards = len(self._paths)
+            raise InputError(f"{self._paths[wrong[0] % shards]}: record {wrong[0] // shards} is not what was written "
+                             f"(its checksum differs): the file was changed, or the disk fails: {AGAIN}")
 
     def batches(self, batch_size: int, *, seed: int, shuffle: bool = True, start: int = 0, eod_reset: bool = True,
                 rank: int = 0, ranks: int = 1, epochs: Optional[int] = None) -> Iterator[Batch]:
@@ -209,20 +261,45 @@ def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> Toke
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such data set: make it with `pangu-lab prepare`")
-    metadata = read_json(folder / METADATA, "the data set's description")
+    metadata = read_json(folder / METADATA, "the data set's description", fix=AGAIN)
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{folder / METADATA}: not the description of a data set of this project")
     if metadata.get("version") != VERSION:
         raise InputError(f"{folder}: made by another version of this program (data set version "
-                         f"{metadata.get('version')}, expected {VERSION}): prepare it again")
-    missing = [key for key in NEEDED if key not in metadata]
-    if missing:
-        raise InputError(f"{folder / METADATA}: says nothing of {', '.join(missing)}: prepare the data set again")
+                         f"{shown(metadata.get('version'), repr)}, expected {VERSION}): prepare it again")
+    where = str(folder / METADATA)
+    checked(metadata, _Description, where, AGAIN)
+    _check_counts(folder, metadata, where)
     if column is not None and column != metadata["column"]:
         raise InputError(f"{folder} has no column '{column}': its column is '{metadata['column']}' (data.column)")
-    for item in metadata["files"]:
-        _check_file(folder / item["name"], item, hashed=item["size"] <= HASHED)
+    for item in _files(metadata):
+        _check_file(folder / item["name"], item, hashed=item["size"] <= HASHED or item["name"].endswith(".db"))
     return TokenDataset(folder, metadata)
+
+
+def _record_files(folder: Path, metadata: dict[str, Any]) -> list[Path]:
+    return [folder / item["name"] for item in metadata["files"] if not item["name"].endswith(".db")]
+
+
+def _files(metadata: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every file of the data set but its description and its tokenizer."""
+    return [*metadata["files"], *([metadata["checksums"]] if metadata.get("checksums") else [])]
+
+
+def _check_counts(folder: Path, metadata: dict[str, Any], where: str) -> None:
+    """What several entries say together: rows and files, and that no number is more than the files can hold."""
+    records, rows, shards = metadata["records"], metadata["rows"], len(_record_files(folder, metadata))
+    if len(rows) != shards or rows != [(records - shard + shards - 1) // shards for shard in range(shards)]:
+        raise InputError(f"{where}: rows does not tell how {records} records lie in {shards} files: {AGAIN}")
+    if records > sum(item["size"] for item in metadata["files"]):
+        raise InputError(f"{where}: {records} records are more than its files can hold: {AGAIN}")
+    if metadata.get("checksums") and metadata["checksums"]["size"] != 4 * records:
+        raise InputError(f"{where}: there are {metadata['checksums']['size']} bytes of checksums for {records} records: "
+                         f"{AGAIN}")
+    for role in ("eod_id", "pad_id"):
+        if metadata[role] >= metadata["vocab_size"]:
+            raise InputError(f"{where}: {role} is {metadata[role]}, outside the vocabulary of "
+                             f"{metadata['vocab_size']} pieces: {AGAIN}")
 
 
 def _check_file(path: Path, item: dict[str, Any], hashed: bool) -> None:

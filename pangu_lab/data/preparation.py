@@ -24,11 +24,11 @@ from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.data.encoding import encode_all
 from pangu_lab.data.records import Packer, RecordWriter
 from pangu_lab.errors import InputError
-from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer
 
-METADATA = "dataset.json"
+METADATA, CHECKSUMS = "dataset.json", "records.crc32"
 TOKENIZER_FOLDER = "tokenizer"
 FORMAT, VERSION = "pangu-lab data set", 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -114,8 +114,7 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
     """
     options = _Options(record_length, column, pad_last, shards)
     how = how or Reading(text_format, documents)
-    if Path(out).exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    check_destination(out)
     started = time.monotonic()
     corpus = Corpus(inputs, how, progress)
     count = _workers(workers, corpus, tokenizer)
@@ -124,6 +123,7 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
             tokenizer.save(folder / TOKENIZER_FOLDER)
             writer, counts, unknown = _write_records(corpus, folder, tokenizer, options, count, progress)
             corpus.check_unchanged()
+            writer.write_checksums(folder / CHECKSUMS)
             write_json_atomic(folder / METADATA, _metadata(corpus, writer, tokenizer, options, counts, unknown))
     except OSError as error:
         if error.errno not in UNWRITABLE:
@@ -201,7 +201,11 @@ def _metadata(corpus: Corpus, writer: RecordWriter, tokenizer: Tokenizer, option
         "tokenizer": tokenizer.describe(), "reading": corpus.how.to_dict(),
         "unknown_characters": unknown, "left_out": dict(corpus.report.left_out),
         "rows": writer.rows,
-        "files": [{"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)} for path in files],
+        "files": [_described(path) for path in files], "checksums": _described(writer.folder / CHECKSUMS),
         "inputs": [{"name": str(source.path), "size": source.size, "encoding": source.encoding,
                     "sha256": source.sha256} for source in corpus.sources],
     }
+
+
+def _described(path: Path) -> dict[str, Any]:
+    return {"name": path.name, "size": path.stat().st_size, "sha256": sha256_file(path)}

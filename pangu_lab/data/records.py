@@ -4,7 +4,9 @@ MindRecord notes: a file begins with a header of fixed size (16 MB by default) a
 data sets get small ones; the index lies beside the file in ``NAME.db``; files written the same way are byte-identical;
 a file cannot be renamed afterwards, but its folder can. ``MindDataset`` over a list of files numbers the rows
 in the order of the list and, with a ``SubsetSampler``, reads any rows in any order at about 70 µs each, without
-reading the rest. Integers are stored packed: small ids take less than four bytes.
+reading the rest. Integers are stored packed: small ids take less than four bytes. MindRecord keeps no checksums: a bit
+that flips on the disk gives other tokens, silently. So the CRC-32 of each record is kept beside the files, and
+compared when the record has been read: 1 to 3 µs for one of 1025 tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +44,11 @@ class Packer:
         return stream[:whole].reshape(-1, self.record_length)
 
 
+def checksums(records: np.ndarray) -> np.ndarray:
+    """CRC-32 of each record, (records,) uint32."""
+    return np.array([zlib.crc32(row) for row in np.ascontiguousarray(records, "<i4")], "<u4")
+
+
 class RecordWriter:
     """Writes records to MindRecord files, in turn to each: record n is row n // shards of file n % shards."""
 
@@ -49,6 +57,7 @@ class RecordWriter:
         self.paths = [folder / shard_name(number, shards) for number in range(shards)]
         self.rows = [0] * shards
         self.records = 0
+        self._checksums: list[np.ndarray] = []
         self._digests = [hashlib.sha256() for _ in range(shards)]
         self._waiting: list[np.ndarray] = []
         self._waiting_bytes = 0
@@ -59,9 +68,14 @@ class RecordWriter:
         """Append records, (records, record_length) int32."""
         if len(records):
             self._waiting.append(records)
+            self._checksums.append(checksums(records))
             self._waiting_bytes += records.nbytes
         if self._waiting_bytes >= FLUSH_BYTES:
             self._flush()
+
+    def write_checksums(self, path: Path) -> None:
+        """Write those of all records, in their order, four bytes each, little-endian."""
+        path.write_bytes(b"".join(part.tobytes() for part in self._checksums))
 
     def close(self) -> None:
         """Complete the files, and read them back to see that the disk holds what was written.

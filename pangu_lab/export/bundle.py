@@ -10,7 +10,8 @@
     eval_loss.mindir   negative log-likelihoods of whole sequences
     weights/           the parameters of all of them, once
     tokenizer/         as ``load_tokenizer`` reads it
-    bundle.json        sizes, inputs and outputs, special ids, sampling defaults, versions, sha256 of every file
+    bundle.json        sizes, inputs and outputs, special ids, sampling defaults, versions, sha256 of every file and itself
+    bundle.hmac        its signature, on request
 
 All paths inside are relative: a bundle may be moved and copied. For tensor-parallel serving the folder holds a whole
 bundle for each rank, ``rank_0``, ``rank_1`` …: a host needs only those of its own ranks.
@@ -32,31 +33,19 @@ import numpy as np
 from pangu_lab import __version__
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
+from pangu_lab.export.description import (DESCRIPTION, EVAL_LOSS, FORMAT, VERSION, cache_graph, read_key, sign,
+                                          with_checksum)
 from pangu_lab.export.mindir import SharedWeights, export_graph
-from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
+from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.generate.runner import default_slots
 from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
 from pangu_lab.progress import Progress, silent
 
-DESCRIPTION = "bundle.json"
-FORMAT, VERSION = "pangu-lab bundle", 1
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
 DECODED = (1, 4)
 MOST_DECODED = 16  # sequences in a step, as everywhere
 GROUP = "pangu-tensor"  # the group name of the collectives in a rank's graphs
-INT, FLOAT = "int32", "float32"
-EVAL_LOSS = {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
-                        ["labels", ["batch", "n"], INT], ["weights", ["batch", "n"], FLOAT]],
-             "outputs": [["loss_sums", ["batch"], FLOAT], ["weight_sums", ["batch"], FLOAT]]}
-
-
-def cache_graph(batch: int | str, n: int | str, rows: int | str) -> dict[str, Any]:
-    """Inputs and outputs of a graph over the cache; a dimension with a name may have any length."""
-    shapes = {"ids": [batch, n], "positions": [batch, n], "write": [batch, n],
-              "read": [batch, "t" if n in (1, "n") else n], "rows": [rows]}
-    return {"inputs": [[name, shape, INT] for name, shape in shapes.items()],
-            "outputs": [["logits", [rows, "vocab_size"], FLOAT]]}
 
 
 @dataclass(frozen=True)
@@ -93,13 +82,13 @@ class Variants:
 
 
 def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
-               progress: Progress = silent, **variants: Any) -> Path:
+               progress: Progress = silent, sign_with: Optional[Path | str] = None, **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
-        slots, tensor_parallel, variants: as ``export_bundle``.
+        slots, tensor_parallel, sign_with, variants: as ``export_bundle``.
 
     Returns:
         ``out``.
@@ -107,16 +96,16 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     Raises:
         InputError: no checkpoint or tokenizer there, or ``out`` exists.
     """
-    _refuse_existing(Path(out))
+    check_destination(out)
     model = Model.load(run)
     check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
     return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
-                         model.sampling, slots, tensor_parallel, progress, **variants)
+                         model.sampling, slots, tensor_parallel, progress, sign_with, **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
                   sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
-                  progress: Progress = silent, **variants: Any) -> Path:
+                  progress: Progress = silent, sign_with: Optional[Path | str] = None, **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -126,6 +115,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         sampling: the generation defaults of a request.
         slots: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
         tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
+        sign_with: a file with a secret key, to sign the bundle with (see ``description.py``).
         variants: the fields of ``Variants``.
 
     Returns:
@@ -138,7 +128,7 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     from pangu_lab.parallel.collectives import Group
 
     out = Path(out)
-    _refuse_existing(out)
+    check_destination(out)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                          "give the tokenizer that the model was trained with")
@@ -147,8 +137,9 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in range(tensor_parallel)]
     check_group(config, groups[0])
     Variants(**variants).fixed(config)
+    key = None if sign_with is None else read_key(sign_with)
     writing = _Writing(weights, config, tokenizer, sampling, default_slots(config, slots), out.name,
-                       Variants(**variants), secrets.token_hex(8), progress)
+                       Variants(**variants), secrets.token_hex(8), key, progress)
     with whole_folder(out) as folder:
         for group in groups:
             target = folder
@@ -158,11 +149,6 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
             writing.write(target, group)
     progress(1, 1, str(out))
     return out
-
-
-def _refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
 
 
 @dataclass(frozen=True)
@@ -177,6 +163,7 @@ class _Writing:
     name: str
     variants: Variants
     export_id: str
+    key: Optional[bytes]
     progress: Progress
 
     def write(self, folder: Path, group: Any) -> None:
@@ -196,7 +183,9 @@ class _Writing:
         if group.size > 1:
             description["parallel"] = {"tensor": group.size, "rank": group.index, "group": group.name,
                                        "export_id": self.export_id}
-        write_json_atomic(folder / DESCRIPTION, description)
+        write_json_atomic(folder / DESCRIPTION, with_checksum(description))
+        if self.key is not None:
+            sign(folder, self.key)
 
     def _write_graphs(self, folder: Path, group: Any, fixed: dict[str, tuple[int, int]], tell: Any) -> None:
         import mindspore as ms

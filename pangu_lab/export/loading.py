@@ -17,16 +17,15 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, config_from_dict
 from pangu_lab.errors import InputError
+from pangu_lab.export.description import AGAIN, DESCRIPTION, SIGNATURE, read_description
 from pangu_lab.export.mindir import without_weights
-from pangu_lab.files import read_json, sha256_file
+from pangu_lab.files import sha256_file
 from pangu_lab.generate.engine import Engine
-from pangu_lab.generate.native import native_decoder
+from pangu_lab.generate.native import inference_shapes, native_decoder, plain_name
 from pangu_lab.generate.runner import Runner
 from pangu_lab.memory import Need, check, generation_need, tokens_at_once, weight_bytes
 from pangu_lab.tokenizer import load_tokenizer
 
-DESCRIPTION = "bundle.json"
-FORMAT, VERSION = "pangu-lab bundle", 1
 STREAMED = 1 << 30  # bytes of weights above which they are read one by one
 READ_SIZES = (128, 256, 512, 1024)  # a loaded graph compiles in a fifth of a second for 12 layers
 
@@ -83,9 +82,14 @@ class Bundle(Engine):
 
 
 def model_config(description: dict[str, Any]) -> ModelConfig:
-    """The sizes of the network in a bundle's description."""
+    """The sizes of the network in a bundle's description.
+
+    Raises:
+        InputError: they are none that a network can have.
+    """
     known = {field.name for field in dataclasses.fields(ModelConfig)}
-    return ModelConfig(**{key: value for key, value in description["model"].items() if key in known})
+    return config_from_dict({"model": {key: value for key, value in description["model"].items() if key in known},
+                             "data": {"seq_length": 1}}).model
 
 
 def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
@@ -118,7 +122,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such bundle; make one with `pangu-lab export`")
     ranks = rank_folders(folder)
-    return _read_description(ranks[min(ranks)] if ranks else folder)
+    return read_description(ranks[min(ranks)] if ranks else folder)
 
 
 def rank_folders(folder: Path | str) -> dict[int, Path]:
@@ -154,6 +158,7 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
         verify_files(folder, description["files"])
     ms.set_context(mode=ms.GRAPH_MODE)
     first, fixed = _load_graph(folder, description, "prefill"), {}
+    _check_sizes(folder, description, first)
     for name, graph in description["graphs"].items():
         batch, n = graph["inputs"][0][1]
         if isinstance(batch, int) and isinstance(n, int):
@@ -173,17 +178,15 @@ def rank_need(description: dict[str, Any]) -> Need:
     return Need({name: amount // parts if name in shared else amount for name, amount in need.parts.items()})
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    description = read_json(folder / DESCRIPTION, "the bundle's description")
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise InputError(f"{folder / DESCRIPTION}: not a bundle's description")
-    if description.get("version") != VERSION:
-        raise InputError(f"{folder / DESCRIPTION}: written in version {description.get('version')} of the format, "
-                         f"this program reads version {VERSION}: export the bundle again")
-    missing = {"name", "model", "graphs", "special_ids", "sampling", "files", "versions"} - set(description)
-    if missing:
-        raise InputError(f"{folder / DESCRIPTION}: lacks {', '.join(sorted(missing))}: export the bundle again")
-    return description
+def _check_sizes(folder: Path, description: dict[str, Any], graph: Any) -> None:
+    """Compare the parameters of a graph with the sizes that the description tells: compiled code trusts those."""
+    parts = description.get("parallel", {}).get("tensor", 1)
+    held = {plain_name(name): tuple(value.shape) for name, value in graph.parameters_dict().items()}
+    wanted = inference_shapes(model_config(description), description["model"]["places"], parts)
+    for name in sorted({*held, *wanted}):
+        if held.get(name) != wanted.get(name):
+            raise InputError(f"{folder / DESCRIPTION}: its sizes are not those of the graphs: {name} would be "
+                             f"{wanted.get(name, 'nowhere')}, and is {held.get(name, 'nowhere')}: {AGAIN}")
 
 
 def verify_files(folder: Path, files: dict[str, str]) -> None:
@@ -193,7 +196,7 @@ def verify_files(folder: Path, files: dict[str, str]) -> None:
         InputError: names the first file that is missing, changed, or not listed.
     """
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    for name in sorted(present - set(files) - {DESCRIPTION}):
+    for name in sorted(present - set(files) - {DESCRIPTION, SIGNATURE}):
         raise InputError(f"{folder / name}: not part of this bundle; remove it or export again")
     for name, expected in files.items():
         if name not in present:
@@ -252,4 +255,6 @@ def _share(first: Any, second: Any) -> None:
     """Make ``second`` use the parameters of ``first``, including their storage."""
     own = first.parameters_dict()
     for name, parameter in second.parameters_dict().items():
+        if name not in own or parameter.shape != own[name].shape:
+            raise InputError(f"the graphs of this bundle do not belong together ({name} differs): {AGAIN}")
         parameter.assign_value(own[name])

@@ -28,6 +28,36 @@ QUERIES = f"{QUERY_LAYER}.query_of_position"  # the query layer's query of every
 Step = Callable[[], np.ndarray]
 
 
+def plain_name(name: str) -> str:
+    """A parameter's name without what MindSpore puts before it in a loaded graph."""
+    return name.partition(":")[2] or name
+
+
+def inference_shapes(config: ModelConfig, slots: int, parts: int = 1) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter of the network for generation, of one of ``parts`` tensor-parallel ranks."""
+    hidden, inner, experts = config.hidden_size, config.ffn_hidden_size, config.num_experts
+    shapes: dict[str, tuple[int, ...]] = {
+        WORD: (config.vocab_size // parts, hidden), POSITION: (config.num_positions, hidden),
+        QUERIES: (config.num_positions, hidden // parts)}
+    norms, biases = [FINAL_NORM], {}
+    for layer in range(config.num_layers):
+        prefix = layer_prefix(config, layer)
+        fused = (2 if layer == config.num_layers - 1 else 3) * hidden // parts
+        norms += [f"{prefix}.layernorm1", f"{prefix}.layernorm2"]
+        weights = {"attention.qkv": (fused, hidden), "attention.projection": (hidden, hidden // parts)}
+        if layer in config.moe_layers:
+            shapes[f"{prefix}.output.router.weight"] = (hidden, experts)
+            weights |= {"output.experts.mapping": (experts, inner, hidden),
+                        "output.experts.projection": (experts, hidden, inner)}
+        else:
+            weights |= {"output.mapping": (inner // parts, hidden), "output.projection": (hidden, inner // parts)}
+        shapes |= {f"{prefix}.{name}.weight": shape for name, shape in weights.items()}
+        biases |= {f"{prefix}.{name}.bias": shape[:-1] for name, shape in weights.items()}
+        cache = (config.num_heads // parts * slots, config.head_dim)
+        shapes |= {f"{prefix}.cache.{kind}": cache for kind in ("keys", "values")}
+    return {**shapes, **biases, **{f"{norm}.{kind}": (hidden,) for norm in norms for kind in ("gamma", "beta")}}
+
+
 class Trust:
     """Whether the kernels are used for a kind of call: None until compared with the graph."""
 
@@ -59,7 +89,8 @@ class NativeDecoder:
 
     def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> None:
         self._library, self._config, self._slots = library, config, slots
-        self._arrays = {name.partition(":")[2] or name: value.asnumpy() for name, value in parameters.items()}
+        self._arrays = {plain_name(name): value.asnumpy() for name, value in parameters.items()}
+        self._shapes = inference_shapes(config, slots)
         self._kept: list[Any] = []
         self._scratch = np.empty(0, np.float32)
         self.steps, self.prompts = Trust(), Trust()
@@ -87,7 +118,11 @@ class NativeDecoder:
         return decode.Layer(*norms, *products, *(self._at(f"{prefix}.cache.{kind}") for kind in ("keys", "values")))
 
     def _at(self, name: str) -> int:
-        return self._arrays[name].ctypes.data
+        """The address of a parameter, of exactly as many floats as the kernels will reach for."""
+        array = self._arrays[name]
+        if array.shape != self._shapes[name] or array.dtype != np.float32 or not array.flags.c_contiguous:
+            raise InputError(f"{name} is {array.dtype} {array.shape}, the configuration needs float32 {self._shapes[name]}")
+        return array.ctypes.data
 
     def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
         outputs, inputs = self._arrays[weight].shape

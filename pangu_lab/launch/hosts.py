@@ -14,9 +14,10 @@ from typing import Optional
 import psutil
 
 from pangu_lab.errors import InputError
+from pangu_lab.ranges import shown
 
 MULTI_HOST_PORT = 8118  # default rendezvous port of launchers on several hosts; MindSpore's own default
-_LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>\d+))?")
+_LINE = re.compile(r"(?P<name>[\w.:\-\[\]]+)(?:\s+slots\s*=\s*(?P<slots>[0-9]{1,6}))?")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
 def _host(where: str, text: str, slots: Optional[int]) -> Host:
     match = _LINE.fullmatch(text)
     if match is None:
-        raise InputError(f"{where}: '{text}' is not 'NAME' or 'NAME slots=N'")
+        raise InputError(f"{where}: '{shown(text)}' is not 'NAME' or 'NAME slots=N'")
     count = int(match["slots"]) if match["slots"] else slots
     if not count:
         raise InputError(f"{where}: say how many ranks start there: '{match['name']} slots=N', or give --nproc N")

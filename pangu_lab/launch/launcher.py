@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import glob
-import json
 import os
 import re
 import shutil
@@ -28,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
@@ -40,15 +39,28 @@ from pangu_lab.launch.rank_table import read_rank_table
 from pangu_lab.locking import Lock, LockLost
 from pangu_lab.parallel.mesh import check_layout
 from pangu_lab.progress import Progress, silent
+from pangu_lab.reading import read_json
 from pangu_lab.runs.events import EventReader
 from pangu_lab.runs.heartbeat import FOLDER as HEARTBEAT
 from pangu_lab.runs.status import STOP, refuse_living
+from pangu_lab.schema import Count, Schema, Seconds
 
 POLL_SECONDS = 0.2
 PORT_TRIES = 3  # a free port can be taken between our check and the scheduler's opening it
 STATE = "launch.json"
 
 OnEvent = Callable[[dict[str, Any]], None]
+
+
+class _Failed(Schema):
+    """The note of a launcher whose ranks failed; other notes say less, and are of no interest here."""
+
+    state: Literal["failed"]
+    time: Seconds
+    attempt: Count
+    rank: Optional[int]
+    reason: str
+    lines: list[str]
 
 
 class LaunchFailed(RuntimeError):
@@ -344,12 +356,12 @@ class Launcher:
         (self.run / HEARTBEAT).mkdir(exist_ok=True)
         if self.plan.node_rank == 0:
             for path in self.run.iterdir():  # of a launcher that was killed while it wrote
-                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.{RANDOM}", path.name):
+                if re.fullmatch(rf"\.({re.escape(STATE)}|{re.escape(CONFIG)})\.(new-)?{RANDOM}", path.name):
                     path.unlink()
             with contextlib.suppress(FileNotFoundError):
                 (self.run / STOP).unlink()
         if self.plan.node_rank == 0 or not (self.run / CONFIG).exists():
-            write_text_atomic(self.run / CONFIG, self.config.to_yaml())
+            write_text_atomic(self.run / CONFIG, self.config.with_absolute_paths().to_yaml())
 
     def _keep_logs(self) -> None:
         """Put a failed attempt's logs aside, so that the next one's tell only of itself."""
@@ -376,10 +388,10 @@ class Launcher:
         for host in self.plan.hosts:
             if host.node_rank == self.plan.node_rank or self.plan.backend == "mpirun":
                 continue
-            with contextlib.suppress(OSError, json.JSONDecodeError, KeyError):
-                text = (self.run / HEARTBEAT / f"node_{host.node_rank}").read_text(encoding="utf-8")
-                other = json.loads(text)
-                if other["state"] == "failed" and other["time"] > self.began and other["attempt"] >= self.attempt:
+            with contextlib.suppress(InputError):
+                note = self.run / HEARTBEAT / f"node_{host.node_rank}"
+                other = read_json(note, "another launcher's note", _Failed)
+                if other["time"] > self.began and other["attempt"] >= self.attempt:
                     return Trouble(other["rank"], f"on host {host.name}: {other['reason']}", tuple(other["lines"]))
         return None
 

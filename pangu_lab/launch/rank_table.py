@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json, write_json_atomic
+from pangu_lab.files import write_json_atomic
+from pangu_lab.ranges import shown
+from pangu_lab.reading import content_of, read_json
 
 HCCN_CONF = "/etc/hccn.conf"  # where an Ascend driver keeps the devices' addresses
 MAX_DEVICES = 16  # of one server
+MAX_SERVERS = 1 << 14  # more than any cluster has
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,11 @@ def parse_rank_table(table: Any, where: str = "rank table") -> RankTable:
     _require(isinstance(table, dict), where, "must be a JSON object")
     for key in ("version", "server_count", "server_list", "status"):
         _require(key in table, where, f"has no '{key}'")
-    _require(table["version"] == "1.0", where, f"version is {table['version']!r}; only \"1.0\" is known")
-    _require(table["status"] == "completed", where, f"status is {table['status']!r} instead of \"completed\"")
+    _require(table["version"] == "1.0", where, f"version is {shown(table['version'], repr)}; only \"1.0\" is known")
+    _require(table["status"] == "completed", where, f"status is {shown(table['status'], repr)} instead of \"completed\"")
     listed = table["server_list"]
     _require(isinstance(listed, list) and bool(listed), where, "server_list must be a list with at least one server")
+    _require(len(listed) <= MAX_SERVERS, where, f"server_list has {len(listed)} servers, more than {MAX_SERVERS}")
     count = _number(table["server_count"], where, "server_count")
     _require(count == len(listed), where, f"server_count is {count}, but server_list has {len(listed)}")
     servers = tuple(_server(entry, f"{where}: server_list[{place}]") for place, entry in enumerate(listed))
@@ -113,7 +118,7 @@ def _device(entry: Any, where: str) -> Device:
 
 def _number(value: Any, where: str, key: str) -> int:
     good = isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) is not None
-    _require(good, where, f"{key} is {value!r}; it must be a whole number in quotes, such as \"0\"")
+    _require(good, where, f"{key} is {shown(value, repr)}; it must be a whole number in quotes, such as \"0\"")
     return int(value)
 
 
@@ -121,7 +126,7 @@ def _address(value: Any, where: str, key: str) -> str:
     try:
         ipaddress.ip_address(value if isinstance(value, str) else "")
     except ValueError:
-        raise InputError(f"{where}: {key} is {value!r}, which is no IP address") from None
+        raise InputError(f"{where}: {key} is {shown(value, repr)}, which is no IP address") from None
     return value
 
 
@@ -144,8 +149,8 @@ def _check_whole(table: RankTable, where: str) -> None:
 
 
 def _no_doubles(values: Sequence[Any], where: str, key: str) -> None:
-    doubled = next((value for place, value in enumerate(values) if value in values[:place]), None)
-    _require(doubled is None, where, f"{key} {doubled} stands there twice")
+    [(value, count)] = Counter(values).most_common(1)
+    _require(count == 1, where, f"{key} {value} stands there twice")
 
 
 # ---------------------------------------------------------------------------------------------- create and merge
@@ -183,12 +188,12 @@ def read_hccn_conf(path: Path | str = HCCN_CONF) -> dict[int, str]:
         InputError: there is no such file.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        text = content_of(path, "the driver's list").decode("utf-8", "replace")
+    except InputError:
         raise InputError(f"{path}: not readable, so the devices' addresses are not known; give them with "
                          "--device-ips") from None
     return {int(number): address for number, address in
-            re.findall(r"^\s*address_(\d+)\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
+            re.findall(r"^\s*address_([0-9]{1,3})\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
 
 
 def merge_rank_tables(tables: Sequence[RankTable]) -> RankTable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.plotting import new_figure
@@ -60,14 +61,18 @@ def _draw(axes, curves: Curves, color: str, name: str) -> None:
     if curves.evals:
         axes["loss"].plot([e["step"] for e in curves.evals], [e["loss"] for e in curves.evals], "o--", color=color,
                           label=f"{name}: held out")
-    axes["lr"].plot(steps, [e["lr"] for e in curves.steps], color=color)
-    axes["norm"].plot(steps, [e["grad_norm"] for e in curves.steps], color=color)
+    axes["lr"].plot(steps, _values(curves.steps, "lr"), color=color)
+    axes["norm"].plot(steps, _values(curves.steps, "grad_norm"), color=color)
     if "scale" in axes:
         both = sorted(curves.steps + curves.overflows, key=lambda event: event["step"])
         axes["scale"].plot([e["step"] for e in both], [e.get("loss_scale", 1.0) for e in both], color=color)
-        axes["scale"].plot([e["step"] for e in curves.overflows], [e["loss_scale"] for e in curves.overflows], "x",
+        axes["scale"].plot([e["step"] for e in curves.overflows], [e.get("loss_scale", 1.0) for e in curves.overflows], "x",
                            color=color)
         axes["scale"].set_yscale("log", base=2)
+
+
+def _values(events: Sequence[dict[str, Any]], name: str) -> list[float]:
+    return [math.nan if event.get(name) is None else event[name] for event in events]
 
 
 def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:
@@ -75,6 +80,8 @@ def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:
     curves = _curves(run)
     points = [(e["step"], e["loss"], "·") for e in curves.steps] + [(e["step"], e["loss"], "o") for e in curves.evals]
     points = [point for point in points if math.isfinite(point[1])]
+    if not points:
+        raise InputError(f"{run}: no finite loss to draw yet")
     low, high = min(p[1] for p in points), max(p[1] for p in points)
     last = max(p[0] for p in points)
     grid = [[" "] * width for _ in range(height)]

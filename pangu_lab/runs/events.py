@@ -13,16 +13,85 @@ load-balancing and z-losses as they were added to the loss, summed over all bloc
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional, Union
+
+from pydantic import field_validator
+
+from pangu_lab.errors import InputError
+from pangu_lab.reading import checked, parse_json
+from pangu_lab.schema import Count, Schema, Seconds
 
 VERSION = 1
 FILE = "events.jsonl"
+LINE_LIMIT = 1 << 20  # bytes; the step of a model with 1000 experts in 60 blocks has so many
+
+
+class _Event(Schema):
+    kind: str
+    v: int = VERSION
+    time: Seconds
+
+
+class _Start(_Event):
+    resumed_from: Count = 0
+
+
+class _Step(_Event):
+    """A step, or an overflow, which has no loss."""
+
+    step: Count
+    loss: Optional[float] = None
+    lr: Optional[float] = None
+    grad_norm: Optional[float] = None
+    loss_scale: float = 1.0
+    tokens_per_second: Optional[float] = None
+    expert_load: Union[list[list[float]], list[float]] = []  # before there was one for each block, their mean
+    drop_rate: float = 0.0
+    aux_loss: float = 0.0
+
+    @field_validator("expert_load")
+    @classmethod
+    def _rectangular(cls, load: list[Any]) -> list[Any]:
+        if len({len(block) for block in load if isinstance(block, list)}) > 1:
+            raise ValueError("its blocks have different numbers of experts")
+        return load
+
+
+class _LoggedStep(_Step):
+    loss: float
+
+
+class _Evaluation(_Event):
+    step: Count
+    loss: float
+    perplexity: Optional[float] = None
+
+
+class _RankMemory(Schema):
+    rank: Count
+    peak_mb: float
+    device_peak_mb: Optional[float] = None
+    weights_mb: float
+    optimizer_mb: float
+
+
+class _Memory(_Event):
+    ranks: list[_RankMemory]
+
+
+class _Warning(_Event):
+    text: str
+
+
+_KINDS: dict[str, type[_Event]] = {"start": _Start, "step": _LoggedStep, "overflow": _Step, "eval": _Evaluation,
+                                   "memory": _Memory, "warning": _Warning}
 
 
 class EventLog:
@@ -52,30 +121,46 @@ class EventLog:
 
 
 class EventReader:
-    """Reads a run's events incrementally: each ``new()`` gives the events since the last one."""
+    """Reads a run's events incrementally: each ``new()`` gives the events since the last one.
+
+    Attributes:
+        damaged: lines skipped so far because they are no events: half-written by a run that was killed, or broken.
+    """
 
     def __init__(self, run_folder: Path | str):
         self.path = Path(run_folder) / FILE
+        self.damaged = 0
         self._offset = 0
 
     def new(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
+        """The events that have come since.
+
+        Raises:
+            InputError: the file is there but cannot be read.
+        """
+        try:
+            with open(self.path, "rb") as handle:
+                handle.seek(self._offset)
+                data = handle.read()
+        except FileNotFoundError:
             return []
-        with open(self.path, "rb") as handle:
-            handle.seek(self._offset)
-            data = handle.read()
+        except OSError as error:
+            raise InputError(f"{self.path}: the run's events cannot be read ({error.strerror})") from None
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [event for line in whole.splitlines() if (event := _parse(line)) is not None]
+        events = [_parse(line) for line in whole.split(b"\n") if line.strip()]
+        self.damaged += events.count(None)
+        return [event for event in events if event is not None]
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """An event, or None for a line that a killed run left unfinished."""
-    try:
-        event = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    """An event, or None for a line that is none."""
+    if len(line) > LINE_LIMIT:
         return None
-    return event if isinstance(event, dict) and "kind" in event else None
+    with contextlib.suppress(InputError):
+        event = parse_json(line, FILE, _Event)
+        return checked(event, _KINDS.get(event["kind"], _Event), FILE)
+    return None
 
 
 def read_events(run_folder: Path | str) -> Iterator[dict[str, Any]]:
@@ -91,11 +176,12 @@ class Curves:
     evals: list[dict[str, Any]] = field(default_factory=list)
     overflows: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
+    damaged: int = 0  # lines that were skipped
 
     def add(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "start":
-            self._take_back(int(event.get("resumed_from", 0)))
+            self._take_back(event.get("resumed_from", 0))
         {"step": self.steps, "eval": self.evals, "overflow": self.overflows}.get(kind, self.others).append(event)
 
     def _take_back(self, step: int) -> None:
@@ -106,7 +192,8 @@ class Curves:
 
 def read_curves(run_folder: Path | str) -> Curves:
     """Steps, evaluations and overflows of a run, with resumes accounted for."""
-    curves = Curves()
-    for event in read_events(run_folder):
+    curves, reader = Curves(), EventReader(run_folder)
+    for event in reader.new():
         curves.add(event)
+    curves.damaged = reader.damaged
     return curves

@@ -21,8 +21,12 @@ from pathlib import Path
 from typing import Any, Optional
 
 import psutil
+from pydantic import ConfigDict
 
+from pangu_lab.errors import InputError
 from pangu_lab.identity import own_identity
+from pangu_lab.reading import read_json
+from pangu_lab.schema import Count, Schema, Seconds
 
 FOLDER = "heartbeat"
 SECONDS = 1.0
@@ -53,16 +57,33 @@ class Beat:
     process: Optional[dict[str, Any]] = None
 
 
+class _Beat(Schema):
+    """``heartbeat/rank_N``: the fields of ``Beat``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rank: Count
+    pid: Count
+    started: Seconds
+    host: str
+    state: str = "starting"
+    step: Count = 0
+    note: str = ""
+    progress: Count = 0
+    moved: Seconds = 0.0
+    time: Seconds = 0.0
+    process: Optional[dict[str, Any]] = None
+
+
 def beat_file(run_folder: Path | str, rank: int) -> Path:
     return Path(run_folder) / FOLDER / f"rank_{rank}"
 
 
 def read_beat(run_folder: Path | str, rank: int) -> Optional[Beat]:
     """The rank's last sign of life; None when it has given none."""
-    try:
-        return Beat(**json.loads(beat_file(run_folder, rank).read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
-        return None
+    with contextlib.suppress(InputError):
+        return Beat(**read_json(beat_file(run_folder, rank), "a rank's heartbeat", _Beat))
+    return None
 
 
 class Heartbeat:

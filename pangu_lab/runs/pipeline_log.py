@@ -7,14 +7,20 @@ stages on several machines line up as well as those clocks do.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
 
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.plotting import new_figure
+from pangu_lab.reading import content_of, parse_json
+from pangu_lab.schema import Count, Schema, Seconds
 
 STEPS = 3  # kept a process
 
@@ -30,6 +36,19 @@ class Pass:
     micro_batch: int
     start: float
     end: float
+
+
+class _Pass(Schema):
+    """A line of the log: a ``Pass`` but for the rank, which is in the file's name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Annotated[int, Field(ge=0, le=1 << 16)]
+    step: Count
+    kind: Literal["forward", "backward"]
+    micro_batch: Count
+    start: Seconds
+    end: Seconds
 
 
 def log_file(run: Path | str, rank: int) -> Path:
@@ -74,13 +93,18 @@ def read_passes(run: Path | str) -> list[Pass]:
     """All passes that the ranks of a run have kept, by time of beginning; a half-written last line is left out."""
     found = []
     for path in sorted(Path(run, "logs").glob("pipeline_rank_*.jsonl")):
-        rank = int(path.stem.rpartition("_")[2])
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                found.append(Pass(rank=rank, **json.loads(line)))
-            except (json.JSONDecodeError, TypeError):
-                continue
+        number = path.stem.rpartition("_")[2]
+        if number.isdecimal():
+            found += _passes(path, int(number))
     return sorted(found, key=lambda item: item.start)
+
+
+def _passes(path: Path, rank: int) -> list[Pass]:
+    found = []
+    for line in content_of(path, "the log of a pipeline stage").splitlines():
+        with contextlib.suppress(InputError):
+            found.append(Pass(rank=rank, **parse_json(line, str(path), _Pass)))
+    return found
 
 
 def idle_share(passes: list[Pass], step: int) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pangu_lab.errors import InputError
 from pangu_lab.plotting import new_figure
-from pangu_lab.runs.events import read_curves
+from pangu_lab.runs.events import FILE, read_curves
 
 
 def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
@@ -25,11 +25,14 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         steps = [event for event in read_curves(run).steps if "expert_load" in event]
         if not steps:
             raise InputError(f"{run}: no steps of a model with experts to draw")
-        load = np.array([np.mean(event["expert_load"], axis=0) for event in steps])
+        try:
+            load = np.array([np.mean(np.atleast_2d(event["expert_load"]), axis=0) for event in steps])
+        except ValueError:  # lists of different lengths
+            raise InputError(f"{run}: its steps tell of different numbers of experts: {FILE} is damaged") from None
         axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
         for edge in range(1, load.shape[1]):
             axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
-        dropped = np.mean([event["drop_rate"] for event in steps])
+        dropped = np.mean([event.get("drop_rate", 0.0) for event in steps])
         axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
                  steps[-1]["step"]))
     panels[0].set_ylabel("share of the tokens, an expert a colour")

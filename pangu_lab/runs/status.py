@@ -7,18 +7,21 @@ none before it, the time in it must do, and then ten minutes must have passed, b
 
 from __future__ import annotations
 
+import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Annotated, Any, Optional
 
 import psutil
+from pydantic import Field
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json
 from pangu_lab.identity import lives, own_identity, parse_identity
 from pangu_lab.locking import Lock, holder_lives, read_record
+from pangu_lab.reading import read_json
 from pangu_lab.runs.events import read_curves
+from pangu_lab.schema import Count, Schema, Seconds
 
 STATUS = "status.json"
 STOP = "stop"
@@ -29,9 +32,25 @@ LONG_AGO = 600.0
 _beats: dict[str, tuple[Any, float]] = {}  # run → the last beat seen, and when by our clock
 
 
+class _Status(Schema):
+    """``status.json``; versions before this one wrote fewer fields."""
+
+    state: str
+    step: Count = 0
+    steps: Count = 0
+    reason: str = ""
+    pid: Annotated[int, Field(ge=0, le=1 << 31)] = 0
+    started: Seconds = 0.0
+    heartbeat: Seconds = 0.0
+    beats: Count = 0
+    process: Optional[dict[str, Any]] = None
+
+
 @dataclass(frozen=True)
 class RunSummary:
-    """One line about a run. ``state`` is its own word, or "died" when its process is gone without a last word."""
+    """One line about a run. ``state`` is its own word, "died" when its process is gone without a last word, or
+    "damaged" when its status cannot be read; ``reason`` then says why. ``damaged_events`` counts skipped lines.
+    """
 
     name: str
     folder: Path
@@ -43,18 +62,22 @@ class RunSummary:
     tokens_per_second: Optional[float]
     heartbeat: float
     reason: str
+    damaged_events: int = 0
 
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
     """``status.json`` of a run, with ``state`` corrected to "died" when its process no longer exists."""
     folder = Path(run_folder)
-    status = read_json(folder / STATUS, "the run's status")
-    if not isinstance(status, dict) or "state" not in status:
-        raise InputError(f"{folder / STATUS}: is no run's status: remove it if the run has ended")
+    status = _read(folder)
     if status["state"] not in ENDED and (gone := _gone(folder, status)):
         status["state"] = "died"
         status["reason"] = f"{gone} (last heard of at step {status.get('step', 0)})"
     return status
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """``status.json`` as it stands there."""
+    return read_json(folder / STATUS, "the run's status", _Status, "remove it if the run has ended")
 
 
 def _gone(folder: Path, status: dict[str, Any]) -> str:
@@ -107,12 +130,12 @@ def refuse_living(run_folder: Path | str) -> None:
         raise run_lock(folder).refusal(record)
     if not (folder / STATUS).exists():
         return
-    status = read_json(folder / STATUS, "the run's status")
-    process = parse_identity(status.get("process")) if isinstance(status, dict) else None
-    if not isinstance(status, dict) or status.get("state") in ENDED or process == own_identity():
+    status = _read(folder)
+    process = parse_identity(status.get("process"))
+    if status["state"] in ENDED or process == own_identity():
         return
     if lives(process) if process is not None else _old_process_lives(status):
-        raise InputError(f"{folder}: process {status['pid']} is training here; stop it first (create the file "
+        raise InputError(f"{folder}: process {status.get('pid', 0)} is training here; stop it first (create the file "
                          f"{folder / STOP})")
 
 
@@ -122,16 +145,30 @@ def summarise(run_folder: Path | str) -> RunSummary:
     status, curves = read_status(folder), read_curves(folder)
     last = curves.steps[-1] if curves.steps else {}
     evaluation = curves.evals[-1] if curves.evals else {}
-    return RunSummary(folder.name, folder, status["state"], int(last.get("step", status.get("step", 0))),
-                      int(status.get("steps", 0)), last.get("loss"), evaluation.get("perplexity"),
-                      last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""))
+    return RunSummary(folder.name, folder, status["state"], last.get("step", status.get("step", 0)),
+                      status.get("steps", 0), last.get("loss"), evaluation.get("perplexity"),
+                      last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""),
+                      curves.damaged)
 
 
 def list_runs(folder: Path | str = "runs") -> list[RunSummary]:
-    """All runs below ``folder``, the one heard of last first."""
+    """All runs below ``folder``, the one heard of last first; those that cannot be read are listed as damaged."""
     folder = Path(folder)
-    found = [summarise(path.parent) for path in folder.glob(f"*/{STATUS}")] if folder.is_dir() else []
+    found = [_line(path.parent) for path in folder.glob(f"*/{STATUS}")] if folder.is_dir() else []
     return sorted(found, key=lambda run: -run.heartbeat)
+
+
+def _line(folder: Path) -> RunSummary:
+    try:
+        return summarise(folder)
+    except InputError as error:
+        return RunSummary(folder.name, folder, "damaged", 0, 0, None, None, None, _written(folder), str(error))
+
+
+def _written(folder: Path) -> float:
+    with contextlib.suppress(OSError):
+        return (folder / STATUS).stat().st_mtime
+    return 0.0
 
 
 def request_stop(run_folder: Path | str) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_lab.errors import InputError
-from pangu_lab.export.loading import DESCRIPTION
+from pangu_lab.export.description import DESCRIPTION
 
 BUNDLE = "PANGU_LAB_BUNDLE"
 NAME = "pangu-page"

@@ -8,6 +8,7 @@ pid alone proves nothing: it may have been reused, or mean another process in th
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.identity import identity_of, lives, send_signal
 from pangu_lab.locking import Lock, Record, holder_lives, is_locked, read_record
+from pangu_lab.reading import content_of
 
 
 def lock_file(path: Path | str) -> Path:
@@ -50,12 +52,12 @@ def pid_file(path: Optional[Path | str]) -> Iterator[None]:
 
 
 def _number(path: Path) -> Optional[int]:
-    try:
-        return int(path.read_text(encoding="utf-8").strip())
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (ValueError, UnicodeDecodeError):
-        raise InputError(f"{path}: not a pid file") from None
+    text = content_of(path, "the pid file", 64).strip()
+    if re.fullmatch(rb"[0-9]{1,10}", text) is None:
+        raise InputError(f"{path}: not a pid file")
+    return int(text)
 
 
 def read_pid(path: Path | str) -> Optional[int]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Union
 
 from pangu_lab.errors import InputError
+from pangu_lab.reading import parse_json
 from pangu_lab.tokenizer.base import Tokenizer
 
 VOCABULARY, MERGES = "vocab.json", "merges.txt"
@@ -68,13 +68,11 @@ def byte_stand_ins() -> dict[str, int]:
 
 
 def _read_vocabulary(content: bytes, name: str) -> dict[str, int]:
-    try:
-        ids = json.loads(content)
-        good = isinstance(ids, dict) and sorted(ids.values()) == list(range(len(ids))) and len(ids) > 0
-    except (ValueError, TypeError):
-        good = False
-    if not good:
-        raise InputError(f"{Path(name) / VOCABULARY}: must be JSON of pieces with the ids 0, 1, 2 … each once")
+    where = str(Path(name) / VOCABULARY)
+    ids = parse_json(content, where)
+    whole = isinstance(ids, dict) and all(type(index) is int for index in ids.values())
+    if not whole or not ids or sorted(ids.values()) != list(range(len(ids))):
+        raise InputError(f"{where}: must be JSON of pieces with the ids 0, 1, 2 … each once")
     return ids
 
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from pathlib import Path
 from typing import Optional, Union
 
 from pangu_lab.errors import InputError
-from pangu_lab.files import read_json
+from pangu_lab.files import sha256_file
+from pangu_lab.reading import checked, content_of, read_json
+from pangu_lab.schema import Count, FileName, Schema, Sha256
 from pangu_lab.tokenizer.base import FORMAT, METADATA, Tokenizer
 from pangu_lab.tokenizer.gpt2 import MERGES, VOCABULARY, GPT2Tokenizer
 from pangu_lab.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
+
+
+VOCABULARY_LIMIT = 256 << 20  # bytes; a SentencePiece vocabulary of a million pieces has a tenth of that
+
+
+class _Description(Schema):
+    """``tokenizer.json`` of a saved folder."""
+
+    kind: str
+    files: dict[FileName, Sha256]
+    eod_id: Count
+    pad_id: Count
 
 
 def released_vocabulary() -> Path:
@@ -61,26 +74,27 @@ def load_tokenizer(path: Union[str, Path] = "pangu", eod: Optional[Union[str, in
 
 
 def _saved(folder: Path, metadata: dict, eod: Optional[Union[str, int]], pad: Optional[Union[str, int]]) -> Tokenizer:
-    for name, sha256 in metadata.get("files", {}).items():
+    checked(metadata, _Description, str(folder / METADATA))
+    for name, sha256 in metadata["files"].items():
         file = folder / name
         if not file.is_file():
             raise InputError(f"{file}: missing from the saved tokenizer")
-        if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        if sha256_file(file) != sha256:
             raise InputError(f"{file}: not the file that was saved here (its sha256 differs): take a fresh copy")
-    eod = metadata.get("eod_id") if eod is None else eod
-    pad = metadata.get("pad_id") if pad is None else pad
-    if metadata.get("kind") == "gpt2":
+    eod = metadata["eod_id"] if eod is None else eod
+    pad = metadata["pad_id"] if pad is None else pad
+    if metadata["kind"] == "gpt2":
         return _gpt2(folder, eod, pad)
     return _sentence_piece(folder / MODEL_FILE, eod, pad)
 
 
 def _gpt2(folder: Path, eod: Optional[Union[str, int]], pad: Optional[Union[str, int]]) -> GPT2Tokenizer:
-    contents = [(folder / name).read_bytes() for name in (VOCABULARY, MERGES)]
+    contents = [content_of(folder / name, "a part of the tokenizer", VOCABULARY_LIMIT) for name in (VOCABULARY, MERGES)]
     return GPT2Tokenizer(*contents, eod="<eot>" if eod is None else eod, pad="<pad>" if pad is None else pad,
                          name=str(folder))
 
 
 def _sentence_piece(file: Path, eod: Optional[Union[str, int]],
                     pad: Optional[Union[str, int]]) -> SentencePieceTokenizer:
-    return SentencePieceTokenizer(file.read_bytes(), "<eot>" if eod is None else eod, "<pad>" if pad is None else pad,
-                                  name=str(file))
+    model = content_of(file, "the vocabulary", VOCABULARY_LIMIT)
+    return SentencePieceTokenizer(model, "<eot>" if eod is None else eod, "<pad>" if pad is None else pad, name=str(file))

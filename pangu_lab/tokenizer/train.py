@@ -16,6 +16,7 @@ from typing import Any, Union
 
 from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.errors import InputError
+from pangu_lab.files import check_destination
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import segment
 from pangu_lab.tokenizer.base import Tokenizer
@@ -53,8 +54,7 @@ def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kin
     fixed = len(SPECIAL_PIECES) + 256 * byte_fallback
     if vocab_size < fixed + 8:
         raise InputError(f"a vocabulary of {vocab_size} is too small: {fixed} pieces are special, give {fixed + 8} or more")
-    if Path(out).exists():
-        raise InputError(f"{out} exists already: choose another folder or delete it first")
+    check_destination(out)
     corpus = Corpus(inputs, how, progress)
     characters = _characters(corpus)
     if not characters:

@@ -30,8 +30,11 @@ from typing import Any, Optional
 import mindspore as ms
 
 from pangu_lab.config import RunConfig
+from pangu_lab.errors import InputError
 from pangu_lab.files import cache_folder, sha256_file, write_json_atomic
 from pangu_lab.ops.backend import training_backend
+from pangu_lab.reading import read_json
+from pangu_lab.schema import Schema, Sha256
 
 try:
     import fcntl
@@ -47,6 +50,15 @@ _OUTSIDE = {"data": {"path", "eval_path", "column", "shuffle"},
                       "keep_checkpoints"}}  # settings that no graph depends on
 _CODE = ("config.py", "model", "ops", "parallel", "train")
 _state = {"used": False}  # MindSpore keeps the first folder for the life of the process
+
+
+class _Graph(Schema):
+    name: str
+    sha256: Sha256
+
+
+class _Record(Schema):
+    graphs: list[_Graph]
 
 
 class GraphCache:
@@ -96,8 +108,8 @@ class GraphCache:
     def _checked(self) -> list[dict[str, str]]:
         """The graphs in the record, if the files match it; else nothing, and an emptied folder."""
         os.utime(self.folder.parent)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            entries = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))["graphs"]
+        with contextlib.suppress(OSError, InputError):
+            entries = read_json(self.folder / RECORD, "the record of compiled graphs", _Record)["graphs"]
             whole = all(sha256_file(self._file(number)) == entry["sha256"] for number, entry in enumerate(entries))
             if whole and len(list(self.folder.glob(_FILES.format("*")))) == len(entries):
                 return entries

@@ -370,6 +370,7 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
         TrainingFailed: numbers went out of range; the message says which setting to try. Or another process has taken
             over the run while this one was suspended.
     """
+    config = config.with_absolute_paths()
     if resume not in (True, False, "auto", "start-over"):
         raise InputError(f"resume={resume!r} is not known: give \"auto\", \"start-over\", True or False")
     ms.set_context(mode=ms.GRAPH_MODE)

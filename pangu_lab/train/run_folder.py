@@ -39,8 +39,8 @@ MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval
               "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
               "train.offload", "train.offload_folder", "train.init_from"}
 # partly written files and folders that a killed owner leaves
-_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.{RANDOM}|\.tokenizer\.partial-{RANDOM}")
-_OTHERS = re.compile(rf"\.launch\.(json|yaml)\.{RANDOM}")  # a launcher may be writing it at this moment
+_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}")
+_OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
 
 
@@ -243,6 +243,6 @@ def _handling(signals: Signals) -> Iterator[None]:
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    values = config.to_dict()
+    values = config.with_absolute_paths().to_dict()  # a run of before they were kept so may hold relative ones
     return {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
             for key, value in content.items()}

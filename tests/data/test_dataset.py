@@ -199,7 +199,7 @@ def test_damage_is_named(suffix: str, dataset: TokenDataset, tmp_path: Path,
     file.write_bytes(content)
     with pytest.raises(InputError, match=f"{file.name}: its content is not what was written"):
         open_dataset(tmp_path / "set")
-    monkeypatch.setattr(dataset_module, "HASHED", 10)  # a large data set is opened by size, and verified on demand
+    monkeypatch.setattr(dataset_module, "HASHED", 10)  # a large one is opened by size, but for its index
     with pytest.raises(InputError, match=f"{file.name}: its content is not what was written"):
         open_dataset(tmp_path / "set").verify()
     file.write_bytes(content[:-1])
@@ -225,3 +225,84 @@ def test_what_is_no_data_set_is_refused(tmp_path: Path, dataset: TokenDataset) -
     (tmp_path / "dataset.json").write_text(json.dumps({**said, "version": 99}))
     with pytest.raises(InputError, match="version 99, expected 1"):
         open_dataset(tmp_path)
+
+
+@pytest.fixture
+def large(dataset: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a data set whose files count as too large to be hashed at the opening."""
+    monkeypatch.setattr(dataset_module, "HASHED", 10)
+    return Path(shutil.copytree(dataset.folder, tmp_path / "set"))
+
+
+def flip(file: Path, place: int, bit: int) -> None:
+    with open(file, "r+b") as handle:
+        handle.seek(place)
+        byte = handle.read(1)[0]
+        handle.seek(place)
+        handle.write(bytes([byte ^ 1 << bit]))
+
+
+def test_a_flipped_bit_of_a_large_file_never_gives_other_tokens(dataset: TokenDataset, large: Path) -> None:
+    numbers, random = np.arange(len(dataset)), np.random.default_rng(1)
+    expected = dataset.records(numbers)
+    file = next(path for path in sorted(large.iterdir()) if path.suffix == ".mindrecord")
+    used = np.flatnonzero(np.fromfile(file, np.uint8))  # pages are filled up with zeros
+    noticed = 0
+    for place in random.choice(used[used > 1 << 20], 24):  # the header has a mebibyte
+        bit = int(random.integers(8))
+        flip(file, int(place), bit)
+        try:
+            assert np.array_equal(open_dataset(large).records(numbers), expected)
+        except InputError as error:
+            noticed += 1
+            assert "\n" not in str(error)
+        flip(file, int(place), bit)
+    assert noticed > 5, "some of the bits belong to records"
+
+
+def test_the_damaged_record_is_named_and_the_others_are_read(dataset: TokenDataset, large: Path) -> None:
+    said = json.loads((large / "dataset.json").read_text(encoding="utf-8"))
+    sums = np.fromfile(large / "records.crc32", "<u4")
+    sums[5] ^= 1 << 7
+    sums.tofile(large / "records.crc32")  # as if the record had changed
+    opened = open_dataset(large)
+    assert np.array_equal(opened.records(np.arange(5)), dataset.records(np.arange(5)))
+    with pytest.raises(InputError, match="records-00001-of-00002.mindrecord: record 2 is not what was written"):
+        opened.records(np.array([4, 5, 6]))
+    with pytest.raises(InputError, match="records-00001-of-00002.mindrecord: record 2"):
+        list(opened.batches(8, seed=1, epochs=1))
+    with pytest.raises(InputError, match="records.crc32: its content is not what was written"):
+        opened.verify()
+    said["checksums"]["size"] += 4
+    (large / "dataset.json").write_text(json.dumps(said))
+    with pytest.raises(InputError, match="bytes of checksums for"):
+        open_dataset(large)
+
+
+def test_a_data_set_of_before_there_were_checksums_opens_as_it_did(dataset: TokenDataset, large: Path) -> None:
+    said = json.loads((large / "dataset.json").read_text(encoding="utf-8"))
+    del said["checksums"]
+    (large / "dataset.json").write_text(json.dumps(said))
+    (large / "records.crc32").unlink()
+    assert np.array_equal(open_dataset(large).records(np.arange(9)), dataset.records(np.arange(9)))
+
+
+@pytest.mark.parametrize("changes", [
+    {"records": 10**18}, {"records": -1}, {"records": "many"}, {"records": True}, {"rows": [10**18, 1]}, {"rows": 7},
+    {"rows": []}, {"rows": [1, 1]}, {"files": {}}, {"files": [1]},
+    {"files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]}, {"files": []}, {"column": 5}, {"column": None}, {"record_length": 10**12}, {"record_length": 1.5}, {"eod_id": -1},
+    {"eod_id": 10**9}, {"pad_id": "<pad>"}, {"tokenizer": "pangu"}, {"tokenizer": {}}, {"vocab_size": 10**18},
+    {"tokens": None}, {"checksums": "none"}, {"version": [1]}, {"format": {}}], ids=str)
+def test_a_description_of_another_shape_is_refused_in_one_line(changes: dict, large: Path) -> None:
+    said = json.loads((large / "dataset.json").read_text(encoding="utf-8"))
+    (large / "dataset.json").write_text(json.dumps({**said, **changes}))
+    with pytest.raises(InputError, match="set") as caught:
+        open_dataset(large)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+def test_records_of_another_length_than_told_are_refused(large: Path) -> None:
+    said = json.loads((large / "dataset.json").read_text(encoding="utf-8"))
+    (large / "dataset.json").write_text(json.dumps({**said, "record_length": 17}))
+    with pytest.raises(InputError, match="its records hold 33 tokens instead of 17"):
+        open_dataset(large).records(np.arange(3))

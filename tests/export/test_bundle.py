@@ -15,6 +15,7 @@ import pytest
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_bundle, load_bundle
+from pangu_lab.export.description import with_checksum
 from pangu_lab.generate import engine_from_weights, generate, generate_many, stream
 from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 from tests.generate.fakes import random_weights, small_config
@@ -140,7 +141,7 @@ from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 bundle = load_bundle(sys.argv[1])
 ids = generate(bundle, sys.argv[2], SamplingConfig(temperature=0, max_new_tokens=16, min_new_tokens=16)).ids
-code = [name for name in ("pangu_lab.model", "pangu_lab.generate.network", "pangu_lab.ops.attention", "pangu_lab.train")
+code = [name for name in ("pangu_lab.model.pangu", "pangu_lab.generate.network", "pangu_lab.ops.attention", "pangu_lab.train")
         if name in sys.modules]
 print(json.dumps({"ids": ids, "code": code}))
 """
@@ -232,7 +233,8 @@ def test_descriptions_that_cannot_be_read_are_refused(copied, tmp_path):
     unlisted = {key: value for key, value in told.items() if key != "files"}
     for text, message in (("{", "not readable JSON"), ("{}", "not a bundle's description"),
                           (json.dumps({**told, "version": 9}), "version 9 of the format"),
-                          (json.dumps(unlisted), "lacks files")):
+                          (json.dumps(unlisted), "changed since it was exported"),
+                          (json.dumps(with_checksum(unlisted)), "says nothing of files")):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             load_bundle(copied)

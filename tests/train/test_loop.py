@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pangu_lab.checkpoint import Checkpoint, list_checkpoints, load_weights
 from pangu_lab.errors import InputError
+from pangu_lab.presets import load_yaml
 from pangu_lab.runs import list_runs, read_curves, read_events, request_stop
 from pangu_lab.runs.status import read_status
 from pangu_lab.train import train
@@ -43,6 +45,16 @@ def wait_for_step(folder, step, process):
         assert process.poll() is None, "training ended early"
         time.sleep(0.1)
     raise AssertionError("no step in a minute")
+
+
+def test_a_run_begun_with_relative_paths_resumes_from_another_folder(debug_config, tmp_path, monkeypatch):
+    data, run = Path(debug_config.data.path), tmp_path / "run"
+    monkeypatch.chdir(data.parent)
+    train(debug_config.replace(**{"data.path": data.name, "data.eval_path": "", "train.steps": 1}), run)
+    monkeypatch.chdir(tmp_path)
+    kept = load_yaml(run / "config.yaml")
+    assert kept.data.path == str(data)
+    assert train(kept.replace(**{"train.steps": 2}), run).step == 2
 
 
 def test_the_loss_falls_and_the_run_folder_tells_all(debug_run):

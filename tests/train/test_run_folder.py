@@ -167,7 +167,7 @@ def test_a_status_of_an_older_version_is_read(tmp_path):
 @pytest.mark.parametrize("content", ["[]", "{}", "3"])
 def test_a_status_of_another_shape_is_the_users_to_mend(tmp_path, content):
     (tmp_path / STATUS).write_text(content)
-    with pytest.raises(InputError, match="status.json: is no run's status"):
+    with pytest.raises(InputError, match="status.json: the run's status"):
         read_status(tmp_path)
 
 

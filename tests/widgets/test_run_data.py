@@ -23,7 +23,7 @@ def test_steps_arrive_as_they_are_written_and_a_half_written_line_waits(written_
     assert follower.poll() and len(follower.steps) == 0
     run.step(1, 6.0)
     with open(run.events, "a") as handle:
-        handle.write('{"v": 1, "kind": "step", "step": 2, "lo')
+        handle.write('{"v": 1, "time": 1.0, "kind": "step", "step": 2, "lo')
     assert follower.poll() and follower.steps.rows()["loss"].tolist() == [6.0]
     with open(run.events, "a") as handle:
         handle.write('ss": 5.5}\n')
@@ -76,7 +76,7 @@ def test_many_steps_become_few_rows_that_lose_no_peak(written_run):
 def test_the_load_of_experts_is_kept_beside_the_steps(written_run):
     run = written_run()
     run.step(1)
-    run.step(2, expert_load=[0.75, 0.25], aux_loss=1.25, drop_rate=0.1)
+    run.step(2, expert_load=[[1.0, 0.0], [0.5, 0.5]], aux_loss=1.25, drop_rate=0.1)
     follower = RunFollower(run.folder)
     follower.poll()
     rows = follower.steps.rows()
