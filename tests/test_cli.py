@@ -27,6 +27,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, preset
 
 ROOT = Path(__file__).resolve().parent.parent
+HOME = Path("家", "张 三", "(a)+b")
 
 
 def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -213,8 +214,12 @@ def test_every_preset_can_be_named(name):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
-    """A folder with a tokenizer, two data sets and a trained run, all made by the command line."""
-    folder = tmp_path_factory.mktemp("life")
+    """A folder with a tokenizer, two data sets and a trained run, all made by the command line.
+
+    Its path is one that people have: Chinese, a space, brackets and a plus. All verbs are tried in it.
+    """
+    folder = tmp_path_factory.mktemp("life") / HOME
+    folder.mkdir(parents=True)
     for line in (
             "tokenizer train --sample train --vocab-size 1024 --out tok",
             "prepare --sample train --tokenizer tok --seq-length 65 --out data",

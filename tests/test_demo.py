@@ -11,7 +11,7 @@ from pangu_lab.presets import preset
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    folder, said = tmp_path_factory.mktemp("demo") / "out", []
+    folder, said = tmp_path_factory.mktemp("demo") / "演示 (一)", []
     return run_demo(folder, say=said.append, config=preset("debug")), folder, "\n".join(said)
 
 

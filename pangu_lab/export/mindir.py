@@ -10,7 +10,9 @@ Locations are relative to the graph's folder.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
 WEIGHTS = "weights"
+OPEN_FILES = "/proc/self/fd"  # on Linux: an open folder by its number
 HEADER = bytes([sys.byteorder == "little"]) + bytes(63)
 LARGEST_FILE = 1 << 30
 BLOCK = 1 << 22
@@ -28,7 +31,8 @@ def export_graph(network: Any, inputs: Sequence[Any], folder: Path, name: str, w
     import mindspore as ms
     from mindspore.train.mind_ir_pb2 import ModelProto
 
-    ms.export(network, *inputs, file_name=str(folder / name), file_format="MINDIR")
+    with _plain(folder) as plain:
+        ms.export(network, *inputs, file_name=f"{plain}/{name}", file_format="MINDIR")
     together, split = folder / f"{name}.mindir", folder / f"{name}_graph.mindir"
     model = ModelProto()
     model.ParseFromString((together if together.exists() else split).read_bytes())
@@ -39,6 +43,19 @@ def export_graph(network: Any, inputs: Sequence[Any], folder: Path, name: str, w
     shutil.rmtree(folder / f"{name}_variables", ignore_errors=True)
     together.write_bytes(model.SerializeToString())
     return together.name
+
+
+@contextlib.contextmanager
+def _plain(folder: Path) -> Iterator[str]:
+    """A path of the same folder that ``ms.export`` takes: it refuses all but ASCII letters, digits and ``_.:/@-``."""
+    if re.fullmatch(r"[0-9a-zA-Z@_.:/\\-]+", str(folder)) or not os.path.isdir(OPEN_FILES):
+        yield str(folder)
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"{OPEN_FILES}/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 class SharedWeights:
