@@ -139,7 +139,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_range("data", self, seq_length=(1, None), batch_size=(1, None))
-        check(self.column.isidentifier(), f"data.column={self.column!r} must be letters, digits and underscores")
+        check(self.column.isidentifier(), f"data.column={shown(self.column, repr)} must be letters, digits and underscores")
 
 
 @dataclass(frozen=True)
