@@ -139,7 +139,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_range("data", self, seq_length=(1, None), batch_size=(1, None))
-        check(self.column.isidentifier(), f"data.column={self.column!r} must be letters, digits and underscores")
+        check(self.column.isidentifier(), f"data.column={shown(self.column, repr)} must be letters, digits and underscores")
 
 
 @dataclass(frozen=True)
@@ -444,7 +444,7 @@ def _unknown_key(config: RunConfig, key: str) -> str:
     known = all_keys(config)
     by_last_part = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f" (did you mean '{by_last_part[0]}'?)" if by_last_part else nearest(key, known)
-    return f"unknown setting '{key}'{hint}"
+    return f"unknown setting '{shown(key)}'{hint}"
 
 
 def _convert(key: str, value: Any, hint: Any) -> Any:

@@ -17,5 +17,7 @@ class InputError(ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`` (did you mean 'x'?)`` for the known name closest to ``name``, or an empty string if none is close."""
+    if len(name) > 100:  # no typing mistake, and comparing takes the square of the length
+        return ""
     match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean '{match[0]}'?)" if match else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig, config_from_dict
 from pangu_lab.errors import InputError, nearest
+from pangu_lab.ranges import shown
 from pangu_lab.reading import read_yaml
 
 
@@ -132,7 +133,7 @@ def preset(name: str) -> RunConfig:
     """
     known = ALIASES.get(name, name)
     if known not in PRESETS:
-        raise InputError(f"unknown preset '{name}'{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
+        raise InputError(f"unknown preset '{shown(name)}'{nearest(name, PRESETS)}; there are {', '.join(PRESETS)}")
     return PRESETS[known]()
 
 

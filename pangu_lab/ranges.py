@@ -37,7 +37,7 @@ def range_text(low: float | None, high: float | None) -> str:
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    check(value in choices, f"{key}={value!r} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+    check(value in choices, f"{key}={shown(value, repr)} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
 
 
 def number(key: str, value: Any, low: float, high: float) -> Any:

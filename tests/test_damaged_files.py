@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pangu_lab.checkpoint import Checkpoint
+from pangu_lab.checkpoint.convert import CKPT_FILE, convert_checkpoint
 from pangu_lab.checkpoint.releases import open_source
 from pangu_lab.data import open_dataset, prepare
 from pangu_lab.errors import InputError
@@ -36,6 +37,7 @@ from pangu_lab.runs.pipeline_log import log_file, read_passes
 from pangu_lab.runs.status import read_status, refuse_living
 from pangu_lab.serve.pid_file import read_pid
 from pangu_lab.tokenizer import load_tokenizer
+from pangu_lab.tokenizer.gpt2 import byte_stand_ins
 from pangu_lab.train.graph_cache import _Record
 from pangu_lab.reading import read_json
 
@@ -70,6 +72,11 @@ def files(tmp_path_factory) -> Path:
     (root / "release").mkdir()
     (root / "release" / "config.json").write_text(json.dumps({"num_heads": 2, "activation_function": "gelu"}))
     _write_gpt_shard(root / "release" / "model.safetensors")
+    convert_checkpoint(run, root / "ckpt", to="mindspore-ckpt")
+    (root / "gpt2").mkdir()
+    pieces = [*byte_stand_ins(), "<|endoftext|>", "ab"]
+    (root / "gpt2" / "vocab.json").write_text(json.dumps({piece: index for index, piece in enumerate(pieces)}))
+    (root / "gpt2" / "merges.txt").write_text("#version: 0.2\na b\n")
     (root / "text.txt").write_text("\n".join(f"春天来了，{n} 只燕子" for n in range(40)), encoding="utf-8")
     prepare(root / "text.txt", root / "data", load_tokenizer(run / "tokenizer"), record_length=33, workers=1)
     return root
@@ -113,6 +120,12 @@ def use_tokenizer(path: Path) -> None:
     tokenizer.decode(tokenizer.encode("春天 来了"))
 
 
+def read_ckpt(path: Path) -> None:
+    source = open_source(path)
+    for name in source.shapes:
+        source.read(name)
+
+
 CHECKPOINT = "runs/a/checkpoints/step-00000006"
 READERS: dict[str, Callable[[Path], Any]] = {
     "data/dataset.json": lambda path: open_dataset(path.parent).records(np.arange(2)),
@@ -125,6 +138,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     f"{CHECKPOINT}/config.yaml": open_checkpoint, f"{CHECKPOINT}/shard-00000.safetensors": open_checkpoint,
     "bundle/bundle.json": open_bundle, "release/config.json": lambda path: open_source(path.parent),
     "release/model.safetensors": lambda path: open_source(path.parent),
+    "gpt2/vocab.json": use_tokenizer, "gpt2/merges.txt": use_tokenizer, f"ckpt/{CKPT_FILE}": read_ckpt,
     "table.json": read_rank_table, "hccn.conf": read_hccn_conf, "hosts": read_hosts,
     "lock": lambda path: str(read_record(path)), "serve.pid": read_pid,
     "record.json": lambda path: read_json(path, "the record", _Record),

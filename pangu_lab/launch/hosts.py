@@ -46,7 +46,7 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
         if text:
             hosts.append(_host(f"{path}, line {number}", text, slots))
             if hosts[-1].name in [host.name for host in hosts[:-1]]:
-                raise InputError(f"{path}, line {number}: {hosts[-1].name} stands there twice")
+                raise InputError(f"{path}, line {number}: {shown(hosts[-1].name)} stands there twice")
     if not hosts:
         raise InputError(f"{path}: names no host; write a line such as 'node-a slots=8' for each")
     return hosts
@@ -58,7 +58,7 @@ def _host(where: str, text: str, slots: Optional[int]) -> Host:
         raise InputError(f"{where}: '{shown(text)}' is not 'NAME' or 'NAME slots=N'")
     count = int(match["slots"]) if match["slots"] else slots
     if not count:
-        raise InputError(f"{where}: say how many ranks start there: '{match['name']} slots=N', or give --nproc N")
+        raise InputError(f"{where}: say how many ranks start there: '{shown(match['name'])} slots=N', or give --nproc N")
     return Host(match["name"], count)
 
 

@@ -98,7 +98,7 @@ def _engine(ids: dict[str, int], merges: list[tuple[str, str]], name: str) -> An
     try:
         engine = tokenizers.Tokenizer(tokenizers.models.BPE(ids, merges))
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{name}: {MERGES} does not fit {VOCABULARY} ({error})") from None
+        raise InputError(f"{name}: {MERGES} does not fit {VOCABULARY} ({str(error)[:200]})") from None
     engine.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     return engine
 

@@ -51,8 +51,12 @@ class SentencePieceTokenizer(Tokenizer):
         self.model_sha256 = hashlib.sha256(model).hexdigest()
         self.kind = "pangu" if self.model_sha256 == RELEASED_SHA256 else "sentencepiece"
         self._processor = _processor(model, name)
-        pieces = [self._processor.id_to_piece(index) for index in range(self._processor.get_piece_size())]
-        super().__init__(pieces, self._piece_bytes(pieces), eod, pad)
+        try:
+            pieces = [self._processor.id_to_piece(index) for index in range(self._processor.get_piece_size())]
+            piece_bytes = self._piece_bytes(pieces)
+        except ValueError:  # a piece that is no UTF-8, or a byte that is no number
+            raise InputError(f"{name}: a damaged SentencePiece vocabulary: take a fresh copy of it") from None
+        super().__init__(pieces, piece_bytes, eod, pad)
         # No piece reaches across words, so words can be looked up one by one.
         self.word_local = not any(WORD_MARK in piece[1:] for piece in pieces)
         engine = native.segmenter() if self.word_local else None
