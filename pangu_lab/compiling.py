@@ -2,8 +2,8 @@
 
 ``setup.py`` compiles them all into ``built/`` if there is a compiler; a missing one is compiled at first use
 into the user's cache folder. The name of a library holds the sha256 of its sources, so an old one is never
-loaded for a new source, and a cached one that belongs to another user is never loaded at all. Without a compiler
-there is no library, and the caller uses another implementation; ``PANGU_LAB_NATIVE=0`` asks for that.
+loaded for a new source; and one that another user could have written, or put there, is never loaded at all. Without
+a compiler there is no library, and the caller uses another implementation; ``PANGU_LAB_NATIVE=0`` asks for that.
 ``PANGU_LAB_CFLAGS`` adds compiler options, as ``make test-native`` does to have every memory access checked.
 
 The build imports this module before anything is installed: it uses only the standard library.
@@ -18,6 +18,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from pangu_lab.files import cache_folder
 
 PACKAGE = Path(__file__).parent
 BUILT = "built"  # the package's folder of prebuilt libraries
+PRIVATE = "native"  # the cache's folder of libraries: it alone must be closed to others, whatever lies beside it
 KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-fopenmp-simd",
            "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 log = logging.getLogger(__name__)
@@ -80,12 +82,21 @@ def compiled(name: str) -> Optional[Path]:
     """The library of ``LIBRARIES``, compiled if it is not there yet; None, with the reason logged, where it cannot be had."""
     library = LIBRARIES[name]
     file_name = library.file_name()
-    built, cached = PACKAGE / BUILT / file_name, cache_folder() / file_name
+    built, cached = PACKAGE / BUILT / file_name, cache_folder() / PRIVATE / file_name
     if built.exists():
         return built
-    if cached.exists() and cached.stat().st_uid == os.getuid():  # never code that somebody else put there
-        return cached
-    return build(library, cached.parent)
+    for path in (cached.parent, cached):
+        if path.exists() and not is_private(path):
+            log.warning("%s: another user owns it or may write it, so no compiled code is taken from there: delete it, "
+                        "or name another folder in PANGU_LAB_CACHE", path)
+            return None
+    return cached if cached.exists() else build(library, cached.parent)
+
+
+def is_private(path: Path) -> bool:
+    """Whether nobody but this user may write a file or a folder, who therefore made all that is in it."""
+    found = path.stat()
+    return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def loaded(name: str, opened: Callable[[Path], Opened], without: str) -> Optional[Opened]:
@@ -103,7 +114,8 @@ def loaded(name: str, opened: Callable[[Path], Opened], without: str) -> Optiona
         log.info("the C library %s cannot be used: %s", name, error)
         found = None
     if found is None:
-        log.warning("%s: the C kernels need a compiler (apt-get install gcc); PANGU_LAB_NATIVE=0 says that you know", without)
+        reason = "cannot be had" if compiler() else "need a compiler (apt-get install gcc)"
+        log.warning("%s: the C kernels %s; PANGU_LAB_NATIVE=0 says that you know", without, reason)
     return found
 
 
@@ -132,6 +144,7 @@ def build(library: Library, folder: Path) -> Optional[Path]:
     try:
         subprocess.run([program, *library.options(), "-o", temporary, *map(str, library.paths()), "-lm"], check=True,
                        capture_output=True, timeout=300, env=environment)
+        os.chmod(temporary, 0o755)  # the linker makes the file anew, and a umask of 002 would let the group write it
         os.replace(temporary, path)
         return path
     except (OSError, subprocess.SubprocessError) as error:

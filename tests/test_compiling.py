@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pangu_lab import compiling
-from pangu_lab.compiling import BUILT, LIBRARIES, PACKAGE, Library
+from pangu_lab.compiling import BUILT, LIBRARIES, PACKAGE, PRIVATE, Library
 from pangu_lab.ops.native import decode, train
 
 with_compiler = pytest.mark.skipif(compiling.compiler() is None, reason="no C compiler")
@@ -43,6 +43,11 @@ def build_with_package(package: Path) -> Path:
     return compiling.build(compiling.LIBRARIES["answer"], package / BUILT)
 
 
+def cache_of(package: Path) -> Path:
+    """The folder that libraries are compiled into at first use."""
+    return package.parent / "cache" / PRIVATE
+
+
 @with_compiler
 def test_what_was_built_with_the_package_is_taken_and_needs_no_compiler(package, monkeypatch):
     built = build_with_package(package)
@@ -61,7 +66,7 @@ def test_a_library_of_other_sources_or_options_is_not_taken(package, monkeypatch
         path = package / changed
         path.write_text(path.read_text().replace("41", "42").replace("return ANSWER", "return 42"))
     found = compiling.compiled("answer")
-    assert found.parent == package.parent / "cache" and found.name != built.name and answer(found) == 42
+    assert found.parent == cache_of(package) and found.name != built.name and answer(found) == 42
     modified = found.stat().st_mtime_ns
     assert compiling.compiled("answer") == found and found.stat().st_mtime_ns == modified  # once
     monkeypatch.setenv("PATH", "")
@@ -70,11 +75,46 @@ def test_a_library_of_other_sources_or_options_is_not_taken(package, monkeypatch
 
 
 @with_compiler
+@pytest.mark.parametrize("what", ["the file", "the folder"])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o757], ids=oct)
+def test_a_library_that_others_may_write_is_never_loaded(package, caplog, what, mode):
+    found = compiling.compiled("answer")
+    path = found if what == "the file" else found.parent
+    path.chmod(mode)
+    assert compiling.compiled("answer") is None
+    [line] = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(f"{path}: another user owns it or may write it") and "PANGU_LAB_CACHE" in line
+    path.chmod(0o700)
+    assert compiling.compiled("answer") == found
+
+
+@with_compiler
+def test_a_library_of_another_user_is_never_loaded(package, monkeypatch, caplog):
+    found = compiling.compiled("answer")
+    monkeypatch.setattr(os, "getuid", lambda: found.stat().st_uid + 1)
+    assert compiling.compiled("answer") is None and "another user owns it" in caplog.text
+
+
+@with_compiler
+def test_what_is_compiled_is_its_users_alone_whatever_the_umask_and_the_cache(package):
+    cache_of(package).parent.mkdir(mode=0o775)
+    before = os.umask(0o002)
+    try:
+        found = compiling.compiled("answer")
+    finally:
+        os.umask(before)
+    cache_of(package).parent.chmod(0o775)  # shared with a group, as other cached files may be
+    assert compiling.is_private(found) and compiling.is_private(found.parent)
+    modified = found.stat().st_mtime_ns
+    assert compiling.compiled("answer") == found and found.stat().st_mtime_ns == modified
+
+
+@with_compiler
 def test_a_source_that_does_not_compile_leaves_nothing_behind(package, caplog):
     (package / "answer.c").write_text("no C")
     with caplog.at_level("INFO"):
         assert compiling.compiled("answer") is None
-    assert "answer does not compile" in caplog.text and not list((package.parent / "cache").iterdir())
+    assert "answer does not compile" in caplog.text and not list(cache_of(package).iterdir())
 
 
 def test_a_compiler_that_does_not_run_is_none(package, monkeypatch, tmp_path, caplog):
@@ -131,6 +171,7 @@ def test_without_a_compiler_there_is_a_wheel_all_the_same(tmp_path):
 @pytest.mark.parametrize("ask, words", [(train.library, "training uses"), (decode.library, "generate the same tokens")])
 def test_what_goes_on_without_a_compiler_is_said_unless_the_user_asked_for_it(ask, words, monkeypatch, caplog):
     monkeypatch.setattr(compiling, "compiled", lambda *_: None)
+    monkeypatch.setattr(compiling, "compiler", lambda: None)
     assert ask.__wrapped__() is None
     assert words in caplog.text and "apt-get install gcc" in caplog.text
     caplog.clear()

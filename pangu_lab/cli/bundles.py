@@ -53,11 +53,12 @@ def register(verbs: Any) -> None:
         "not batch-invariant: faster with few requests, but the last bits then depend on the other requests"))
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                        help="change a limit; can be given many times (an unknown name lists them all)")
-    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
-                       help="another host name under which the server may be reached")
+    _add_network(serve)
     several = serve.add_argument_group("a model over several processes", (
         "The bundle comes from `pangu-lab export --tensor-parallel N`. The environment variable "
-        f"{KEY} holds a secret that this server and its agents share."))
+        f"{KEY} holds a secret that this server and its agents share. They prove that they know it, but what they "
+        "send is not encrypted, nor are MindSpore's collectives: across a network that others read, use a tunnel "
+        "(WireGuard, IPsec)."))
     several.add_argument("--nproc", type=int, metavar="N", help="processes on this host (default: all; an agent: 1)")
     several.add_argument("--agent", action="store_true", help="serve no requests: run processes for the server on "
                                                               "another host, until stopped")
@@ -68,12 +69,24 @@ def register(verbs: Any) -> None:
         "an HCCL rank table instead of --nproc and --master-addr: the server runs on its first host, an agent on "
         "each of the others"))
     several.add_argument("--node-rank", type=int, metavar="N", help="this host's index in the rank table (default 0)")
-    serve.add_argument("--root-path", default="", metavar="PATH",
-                       help="the path a proxy serves the page under, such as /proxy/7860 of jupyter-server-proxy")
     serve.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY "
                        "(export --sign)")
     serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
     serve.add_argument("--stop", action="store_true", help="stop the server of --pid-file and wait until it has ended")
+
+
+def _add_network(serve: argparse.ArgumentParser) -> None:
+    """The options of a server that others reach, perhaps through a proxy."""
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME",
+                       help="another host name under which the server may be reached; a proxy may leave out its port")
+    serve.add_argument("--allow-origin", action="append", default=[], metavar="URL",
+                       help="another site, such as https://example.com, whose pages may use the API (CORS)")
+    serve.add_argument("--proxy", action="append", default=[], metavar="ADDRESS",
+                       help="a proxy's IP address: its connections are many clients', named in X-Forwarded-For")
+    serve.add_argument("--tls-cert", metavar="FILE.pem", help="serve HTTPS with this certificate (and its chain)")
+    serve.add_argument("--tls-key", metavar="FILE.pem", help="its key, if that is in another file")
+    serve.add_argument("--root-path", default="", metavar="PATH",
+                       help="the path a proxy serves the page under, such as /proxy/7860 of jupyter-server-proxy")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -115,7 +128,9 @@ def run_serve(args: argparse.Namespace) -> int:
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
-                   master_port=args.master_port, cluster_key=os.environ.get(KEY), root_path=args.root_path) as server:
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), root_path=args.root_path,
+                   origins=args.allow_origin, proxies=args.proxy, tls_cert=args.tls_cert,
+                   tls_key=args.tls_key) as server:
             signals.ready()
             say(f"ready: {server.url} (API: {server.url}v1; Ctrl-C stops it)")
             code = finish(args, {"url": server.url, "pid": os.getpid()})

@@ -29,6 +29,7 @@ from pangu_lab.generate.sampling import check_ids, seed_of
 from pangu_lab.generate.sequence import Completion, Delta, Prompt, Sampling, grouped, prepare_prompt
 from pangu_lab.generate.text import TokenizerLike
 from pangu_lab.progress import Progress, silent
+from pangu_lab.ranges import shown
 
 
 class Engine:
@@ -118,7 +119,7 @@ def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
         raise InputError("there are no tokens to start from: give at least one (the end of document starts one)")
     for index in ids:
         if not 0 <= index < vocab_size:
-            raise InputError(f"token {index} is outside the vocabulary: the model has 0 to {vocab_size - 1}")
+            raise InputError(f"token {shown(index)} is outside the vocabulary: the model has 0 to {vocab_size - 1}")
 
 
 # ------------------------------------------------------------------------------------------------- making engines

@@ -17,16 +17,16 @@ from fastapi import Request as HttpRequest
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import HTTPException, RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import ValidationError
+from starlette.requests import ClientDisconnect
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.sequence import Delta, Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
-from pangu_lab.serve.protocol import (CompletionBody, Refused, choice_of, finish_of, logprobs_of, new_head,
-                                      parse_json, prompts_of, refused_setting, settings_of,
-                                      usage_of)
+from pangu_lab.serve.protocol import (IGNORED, Logprobs, Refused, choice_of, completion_body, finish_of, hung_up,
+                                      new_head, parse_json, prompt_offsets, prompts_of, refused_setting, settings_of,
+                                      usage_of, without_repeats)
 from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
 from pangu_lab.serve.scheduler import Scheduler
 
@@ -37,26 +37,30 @@ def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     """The routes over a scheduler; without the page, and without a guard (``server.py`` adds both)."""
     app = FastAPI(title="PanGu-α lab", docs_url=None, redoc_url=None, openapi_url=None)
     api = _Api(scheduler)
-    app.add_api_route("/v1/models", api.models, methods=["GET"])
-    app.add_api_route("/v1/models/{name:path}", api.model, methods=["GET"])
+    read = ["GET", "HEAD"]
+    for path in ("/v1/models", "/v1/models/"):
+        app.add_api_route(path, api.models, methods=read)
+    app.add_api_route("/v1/models/{name:path}", api.model, methods=read)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"])
     app.add_api_route("/model/pangu/version/0:predict", api.predict, methods=["POST"])
     app.add_api_route("/query", api.query, methods=["GET"])
-    app.add_api_route("/healthz", lambda: PlainTextResponse("ok\n"), methods=["GET"])
-    app.add_api_route("/readyz", api.ready, methods=["GET"])
+    app.add_api_route("/healthz", lambda: PlainTextResponse("ok\n"), methods=read)
+    app.add_api_route("/readyz", api.ready, methods=read)
     app.add_api_route("/metrics", lambda: Response(metrics.text(), media_type="text/plain; version=0.0.4"),
-                      methods=["GET"])
+                      methods=read)
     for path in ("/v1/{rest:path}", "/model/{rest:path}"):  # or the page, which is mounted after, would answer
         app.add_api_route(path, _no_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     app.add_exception_handler(Refused, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(Exception, _answer_unforeseen)
     app.add_exception_handler(RequestValidationError, _answer_http)
     return app
 
 
 async def _no_route(request: HttpRequest) -> None:
-    raise Refused(404, f"{request.method} {request.url.path[:100]} does not exist here", code="unknown_url")
+    hint = "; use /v1/completions, since this model only continues texts" if "chat" in request.url.path else ""
+    raise Refused(404, f"{request.method} {request.url.path[:100]} does not exist here{hint}", code="unknown_url")
 
 
 async def _answer(request: HttpRequest, error: Refused) -> JSONResponse:
@@ -64,8 +68,12 @@ async def _answer(request: HttpRequest, error: Refused) -> JSONResponse:
     return JSONResponse(error.body(), error.status, headers)
 
 
+async def _answer_nobody(request: HttpRequest, error: ClientDisconnect) -> JSONResponse:
+    return await _answer(request, hung_up())
+
+
 async def _answer_http(request: HttpRequest, error: Any) -> JSONResponse:
-    status, detail = getattr(error, "status_code", 422), getattr(error, "detail", "the request has another form")
+    status, detail = getattr(error, "status_code", 400), getattr(error, "detail", "the request has another form")
     return await _answer(request, Refused(status, str(detail)))
 
 
@@ -144,7 +152,7 @@ class _Asking:
         try:
             await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
             if not working.done():
-                raise Refused(499, "the client has hung up")
+                raise hung_up()
             await working
         finally:
             self.cancel()
@@ -163,7 +171,7 @@ async def _hung_up(request: HttpRequest) -> None:
 
 
 async def _json_of(request: HttpRequest) -> Any:
-    return parse_json(await request.body())
+    return await run_in_threadpool(parse_json, await request.body(), without_repeats)
 
 
 def _session_of(request: HttpRequest, user: Optional[str] = None) -> str:
@@ -189,7 +197,7 @@ class _Api:
         return JSONResponse(self._card())
 
     def _check_name(self, name: Optional[str]) -> None:
-        if name not in (None, "", self.name):
+        if name not in (None, self.name):
             raise Refused(404, f"the model '{name[:100]}' does not exist; this server has '{self.name}'", "model",
                           "model_not_found")
 
@@ -197,29 +205,44 @@ class _Api:
         return PlainTextResponse(self.scheduler.state + "\n", 200 if self.scheduler.ready.is_set() else 503)
 
     async def completions(self, request: HttpRequest) -> Response:
-        body = _completion_body(await _json_of(request))
-        self._check_name(body.model)
-        config = settings_of(body, self.limits)
+        body, ignored = await run_in_threadpool(completion_body, await _json_of(request))
+        self._check_name(body.model or None)
+        config = await run_in_threadpool(settings_of, body, self.limits)
         prompts = await run_in_threadpool(prompts_of, body, self.engine, self.limits, self.scheduler.encode)
+        logprobs = await run_in_threadpool(self._logprobs, prompts, config)
         asking = _Asking(self.scheduler)
         await asking.submit(prompts, config, _session_of(request, body.user))
+        told = {IGNORED: ", ".join(ignored)} if ignored else {}
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamingResponse(self._pieces(asking, config, usage), media_type="text/event-stream", headers=SSE)
+            return StreamingResponse(self._pieces(asking, config, logprobs, usage), media_type="text/event-stream",
+                                     headers={**SSE, **told})
         await asking.finish(request)
         done = [one for asked in asking.requests for one in asked.completion.all]
-        choices = [choice_of(index, one, self.engine.tokenizer) for index, one in enumerate(done)]
+        choices = [choice_of(index, one, logprobs[index]) for index, one in enumerate(done)]
         written = sum(asked.tokens for asked in asking.requests)
-        return JSONResponse({**new_head(self.name), "choices": choices, "usage": usage_of(prompts, written)})
+        values = {**new_head(self.name), "choices": choices, "usage": usage_of(prompts, written)}
+        return JSONResponse(values, headers=told)
 
-    async def _pieces(self, asking: _Asking, config: SamplingConfig, usage: bool) -> AsyncIterator[str]:
+    def _logprobs(self, prompts: Sequence[Prompt], config: SamplingConfig) -> list[Logprobs]:
+        """For each choice, what will tell its tokens."""
+        made = []
+        for prompt in prompts:
+            echoed = config.echo and config.logprobs is not None
+            places = prompt_offsets(prompt, self.engine.tokenizer, self.scheduler.words) if echoed else []
+            start = len(prompt.text) if config.echo else 0
+            made += [Logprobs(self.engine.tokenizer, places, start) for _ in range(config.num_return_sequences)]
+        return made
+
+    async def _pieces(self, asking: _Asking, config: SamplingConfig, logprobs: Sequence[Logprobs],
+                      usage: bool) -> AsyncIterator[str]:
         """The events of a streamed answer."""
         head, streams = new_head(self.name), {}
         try:
             async for index, delta in asking.deltas():
                 number = index * config.num_return_sequences + delta.number
                 if number not in streams:
-                    streams[number] = _Choice(number, asking.requests[index], config, self.engine.tokenizer)
+                    streams[number] = _Choice(number, asking.requests[index], config, logprobs[number])
                 more = {"usage": None} if usage else {}
                 yield _event({**head, "choices": [streams[number].piece(delta)], **more})
             if usage:
@@ -253,11 +276,11 @@ class _Api:
 
 
 class _Choice:
-    """One completion of a streamed answer, and how much of it has been sent."""
+    """One completion of a streamed answer, and whether some of it has been sent."""
 
-    def __init__(self, number: int, request: ServedRequest, config: SamplingConfig, tokenizer: Any) -> None:
-        self.number, self.request, self.config, self.tokenizer = number, request, config, tokenizer
-        self.begun, self.offset = False, 0
+    def __init__(self, number: int, request: ServedRequest, config: SamplingConfig, logprobs: Logprobs) -> None:
+        self.number, self.request, self.config, self.logprobs = number, request, config, logprobs
+        self.begun = False
 
     def piece(self, delta: Delta) -> dict[str, Any]:
         text, tokens = delta.text, list(delta.tokens)
@@ -265,23 +288,9 @@ class _Choice:
             text = self.request.prompt.text + text
             tokens = [*(self.request.completion.all[delta.number].prompt_logprobs or ()), *tokens]
         self.begun = True
-        logprobs = None
-        if self.config.logprobs is not None and tokens:
-            logprobs = logprobs_of(tokens, self.tokenizer, self.offset)
-            self.offset += sum(len(token.text) for token in tokens)
+        logprobs = self.logprobs.of(tokens) if self.config.logprobs is not None and tokens else None
         return {"index": self.number, "text": text, "logprobs": logprobs,
                 "finish_reason": finish_of(delta.finish_reason)}
-
-
-def _completion_body(values: Any) -> CompletionBody:
-    try:
-        return CompletionBody.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = ".".join(str(part) for part in first["loc"][:1]) or None
-        if first["type"] == "extra_forbidden":
-            raise Refused(400, f"unrecognised request argument: {name}", name) from None
-        raise Refused(422, f"{name or 'the body'}: {first['msg']}", name) from None
 
 
 def _event(values: dict[str, Any]) -> str:

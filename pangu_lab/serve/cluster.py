@@ -39,12 +39,13 @@ from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.plan import LAUNCHER, clean_environment
 from pangu_lab.memory import tokens_at_once
 from pangu_lab.serve.rank import Keeper
-from pangu_lab.serve.wire import Gone, Link, authenticated
+from pangu_lab.serve.wire import Gone, Link, authenticated, cut
 
 logger = logging.getLogger(__name__)
 LOADING_SECONDS = 1800.0  # for all ranks to join and load
 STEP_SECONDS = 600.0  # for one call of the network, its compilation included
 POLL_SECONDS = 0.1
+HANDSHAKES = 16  # at once; each has a thread and a timer
 
 
 @dataclass
@@ -66,12 +67,12 @@ class _Member:
         try:
             while True:
                 head, arrays = self.link.receive()
-                if head["kind"] == "logits":
+                if head["kind"] == "logits" and arrays:
                     self.answers.put(arrays[0])
                 elif head["kind"] == "ready":
                     self.ready = True
                 elif head["kind"] == "refused":
-                    self.refused = str(head["text"])
+                    self.refused = str(head.get("text"))
                 changed()
         except Gone as error:
             self.lost = str(error)
@@ -102,6 +103,7 @@ class Cluster:
         self._members: list[_Member] = []
         self._gathered: list[_Member] = []
         self._changed = threading.Condition()
+        self._unknown: list[Any] = []  # connections that have not shown that they know the key; the oldest first
         self._scheduler: Optional[subprocess.Popen] = None
         self._closed = False
         try:
@@ -119,22 +121,47 @@ class Cluster:
         while not self._closed:
             try:
                 connection = self._listener.accept()
-            except OSError:
+            except OSError:  # closed, or no descriptor is left
+                time.sleep(POLL_SECONDS)
                 continue
+            with self._changed:
+                self._unknown.append(connection)
+                if len(self._unknown) > HANDSHAKES:  # those that say nothing must keep nobody out
+                    cut(self._unknown.pop(0))
             threading.Thread(target=self._welcome, args=(connection,), daemon=True).start()
 
     def _welcome(self, connection: Any) -> None:
-        with contextlib.suppress(Gone, KeyError, TypeError):
+        try:
             link = authenticated(connection, self.key)
-            head, _ = link.receive()
-            if head["export_id"] != self.description["parallel"]["export_id"]:
-                self._say(f"a process on {head['host']} has the ranks of another export: copy the same one there")
-                return link.close()
-            member = _Member(link, str(head["host"]), tuple(head["ranks"]), bool(head["local"]))
+        except Gone:
+            return
+        finally:
             with self._changed:
-                self._members.append(member)
-                self._changed.notify_all()
-            member.listen(self._notify)
+                if connection in self._unknown:
+                    self._unknown.remove(connection)
+        try:
+            member = self._offered(link)
+        except (Gone, ValueError) as error:
+            self._say(f"a process that offered itself as a rank is refused: {error}")
+            return link.close()
+        with self._changed:
+            self._members.append(member)
+            self._changed.notify_all()
+        member.listen(self._notify)
+
+    def _offered(self, link: Link) -> _Member:
+        """The process that offers itself.
+
+        Raises:
+            Gone, ValueError: it does not, or its ranks are of another export.
+        """
+        head, _ = link.receive()
+        ranks = head.get("ranks")
+        if head["kind"] != "offer" or not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
+            raise ValueError("it sent something that is no offer")
+        if head.get("export_id") != self.description["parallel"]["export_id"]:
+            raise ValueError(f"{head.get('host')} has the ranks of another export: copy the same one there")
+        return _Member(link, str(head.get("host")), tuple(ranks), bool(head.get("local")))
 
     def _notify(self) -> None:
         with self._changed:

@@ -14,7 +14,7 @@ from typing import Any
 from starlette._utils import get_route_path  # the router's own: a different parser could be bypassed
 from starlette.routing import compile_path
 
-from pangu_lab.serve.protocol import Refused, parse_json
+from pangu_lab.serve.protocol import Refused, hung_up, parse_json
 
 # The purpose of each, and why it is safe.
 ALLOWED = {
@@ -50,9 +50,9 @@ class Gate:
         if not any(method == known and form.fullmatch(path) for known, form in self._allowed):
             raise Refused(404, f"{method} {path[:100]} is not an address of this page, which neither takes nor gives files",
                           code="unknown_url")
-        if method == "POST" and path != FORM:
+        if method == "POST":
             body = await _whole(receive)
-            if holds_file(parse_json(body)):
+            if path != FORM and holds_file(parse_json(body)):
                 raise Refused(400, "this page takes texts and numbers, and no files", code="no_files")
             receive = _again(body, receive)
         await self.app(scope, receive, send)
@@ -78,10 +78,16 @@ def holds_file(values: Any) -> bool:
 
 
 async def _whole(receive: Any) -> bytes:
-    """The body of a request; the guard before this counts it."""
+    """The body of a request; the guard before this counts it.
+
+    Raises:
+        Refused: the client left before its end.
+    """
     parts = []
     while True:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise hung_up()
         parts.append(message.get("body", b""))
         if not message.get("more_body", False):
             return b"".join(parts)

@@ -1,13 +1,14 @@
 """Every limit of the server in one place, each with its default; `pangu-lab serve --limit NAME=VALUE` changes one.
 
 An open server will get every kind of request sooner or later. What exceeds a limit is refused with a plain
-sentence and the HTTP status that fits: 413 too large, 422 too much asked, 429 too many at
+sentence and the HTTP status that fits: 408 sent too slowly, 413 too large, 422 too much asked, 429 too many at
 once, 503 not now, 504 took too long.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,7 +31,12 @@ class Limits:
         at_once: sequences in one decode step, at most 16.
         waiting: prompts that wait, over all sessions; more are refused.
         waiting_per_session: prompts of one session that wait.
-        sessions: connections that are open at once.
+        sessions: connections that are answered at once. A few more can be open: for /healthz, /readyz and /metrics.
+        sessions_per_address: of these, from one client address.
+        header_seconds: from the connection, or from a request's first byte, to the end of the request's headers.
+        body_seconds: from there to the end of its body.
+        keep_alive_seconds: how long a connection may stay open without a request.
+        send_seconds: how long an answer waits for a client that does not read it.
         drain_seconds: how long a stop waits for what is running and waiting.
     """
 
@@ -46,6 +52,11 @@ class Limits:
     waiting: int = 128
     waiting_per_session: int = 64
     sessions: int = 256
+    sessions_per_address: int = 128
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+    keep_alive_seconds: float = 75.0
+    send_seconds: float = 60.0
     drain_seconds: float = 30.0
 
     def __post_init__(self) -> None:
@@ -53,6 +64,8 @@ class Limits:
             value = getattr(self, field.name)
             if value < 0 or value == 0 and field.name not in ("logprobs", "stop_texts", "drain_seconds"):
                 raise InputError(f"the limit {field.name}={value} must be above 0")
+            if not math.isfinite(value):
+                raise InputError(f"the limit {field.name}={value} must be a finite number")
         if self.at_once > 16:
             raise InputError(f"the limit at_once={self.at_once} must be at most 16: larger batches gain nothing here")
 

@@ -3,23 +3,25 @@
 Names and meanings are those of OpenAI's completions API, so that its clients work unchanged; in addition there are
 samplers that this model has and that API lacks (``top_k``, ``min_p``, ``repetition_penalty``, ``min_tokens``).
 Penalties count only the generated text, as there. The defaults of a request are also as there (``temperature``
-1, ``max_tokens`` 16), not as in the bundle, for the same reason.
+1, ``max_tokens`` 16), not as in the bundle, for the same reason. Fields that cannot change a text (``HARMLESS``) are
+ignored, and named in the answer's header; every other unknown one is refused, since a text would silently differ.
 """
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import json
 import re
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional, Union
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 
 from pangu_lab.config import SAMPLING_RANGES, SamplingConfig
-from pangu_lab.errors import InputError
+from pangu_lab.errors import InputError, nearest
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sequence import FULL, LENGTH, Completion, Prompt, TokenLogprob
 from pangu_lab.serve.limits import Limits
@@ -29,6 +31,9 @@ RENAMED = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens", "num_
 LEFT_OUT = ("no_repeat_ngram", "num_beams", "length_penalty")
 OURS = {name: RENAMED.get(name, name) for name in SAMPLING_RANGES if name not in LEFT_OUT}
 SETTINGS = {theirs: ours for ours, theirs in OURS.items()}  # of a request, and what they are called here
+HARMLESS = ("metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "store")
+IGNORED = "X-Ignored-Fields"  # the header that names the ignored ones
+DEEPEST = 32  # lists and objects in one another: no request needs ten
 FINISH = {LENGTH: "length", FULL: "length"}  # everything else is "stop"
 
 
@@ -49,26 +54,75 @@ class Refused(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.parameter, "code": self.code}}
 
 
-def parse_json(body: bytes) -> Any:
+def hung_up() -> Refused:
+    """What ends a request whose client is not there any more; nobody reads it, but the metrics count it."""
+    return Refused(499, "the client has hung up")
+
+
+def parse_json(body: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] = dict) -> Any:
     """Parse a JSON body; for every route that reads one.
 
+    Args:
+        pairs: makes an object of its names and values.
+
     Raises:
-        Refused: it is not JSON, or one of its texts has half a surrogate pair, which is not a character and would
-            break any later encoding.
+        Refused: it is not JSON, or too deep, or one of its texts has half a surrogate pair, which is not a character
+            and would break any later encoding.
     """
     try:
-        values = json.loads(body)
-        json.dumps(values, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise Refused(400, "a text in the request holds half a surrogate pair (such as \\ud83d alone): send whole "
-                      "characters") from None
-    except (ValueError, RecursionError):
+        values = json.loads(body, object_pairs_hook=pairs)
+        if _is_deep(values):
+            raise RecursionError
+    except RecursionError:
+        raise Refused(400, f"the request's lists and objects are more than {DEEPEST} deep") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
         raise Refused(400, "the request's body is not JSON") from None
+    except ValueError:  # Python's own bound, against numbers that take long to read
+        raise Refused(400, "the request has a number of thousands of digits") from None
+    if not _is_text(values):
+        name = next((name for name, value in values.items() if _is_text(name) and not _is_text(value)), None) \
+            if isinstance(values, dict) else None
+        raise Refused(400, f"{name or 'a text in the request'} holds half a surrogate pair (such as \\ud83d alone): "
+                      "send whole characters", name)
     return values
+
+
+def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """``pairs`` as an object.
+
+    Raises:
+        Refused: a name stands there twice, and nothing says which value is meant.
+    """
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        seen: set[str] = set()
+        name = next(name for name, _ in pairs if name in seen or seen.add(name))
+        name = name[:100] if _is_text(name) else "…"
+        raise Refused(400, f"the request has {name!r} twice: send each name once", name)
+    return values
+
+
+def _is_deep(values: Any) -> bool:
+    level = [values]
+    for _ in range(DEEPEST):
+        level = [one for each in level if isinstance(each, (dict, list))
+                 for one in (each.values() if isinstance(each, dict) else each) if isinstance(one, (dict, list))]
+    return bool(level)
+
+
+def _is_text(values: Any) -> bool:
+    """Whether every text in JSON values is one that can be encoded."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 class StreamOptions(BaseModel):
     """``stream_options``."""
+
+    model_config = ConfigDict(strict=True)
 
     include_usage: bool = False
     include_obfuscation: Optional[bool] = None  # accepted and ignored
@@ -78,24 +132,60 @@ Number = Any  # any kind and size: SamplingConfig refuses what is not a number o
 
 
 class _Body(BaseModel):
-    """What may stand in a request beside ``SETTINGS``."""
+    """What may stand in a request beside ``SETTINGS``; each description completes "the field must be"."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(strict=True)
 
-    model: Optional[str] = None
-    prompt: Union[str, list[int], list[str], list[list[int]], None] = None
-    suffix: Optional[str] = None
-    best_of: Number = None
-    stream: Optional[bool] = None
-    stream_options: Optional[StreamOptions] = None
-    echo: Optional[bool] = None
-    stop: Union[str, list[str], None] = None
-    logit_bias: Optional[dict[str, Any]] = None
-    user: Optional[str] = None
+    model: Optional[str] = Field(None, description="the model's name")
+    prompt: Any = Field(  # checked below, since pydantic would describe every one of half a million wrong values
+        None, description="a text, a list of texts, a list of token ids, or a list of such lists")
+    suffix: Optional[str] = Field(None, description="a text")
+    best_of: Optional[int] = Field(None, description="a whole number")
+    stream: Optional[bool] = Field(None, description="true or false")
+    stream_options: Optional[StreamOptions] = Field(None, description="an object such as {\"include_usage\": true}")
+    echo: Optional[bool] = Field(None, description="true or false")
+    stop: Any = Field(None, description="a text or a list of texts")
+    logit_bias: Optional[dict[str, Any]] = Field(None, description="an object that maps token ids to numbers")
+    user: Optional[str] = Field(None, description="a text")
+
+    @field_validator("prompt", "stop")
+    @classmethod
+    def _check_lists(cls, value: Any, info: ValidationInfo) -> Any:
+        good = isinstance(value, str) or _all(str, value)
+        if not good and info.field_name == "prompt":
+            good = _all(int, value) or _all(list, value) and all(_all(int, one) for one in value)
+        if not good:
+            raise ValueError
+        return value
+
+
+def _all(kind: type, values: Any) -> bool:
+    """Whether it is a list of values of just this kind; true and false are no numbers."""
+    return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
 CompletionBody = create_model("CompletionBody", __base__=_Body, __doc__="A request. None is the same as leaving it out.",
                               **{name: (Number, None) for name in SETTINGS})
+
+
+def completion_body(values: Any) -> tuple[CompletionBody, list[str]]:
+    """A request, and the names of its fields that are ignored.
+
+    Raises:
+        Refused: it is no object; a field is unknown or has a value of the wrong kind.
+    """
+    if not isinstance(values, dict):
+        raise Refused(400, 'the request must be an object such as {"prompt": "…"}')
+    fields = {name: value for name, value in values.items() if value is not None and name not in HARMLESS}
+    known = CompletionBody.model_fields
+    unknown = next((name[:100] for name in fields if name not in known), None)
+    if unknown is not None:
+        raise Refused(400, f"unrecognised request argument: {unknown}{nearest(unknown, known)}", unknown)
+    try:
+        return CompletionBody.model_validate(fields), [name for name in values if name in HARMLESS]
+    except ValidationError as error:
+        name = str(error.errors(include_url=False, include_input=False)[0]["loc"][0])
+    raise Refused(400, f"{name} must be {known[name].description}", name)
 
 
 def prompts_of(body: CompletionBody, engine: Engine, limits: Limits, encode: Any) -> list[Prompt]:
@@ -174,10 +264,10 @@ def refused_setting(error: InputError, names: Mapping[str, str] = OURS) -> Refus
 
 
 def _bias_of(body: CompletionBody) -> tuple[tuple[int, Any], ...]:
-    try:
-        return tuple((int(index), bias) for index, bias in (body.logit_bias or {}).items())
-    except ValueError:
-        raise Refused(400, "logit_bias maps token ids to numbers", "logit_bias") from None
+    biases = body.logit_bias or {}
+    if not all(re.fullmatch(r"0|[1-9][0-9]{0,18}", index) for index in biases):
+        raise Refused(400, "logit_bias must be an object that maps token ids to numbers", "logit_bias")
+    return tuple((int(index), bias) for index, bias in biases.items())
 
 
 # ----------------------------------------------------------------------------------------------------- the answers
@@ -193,32 +283,93 @@ def finish_of(reason: Optional[str]) -> Optional[str]:
     return None if reason is None else FINISH.get(reason, "stop")
 
 
-def choice_of(index: int, done: Completion, tokenizer: Any) -> dict[str, Any]:
+class Offsets:
+    """Where each token of a text begins, in characters of that text; for tokens that may be parts of a character.
+
+    Args:
+        start: where the first one begins.
+    """
+
+    def __init__(self, tokenizer: Any, start: int = 0) -> None:
+        self._tokenizer, self._end = tokenizer, start
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def of(self, index: int) -> int:
+        """The place of the next token: of the character that its first byte belongs to."""
+        piece = self._tokenizer.text_bytes(index)
+        place = self._add(piece[:1]) if piece else self._end
+        self._add(piece[1:])
+        return place
+
+    def _add(self, part: bytes) -> int:
+        """The place of the character that the last byte of ``part`` belongs to."""
+        self._end += len(self._decoder.decode(part))
+        unfinished = self._decoder.getstate()[0]
+        return self._end if unfinished else self._end - 1
+
+
+def prompt_offsets(prompt: Prompt, tokenizer: Any,
+                   words_of: Callable[[str], Sequence[tuple[str, Sequence[int]]]]) -> list[int]:
+    """Where each token of a prompt begins in its text, which a tokenizer may write otherwise ("…" as "...").
+
+    Args:
+        words_of: a text's words, each with its tokens.
+    """
+    if tokenizer.decode(prompt.ids) == prompt.text:
+        offsets = Offsets(tokenizer)
+        return [offsets.of(index) for index in prompt.ids]
+    words = words_of(prompt.text)
+    if [index for _, ids in words for index in ids] != list(prompt.ids):
+        words = [(prompt.text, prompt.ids)]
+    places, start = [], 0
+    for word, ids in words:
+        offsets, last = Offsets(tokenizer, start), start + max(len(word) - 1, 0)
+        places += [min(offsets.of(index), last) for index in ids]
+        start += len(word)
+    return places
+
+
+class Logprobs:
+    """The API's lists about the tokens of one choice, which may come in pieces.
+
+    Args:
+        prompt_places: of the prompt's tokens, which come first, when the text begins with the prompt.
+        start: where the text after these begins.
+    """
+
+    def __init__(self, tokenizer: Any, prompt_places: Sequence[int] = (), start: int = 0) -> None:
+        self._tokenizer, self._places, self._offsets = tokenizer, list(prompt_places), Offsets(tokenizer, start)
+
+    def of(self, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """Of the next tokens. ``bytes`` has each token's own, which alone may be no character."""
+        places = [self._places.pop(0) if self._places else self._offsets.of(token.id) for token in tokens]
+        pieces = [self._tokenizer.text_bytes(token.id) for token in tokens]
+        return {"tokens": [spelled(piece) for piece in pieces], "token_logprobs": [token.logprob for token in tokens],
+                "top_logprobs": [self._tops(token) for token in tokens], "text_offset": places,
+                "bytes": [list(piece) for piece in pieces]}
+
+    def _tops(self, token: TokenLogprob) -> Optional[dict[str, float]]:
+        """The likeliest tokens by their text; of several with one text (special pieces have none) the likeliest."""
+        if token.logprob is None:
+            return None
+        tops: dict[str, float] = {}
+        for index, logprob in token.top:
+            tops.setdefault(spelled(self._tokenizer.text_bytes(index)), logprob)
+        return tops
+
+
+def spelled(piece: bytes) -> str:
+    """A token as a text; one that is only a part of a character as the API spells it: ``bytes:\\xe6\\x98``."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
+
+
+def choice_of(index: int, done: Completion, logprobs: Logprobs) -> dict[str, Any]:
     """One completion as a choice."""
-    logprobs = None
-    if done.logprobs is not None:
-        logprobs = logprobs_of([*(done.prompt_logprobs or ()), *done.logprobs], tokenizer)
-    return {"index": index, "text": done.text, "logprobs": logprobs, "finish_reason": finish_of(done.finish_reason)}
-
-
-def logprobs_of(tokens: Sequence[TokenLogprob], tokenizer: Any, offset: int = 0) -> dict[str, Any]:
-    """The API's four lists. Offsets count characters of the tokens' own texts."""
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token.text)
-    return {"tokens": [token.text for token in tokens], "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [_tops(token, tokenizer) for token in tokens], "text_offset": offsets}
-
-
-def _tops(token: TokenLogprob, tokenizer: Any) -> Optional[dict[str, float]]:
-    """The likeliest tokens by their text; of several tokens with one text (pieces of one character) the likeliest."""
-    if token.logprob is None:
-        return None
-    tops: dict[str, float] = {}
-    for index, logprob in token.top:
-        tops.setdefault(tokenizer.decode([index]), logprob)
-    return tops
+    told = None if done.logprobs is None else logprobs.of([*(done.prompt_logprobs or ()), *done.logprobs])
+    return {"index": index, "text": done.text, "logprobs": told, "finish_reason": finish_of(done.finish_reason)}
 
 
 def usage_of(prompts: Sequence[Prompt], written: int) -> dict[str, int]:

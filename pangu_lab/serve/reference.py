@@ -48,7 +48,7 @@ def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
     if isinstance(instances, dict):
         instances = [instances]
     if not isinstance(instances, list) or not instances or not all(isinstance(one, dict) for one in instances):
-        raise Refused(422, 'send {"instances": [{"input_sentence": "…"}]}', "instances")
+        raise Refused(400, 'send {"instances": [{"input_sentence": "…"}]}', "instances")
     if len(instances) > limits.prompts:
         raise Refused(422, f"{len(instances)} instances in one request; this server takes {limits.prompts}",
                       "instances")
@@ -57,7 +57,7 @@ def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
     for one in merged:
         for name in one:
             if name not in (*TEXTS, *PARAMETERS):
-                raise Refused(400, f"unknown name '{name}'; known are {', '.join((*TEXTS, *PARAMETERS))}", name)
+                raise Refused(400, f"unknown name '{name[:100]}'; known are {', '.join((*TEXTS, *PARAMETERS))}", name)
     return merged
 
 
@@ -84,7 +84,7 @@ def _parse_scoring(engine: Engine, text: str, prompt: str, encode: Any) -> Parse
     while start < min(len(whole), len(before)) and whole[start] == before[start]:
         start += 1
     if start >= len(whole):
-        raise Refused(422, "input_sentence must continue prompt: there is nothing to score", "input_sentence")
+        raise Refused(400, "input_sentence must continue prompt: there is nothing to score", "input_sentence")
     config = SamplingConfig(max_new_tokens=0, temperature=0, echo=True, logprobs=0)
     return ParsedInstance(prompt_of_ids(engine, whole), config, max(start, 1))
 
@@ -130,5 +130,5 @@ def _value(instance: dict[str, Any], name: str, kind: Any, default: Any) -> Any:
         return default
     if isinstance(value, bool) and kind is not bool or not isinstance(value, kind):
         expected = {bool: "true or false", str: "a text", int: "a whole number"}.get(kind, "a number")
-        raise Refused(422, f"{name} must be {expected}", name)
+        raise Refused(400, f"{name} must be {expected}", name)
     return value

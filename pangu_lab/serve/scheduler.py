@@ -133,6 +133,12 @@ class Scheduler:
         with self._encoding:
             return self.engine.tokenizer.encode(text)
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """The words of a text, each with its tokens; as ``encode``, one thread at a time."""
+        with self._encoding:
+            words = self.engine.tokenizer.words(text)
+            return list(zip(words, self.engine.tokenizer.encode_words(words), strict=True))
+
     def position(self, request: ServedRequest) -> int:
         """How many requests will be served before this waiting one; 0 if it is running or has ended."""
         order = self._waiting.order()

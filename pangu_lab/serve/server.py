@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import secrets
 import socket
+import ssl
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -23,7 +25,7 @@ from pangu_lab.export.loading import read_bundle
 from pangu_lab.generate.engine import Engine
 from pangu_lab.loading import Model
 from pangu_lab.serve.cluster import Cluster, cluster_engine
-from pangu_lab.serve.guard import Guard, loopback_names
+from pangu_lab.serve.guard import Guard, loopback_names, origin_of
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.metrics import Metrics
 from pangu_lab.serve.page import build_page, mount_page
@@ -31,6 +33,7 @@ from pangu_lab.serve.scheduler import Scheduler
 
 USER = "pangu"
 MASTER_PORT = 8119  # where a front waits for agents
+BACKLOG = 2048
 ANYWHERE = ("0.0.0.0", "::")
 
 
@@ -77,7 +80,9 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
           limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False,
           nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: Optional[int] = None,
-          cluster_key: Optional[str] = None, root_path: str = "") -> Server:
+          cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
+          proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
+          tls_key: Optional[Path | str] = None) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -98,10 +103,15 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
             when there are none.
         cluster_key: a secret shared with the agents.
         root_path: the path under which a proxy serves this server, if the proxy strips it from requests.
+        origins: of other sites (``https://example.com``), whose pages may use the API.
+        proxies: addresses of proxies, which say in ``X-Forwarded-For`` for whom they ask.
+        tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
 
     Raises:
         InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
     """
+    _check_addresses(origins, proxies)
+    _check_certificate(tls_cert, tls_key)
     if not (is_loopback(host) or password or token or insecure):
         raise InputError(f"host={host} lets others reach this server: give a password or a token, or say insecure to "
                          "allow it")
@@ -112,8 +122,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
-        app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path)
-        runner, thread = _start(app, listening, limits)
+        app, blocks = _application(scheduler, limits, host, password, token, page, names, root_path, origins)
+        runner, thread = _start(app, listening, limits, proxies, tls_cert, tls_key)
     except BaseException:
         listening.close()
         if cluster is not None:
@@ -121,11 +131,16 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
                 scheduler.close(drain=False)
             cluster.close()
         raise
-    shown = "127.0.0.1" if host in ANYWHERE else f"[{host}]" if ":" in host else host
-    server = Server(scheduler, f"http://{shown}:{listening.getsockname()[1]}/", runner, thread, blocks, cluster)
+    url = _url("http" if tls_cert is None else "https", host, listening.getsockname()[1])
+    server = Server(scheduler, url, runner, thread, blocks, cluster)
     if open_browser:
         webbrowser.open(server.url)
     return server
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    shown = "127.0.0.1" if host in ANYWHERE else f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{port}/"
 
 
 def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int],
@@ -149,7 +164,7 @@ def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_por
 
 
 def _application(scheduler: Scheduler, limits: Limits, host: str, password: Optional[str], token: Optional[str],
-                 page: bool, names: Sequence[str], root_path: str) -> tuple[Any, Any]:
+                 page: bool, names: Sequence[str], root_path: str, origins: Sequence[str]) -> tuple[Any, Any]:
     """The guarded ASGI application, and the page's blocks."""
     from pangu_lab.serve.api import build_api  # brings FastAPI
 
@@ -159,19 +174,31 @@ def _application(scheduler: Scheduler, limits: Limits, host: str, password: Opti
         blocks = build_page(scheduler)
         app = mount_page(app, blocks, (USER, password or token) if password or token else None, root_path)
     hosts = [*loopback_names(), *names] if is_loopback(host) or names else None
-    return Guard(app, limits, token or password, hosts, metrics.answered), blocks
+    return Guard(app, limits, token or password, hosts, metrics.answered, names, origins), blocks
 
 
-def _start(app: Any, listening: socket.socket, limits: Limits) -> tuple[Any, threading.Thread]:
+def _start(app: Any, listening: socket.socket, limits: Limits, proxies: Sequence[str],
+           tls_cert: Optional[Path | str], tls_key: Optional[Path | str]) -> tuple[Any, threading.Thread]:
     """Run the application in a thread; returns once it answers."""
     import uvicorn
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False, limit_concurrency=limits.sessions + 1,  # uvicorn refuses at it
-                            timeout_graceful_shutdown=5, server_header=False, ws="none", lifespan="on")
+    from pangu_lab.serve.connections import Connection, Connections  # brings uvicorn
+
+    http = functools.partial(Connection, Connections(limits, proxies))
+    config = uvicorn.Config(app, http=http, ws="none", lifespan="on", log_level="warning", access_log=False,
+                            server_header=False, timeout_graceful_shutdown=5, proxy_headers=bool(proxies),
+                            forwarded_allow_ips=list(proxies), timeout_keep_alive=limits.keep_alive_seconds,
+                            ssl_certfile=tls_cert, ssl_keyfile=tls_key)
     runner = uvicorn.Server(config)
 
+    async def main() -> None:
+        if tls_cert is not None:  # uvicorn does not say how long a handshake may take, and a minute is the default
+            loop = asyncio.get_running_loop()
+            loop.create_server = functools.partial(loop.create_server, ssl_handshake_timeout=limits.header_seconds)
+        await runner.serve(sockets=[listening])
+
     def run() -> None:
-        asyncio.run(runner.serve(sockets=[listening]))
+        asyncio.run(main())
 
     thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
@@ -180,6 +207,29 @@ def _start(app: Any, listening: socket.socket, limits: Limits) -> tuple[Any, thr
         if not thread.is_alive():
             raise InputError("the HTTP server did not start; see its log above")
     return runner, thread
+
+
+def _check_certificate(cert: Optional[Path | str], key: Optional[Path | str]) -> None:
+    if cert is None:
+        if key is not None:
+            raise InputError("a TLS key needs its certificate: give --tls-cert too")
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            cert, key, password=lambda: "")  # without this, OpenSSL would ask on the terminal
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot serve with the certificate {cert} and the key {key or cert} ({error}): give PEM "
+                         "files that belong together, the key without a passphrase") from None
+
+
+def _check_addresses(origins: Sequence[str], proxies: Sequence[str]) -> None:
+    for origin in origins:
+        origin_of(origin)
+    for proxy in proxies:
+        try:
+            ipaddress.ip_address(proxy)
+        except ValueError:
+            raise InputError(f"--proxy {proxy}: give the proxy's IP address") from None
 
 
 def is_loopback(host: str) -> bool:
@@ -192,15 +242,18 @@ def is_loopback(host: str) -> bool:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that nobody else can take the port while the model loads.
+    """A listening socket, so that nobody else can take the port while the model loads; who connects meanwhile waits.
 
     Raises:
         InputError: the port is taken, or the address is not this machine's.
     """
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # asyncio sends small pieces at once (TCP_NODELAY) only where the protocol is said outright; each waits 40 ms else
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
+        listening.listen(BACKLOG)  # two sockets that only have the port's name could both have it
     except (OSError, OverflowError) as error:
         listening.close()
         raise InputError(f"cannot serve on {host}:{port} ({error}): give another host or port") from None

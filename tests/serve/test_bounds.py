@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import re
 import signal
@@ -24,7 +25,7 @@ from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.pid_file import pid_file, read_pid
 from pangu_lab.serve.protocol import SETTINGS
 
-from tests.serve.running import running, scripted
+from tests.serve.running import ROOT, running, scripted
 from tests.serve.test_scheduler import choosing_breaks
 
 LONG = {"prompt": "春天", "max_tokens": 60, "min_tokens": 60, "temperature": 1, "stream": True}
@@ -114,7 +115,7 @@ def test_the_references_predict_refuses_the_same_numbers(client, served):
         for value in HOSTILE:
             answer = raw(client, "/model/pangu/version/0:predict",
                          f'{{"instances": [{{"input_sentence": "ab", "{name}": {value}}}]}}')
-            assert answer.status_code in (400, 422) and name in answer.json()["error"]["message"], answer.text
+            assert answer.status_code == 400 and name in answer.json()["error"]["message"], answer.text
     assert post(client).status_code == 200 and served.scheduler.state == "ready"
 
 
@@ -177,7 +178,8 @@ def test_a_full_queue_is_said(client):
 
 
 def test_a_late_answer_is_said():
-    with serve(scripted("abc" * 20, seconds=0.1), port=0, page=False, limits=Limits(seconds=0.5)) as server, \
+    limits = Limits(seconds=0.5)
+    with serve(scripted("abc" * 20, seconds=0.1), port=0, page=False, quick=True, limits=limits) as server, \
             asking(server.url) as client:
         late = post(client, max_tokens=25)
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
@@ -193,7 +195,8 @@ def test_no_route_gives_a_file(client):
 
 
 def test_a_server_that_is_ending_answers_503():
-    with serve(scripted("abc" * 20, seconds=0.02), port=0, page=False) as server, asking(server.url) as client:
+    with serve(scripted("abc" * 20, seconds=0.02), port=0, page=False, quick=True) as server, \
+            asking(server.url) as client:
         assert client.get("/readyz").status_code == 200
         asker = threading.Thread(target=post, args=(client,), kwargs={"max_tokens": 25})
         asker.start()
@@ -267,17 +270,20 @@ def test_a_signal_ends_it_when_what_runs_is_done_and_prompts_are_not_logged(debu
         assert "绝密" not in out + err and "Traceback" not in err
 
 
-def test_more_connections_than_sessions_are_refused_until_one_ends():
-    with serve(scripted(seconds=0.02), port=0, page=False, quick=True, limits=Limits(sessions=2)) as server:
+def test_more_answers_at_once_than_sessions_are_refused_until_one_ends():
+    with serve(scripted("abc" * 20, seconds=0.1), port=0, page=False, quick=True, limits=Limits(sessions=2)) as server:
         with contextlib.ExitStack() as held:
             first, second, third = (held.enter_context(asking(server.url)) for _ in range(3))
-            assert first.get("/healthz").status_code == second.get("/healthz").status_code == 200
-            assert third.get("/healthz").status_code == 503
+            long = {"prompt": "ab", "max_tokens": 28, "stream": True}
+            for one in (first, second):
+                held.enter_context(one.stream("POST", "/v1/completions", json=long))
+            assert third.get("/v1/models").status_code == 503
+            assert third.get("/healthz").status_code == 200 and "pangu_running_sequences" in third.get("/metrics").text
             first.close()
-            end, answers = time.monotonic() + 5, []
+            end, answers = time.monotonic() + 30, []
             while 200 not in answers and time.monotonic() < end:
                 with asking(server.url) as again:
-                    answers.append(again.get("/healthz").status_code)
+                    answers.append(again.get("/v1/models").status_code)
             assert answers[-1] == 200
 
 
@@ -303,3 +309,11 @@ def test_wrong_options_are_said_in_one_line(capsys, debug_bundle):
                              (["--bundle", "x", "--host", "0.0.0.0"], "give a password or a token")):
         assert cli.main(["serve", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_the_readmes_table_of_limits_is_that_of_the_code(name):
+    rows = re.findall(r"^\| (`[a-z_`,、 ]+`) \| ([\d,、 ]+) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+    told = {limit: float(value) for limits, values in rows
+            for limit, value in zip(re.findall(r"\w+", limits), re.findall(r"\d+", values), strict=True)}
+    assert told == {limit: float(value) for limit, value in dataclasses.asdict(Limits()).items()}

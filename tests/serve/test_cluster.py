@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Listener
+from multiprocessing.connection import Client, Listener
 
 import httpx
 import numpy as np
@@ -26,6 +28,9 @@ from pangu_lab.generate import generate
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, write_rank_table
+from pangu_lab.serve import cluster as clustering
+from pangu_lab.serve import wire
+from pangu_lab.serve.cluster import HANDSHAKES, Cluster
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
 from pangu_lab.serve.server import MASTER_PORT
 from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
@@ -287,10 +292,92 @@ def test_another_key_is_refused_on_both_sides(listening):
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]\n", b'{"kind": "x", "arrays": [["int32", [2]]]}\nabc',
                                      b'{"kind": "x", "arrays": [["object", [1]]]}\nabcdefgh',
-                                     b'{"kind": "x", "arrays": []}\nmore', b'{"kind": 3, "arrays": []}\n'])
-def test_messages_that_are_none_are_refused(content):
-    with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+                                     b'{"kind": "x", "arrays": []}\nmore', b'{"kind": 3, "arrays": []}\n',
+                                     b'{"kind": "x", "arrays": [["int32", [1e400]]]}\n', b'{"arrays": []}\n',
+                                     b'{"kind": "x", "arrays": [["int32", [9223372036854775807, 2]]]}\nabcd',
+                                     b'{"kind": "x", "arrays": [["int32", [-1]]]}\nabcd', b"[" * 100_000, b"\xff\n",
+                                     b'{"kind": "x", "arrays": [[[], [1]]]}\n', b'{"kind": "x", "arrays": 3}\n',
+                                     b'{"kind": "x", "arrays": [["int32", [%s]]]}\n' % (b"9" * 5000)])
+def test_messages_that_are_none_are_refused_in_one_line(content, listening):
+    with pytest.raises(ValueError, match="^it sent something that is no message$"):
         unpacked(content)
+    address, came, thread = listening
+    mine = connected(address, b"right")
+    thread.join()
+    mine._connection.send_bytes(content)
+    with pytest.raises(Gone, match="no message$"):
+        came[0].receive()
+
+
+class NoKeeper:
+    """Stands for the processes of this host, of which there are none."""
+
+    def __init__(self, *values, **named) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def front(monkeypatch):
+    """A front that waits for two ranks and has no process of its own."""
+    monkeypatch.setattr(clustering, "read_bundle", lambda bundle: {"parallel": {"tensor": 2, "export_id": "this"}})
+    monkeypatch.setattr(clustering, "check_ranks", lambda *values: None)
+    monkeypatch.setattr(clustering, "Keeper", NoKeeper)
+    cluster = Cluster("nothing", 1, "127.0.0.1", 0, b"right")
+    yield cluster
+    cluster.close()
+
+
+def offer(cluster, **changed):
+    link = connected(("127.0.0.1", cluster.port), b"right")
+    said = {"kind": "offer", "ranks": [0, 1], "local": True, "host": "here", "pid": 1, "export_id": "this"}
+    link.send(**{**said, **changed})
+    return link
+
+
+def test_connections_that_say_nothing_keep_no_rank_out_and_leave_no_thread_behind(front, monkeypatch):
+    monkeypatch.setattr(wire, "HANDSHAKE_SECONDS", 1.0)
+    before = threading.active_count()
+    with contextlib.ExitStack() as held:
+        for number in range(200):
+            silent = held.enter_context(socket.create_connection(("127.0.0.1", front.port), timeout=30))
+            with contextlib.suppress(OSError):
+                silent.sendall(b"\0\0\0\x40abc"[:number % 8])
+        assert threading.active_count() <= before + 2 * (HANDSHAKES + 1)
+        mine = offer(front)
+        wait_for(lambda: len(front._members) == 1, 10)
+        wait_for(lambda: threading.active_count() <= before + 3, 30)  # of the member, and of ``mine``
+        mine.close()
+
+
+@pytest.mark.parametrize("changed", [{"ranks": 3}, {"ranks": ["0"]}, {"ranks": [[0]]}, {"ranks": None},
+                                     {"export_id": "another"}, {"export_id": None}, {"kind": "ready"}])
+def test_an_offer_that_is_none_is_refused_in_one_line_and_the_next_is_taken(front, changed, caplog):
+    refused = offer(front, **changed)
+    with pytest.raises(Gone):
+        refused.receive()
+    offer(front)
+    wait_for(lambda: len(front._members) == 1, 10)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert line.startswith("a process that offered itself as a rank is refused: ") and "\n" not in line
+
+
+def test_both_sides_show_by_sha256_that_they_know_the_key(front):
+    for digest, good in (("sha256", True), ("md5", False)):
+        with Client(("127.0.0.1", front.port)) as connection:
+            theirs, mine = connection.recv_bytes(), b"m" * 32
+            connection.send_bytes(mine + hmac.digest(b"right", b"rank" + mine + theirs, digest))
+            answer = connection.recv_bytes()
+        assert answer == (hmac.digest(b"right", b"front" + theirs + mine, "sha256") if good else b"")
+
+
+def test_what_one_side_said_does_not_serve_the_other(front):
+    """Nobody who lacks the key gets in by repeating what a front says to it."""
+    with Client(("127.0.0.1", front.port)) as one, Client(("127.0.0.1", front.port)) as other:
+        other.send_bytes(one.recv_bytes() + other.recv_bytes())
+        assert other.recv_bytes() == b""
 
 
 def test_numbers_and_folders_that_do_not_fit_are_said_in_one_line(shared, debug_bundle, tmp_path, monkeypatch, capsys):
