@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, TypeVar
 
-from pangu_lab.files import cache_folder
+from pangu_lab.cache import cache_folder
 
 PACKAGE = Path(__file__).parent
 BUILT = "built"  # the package's folder of prebuilt libraries

@@ -28,19 +28,6 @@ from pangu_lab.locking import same_file, try_lock
 RANDOM = "[a-z0-9_]{8}"  # the random part that tempfile appends to a name
 
 
-def cache_folder() -> Path:
-    """The folder for reproducible files: ``$PANGU_LAB_CACHE``, or pangu-lab in the user's cache folder.
-
-    A user without a home (some containers) has one of her own in the folder for temporary files.
-    """
-    if own := os.environ.get("PANGU_LAB_CACHE"):
-        return Path(own)
-    try:
-        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pangu-lab"
-    except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"pangu-lab-{os.getuid()}"
-
-
 def sha256_file(path: Path | str) -> str:
     """Hexadecimal sha256 of a file's content."""
     digest = hashlib.sha256()

@@ -190,7 +190,7 @@ def test_a_user_without_a_home_has_a_cache_of_her_own_and_the_prebuilt_libraries
     code = ("import os, pwd\ndel os.environ['HOME']\n"
             "def unknown(uid):\n    raise KeyError(uid)\n"
             "pwd.getpwuid = unknown\n"  # as in a container that runs under a number without a name
-            "from pangu_lab import compiling, files\nprint(files.cache_folder())\n"
+            "from pangu_lab import cache, compiling\nprint(cache.cache_folder())\n"
             "print(compiling.all_built() == (compiling.compiled('kernels').parent.name == 'built'))")
     environment = {name: value for name, value in os.environ.items() if name not in ("PANGU_LAB_CACHE", "XDG_CACHE_HOME")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

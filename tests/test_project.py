@@ -28,7 +28,7 @@ PACKAGE = ROOT / "pangu_lab"
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
     ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading",
-     "schema"),
+     "schema", "cache"),
     ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("train",), ("launch",), ("generate",),
     ("export", "loading"), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),

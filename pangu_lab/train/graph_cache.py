@@ -29,9 +29,10 @@ from typing import Any, Optional
 
 import mindspore as ms
 
+from pangu_lab.cache import cache_folder
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
-from pangu_lab.files import cache_folder, sha256_file, write_json_atomic
+from pangu_lab.files import sha256_file, write_json_atomic
 from pangu_lab.ops.backend import training_backend
 from pangu_lab.reading import read_json
 from pangu_lab.schema import Schema, Sha256

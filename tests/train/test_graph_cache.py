@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pangu_lab.files import cache_folder
+from pangu_lab.cache import cache_folder
 from pangu_lab.ops.native import train as native
 from pangu_lab.runs import read_curves, read_events
 from pangu_lab.train import graph_cache
