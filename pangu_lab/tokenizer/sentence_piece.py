@@ -4,6 +4,9 @@ A text becomes words joined by spaces, its own spaces and line ends turned into 
 puts ▁ before each word, and where no piece has ▁ anywhere else (the released vocabulary and all trained here), no
 piece crosses words: then the ids of a text are the ids of its words, which are cached, and SentencePiece
 is called once for each new word. The released vocabulary normalises (NFKC): "，" comes back as ",".
+
+A text that has ▁, ▂ or ▃ itself gets ▄ for them, which comes back as ▄ or as unknown: as marks they would become
+nothing, a space and a line end.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ SPECIAL_PIECES = ("<unk>", "<s>", "</s>", "▃", "▂", "<sep>", "<pad>", "<mask
 WORD_MARK, SPACE_MARK, LINE_MARK = "\u2581", "\u2582", "\u2583"
 DOCUMENT_MARK = "\0"  # ends a document where several are encoded at once; a word of its own for jieba
 MARKS = str.maketrans(" \n", SPACE_MARK + LINE_MARK)
+NO_MARKS = str.maketrans(dict.fromkeys(WORD_MARK + SPACE_MARK + LINE_MARK, "▄"))
 REMEMBERED = 300_000  # words whose ids are kept, at most: some 60 MB
 
 
@@ -86,9 +90,8 @@ class SentencePieceTokenizer(Tokenizer):
         return segment.words(text)
 
     def encode(self, text: str) -> list[int]:
-        text = _without_surrogates(text)
-        # The word mark as text is the one thing whose ids depend on its neighbours.
-        if not self.word_local or WORD_MARK in text:
+        text = encodable(text)
+        if not self.word_local:
             return self._processor.encode(" ".join(word.translate(MARKS) for word in segment.words(text)))
         if self._native and DOCUMENT_MARK not in text:
             return self._native.ids(text).tolist()
@@ -96,8 +99,8 @@ class SentencePieceTokenizer(Tokenizer):
 
     def encode_documents(self, documents: Sequence[str]) -> np.ndarray:
         text = DOCUMENT_MARK.join([*documents, ""])
-        if self._native and WORD_MARK not in text and text.count(DOCUMENT_MARK) == len(documents):
-            return self._native.ids(_without_surrogates(text))
+        if self._native and text.count(DOCUMENT_MARK) == len(documents):
+            return self._native.ids(encodable(text))
         return super().encode_documents(documents)
 
     def _new_words(self, words: list[str]) -> list[list[int]]:
@@ -107,7 +110,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids
 
     def encode_words(self, words: Sequence[str]) -> list[list[int]]:
-        return [list(self._word_ids(_without_surrogates(word))) for word in words]
+        return [list(self._word_ids(encodable(word))) for word in words]
 
     def _word_ids(self, word: str) -> list[int]:
         return self._processor.encode(word.translate(MARKS))
@@ -124,10 +127,12 @@ class SentencePieceTokenizer(Tokenizer):
         return {MODEL_FILE: self.model}
 
 
-def _without_surrogates(text: str) -> str:
-    """Halves of surrogate pairs (they come from broken JSON) are no characters: U+FFFD instead."""
+def encodable(text: str) -> str:
+    """A text with ▄ for the vocabulary's marks, and U+FFFD for halves of surrogate pairs, which come from broken JSON."""
     if text.isascii():
         return text
+    if WORD_MARK in text or SPACE_MARK in text or LINE_MARK in text:
+        text = text.translate(NO_MARKS)
     try:
         text.encode("utf-8")
         return text

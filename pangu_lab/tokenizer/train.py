@@ -20,7 +20,7 @@ from pangu_lab.files import check_destination
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import segment
 from pangu_lab.tokenizer.base import Tokenizer
-from pangu_lab.tokenizer.sentence_piece import MARKS, SPECIAL_PIECES, WORD_MARK, SentencePieceTokenizer
+from pangu_lab.tokenizer.sentence_piece import MARKS, SPECIAL_PIECES, WORD_MARK, SentencePieceTokenizer, encodable
 
 KINDS = ("bpe", "unigram")
 CHARACTER_SHARE = 0.75  # of the vocabulary at most; the rest is for pieces of several characters
@@ -90,7 +90,7 @@ def _sentences(corpus: Corpus, rare: list[str], progress: Progress) -> Iterator[
     for number, document in enumerate(corpus.documents()):
         if number % max(every, 1) == 0:
             for line in document.split("\n"):
-                yield " ".join(word.translate(MARKS) for word in segment.words(line + "\n")).translate(gaps)
+                yield " ".join(word.translate(MARKS) for word in segment.words(encodable(line) + "\n")).translate(gaps)
         if corpus.read - shown >= EVERY:
             progress(corpus.read, corpus.characters, "reading")
             shown = corpus.read
