@@ -34,12 +34,13 @@ from pangu_lab.runs.status import STATUS, STOP, refuse_living, run_lock
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
+RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # kept while a run goes on, so that a full disk has room for its last words
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
               "train.offload", "train.offload_folder", "train.init_from"}
 # partly written files and folders that a killed owner leaves
-_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}")
+_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
 
@@ -167,6 +168,7 @@ class RunFolder:
         self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "beats": 0, "state": "starting",
                         "step": 0, "steps": steps, "reason": "", "process": own_identity().to_dict()}
         self._write_status()
+        (self.folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
 
     def check(self) -> None:
         """Raises LockLost if another process has taken over the run."""
@@ -183,7 +185,8 @@ class RunFolder:
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            self._write_status()
+            with contextlib.suppress(OSError):  # a full disk: the training itself meets it when it saves
+                self._write_status()
 
     def status(self, **changes: Any) -> None:
         """Record the status; written at once when the state changes, else with the next heartbeat."""
@@ -216,10 +219,12 @@ class RunFolder:
         """Write the final status; nothing if another process has taken over the run."""
         if self.lock is None or not self.lock.held():
             return
-        self.event("end", step=step, state=state, reason=reason)
+        (self.folder / RESERVE).unlink(missing_ok=True)
         with self._writing:
             self._status.update(state=state, step=step, reason=reason)
-        self._write_status()
+        with contextlib.suppress(OSError) if state == "failed" else contextlib.nullcontext():  # why it failed counts more
+            self._write_status()
+            self.event("end", step=step, state=state, reason=reason)
 
     def keep_tokenizer(self, source: Path) -> None:
         """Copy the data set's tokenizer into the run, so that a run alone can generate."""

@@ -278,7 +278,7 @@ def test_left_overs_of_a_killed_owner_go_and_a_checkpoint_moved_away_comes_back(
     with run.running(10):
         assert newest_together(run, False, Ranks(Mesh())).step == 4
     assert sorted(os.listdir(folder / "checkpoints")) == ["step-00000004"]
-    assert {name for name in os.listdir(folder) if name.startswith(".")} == {".mine"}
+    assert {name for name in os.listdir(folder) if name.startswith(".")} == {".mine", ".reserve"}
     assert "step-00000004: put back" in caplog.text
 
 
@@ -316,3 +316,27 @@ def test_falling_back_and_starting_over_are_told_by_name(debug_config, tmp_path,
 def test_a_word_for_resume_that_is_not_known_is_refused(debug_config, tmp_path):
     with pytest.raises(InputError, match="resume='restart' is not known"):
         train(debug_config, tmp_path / "run", resume="restart")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_run_that_died_of_a_full_disk_says_so(small_disk):
+    run = open_run(small_disk / "run")
+    with run.running(10):
+        with pytest.raises(OSError) as caught, open(small_disk / "other", "wb", buffering=0) as other:
+            while True:
+                other.write(bytes(4096))
+        with pytest.raises(OSError):
+            run.status(state="saving", step=7)
+        run.finish("failed", 7, f"{type(caught.value).__name__}: {caught.value}")
+    status = read_status(small_disk / "run")
+    assert (status["state"], status["step"]) == ("failed", 7) and "No space left on device" in status["reason"]
