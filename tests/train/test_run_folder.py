@@ -180,7 +180,8 @@ def test_an_owner_in_another_pid_namespace_is_seen_to_live_and_to_die(tmp_path, 
             open_run(tmp_path / "run")
     finally:
         owner.kill()
-        owner.communicate(timeout=30)
+        owner.stdout.read()  # to the end of the last process; with its standard input closed it would leave by itself
+        owner.wait()
     deadline = time.monotonic() + 10
     while read_status(tmp_path / "run")["state"] != "died" and time.monotonic() < deadline:
         time.sleep(0.05)
