@@ -64,6 +64,14 @@ def debug_run(debug_config, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def debug_bundle(debug_run, tmp_path_factory):
+    """A real bundle of the debug preset, exported once, with room for many sequences."""
+    from pangu_lab.export import export_run
+
+    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "debug", slots=1024)
+
+
 @pytest.fixture
 def two_hosts():
     """Two hosts with networks of their own, joined by a cable; skips where the machine does not allow it."""

@@ -8,8 +8,8 @@
 /* Exported; everything else is hidden (-fvisibility), so that it cannot clash with another library's names. */
 #define EXPORT __attribute__((visibility("default")))
 /* Compiles the function for AVX-512, AVX2 and neither; the loader picks what the processor supports. For static
-   functions only: GCC 12 exports the others. */
-#if defined(__x86_64__) && defined(__gnu_linux__)
+   functions only: GCC 12 exports the others. With ONE_TARGET there is only the one that the compiler's options name. */
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(ONE_TARGET)
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
