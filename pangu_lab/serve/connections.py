@@ -100,7 +100,13 @@ class Connection(H11Protocol):
         if refusal is None:
             return await self._whole_app(scope, receive, send)
         self.cycle.keep_alive = False
-        await answer(send, refusal)
+
+        async def send_last(message: Any) -> None:
+            if message["type"] == "http.response.start":  # uvicorn says nothing of it, and a client would ask again here
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await answer(send_last, refusal)
 
     # -------------------------------------------------------------------------------------------- uvicorn's calls
 

@@ -277,7 +277,8 @@ def test_more_answers_at_once_than_sessions_are_refused_until_one_ends():
             long = {"prompt": "ab", "max_tokens": 28, "stream": True}
             for one in (first, second):
                 held.enter_context(one.stream("POST", "/v1/completions", json=long))
-            assert third.get("/v1/models").status_code == 503
+            refused = third.get("/v1/models")
+            assert refused.status_code == 503 and refused.headers["connection"] == "close"
             assert third.get("/healthz").status_code == 200 and "pangu_running_sequences" in third.get("/metrics").text
             first.close()
             end, answers = time.monotonic() + 30, []
