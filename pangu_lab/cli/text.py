@@ -43,7 +43,7 @@ def _register_tokenizer(verbs: Any) -> None:
     train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
     train.add_argument("--vocab-size", type=int, default=preset("tiny").model.vocab_size, metavar="N",
                        help="pieces (default %(default)s, as the preset tiny expects)")
-    train.add_argument("--kind", default="bpe", metavar="NAME", help="bpe or unigram (default %(default)s)")
+    train.add_argument("--kind", default="bpe", metavar="NAME", help="bpe, unigram, or char: single characters (default %(default)s)")
     train.add_argument("--byte-fallback", action="store_true",
                        help="add 256 byte pieces, so that no character is unknown")
     show = add_verb(kinds, "show", show_tokens, "print words, pieces and ids side by side")

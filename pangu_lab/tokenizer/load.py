@@ -11,6 +11,7 @@ from pangu_lab.files import sha256_file
 from pangu_lab.reading import checked, content_of, read_json
 from pangu_lab.schema import Count, FileName, Schema, Sha256
 from pangu_lab.tokenizer.base import FORMAT, METADATA, Tokenizer
+from pangu_lab.tokenizer.characters import sentence_piece_tokenizer
 from pangu_lab.tokenizer.gpt2 import MERGES, VOCABULARY, GPT2Tokenizer
 from pangu_lab.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 
@@ -97,4 +98,4 @@ def _gpt2(folder: Path, eod: Optional[Union[str, int]], pad: Optional[Union[str,
 def _sentence_piece(file: Path, eod: Optional[Union[str, int]],
                     pad: Optional[Union[str, int]]) -> SentencePieceTokenizer:
     model = content_of(file, "the vocabulary", VOCABULARY_LIMIT)
-    return SentencePieceTokenizer(model, "<eot>" if eod is None else eod, "<pad>" if pad is None else pad, name=str(file))
+    return sentence_piece_tokenizer(model, "<eot>" if eod is None else eod, "<pad>" if pad is None else pad, name=str(file))

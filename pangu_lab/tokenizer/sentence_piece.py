@@ -86,6 +86,12 @@ class SentencePieceTokenizer(Tokenizer):
         named = index < len(SPECIAL_PIECES) and piece in SPECIAL_PIECES and piece not in (SPACE_MARK, LINE_MARK)
         return self._processor.is_control(index) or (named and not self._processor.is_unknown(index))
 
+    @property
+    def longest_piece(self) -> int:
+        """Characters of the longest piece that stands for text."""
+        return max(len(self._pieces[index]) for index in range(self.vocab_size)
+                   if not (self.is_special(index) or self._processor.is_byte(index) or self._processor.is_unknown(index)))
+
     def words(self, text: str) -> list[str]:
         return segment.words(text)
 
