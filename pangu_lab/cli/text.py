@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish, text_argument
+from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
 from pangu_lab.terminal import complain, progress_bar, say, table
 
@@ -16,6 +17,7 @@ TOKENIZER_HELP = ("'pangu', or a folder made by `pangu-lab tokenizer train`, or 
 
 def register(verbs: Any) -> None:
     _register_tokenizer(verbs)
+    _register_corpus(verbs)
     prepare = add_verb(verbs, "prepare", run_prepare, "turn text into a data set of token records",
                        "Every document is used exactly once; the result is the same for any number of workers.")
     _add_inputs(prepare)
@@ -49,6 +51,18 @@ def _register_tokenizer(verbs: Any) -> None:
     show = add_verb(kinds, "show", show_tokens, "print words, pieces and ids side by side")
     show.add_argument("text", metavar="TEXT", type=text_argument)
     show.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
+
+
+def _register_corpus(verbs: Any) -> None:
+    corpus = verbs.add_parser("corpus", help="make a clean corpus of a published collection")
+    kinds = corpus.add_subparsers(dest="kind_of_work", metavar="VERB", required=True, title="verbs", parser_class=type(corpus))
+    verse = add_verb(kinds, "verse", make_verse_corpus, "regulated verse: 4 or 8 lines of 5 or 7 characters",
+                     "Reads the JSON of the collection chinese-poetry. Poems that are nearly the same stand on one side.")
+    verse.add_argument("--from", dest="source", nargs="+", metavar="PATH",
+                       help="files, folders or archives of the collection; without it, where to get it is said")
+    verse.add_argument("--out", metavar="DIR", help="the corpus's folder (default verse); must not exist yet", default="verse")
+    verse.add_argument("--heldout", type=float, default=0.02, metavar="SHARE",
+                       help="the share of poems that is held out (default %(default)s)")
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +118,23 @@ def train_tokenizer(args: argparse.Namespace) -> int:
     say(f"{tokenizer.vocab_size} pieces in {args.out}")
     return finish(args, {"out": args.out, "vocab_size": tokenizer.vocab_size,
                          "fingerprint": tokenizer.fingerprint})
+
+
+def make_verse_corpus(args: argparse.Namespace) -> int:
+    from pangu_lab.corpus import make_verse
+    from pangu_lab.corpus.verse import SOURCES, TEMPLATE
+
+    if not args.source:
+        raise InputError(f"give --from: {SOURCES}")
+    with progress_bar("corpus verse") as progress:
+        made = make_verse(args.source, args.out, args.heldout, progress)
+    say(f"{made.train:,} poems to learn from and {made.heldout:,} held out in {made.folder}: "
+        + ", ".join(f"{count:,} {form}" for form, count in sorted(made.forms.items())))
+    for reason, count in sorted(made.left_out.items(), key=lambda item: -item[1]):
+        complain(f"left out: {count:,} × {reason}")
+    template = TEMPLATE.replace("\n", "\\n")
+    say(f"next: pangu-lab tokenizer train --kind char --input {made.folder}/train.jsonl --template '{template}' --out …")
+    return finish(args, made)
 
 
 def show_tokens(args: argparse.Namespace) -> int:

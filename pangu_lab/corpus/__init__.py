@@ -2,6 +2,7 @@
 
 ``corpus.py`` is the whole of it; ``finding.py`` decides which files are taken, ``containers.py`` opens what is
 compressed or archived, ``encoding.py`` finds how a text is encoded, ``rows.py`` and ``documents.py`` cut documents.
+``verse.py`` makes a corpus of regulated verse.
 """
 
 from __future__ import annotations
@@ -11,4 +12,5 @@ from pangu_lab.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "corpus": ["Corpus", "Reading", "Report"],
     "finding": ["Inputs", "find_files"],
+    "verse": ["make_verse"],
 })

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Optional
@@ -25,6 +25,7 @@ from pangu_lab.files import sha256_file
 from pangu_lab.progress import Progress, silent
 
 FORMATS = ("auto", "text", "json", "jsonl", "parquet", "wiki", "wikiextractor", "lambada")
+ROW_KINDS = ("json", "jsonl", "lambada", "parquet")
 BAD_BYTES = ("refuse", "replace", "skip")
 MARK = "\ufeff"  # a byte-order mark; inside a text it is left from files that were put together
 REPLACED = "\ufffd"
@@ -146,7 +147,7 @@ class Corpus:
             progress(0, None, f"looking through {path.name}")
             self.sources.append(inspect(path, how))
         self._text = RowText(how.field, how.template)
-        self._convert = _simplifier() if how.simplified else None
+        self._convert = simplifier() if how.simplified else None
 
     @property
     def characters(self) -> int:
@@ -184,6 +185,24 @@ class Corpus:
                 else:
                     self._skip("empty", where)
 
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """(where it is, row) of every row of JSON, JSON lines and parquet files, whatever its fields; other files are skipped.
+
+        Raises:
+            InputError: a file cannot be read.
+        """
+        self.report, self.read = Report(), 0
+        for source in self.sources:
+            for name, kind, content in self._members(source):
+                if kind not in ROW_KINDS:
+                    self._skip(f"{kind}, which has no rows", name)
+                    continue
+                for where, row in content:
+                    if isinstance(row, BadRow):
+                        self._skip(str(row), f"{name}: {where}")
+                    else:
+                        yield f"{name}: {where}", row
+
     def check_unchanged(self) -> None:
         """Raise InputError if a file has another size than when it was looked through."""
         for source in self.sources:
@@ -191,23 +210,36 @@ class Corpus:
 
     def _texts(self, source: Source) -> Iterator[tuple[str, str]]:
         """(where it is, text)"""
+        for name, kind, content in self._members(source, self._text):
+            if kind in ROW_KINDS:
+                for where, text in self._of_rows(name, content):
+                    yield where, clean_lambada(text) if kind == "lambada" else text
+            else:
+                for text in documents_of(content, kind, self.how.documents):
+                    yield name, text
+
+    def _members(self, source: Source, wanted: Optional[RowText] = None) -> Iterator[tuple[str, str, Iterator[Any]]]:
+        """(name, kind, content) of every text in a file; the content are lines, or (where, row) of the kinds with rows.
+
+        ``wanted``: the fields that are needed; None for all.
+        """
         if [member.kind for member in source.members] == ["parquet"]:
-            yield from self._of_rows(str(source.path), parquet_rows(source.path, self._text), source)
+            yield str(source.path), "parquet", self._measured(parquet_rows(source.path, wanted))
             return
         for (_, stream), member in zip(members(source.path), source.members):
-            if not member.kind:
-                continue
-            name = f"{source.path}: {member.name}" if member.name else str(source.path)
-            handle = _decoded(stream, member.encoding, self.how.bad_bytes)
-            with reading(source.path):
-                if member.kind in ("json", "jsonl", "lambada"):
+            if member.kind:
+                name = f"{source.path}: {member.name}" if member.name else str(source.path)
+                handle = _decoded(stream, member.encoding, self.how.bad_bytes)
+                with reading(source.path):
                     lines = self._lines(handle, name)
-                    rows = json_rows(_Counted(handle, self)) if member.kind == "json" else json_lines(lines)
-                    for where, text in self._of_rows(name, rows):
-                        yield where, clean_lambada(text) if member.kind == "lambada" else text
-                else:
-                    for text in documents_of(self._lines(handle, name), member.kind, self.how.documents):
-                        yield name, text
+                    yield name, member.kind, (json_rows(_Counted(handle, self)) if member.kind == "json" else
+                                              json_lines(lines) if member.kind in ROW_KINDS else lines)
+
+    def _measured(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        """Rows that were not read as text, for ``read``."""
+        for where, row in rows:
+            self.read = min(self.read + sum(len(value) for value in row.values() if isinstance(value, (str, list))), self.characters)
+            yield where, row
 
     def _lines(self, handle: IO[str], name: str) -> Iterator[str]:
         for number, line in enumerate(handle, 1):
@@ -219,9 +251,9 @@ class Corpus:
                 continue
             yield line
 
-    def _of_rows(self, name: str, rows: Iterator[tuple[str, Any]], of: Optional[Source] = None) -> Iterator[tuple[str, str]]:
+    def _of_rows(self, name: str, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, str]]:
         first = True
-        for number, (where, row) in enumerate(rows, 1):
+        for where, row in rows:
             where = f"{name}: {where}"
             try:
                 if isinstance(row, BadRow):
@@ -235,8 +267,6 @@ class Corpus:
             except BadRow as problem:
                 self._skip(str(problem), where)
                 continue
-            if of is not None:
-                self.read = min(self.read + len(text), self.characters)
             yield where, text
 
     def _skip(self, reason: str, where: str) -> None:
@@ -304,9 +334,14 @@ def _decoded(stream: IO[bytes], encoding: str, bad_bytes: str) -> IO[str]:
     return io.TextIOWrapper(stream, encoding=encoding, errors=errors, newline=None)
 
 
-def _simplifier():
+def simplifier() -> Callable[[str], str]:
+    """Traditional characters to simplified ones.
+
+    Raises:
+        InputError: OpenCC is not installed.
+    """
     try:
         import opencc
     except ImportError:
-        raise InputError("--simplified needs OpenCC: pip install 'pangu-lab[corpus]'") from None
+        raise InputError("simplified characters need OpenCC: pip install 'pangu-lab[corpus]'") from None
     return opencc.OpenCC("t2s").convert

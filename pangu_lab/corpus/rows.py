@@ -152,13 +152,15 @@ def json_rows(handle: IO[str]) -> Iterator[tuple[str, Any]]:
                 text, start = text[start:], 0
 
 
-def parquet_rows(path: Path, text: RowText) -> Iterator[tuple[str, Any]]:
-    """(``row 3``, row) of a parquet file, with the columns that ``text`` needs."""
+def parquet_rows(path: Path, wanted: Optional[RowText] = None) -> Iterator[tuple[str, Any]]:
+    """(``row 3``, row) of a parquet file, with the columns that ``wanted`` needs, or all."""
     parquet = _parquet(path)
     with parquet.ParquetFile(path) as file:
-        names = set(file.schema_arrow.names)
-        text.check_first(dict.fromkeys(file.schema_arrow.names), str(path))
-        columns = [name for name in dict.fromkeys((part or "").split(".")[0] for _, part in text.parts) if name in names]
+        columns = file.schema_arrow.names
+        if wanted is not None:
+            wanted.check_first(dict.fromkeys(columns), str(path))
+            needed = {(name or "").split(".")[0] for _, name in wanted.parts}
+            columns = [name for name in columns if name in needed]
         number = 0
         for batch in file.iter_batches(batch_size=1024, columns=columns):
             for row in batch.to_pylist():
