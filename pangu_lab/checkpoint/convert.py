@@ -39,7 +39,7 @@ _GPT_ACTIVATIONS = {"gelu": "gelu_new", "gelu_erf": "gelu", "fast_gelu": "quick_
 
 @dataclass(frozen=True)
 class Converted:
-    """What was done: ``source`` in words, the settings found, and where the result lies."""
+    """The result of a conversion: ``source`` describes what was read, ``config`` are its settings."""
 
     out: Path
     source: str
@@ -58,13 +58,13 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
     Args:
         source: a file, or a folder with the release's files, a run or a checkpoint.
         to: "lab" (this project's checkpoint), "gpt_pangu" or "mindspore-ckpt".
-        overrides: dotted settings; ``preset`` and ``model.num_heads``, ``model.hidden_act`` are what a file of an
-            unknown size needs.
+        overrides: dotted settings and ``preset``; a file of an unknown size needs ``preset``, or ``model.num_heads``
+            and ``model.hidden_act``.
         strategy: the strategy file of a sharded release, when it is not beside the shards.
-        dtype: "float32" or "float16"; by default float32 for "lab" (training and inference keep their parameters
-            so) and otherwise the source's own.
-        tokenizer: kept with a "lab" result, as `load_tokenizer` takes it; by default the one kept with the source,
-            or PanGu's for a published size.
+        dtype: "float32" or "float16"; by default float32 for "lab" (in which training and inference keep parameters)
+            and otherwise the source's own.
+        tokenizer: kept with a "lab" result, as `load_tokenizer` takes it; by default the source's own, or PanGu's for a
+            published size.
 
     Raises:
         InputError: not a known layout, damaged or incomplete files, settings that are missing or do not fit.
@@ -78,10 +78,10 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
     config = _settings(opened, dict(overrides or {}))
     specs = parameter_specs(config.model)
     _check(opened, config, specs)
-    kept = np.dtype(dtype) if dtype else np.dtype("float32") if to == "lab" else None
+    target = np.dtype(dtype) if dtype else np.dtype("float32") if to == "lab" else None
     chosen = _tokenizer(opened, tokenizer, config)
     check(f"{source}: converting", conversion_need((spec.size for spec in specs.values()), _GROUP))
-    reader = _Reader(opened, specs, kept, progress)
+    reader = _Reader(opened, specs, target, progress)
     with whole_folder(out) as folder:
         {"lab": _write_lab, "gpt_pangu": _write_gpt, "mindspore-ckpt": _write_mindspore}[to](
             folder, reader, config, opened)
@@ -95,7 +95,7 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
 
 
 def _settings(source: Source, overrides: dict[str, Any]) -> RunConfig:
-    """The configuration: the source's own, or the preset of its sizes, or what overrides and files tell."""
+    """The configuration: the source's own, or the preset of its sizes, or one made from overrides and files."""
     chosen = overrides.pop("preset", None)
     if source.config is not None:
         base = source.config if chosen is None else preset(str(chosen))
@@ -106,7 +106,7 @@ def _settings(source: Source, overrides: dict[str, Any]) -> RunConfig:
         given = {**source.settings, **overrides}
         needed = [key for key in ("model.num_heads", "model.hidden_act") if key not in given]
         if needed:
-            raise InputError(f"{source.where}: {_in_words(sizes)} is no published size, and the files do not tell "
+            raise InputError(f"{source.where}: {_in_words(sizes)} is not a published size, and the files do not tell "
                              + " and ".join(needed) + ": give " + " ".join(f"--set {_example(key, sizes)}"
                                                                            for key in needed) + " or --preset NAME")
         base = RunConfig(data=replace(RunConfig().data, seq_length=sizes["model.num_positions"]),
@@ -114,17 +114,17 @@ def _settings(source: Source, overrides: dict[str, Any]) -> RunConfig:
         overrides = given
     else:
         _check_sizes(source, base, sizes)
-        sure = {key: value for key, value in source.settings.items() if key not in source.guesses}
-        overrides = {**(sure if chosen is None else {}), **overrides}
+        certain = {key: value for key, value in source.settings.items() if key not in source.guesses}
+        overrides = {**(certain if chosen is None else {}), **overrides}
     return replace(apply_overrides(base, overrides), parallel=ParallelConfig())
 
 
 def _sizes(source: Source) -> dict[str, int]:
-    """What shapes and names tell."""
+    """The sizes that the parameters' shapes and names imply."""
     for name in (WORD, POSITION):
         if name not in source.shapes:
             raise InputError(f"{source.where}: {source.kind} without '{name}'{nearest(name, source.shapes)}: these are "
-                             f"no PanGu-α weights, or not all of them")
+                             f"not PanGu-α weights, or not all of them")
         if len(source.shapes[name]) != 2:
             raise InputError(f"{source.where}: '{name}' has shape {source.shapes[name]} instead of two axes")
     blocks = [int(name.split(".")[2]) for name in source.shapes if name.startswith("backbone.blocks.")
@@ -159,7 +159,7 @@ def _example(key: str, sizes: dict[str, int]) -> str:
 
 
 def _check(source: Source, config: RunConfig, specs: Mapping[str, ParameterSpec]) -> None:
-    """Every parameter, in its shape, and nothing left over."""
+    """Check that every parameter is there, in its shape, and nothing else."""
     check_names(source.where, source.shapes, specs)
     for name, spec in specs.items():
         if tuple(source.shapes[name]) != spec.shape:
@@ -174,17 +174,16 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
     Raises:
         InputError: it has more pieces than the model has rows.
     """
-    place = name
-    if place is None and isinstance(source, LabSource):
+    if name is None and isinstance(source, LabSource):
         with contextlib.suppress(InputError):
-            place = str(tokenizer_folder(source.checkpoint.folder))
-    elif place is None and config.preset in _PUBLISHED:
-        place = "pangu"  # the one that all releases were trained with
-    if place is None:
+            name = str(tokenizer_folder(source.checkpoint.folder))
+    elif name is None and config.preset in _PUBLISHED:
+        name = "pangu"  # the one that all releases were trained with
+    if name is None:
         return None
-    loaded = load_tokenizer(place)
+    loaded = load_tokenizer(name)
     if loaded.vocab_size > config.model.vocab_size:
-        raise InputError(f"{place}: has {loaded.vocab_size} pieces, the model's vocabulary only "
+        raise InputError(f"{name}: has {loaded.vocab_size} pieces, the model's vocabulary only "
                          f"{config.model.vocab_size}; give the tokenizer that these weights were trained with")
     return loaded
 
@@ -193,19 +192,19 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
 
 
 class _Reader:
-    """Parameters from the source in the kept type, with a tally for the progress."""
+    """Reads parameters from the source, casts them to ``target`` (None: leaves them as they are), reports progress."""
 
-    def __init__(self, source: Source, specs: Mapping[str, ParameterSpec], kept: Optional[np.dtype],
+    def __init__(self, source: Source, specs: Mapping[str, ParameterSpec], target: Optional[np.dtype],
                  progress: Progress):
-        self.source, self.specs, self.kept, self.progress = source, specs, kept, progress
-        self.dtype = kept or source.read("backbone.layernorm.gamma").dtype
+        self.source, self.specs, self.target, self.progress = source, specs, target, progress
+        self.dtype = target or source.read("backbone.layernorm.gamma").dtype
         self.done = 0
 
     def __call__(self, name: str) -> np.ndarray:
         value = self.source.read(name)
         if not np.isfinite(value).all():
             raise InputError(f"{self.source.where}: {name} holds values that are not finite: the file is damaged")
-        if self.kept is not None and value.dtype != self.kept:
+        if self.target is not None and value.dtype != self.target:
             value = self._cast(name, value)
         self.done = min(self.done + 1, len(self.specs))
         self.progress(self.done, len(self.specs), name)
@@ -213,9 +212,9 @@ class _Reader:
 
     def _cast(self, name: str, value: np.ndarray) -> np.ndarray:
         with np.errstate(over="ignore"):
-            result = value.astype(self.kept)
+            result = value.astype(self.target)
         if not np.isfinite(result).all():
-            raise InputError(f"{self.source.where}: {name} has values beyond {self.kept}; keep float32")
+            raise InputError(f"{self.source.where}: {name} has values beyond {self.target}; keep float32")
         return result
 
     def groups(self, last: tuple[str, ...] = ()) -> Iterator[list[str]]:
@@ -246,26 +245,26 @@ def _write_mindspore(folder: Path, reader: _Reader, config: RunConfig, source: S
 def _write_gpt(folder: Path, reader: _Reader, config: RunConfig, source: Source) -> None:
     from safetensors.numpy import save_file
 
-    groups, where, total = list(reader.groups((LM_HEAD,))), {}, 0  # strict loaders ask for the head as well
+    groups, weight_map, total = list(reader.groups((LM_HEAD,))), {}, 0  # strict loaders require the head as well
     for number, group in enumerate(groups, 1):
         tensors = {}
         for name in group:
-            theirs, turned = (LM_HEAD, False) if name == LM_HEAD else gpt_name(name, config.model.num_layers)
+            theirs, transposed = (LM_HEAD, False) if name == LM_HEAD else gpt_name(name, config.model.num_layers)
             value = reader(WORD if name == LM_HEAD else name)
-            tensors[theirs] = np.ascontiguousarray(value.T) if turned else value
+            tensors[theirs] = np.ascontiguousarray(value.T) if transposed else value
         file = f"model-{number:05d}-of-{len(groups):05d}.safetensors" if len(groups) > 1 else "model.safetensors"
         save_file(tensors, folder / file, {"format": "pt"})
-        where.update(dict.fromkeys(tensors, file))
+        weight_map.update(dict.fromkeys(tensors, file))
         total += sum(value.nbytes for value in tensors.values())
     if len(groups) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": where}
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
-    described = json.dumps(_gpt_config(config.model, reader.dtype), indent=2)
-    (folder / "config.json").write_text(described, encoding="utf-8")
+    description = json.dumps(_gpt_config(config.model, reader.dtype), indent=2)
+    (folder / "config.json").write_text(description, encoding="utf-8")
 
 
 def _gpt_config(model: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
-    """The port's own keys."""
+    """The content of ``config.json``, with the port's own keys."""
     return {"model_type": "gpt_pangu", "architectures": ["GPTPanguForCausalLM"], "vocab_size": model.vocab_size,
             "max_position_embeddings": model.num_positions, "hidden_size": model.hidden_size,
             "num_layers": model.num_layers, "num_heads": model.num_heads,

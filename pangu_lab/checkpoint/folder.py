@@ -1,9 +1,9 @@
 """One checkpoint folder: ``shard-00000.safetensors`` …, ``state.json``, ``config.yaml`` and ``manifest.json``.
 
-A shard holds one rank's tensors, each with its place in the whole: the whole shape and the offset of the
-slice. A reader asks for any region of any tensor and gets it assembled from the shards that cover it, so a
-checkpoint saved under one layout loads under every other. The manifest, written last, has the size and sha256 of
-every file; the complete folder is then renamed into place. A file that does not match its manifest is never loaded.
+A shard holds one rank's tensors, each with its region: the shape of the whole tensor and the offset of this slice in
+it. A reader asks for any region of any tensor and gets it assembled from the shards that cover it, so a checkpoint
+saved under one layout loads under every other. The manifest, written last, has the size and sha256 of every file; the
+complete folder is then renamed into place. A file that does not match its manifest is never loaded.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Manifest(Schema):
 
 
 class _State(Schema):
-    """``state.json``: where a training stands; of a converted release only the first is there."""
+    """``state.json``: how far the training has come; a converted release has only the first three."""
 
     step: Count = 0
     records: Count = 0
@@ -80,8 +80,9 @@ _TYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int32": "I32", 
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """The format of safetensors, one tensor at a time: its own writer copies all of them into memory first, and they
-    may be larger than that (see ``train/offload.py``).
+    """Write a safetensors file one tensor at a time.
+
+    The library's own writer first copies all tensors into memory, which they may exceed (see ``train/offload.py``).
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0
@@ -107,7 +108,7 @@ def write_manifest(folder: Path, state: Mapping[str, Any], config: RunConfig) ->
 
 def save_checkpoint(folder: Path | str, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any],
                     config: RunConfig, replace: bool = True) -> Path:
-    """Write a single-process checkpoint to ``folder`` in one step; an older one of that name stays until then."""
+    """Write a single-process checkpoint to ``folder`` in one step; an older one of that name is kept until then."""
     with whole_folder(folder, replace=replace) as temporary:
         write_shard(temporary, 0, tensors)
         write_manifest(temporary, state, config)
@@ -148,7 +149,7 @@ class Checkpoint:
             raise Damaged(str(error)) from None
 
     def _files(self) -> dict[str, dict[str, Any]]:
-        """The manifest's entries, of which each has a size and a sha256."""
+        """The manifest's entries, each with a size and a sha256."""
         path = self.folder / "manifest.json"
         manifest = self._json("manifest.json", "the checkpoint's manifest")
         known = manifest.get("format") if isinstance(manifest, dict) else None
@@ -188,16 +189,17 @@ class Checkpoint:
         path = self.folder / shard
         try:
             with safe_open(path, "np") as handle:
-                places = parse_json((handle.metadata() or {}).get("places", ""), "the places of its tensors", fix=DAMAGED)
-                held = {name: handle.get_slice(name).get_shape() for name in handle.keys()}
+                text = (handle.metadata() or {}).get("places", "")
+                regions = parse_json(text, "the regions of its tensors", fix=DAMAGED)
+                shapes = {name: handle.get_slice(name).get_shape() for name in handle.keys()}
         except (SafetensorError, InputError) as error:
             raise Damaged(f"{path}: not a shard of a checkpoint ({error}): {DAMAGED}") from None
-        if not isinstance(places, dict) or places.keys() != held.keys():
+        if not isinstance(regions, dict) or regions.keys() != shapes.keys():
             raise Damaged(f"{path}: not a shard of a checkpoint (it does not tell where its tensors belong): {DAMAGED}")
-        for name, place in places.items():
-            if not _is_inside(place, held[name]):
-                raise Damaged(f"{path}: what it says of '{name}' is not a place for {held[name]} numbers: {DAMAGED}")
-        return places
+        for name, region in regions.items():
+            if not _is_region(region, shapes[name]):
+                raise Damaged(f"{path}: the region of '{name}' does not fit its shape {shapes[name]}: {DAMAGED}")
+        return regions
 
     @property
     def config(self) -> RunConfig:
@@ -223,20 +225,21 @@ class Checkpoint:
         result: np.ndarray | None = None
         covered = 0
         for shard, _, start in self.tensors[name]:
-            piece, place = self._overlap(shard, name, start, offset, shape)
+            piece, target = self._overlap(shard, name, start, offset, shape)
             if piece is None:
                 continue
             if piece.shape == tuple(shape):
                 return piece
             result = np.empty(shape, piece.dtype) if result is None else result
-            result[place] = piece
+            result[target] = piece
             covered += piece.size
         if result is None or covered < result.size:
             raise InputError(f"{self.folder}: the shards do not cover all of '{name}'")
         return result
 
     def _overlap(self, shard, name, start, offset, shape):
-        """The part of a shard's slice inside the wanted region, and where it goes there; (None, None) if apart."""
+        """The part of a shard's slice inside the wanted region, and where it goes there; (None, None) if there is none.
+        """
         from safetensors import safe_open
 
         with safe_open(self.folder / shard, "np") as handle:
@@ -251,15 +254,16 @@ class Checkpoint:
         return piece, tuple(slice(a - o, b - o) for a, b, o in zip(low, high, offset))
 
 
-def _is_inside(place: Any, size: list[int]) -> bool:
-    """Whether ``place`` is the shape of a whole and an offset at which a slice of ``size`` lies inside it."""
-    numbers = isinstance(place, list) and len(place) == 2 and all(
-        isinstance(part, list) and len(part) == len(size) and all(type(number) is int for number in part) for part in place)
-    return numbers and all(0 <= start and start + length <= whole for whole, start, length in zip(*place, size))
+def _is_region(region: Any, shape: list[int]) -> bool:
+    """Whether ``region`` is a whole shape and an offset, and a slice of ``shape`` at that offset lies inside."""
+    numbers = isinstance(region, list) and len(region) == 2 and all(
+        isinstance(part, list) and len(part) == len(shape) and all(type(number) is int for number in part)
+        for part in region)
+    return numbers and all(0 <= start and start + length <= whole for whole, start, length in zip(*region, shape))
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
-    """The checkpoint folders below ``folder``, oldest first; not verified. Only names that are exactly a step's."""
+    """The checkpoint folders below ``folder``, oldest first; not verified. Other names are ignored."""
     folder = Path(folder)
     if not folder.is_dir():
         return []
@@ -268,7 +272,7 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
 
 
 def latest_checkpoint(folder: Path | str, warn=log.warning) -> Optional[Checkpoint]:
-    """The newest whole checkpoint; damaged ones are named to ``warn`` and passed over. None when there is none."""
+    """The newest intact checkpoint; damaged ones are reported to ``warn`` and skipped. None when there is none."""
     for path in reversed(list_checkpoints(folder)):
         try:
             return Checkpoint(path)

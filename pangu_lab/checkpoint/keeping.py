@@ -1,8 +1,8 @@
 """Checkpoint retention of a run: good ones are counted, damaged ones are set aside, older ones are deleted.
 
-Only for the process that holds the run's lock: it alone renames and deletes. It touches only names that are exactly a
-checkpoint's, or those of a save that was killed, and no other files. Only checkpoints whose every
-byte matches the manifest count towards the number kept; one that does not is renamed ``step-….damaged`` and stays.
+Only the process that holds the run's lock may do this: it alone renames and deletes. It touches only names that are
+exactly a checkpoint's, or those that a killed save leaves. A checkpoint counts towards the number kept only if every
+byte matches the manifest; one that does not match is renamed ``step-….damaged`` and is never deleted.
 
 Hashing every old checkpoint at every save would take minutes for large models. Each is therefore read once per
 process, and remembered with the size and modification time of its files; when one of these differs, it is read
@@ -32,57 +32,57 @@ class Keeper:
     """Looks after ``runs/NAME/checkpoints`` while a run trains.
 
     Args:
-        tell: gets a line for everything that was skipped, set aside or put back.
+        tell: called with a line for every checkpoint that was skipped, set aside or put back.
     """
 
     def __init__(self, folder: Path | str, tell: Tell):
         self.folder, self.tell = Path(folder), tell
-        self._read: dict[str, tuple] = {}  # name → the state of its files when they were read and found good
+        self._verified: dict[str, tuple] = {}  # name → the stats of its files when they were read and found good
 
     # ---------------------------------------------------------------- is it good?
 
     def written(self, name: str, folder: Path) -> None:
         """This process wrote a checkpoint and read it back for its manifest; ``folder`` is about to get this name."""
-        self._read[name] = _look_of(folder)
+        self._verified[name] = _file_stats(folder)
 
     def why_not(self, path: Path) -> Optional[InputError]:
         """None for a good checkpoint; else what is wrong with it."""
         with contextlib.suppress(OSError):
-            look = _look_of(path)
-            if self._read.get(path.name) == look:
+            stats = _file_stats(path)
+            if self._verified.get(path.name) == stats:
                 return None
             try:
                 Checkpoint(path)
             except InputError as error:
                 return error
-            self._read[path.name] = look
+            self._verified[path.name] = stats
             return None
         return InputError(f"{path}: cannot be read")
 
     # ---------------------------------------------------------------- the start
 
     def recover(self) -> None:
-        """Clear up after saves that were killed: put back what one had moved away, remove what it left half."""
+        """Clean up after saves that were killed: put back what one moved away, remove what it left half-written."""
         for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:
             if match := _OLD.fullmatch(path.name):
                 self._put_back(self.folder / match[1], path)
             elif _LEFT.fullmatch(path.name) and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _put_back(self, place: Path, old: Path) -> None:
-        error = self.why_not(place) if place.exists() and (old / "old").is_dir() else None
+    def _put_back(self, path: Path, old: Path) -> None:
+        error = self.why_not(path) if path.exists() and (old / "old").is_dir() else None
         if isinstance(error, Damaged):
-            self.set_aside(place, error)
+            self.set_aside(path, error)
         elif error is not None:
             return  # it is not known yet which of the two is the good one
-        if recover_folder(place, old):
-            self.tell(f"{place.name}: put back, the save that was to replace it had been killed")
+        if recover_folder(path, old):
+            self.tell(f"{path.name}: put back, the save that was to replace it had been killed")
 
     def newest(self, start_over: bool) -> Optional[Checkpoint]:
         """The newest good checkpoint, after setting damaged newer ones aside; None when there is none.
 
         Args:
-            start_over: None is also right when every checkpoint is damaged.
+            start_over: return None, instead of raising, when every checkpoint is damaged.
 
         Raises:
             InputError: there are checkpoints, none of them is good, and ``start_over`` was not given.
@@ -117,17 +117,17 @@ class Keeper:
             else:
                 self.tell(f"skipped checkpoint {path.name}: {error}{then}")
 
-    # ---------------------------------------------------------------- while it goes on
+    # ---------------------------------------------------------------- during the run
 
     def clear_place(self, step: int) -> None:
-        """Set aside what stands where this step's checkpoint goes, unless it is good: that one is replaced."""
+        """Set aside a checkpoint of this step that is there already, unless it is good: then it will be replaced."""
         path = step_folder(self.folder, step)
         if path.exists() and (error := self.why_not(path)) is not None:
             self.set_aside(path, error)
 
     def set_aside(self, path: Path, error: InputError, then: str = "") -> Path:
         """Rename a checkpoint that cannot be used, so that it neither counts nor is lost."""
-        self._read.pop(path.name, None)
+        self._verified.pop(path.name, None)
         target, number = path.with_name(f"{path.name}.damaged"), 1
         while target.exists() or target.is_symlink():
             number += 1
@@ -149,15 +149,15 @@ class Keeper:
                     self._delete(path)
 
     def _delete(self, path: Path) -> None:
-        """Under another name first: half deleted, it would look damaged."""
-        self._read.pop(path.name, None)
-        gone = path.with_name(f".{path.name}.deleted")
-        shutil.rmtree(gone, ignore_errors=True)
-        path.rename(gone)
-        shutil.rmtree(gone)
+        """Delete a checkpoint under another name: half deleted, it would look damaged."""
+        self._verified.pop(path.name, None)
+        deleted = path.with_name(f".{path.name}.deleted")
+        shutil.rmtree(deleted, ignore_errors=True)
+        path.rename(deleted)
+        shutil.rmtree(deleted)
 
 
-def _look_of(folder: Path) -> tuple:
-    """Names, sizes and times of change of a checkpoint's files: what cannot stay the same when one is written to."""
+def _file_stats(folder: Path) -> tuple:
+    """Names, sizes and modification times of a checkpoint's files; they change when a file is written to."""
     return tuple(sorted((path.name, status.st_size, status.st_mtime_ns)
                         for path in folder.iterdir() for status in (path.stat(),)))

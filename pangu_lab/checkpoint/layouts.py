@@ -1,7 +1,7 @@
 """Parameter names in other projects' files, and which of their entries are not parameters.
 
-The published names are those of the first release. Later files say ``backbone.embedding.word_embedding…``, the
-loader of the sharded release names its three ``.npy`` tables in a third way, and the community's PyTorch port
+The published names are those of the first release. Later files use ``backbone.embedding.word_embedding…``, the
+loader of the sharded release has other names for its three ``.npy`` tables, and the community's PyTorch port
 (``gpt_pangu``) has GPT-2's names, keeps every matrix (out, in) and counts the query layer as the last ``h``.
 """
 
@@ -52,31 +52,31 @@ def gpt_name(name: str, num_layers: int) -> tuple[str, bool]:
     else:
         number, _, part = path.removeprefix("backbone.blocks.").partition(".")
         layer = int(number)
-    turned = last == "weight" and part in ("attention.projection", "output.mapping", "output.projection")
-    return f"transformer.h.{layer}.{_PARTS[part]}.{_LAST[last]}", turned
+    transposed = last == "weight" and part in ("attention.projection", "output.mapping", "output.projection")
+    return f"transformer.h.{layer}.{_PARTS[part]}.{_LAST[last]}", transposed
 
 
 def is_gpt_buffer(name: str) -> bool:
-    """Masks that old versions of the port keep among the weights."""
+    """Whether this is a mask that old versions of the port keep among the weights."""
     return _BUFFERS.fullmatch(name) is not None
 
 
 def check_names(where: Any, held: Iterable[str], needed: Mapping[str, Any]) -> None:
-    """Every parameter there, and nothing else.
+    """Check that every parameter is there, and nothing else.
 
     Raises:
         InputError: lists what is missing and what is left over, each with the nearest name on the other side.
     """
     held = set(held)
     missing = [name for name in needed if name not in held]
-    left = sorted(held - set(needed))
-    if not missing and not left:
+    surplus = sorted(held - set(needed))
+    if not missing and not surplus:
         return
     parts = []
     if missing:
-        parts.append(f"{len(missing)} missing: " + _listed(missing, left))
-    if left:
-        parts.append(f"{len(left)} left over: " + _listed(left, missing or list(needed)))
+        parts.append(f"{len(missing)} missing: " + _listed(missing, surplus))
+    if surplus:
+        parts.append(f"{len(surplus)} left over: " + _listed(surplus, missing or list(needed)))
     raise InputError(f"{where}: the parameters are not those of this model ({'; '.join(parts)}). Give the files of "
                      f"one whole release, or the settings (--preset, --set) of the model they belong to")
 

@@ -29,7 +29,7 @@ class _Damaged(Exception):
 
 @dataclass
 class Entry:
-    """Where a parameter lies: ``chunks`` are (offset, bytes) of its content, in order."""
+    """Where a parameter is in the file: ``chunks`` are (offset, bytes) of its content, in order."""
 
     shape: tuple[int, ...]
     kind: str
@@ -41,10 +41,10 @@ class Entry:
 
 
 def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
-    """Where each parameter of a ``.ckpt`` lies; reads the headers alone.
+    """Where each parameter of a ``.ckpt`` is; reads only the headers.
 
     Args:
-        wanted: which names to keep; the others are walked over.
+        wanted: whether to keep a name; the others are skipped.
 
     Raises:
         InputError: no such file, or not a whole ``.ckpt``.
@@ -65,7 +65,7 @@ def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except _Damaged as error:
-        raise InputError(f"{path}: {error}; it is damaged or no MindSpore checkpoint: download it again") from None
+        raise InputError(f"{path}: {error}; it is damaged or not a MindSpore checkpoint: download it again") from None
     for name, entry in entries.items():
         _check_entry(path, name, entry)
     return entries
@@ -73,7 +73,7 @@ def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
 
 def _check_entry(path: Path, name: str, entry: Entry) -> None:
     if entry.kind not in _TYPES:
-        return  # bookkeeping may be of any type; whoever reads it is told then
+        return  # entries that are not parameters may be of any type; ``read_entry`` refuses them
     count = 1 if entry.shape == (0,) else int(np.prod(entry.shape))  # MindSpore writes a scalar as dims [0]
     expected = count * np.dtype(_TYPES[entry.kind]).itemsize
     if entry.bytes == 2 * expected:
@@ -95,62 +95,65 @@ def read_entry(path: Path | str, name: str, entry: Entry) -> np.ndarray:
     result = np.empty(shape, _TYPES[entry.kind])
     view = memoryview(result.reshape(-1)).cast("B")
     with open(path, "rb", buffering=0) as handle:
-        place = 0
+        filled = 0
         for start, length in entry.chunks:
             handle.seek(start)
             while length:
-                done = handle.readinto(view[place:place + length])
-                if not done:
+                count = handle.readinto(view[filled:filled + length])
+                if not count:
                     raise InputError(f"{path}: ends within '{name}'; download it again")
-                place, length = place + done, length - done
+                filled, length = filled + count, length - count
     return result
 
 
 # --------------------------------------------------------------------------------------------------- wire format
 
 
-def varint(data: bytes, place: int) -> tuple[int, int]:
-    """The number at ``place`` and where the next thing begins."""
+def varint(data: bytes, offset: int) -> tuple[int, int]:
+    """The number at ``offset``, and the offset after it."""
     value = shift = 0
     while True:
-        if place >= len(data) or shift > 63:
+        if offset >= len(data) or shift > 63:
             raise _Damaged("cannot be read as protobuf")
-        byte = data[place]
+        byte = data[offset]
         value |= (byte & 127) << shift
-        place, shift = place + 1, shift + 7
+        offset, shift = offset + 1, shift + 7
         if byte < 128:
-            return value, place
+            return value, offset
 
 
-def fields(data: bytes, place: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
-    """(number, value, start, stop) of each field; for bytes the value is their length. Contents may lie beyond."""
+def fields(data: bytes, offset: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int, int]]:
+    """(number, value, start, stop) of each field from ``offset``; for bytes the value is their length.
+
+    The content of a field may lie beyond the end of ``data``.
+    """
     end = len(data) if end is None else end
-    while place < end:
-        key, place = varint(data, place)
+    while offset < end:
+        key, offset = varint(data, offset)
         wire = key & 7
         if wire not in (0, 2):
             raise _Damaged("cannot be read as protobuf")
-        value, after = varint(data, place)
-        start, place = (place, after) if wire == 0 else (after, after + value)
-        yield key >> 3, value, start, place
-    if place != end:
+        value, after = varint(data, offset)
+        start, offset = (offset, after) if wire == 0 else (after, after + value)
+        yield key >> 3, value, start, offset
+    if offset != end:
         raise _Damaged("ends in the middle of a value")
 
 
 def _values(handle, size: int) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
     """(name, shape, type, offset, bytes) of each value in the file."""
-    place, data, base = 0, b"", 0
-    while place < size:
-        if place + _HEADER > base + len(data) < size or place >= base + len(data):
-            handle.seek(place)
-            data, base = handle.read(_WINDOW), place
-        if not data or data[place - base] != 0x0A:
-            raise _Damaged(f"byte {place} begins no value")
-        length, start = varint(data, place - base + 1)
+    offset, data, base = 0, b"", 0
+    while offset < size:
+        if offset + _HEADER > base + len(data) < size or offset >= base + len(data):
+            handle.seek(offset)
+            data, base = handle.read(_WINDOW), offset
+        if not data or data[offset - base] != 0x0A:
+            raise _Damaged(f"byte {offset} begins no value")
+        length, start = varint(data, offset - base + 1)
         if base + start + length > size:
             raise _Damaged(f"has {size} bytes and ends in the middle of a value")
         yield _value(data, start, start + length, base)
-        place = base + start + length
+        offset = base + start + length
 
 
 def _value(data: bytes, start: int, end: int, base: int) -> tuple[str, tuple[int, ...], str, int, int]:
@@ -175,7 +178,7 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise _Damaged("holds a name that is no text") from None
+        raise _Damaged("holds a name that is not text") from None
 
 
 # ------------------------------------------------------------------------------------------------------- writing

@@ -1,7 +1,7 @@
 """The published weights of PanGu-α: which files there are, and whether a downloaded one is intact.
 
-Names, sizes and md5 are those that the README files of the two releases print. Download them by hand from the pages
-named here; the parts of a sharded release together hold its 512 ``filerted_*.ckpt``, all of which go into one folder
+Names, sizes and md5 sums are those in the README files of the two releases. Download them by hand from the pages
+named here. The parts of a sharded release together hold its 512 ``filerted_*.ckpt``, all of which go into one folder
 with the three tables and the strategy file.
 """
 
@@ -71,7 +71,7 @@ def md5_file(path: Path | str, progress: Progress = silent) -> str:
 
 
 def recognise(path: Path | str, progress: Progress = silent) -> Optional[PublishedFile]:
-    """The published file that ``path`` is a whole copy of, whatever it is called; None when it is none of them.
+    """The published file that ``path`` is an intact copy of, whatever its name; None when it is none of them.
 
     Raises:
         InputError: no such file.

@@ -30,7 +30,14 @@ _SHARD = re.compile(r"(?:filerted|filtered)_(\d+)\.ckpt")
 
 
 class Source:
-    """``shapes`` by published name, ``kind`` in words, and ``config`` or ``settings`` where the files hold them."""
+    """A supported weight file or folder.
+
+    Attributes:
+        kind: a description, for messages.
+        shapes: of the parameters, by published name.
+        config, settings: where the files hold them.
+        guesses: keys of ``settings`` that the preset of a published size overrides.
+    """
 
     kind = ""
     config: Optional[RunConfig] = None
@@ -39,7 +46,7 @@ class Source:
         self.where = where
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.settings: dict[str, Any] = {}
-        self.guesses: set[str] = set()  # keys of ``settings`` that the preset of a published size overrides
+        self.guesses: set[str] = set()
 
     def read(self, name: str) -> np.ndarray:
         raise NotImplementedError
@@ -73,7 +80,7 @@ class CkptSource(Source):
         super().__init__(where)
         self.entries = _published_index(where)
         self.shapes = {name: entry.shape for name, (_, entry) in self.entries.items()}
-        if (where.parent / "config.yaml").is_file():  # written beside it by an export; others' files say other things
+        if (where.parent / "config.yaml").is_file():  # ``convert`` writes one beside it; one of another kind is ignored
             with contextlib.suppress(InputError):
                 self.config = load_yaml(where.parent / "config.yaml")
 
@@ -82,7 +89,7 @@ class CkptSource(Source):
 
 
 def _published_index(path: Path) -> dict[str, tuple[str, Entry]]:
-    """Published name → (name in the file, where it lies)."""
+    """Published name → (name in the file, where it is)."""
     result: dict[str, tuple[str, Entry]] = {}
     for name, entry in index_ckpt(path, lambda name: published_name(name) is not None).items():
         ours = published_name(name)
@@ -96,7 +103,7 @@ def _published_index(path: Path) -> dict[str, tuple[str, Entry]]:
 
 
 class ShardedSource(Source):
-    """``filerted_*.ckpt`` of every rank, three ``.npy`` tables, and the strategy that tells how they were cut."""
+    """``filerted_*.ckpt`` of every rank, three ``.npy`` tables, and the strategy file that says how they were split."""
 
     kind = "a sharded release"
 
@@ -118,7 +125,7 @@ class ShardedSource(Source):
         self.compared = False
 
     def _check_shard(self, rank: int) -> None:
-        """Each shard holds what shard 0 holds, in the same shapes."""
+        """Check that a shard holds what shard 0 holds, in the same shapes."""
         first, here = self.shards[0], self.shards[rank]
         wrong = sorted(first.keys() ^ here.keys())
         if wrong:
@@ -137,14 +144,14 @@ class ShardedSource(Source):
             wrong = sorted(held - self.layouts.keys())
             side = "does not tell how parameters of the shards were cut"
         if wrong:
-            lost = [name for name in NPY_FILES if name in wrong]
-            if lost and len(lost) == len(wrong):
-                raise InputError(f"{self.where / NPY_FILES[lost[0]]} is missing: the shards do not hold this table")
+            tables = [name for name in NPY_FILES if name in wrong]
+            if tables and len(tables) == len(wrong):
+                raise InputError(f"{self.where / NPY_FILES[tables[0]]} is missing: the shards do not hold this table")
             raise InputError(f"{self.strategy}: {side} ({len(wrong)}, such as '{wrong[0]}'"
                              f"{nearest(wrong[0], held)}): it is the strategy of another model size")
 
     def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Whole shapes from the shards' by the strategy; final only once ``check`` knows the model."""
+        """The shapes of the whole parameters, from those of the shards and the strategy."""
         shapes = {name: _npy(path).shape for name, path in self.tables.items()}
         for name, (_, entry) in self.shards[0].items():
             if name not in shapes:
@@ -157,7 +164,7 @@ class ShardedSource(Source):
         return shapes
 
     def _undo_optimizer(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        """Axis 0 counts once more for each optimizer shard, unless the slice was too small to be cut."""
+        """Multiply axis 0 by the number of optimizer shards, unless the slice was too small to be split."""
         hidden = shapes.get(f"{FINAL_NORM}.gamma", (0,))[0]
         for name, shape in shapes.items():
             layout = self.layouts[name]
@@ -174,29 +181,29 @@ class ShardedSource(Source):
         layout, whole = self.layouts[name], self.shapes[name]
         stored = self.shards[0][name][1].shape
         result: np.ndarray | None = None
-        seen: dict[tuple[int, ...], int] = {}
-        sums: dict[int, int] = {}
+        offsets: set[tuple[int, ...]] = set()
+        checksums: dict[int, int] = {}
         for rank in range(len(self.paths)):
             offset = layout.offset(rank, whole, stored)
-            if offset in seen:
+            if offset in offsets:
                 continue
-            seen[offset] = rank
+            offsets.add(offset)
             piece = read_entry(self.paths[rank], *self.shards[rank][name])
             if piece.shape == whole:
                 return piece
             result = np.empty(whole, piece.dtype) if result is None else result
             result[tuple(slice(start, start + size) for start, size in zip(offset, stored))] = piece
-            self._compare(sums, rank, piece)
+            self._compare(checksums, rank, piece)
         self.compared |= piece.ndim == 2
-        if len(seen) * int(np.prod(stored)) != int(np.prod(whole)):
+        if len(offsets) * int(np.prod(stored)) != int(np.prod(whole)):
             raise InputError(f"{self.where}: the shards do not cover all of '{name}' {whole}")
         return result
 
-    def _compare(self, sums: dict[int, int], rank: int, piece: np.ndarray) -> None:
+    def _compare(self, checksums: dict[int, int], rank: int, piece: np.ndarray) -> None:
         """Two ranks never hold the same slice of a matrix: the same bytes mean that a file was copied."""
         if piece.ndim != 2 or self.compared or not piece.any():
             return
-        other = sums.setdefault(zlib.crc32(piece) << 32 | zlib.adler32(piece), rank)
+        other = checksums.setdefault(zlib.crc32(piece) << 32 | zlib.adler32(piece), rank)
         if other != rank:
             raise InputError(f"{self.paths[rank]} holds the same weights as {self.paths[other].name}: one is a copy "
                              f"of the other; download it again")
@@ -222,7 +229,7 @@ def _shard_paths(where: Path, ranks: int) -> list[Path]:
     """The file of each rank.
 
     Raises:
-        InputError: names the missing, the surplus or the duplicated ones.
+        InputError: shards are missing, surplus or duplicated; the message names them.
     """
     found: dict[int, Path] = {}
     for path in sorted(where.iterdir()):
@@ -246,7 +253,7 @@ def _shard_paths(where: Path, ranks: int) -> list[Path]:
 
 _ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "quick_gelu": "fast_gelu",
                 "gelu": "gelu_erf"}  # "gelu" alone is the exact one in that library
-OWN_ACTIVATION = "pangu_lab_hidden_act"  # the key used here, besides the library's, in files exported here
+OWN_ACTIVATION = "pangu_lab_hidden_act"  # written beside the library's key in files exported here
 _CONFIG_KEYS = {"num_heads": "num_heads", "n_head": "num_heads", "num_attention_heads": "num_heads"}
 
 
@@ -281,9 +288,9 @@ class GptSource(Source):
             raise InputError(f"{path}: not a whole safetensors file ({error}); download it again") from None
 
     def _settings(self, values: Any) -> None:
-        """Heads and activation. "gelu" is a guess: many files say so for weights trained with the tanh form."""
+        """Heads and activation. "gelu" is only a guess: many files have it for weights trained with the tanh form."""
         if not isinstance(values, dict):
-            raise InputError(f"{self.where}: config.json is no object: take a fresh copy of it, or leave it out")
+            raise InputError(f"{self.where}: config.json is not an object: take a fresh copy of it, or leave it out")
         for key, ours in _CONFIG_KEYS.items():
             if type(values.get(key)) is int:
                 self.settings[f"model.{ours}"] = values[key]
@@ -295,7 +302,7 @@ class GptSource(Source):
             self.guesses = {"model.hidden_act"} if named == "gelu" else set()
 
     def _names(self) -> None:
-        """Published names for the names of the port; what has none keeps its own and is reported later."""
+        """Map the port's names to published names; a name that has none is kept and reported later."""
         matches = (re.match(r"transformer\.h\.(\d+)\.", name) for name in self.raw)
         numbers = [int(match[1]) for match in matches if match]
         layers = max(numbers, default=-1) + 1
@@ -305,17 +312,17 @@ class GptSource(Source):
             if theirs == LM_HEAD:
                 continue
             ours = known.get(theirs, theirs)
-            turned = ours != theirs and gpt_name(ours, layers)[1]
-            self.names[ours] = (theirs, turned)
-            self.shapes[ours] = shape[::-1] if turned else shape
+            transposed = ours != theirs and gpt_name(ours, layers)[1]
+            self.names[ours] = (theirs, transposed)
+            self.shapes[ours] = shape[::-1] if transposed else shape
 
     def read(self, name: str) -> np.ndarray:
-        theirs, turned = self.names[name]
+        theirs, transposed = self.names[name]
         value = self._get(theirs)
-        return np.ascontiguousarray(value.T) if turned else value
+        return np.ascontiguousarray(value.T) if transposed else value
 
     def _get(self, name: str, first: int = 0, count: Optional[int] = None) -> np.ndarray:
-        """A tensor as stored, or ``count`` rows of it at most."""
+        """A tensor as stored, or at most ``count`` rows of it."""
         from safetensors import safe_open
 
         last = self.raw[name][0] if count is None else min(first + count, self.raw[name][0])
@@ -327,7 +334,7 @@ class GptSource(Source):
                              f"file to float16 or float32 first") from None
 
     def check(self, config: RunConfig) -> None:
-        """The output head, when there, must be the word embedding: here the two are one parameter."""
+        """The output head, if the file has one, must equal the word embedding: here the two are one parameter."""
         if LM_HEAD not in self.raw:
             return
         theirs = self.names[WORD][0]
@@ -395,8 +402,9 @@ def open_source(where: Path | str, strategy: Path | str | None = None, progress:
     if len(files) == 1:
         return CkptSource(files[0])
     if files:
-        raise InputError(f"{where}: holds {len(files)} .ckpt files ({files[0].name}, {files[1].name} …); name the one")
-    raise InputError(f"{where}: no weights known here; wanted: filerted_*.ckpt with a strategy file, one .ckpt, "
+        raise InputError(f"{where}: holds {len(files)} .ckpt files ({files[0].name}, {files[1].name} …); name one of "
+                         "them")
+    raise InputError(f"{where}: no weights known here; expected: filerted_*.ckpt with a strategy file, one .ckpt, "
                      f"*.safetensors or *.bin of gpt_pangu, or a run or checkpoint of this project")
 
 

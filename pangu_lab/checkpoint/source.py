@@ -1,4 +1,4 @@
-"""From a path to a run or a checkpoint to the weights inside it."""
+"""From the path of a run or a checkpoint to its weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pangu_lab.model.parameters import OneByOne, parameter_specs
 
 
 def resolve_checkpoint(folder: Path | str) -> Checkpoint:
-    """The checkpoint in ``folder``: the folder itself, or the newest complete one of a run.
+    """The checkpoint in ``folder``: the folder itself, or the newest intact one of a run.
 
     Raises:
         InputError: there is none.
@@ -30,9 +30,9 @@ def resolve_checkpoint(folder: Path | str) -> Checkpoint:
 
 
 class StoredWeights(OneByOne):
-    """The parameters of a checkpoint by published name, each read from the disk when it is asked for.
+    """The parameters of a checkpoint by published name, each read from the disk when it is accessed.
 
-    ``shapes`` tells what there is without reading.
+    ``shapes`` lists them without reading.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -60,7 +60,7 @@ def load_weights(folder: Path | str) -> tuple[dict[str, np.ndarray], RunConfig]:
 
 
 def largest_difference(first: Path | str, second: Path | str) -> float:
-    """The largest difference between the same weight of two runs or checkpoints; 0.0 when all are equal to the bit.
+    """The largest difference between the weights of two runs or checkpoints; 0.0 when all are equal to the last bit.
 
     Raises:
         InputError: no checkpoint in one of them, or their parameters are not the same ones.
@@ -68,12 +68,12 @@ def largest_difference(first: Path | str, second: Path | str) -> float:
     (one, _), (two, _) = open_weights(first), open_weights(second)
     if one.shapes != two.shapes:
         raise InputError(f"{first} and {second} hold networks of different sizes")
-    found = 0.0
+    largest = 0.0
     for name in one:
-        mine, other = one[name], two[name]
-        if not np.array_equal(mine, other):
-            found = max(found, float(np.abs(mine.astype(np.float64) - other).max()))
-    return found
+        left, right = one[name], two[name]
+        if not np.array_equal(left, right):
+            largest = max(largest, float(np.abs(left.astype(np.float64) - right).max()))
+    return largest
 
 
 def check_parameters(checkpoint: Checkpoint, specs) -> None:
@@ -91,7 +91,7 @@ def tokenizer_folder(folder: Path | str) -> Path:
         InputError: there is none.
     """
     folder = Path(folder)
-    for place in (folder, folder.parent.parent):
-        if (place / "tokenizer").is_dir():
-            return place / "tokenizer"
+    for parent in (folder, folder.parent.parent):
+        if (parent / "tokenizer").is_dir():
+            return parent / "tokenizer"
     raise InputError(f"{folder}: no tokenizer is kept here; give one with --tokenizer")

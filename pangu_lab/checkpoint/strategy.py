@@ -40,18 +40,18 @@ class Layout:
         return self.optimizer_size if self.optimizer_size > 0 else self.ranks // self.optimizer_step
 
     def split(self, axis: int) -> int:
-        """In how many tensor-parallel slices ``axis`` is cut."""
+        """Into how many tensor-parallel slices ``axis`` is split."""
         return 1 if self.axes[axis] < 0 else self.devices[-1 - self.axes[axis]]
 
     def tensor_index(self, rank: int, axis: int) -> int:
         """Which of those slices ``rank`` holds."""
         if self.axes[axis] < 0:
             return 0
-        place = len(self.devices) - 1 - self.axes[axis]
+        dimension = len(self.devices) - 1 - self.axes[axis]
         inner = 1
-        for size in self.devices[place + 1:]:
+        for size in self.devices[dimension + 1:]:
             inner *= size
-        return rank // inner % self.devices[place]
+        return rank // inner % self.devices[dimension]
 
     def tensor_shape(self, whole: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of a tensor-parallel slice, before optimizer shards."""
@@ -67,7 +67,7 @@ class Layout:
 
 
 def read_strategy(path: Path | str) -> dict[str, Layout]:
-    """The layout of each model parameter (not of the optimizer's states), by plain name.
+    """The layout of each model parameter (not of the optimizer states), by plain name.
 
     Raises:
         InputError: no strategy file, or a damaged one.

@@ -17,5 +17,6 @@ from pangu_lab.evaluate.statistics import mean_interval, perplexity_interval, st
 from pangu_lab.evaluate.tasks import TASKS, Task, make_task
 
 __all__ = ["LocalScorer", "PerplexityResult", "Result", "Score", "Scorer", "ServerScorer", "TASKS", "Task",
-           "TokenScorer", "engine_writer", "evaluate", "find_files", "make_task", "mean_interval", "open_scorer", "perplexity",
-           "perplexity_interval", "plot_results", "plot_routed_text", "route_text", "standard_error", "wilson_interval"]
+           "TokenScorer", "engine_writer", "evaluate", "find_files", "make_task", "mean_interval", "open_scorer",
+           "perplexity", "perplexity_interval", "plot_results", "plot_routed_text", "route_text", "standard_error",
+           "wilson_interval"]

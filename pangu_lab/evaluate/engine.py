@@ -1,7 +1,7 @@
-"""Scoring through an engine that generates: the same weights and the same graph, a bundle's as well.
+"""Scoring through an engine that generates: the same weights and the same graph; a bundle can be scored so too.
 
-Each request is fed alone, so this is the way for a few; for a whole data set ``LocalScorer`` packs requests together
-and computes what they share once. Both give the same numbers.
+Each request is fed alone, which suits a few requests. For a whole data set ``LocalScorer`` packs requests together and
+computes shared prefixes once. Both give the same numbers.
 """
 
 from __future__ import annotations

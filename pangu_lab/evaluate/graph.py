@@ -1,11 +1,11 @@
 """The graphs of the scoring engine.
 
-``BranchRows`` runs the network over rows that are packed as trees (see ``rows.py``): only who sees whom is made from
-branches instead of documents. ``TokenScores`` is the head, applied to chosen slots alone, because over a vocabulary of
-40000 the head costs as much as several layers.
+``BranchRows`` runs the network over rows that are packed as trees (see ``rows.py``): only its attention mask differs,
+which is made from branches instead of documents. ``TokenScores`` is the head, applied to chosen slots alone, because
+over a vocabulary of 40000 the head costs as much as several layers.
 
-Shapes are fixed: with inputs of dynamic shape one graph would serve all lengths, but it ran two to three times
-slower on a CPU (2 cores, 4 layers × 192).
+Shapes are fixed: one graph with dynamic shapes would serve all lengths, but it ran two to three times slower on a CPU
+(2 cores, 4 layers × 192).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pangu_lab.parallel.layers import TiedHead
 class BranchRows(Stack):
     """ids, positions, branches (batch, slots) int32, order (slots,) = 0, 1, 2 … → (batch·slots, hidden) fp32.
 
-    Slot q sees slot k when k is not after q and k belongs to the shared beginning (branch 0) or to q's branch.
+    Slot q sees slot k when k is not after q and k belongs to the shared prefix (branch 0) or to q's branch.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights):
@@ -45,14 +45,14 @@ class RouterProbe(Stack):
 
     def construct(self, ids, positions):
         _, gates = self.rows(self.embedding(ids, positions), positions, self.documents(positions))
-        found = ()
+        blocks = ()
         for gate in gates:
-            found = found + (ops.expand_dims(gate, 0),)
-        return ops.concat(found)
+            blocks = blocks + (ops.expand_dims(gate, 0),)
+        return ops.concat(blocks)
 
 
 class TokenScores(nn.Cell):
-    """hidden (n, hidden) fp32, targets (n,) int32 → log-probability of each target, and the best there, (n,)."""
+    """hidden (n, hidden) fp32, targets (n,) int32 → log-probability of each target and of the likeliest token, (n,)."""
 
     def __init__(self, config: ModelConfig, weights: Weights):
         super().__init__(auto_prefix=False)

@@ -1,6 +1,6 @@
 """Tasks of lm-evaluation-harness on a model of this project (``pip install 'pangu-lab[harness]'``).
 
-The harness asks a model three things: how probable a continuation is, how probable a whole text is, and to write
+The harness has three kinds of request: how probable a continuation is, how probable a whole text is, and to generate
 until a stop string. ``harness_model`` answers them with a scorer and a writer; ``run_harness`` runs tasks by name
 or from a folder of the user's own task files.
 """
@@ -36,7 +36,7 @@ def harness_model(scorer: Scorer, generate: Optional[Generate] = None, progress:
         raise InputError("lm-evaluation-harness is not installed: pip install 'pangu-lab[harness]'") from None
 
     class HarnessModel(LM):
-        """The harness's three questions, passed on."""
+        """Passes the harness's three kinds of request on to the scorer and the writer."""
 
         def loglikelihood(self, requests, disable_tqdm: bool = False):
             scores = scorer.loglikelihood([request.args for request in requests], progress=progress)
@@ -55,9 +55,9 @@ def harness_model(scorer: Scorer, generate: Optional[Generate] = None, progress:
 
 
 def score_texts(scorer: Scorer, texts: Sequence[str], progress: Progress = silent) -> list[Score]:
-    """Whole texts, each in windows when it is longer than the model's: every token is scored once.
+    """Scores of whole texts. One longer than the model's window is scored in several windows, each token once.
 
-    A window begins with half of the one before as context, so that no token is predicted from nearly nothing.
+    Every further window begins with half of the one before as context, so that no token lacks context.
     """
     if not isinstance(scorer, TokenScorer) or scorer.tokenizer is None:
         return scorer.loglikelihood([("", text) for text in texts], progress=progress)
@@ -68,7 +68,7 @@ def score_texts(scorer: Scorer, texts: Sequence[str], progress: Progress = silen
 
 
 def _windows(ids: Sequence[int], longest: int) -> list[TokenPair]:
-    """Requests that together score every token but the first."""
+    """The requests that together score every token but the first."""
     pairs, scored = [], 1
     while scored < len(ids):
         begin = 0 if len(ids) <= longest else max(0, scored - max(1, longest // 2))
@@ -99,7 +99,7 @@ def write_until(generate: Generate, requests: Sequence[tuple[str, Mapping[str, A
 
 
 def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> tuple[Scorer, Optional[Generate]]:
-    """The scorer, and a writer that is made when it is first asked."""
+    """The scorer, and a writer that is opened at its first use."""
     if isinstance(source, Scorer):
         return source, generate
     scorer = open_scorer(source)
@@ -118,13 +118,13 @@ def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> t
 def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
                 task_folder: Union[str, Path, None] = None, limit: Optional[int] = None,
                 generate: Optional[Generate] = None, progress: Progress = silent) -> dict[str, dict[str, Any]]:
-    """Run harness tasks; what the harness reports for each, by name.
+    """Run harness tasks; returns what the harness reports for each, by name.
 
     Args:
         source: a ``PanguLM``, a run or checkpoint folder, a server's URL, or a scorer.
-        task_folder: with task files (YAML) of the user's own, beside those that the harness ships.
-        limit: questions of each task.
-        generate: as in ``harness_model``; made from ``source`` when that is no scorer.
+        task_folder: a folder of your own task files (YAML), in addition to those that the harness ships.
+        limit: use only this many questions of each task, from the start.
+        generate: as in ``harness_model``; made from ``source`` unless that is a scorer.
 
     Raises:
         InputError: lm_eval is not installed, or does not know a task.
@@ -135,7 +135,7 @@ def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
 
     folder = str(task_folder) if task_folder is not None else None
     manager = TaskManager(include_path=folder, include_defaults=folder is None)
-    if folder is not None and not set(tasks) <= set(manager.all_tasks):  # the harness's own are thousands of files
+    if folder is not None and not set(tasks) <= set(manager.all_tasks):  # only now: the harness has thousands of files
         manager = TaskManager(include_path=folder)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:

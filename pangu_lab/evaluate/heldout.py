@@ -31,13 +31,13 @@ def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_si
     """Perplexity of a model (anything that ``PanguLM.load`` opens, or has opened) on a data set made by ``prepare``.
 
     Args:
-        max_records: look at about so many records (whole batches) from the start.
+        max_records: use about this many records (whole batches) from the start.
 
     Raises:
-        InputError: no model or data set there; the data set was made with another tokenizer, or its records are
+        InputError: no model or no data set there; the data set was made with another tokenizer, or its records are
             longer than the model's positions.
     """
-    from pangu_lab.train.evaluation import held_out_loss  # brings MindSpore
+    from pangu_lab.train.evaluation import held_out_loss  # imports MindSpore
 
     model = source if isinstance(source, Model) else Model.load(source)
     settings = (model.settings or RunConfig()).data  # a bundle was made of a run whose documents were kept apart
@@ -59,7 +59,7 @@ def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_si
 
 
 def _loss_of_bundle(model: Model):
-    """``_loss_cell`` by the graph that a bundle has for it: no model code runs."""
+    """As ``_loss_cell``, with the bundle's own graph: no model code runs."""
     bundle = model.engine
 
     def total(inputs, positions, samples, labels, weights):
@@ -72,7 +72,7 @@ def _loss_of_bundle(model: Model):
 
 
 def _loss_cell(model: Model, length: int):
-    """Σ weight · −log p for a batch, without dropout."""
+    """The cell that computes Σ weight · −log p for a batch, without dropout."""
     import mindspore as ms
 
     from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights

@@ -1,4 +1,4 @@
-"""Results as a picture: each value with its interval, and the baselines it has to be read against."""
+"""Results as an image: each value with its interval, and the baselines to compare it with."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pangu_lab.plotting import cjk_font, new_figure
 
 
 def plot_results(results: Sequence[Result], png: Path | str, names: Sequence[str] | None = None) -> Path:
-    """Shares in percent with their 95 % intervals, a row a result, and a dashed line a baseline, to a PNG file.
+    """Plot results to a PNG file: shares in percent with their 95 % intervals, and baselines as dashed lines.
 
     Args:
-        results: of one task on the same questions; with another n the intervals show what more questions are worth.
-        names: beside each; task and n when not given.
+        results: of one task on the same questions; with a different n the intervals show what more questions are worth.
+        names: row labels; task and model when not given.
 
     Raises:
-        InputError: there is none, or one of them holds baselines alone.
+        InputError: there are no results, or one of them holds baselines alone.
     """
     if not results or any(result.value is None for result in results):
         raise InputError("a picture needs results of a model: these hold baselines alone")

@@ -1,9 +1,9 @@
-"""The results file of an evaluation, and going on with one that was interrupted.
+"""The results file of an evaluation, and how an interrupted evaluation is resumed.
 
-While it runs, outcomes are appended to ``FILE.partial``, one JSON object a line, after a first line that says
-what is being evaluated. At the end the whole is written to ``FILE`` in one step and the partial file is removed.
-A later call with the same settings takes the outcomes that are there and goes on; with other settings it
-refuses. A last line that was only half written is dropped.
+While an evaluation runs, outcomes are appended to ``FILE.partial``, one JSON object a line, after a first line that
+says what is being evaluated. At the end everything is written to ``FILE`` in one step and the partial file is removed.
+A later call with the same settings resumes from the outcomes that are there; with other settings it is refused. A
+half-written last line is dropped.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ FORMAT = 1
 
 
 class Record:
-    """Outcomes as they come, on disk when ``path`` is given.
+    """Collects outcomes as they come, and keeps them on disk when ``path`` is given.
 
     Args:
-        path: of the results file; its folder is made.
-        settings: what is evaluated, as plain values: the same settings go on with an interrupted evaluation.
+        path: the results file; its folder is made.
+        settings: what is evaluated, as plain values; an interrupted evaluation is resumed only with the same settings.
 
     Raises:
         InputError: ``path`` exists, or its partial file belongs to another evaluation.
@@ -35,7 +35,7 @@ class Record:
 
     def __init__(self, path: Union[str, Path, None], settings: Mapping[str, Any]) -> None:
         self.path = Path(path) if path is not None else None
-        self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))  # as they come back from the file
+        self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))  # as they are read back from the file
         self.outcomes: dict[str, Outcome] = {}
         self.resumed = 0
         if self.path is None:
@@ -62,7 +62,7 @@ class Record:
             self._append("\n".join(lines))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the results file whole and drop the partial one."""
+        """Write the results file in one step and remove the partial one."""
         if self.path is None:
             return
         questions = [{"id": outcome.id, **outcome.details} for outcome in self.outcomes.values()]
@@ -85,9 +85,9 @@ class Record:
             self._append(json.dumps(self.settings, ensure_ascii=False))
             return
         if settings != self.settings:
-            other = _difference(settings, self.settings)
-            raise InputError(f"{self.partial} is of an evaluation with another {other}: "
-                             "choose another file, or delete that one to begin anew")
+            key = _difference(settings, self.settings)
+            raise InputError(f"{self.partial} belongs to an evaluation with another {key}: "
+                             "choose another file, or delete that one to start over")
         for line in lines[1:]:
             values = _parse(line)
             if values is not None:

@@ -1,7 +1,7 @@
-"""What the routers of a mixture of experts do: which expert takes which token of a text, and how even the load is.
+"""Which expert the routers of a mixture of experts send each token of a text to.
 
-``route_text`` runs the layers as evaluation does, without limit of capacity, and takes what each router says; the load over
-training is read from a run (``runs/routing.py``).
+``route_text`` runs the layers as evaluation does, without a capacity limit, and returns the gates of every router. The
+load during training is read from a run (``runs/routing.py``).
 """
 
 from __future__ import annotations
@@ -20,8 +20,13 @@ from pangu_lab.tokenizer import load_tokenizer
 
 @dataclass(frozen=True)
 class RoutedText:
-    """``pieces``: the tokens as text; ``layers``: the blocks with experts; ``gates`` (layers, tokens, experts): how much
-    each expert's answer counts, 0 for those that were not chosen."""
+    """The routing of a text.
+
+    Attributes:
+        pieces: the tokens as text.
+        layers: the blocks with experts.
+        gates: (layers, tokens, experts), the weight of each expert's output; 0 for those that were not chosen.
+    """
 
     pieces: list[str]
     layers: tuple[int, ...]
@@ -54,12 +59,12 @@ def route_text(folder: Path | str, text: str) -> RoutedText:
         raise InputError(f"the text has {len(ids)} tokens; give between 1 and {config.model.num_positions}")
     ms.set_context(mode=ms.GRAPH_MODE)
     probe = RouterProbe(dataclasses.replace(config.model, dropout_rate=0.0), Weights(weights), len(ids))
-    found = probe(Tensor(np.array([ids], np.int32)), Tensor(np.arange(len(ids), dtype=np.int32)[None]))
-    return RoutedText([tokenizer.decode([i]) or "·" for i in ids], config.model.moe_layers, found.asnumpy())
+    gates = probe(Tensor(np.array([ids], np.int32)), Tensor(np.arange(len(ids), dtype=np.int32)[None]))
+    return RoutedText([tokenizer.decode([i]) or "·" for i in ids], config.model.moe_layers, gates.asnumpy())
 
 
 def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
-    """A row a block, a column a token: the colour is the expert, the depth of it the gate."""
+    """Plot one row per block and one column per token: the colour is the expert, its strength the gate."""
     from matplotlib.colors import to_rgb
 
     layers, tokens, experts = routed.gates.shape

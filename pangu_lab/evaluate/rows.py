@@ -2,13 +2,13 @@
 
 A row is a small tree laid flat: a shared prefix, then branches, each seen only by its own tokens.
 
-    slot      0 1 2 3 | 4 5 | 6 7 8        branch 0 is the shared beginning
-    branch    0 0 0 0 | 1 1 | 2 2 2        positions go on from it in every branch
+    slot      0 1 2 3 | 4 5 | 6 7 8        branch 0 is the shared prefix
+    branch    0 0 0 0 | 1 1 | 2 2 2        positions continue from it in every branch
     position  0 1 2 3 | 4 5 | 4 5 6        branch 2 sees branches 0 and 2
 
-Candidates of one question share their context this way, and short requests that share nothing still fill a row
-together. Whether to merge is decided by an estimate of the work, because attention grows with the square of a row.
-Everything here is plain Python: which row a request goes to never changes its result.
+The candidates of one question share their context this way, and short requests that share nothing still fill a row
+together. An estimate of the work decides whether to merge, because attention grows with the square of a row's length.
+Everything here is plain Python, and the row that a request goes to never changes its result.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ATTENTION_COST = 5.0  # of a query-key pair, in products of hidden size; measure
 
 @dataclass
 class Row:
-    """One row of a batch and what is to be read off it.
+    """One row of a batch, and which of its outputs are needed.
 
     Attributes:
         ids, positions, branches: a value for each slot.
@@ -45,7 +45,7 @@ class Row:
 def bucket(length: int, longest: int) -> int:
     """The row length used for ``length`` slots: 64, 128, 192, 256, 384, 512, 768, 1024, 1536 … or ``longest``.
 
-    Few lengths, because each costs a compilation; near enough to each other that little is padding.
+    There are few lengths, because each costs a compilation; they are close enough together that little is padding.
     """
     size = 64
     while size < length:
@@ -68,8 +68,8 @@ def plan_rows(pairs: Sequence[TokenPair], hidden_size: int, window: int) -> list
         inputs = pairs[number].inputs
         merged = groups[-1].with_member(number, inputs) if groups else None
         if merged is not None and merged.length <= longest:
-            apart = _work(groups[-1].length, hidden_size, longest) + _work(len(inputs), hidden_size, longest)
-            if _work(merged.length, hidden_size, longest) <= apart:
+            separate = _work(groups[-1].length, hidden_size, longest) + _work(len(inputs), hidden_size, longest)
+            if _work(merged.length, hidden_size, longest) <= separate:
                 groups[-1] = merged
                 continue
         groups.append(_Group([number], len(inputs), inputs, len(inputs)))
@@ -79,7 +79,7 @@ def plan_rows(pairs: Sequence[TokenPair], hidden_size: int, window: int) -> list
 
 @dataclass(frozen=True)
 class _Group:
-    """Requests that will share a row. ``first`` is a member's input; ``shared`` tokens of it are everybody's."""
+    """Requests that will share a row. ``first`` is one member's input; all begin with its first ``shared`` tokens."""
 
     members: list[int]
     shared: int
@@ -96,14 +96,14 @@ class _Group:
 
 
 def _work(length: int, hidden_size: int, longest: int) -> float:
-    """Products needed for a row of this many slots, up to a factor that all rows share."""
+    """Multiplications needed for a row of this many slots, up to a factor that all rows share."""
     slots = bucket(length, longest)
     return slots * (12.0 * hidden_size + ATTENTION_COST * slots)
 
 
 def _lay_out(group: _Group, pairs: Sequence[TokenPair]) -> Row:
     row = Row(list(group.first[:group.shared]), list(range(group.shared)), [0] * group.shared)
-    places: dict[tuple[int, int], int] = {}
+    wanted: dict[tuple[int, int], int] = {}  # (slot, target) → index
     for branch, number in enumerate(group.members, 1):
         pair = pairs[number]
         own = pair.inputs[group.shared:]
@@ -113,9 +113,9 @@ def _lay_out(group: _Group, pairs: Sequence[TokenPair]) -> Row:
         row.branches += [branch] * len(own)
         reads = []
         for index, target in enumerate(pair.targets, pair.start):
-            before = index - 1  # the token that predicts this one
-            slot = before if before < group.shared else begin + before - group.shared
-            reads.append(places.setdefault((slot, target), len(places)))
+            previous = index - 1  # the token that predicts this one
+            slot = previous if previous < group.shared else begin + previous - group.shared
+            reads.append(wanted.setdefault((slot, target), len(wanted)))
         row.reads.append((number, reads))
-    row.wanted = list(places)
+    row.wanted = list(wanted)
     return row

@@ -1,7 +1,7 @@
 """``evaluate``: a task, a model or a server, the user's files → one number with its interval and its baselines.
 
-Questions are scored in chunks whose size follows the speed, so that results are saved and the bar moves
-every few seconds whatever the model's size. The order of the work does not change the numbers.
+Questions are scored in chunks. Their size is adapted to the speed, so that results are saved and the progress bar
+moves every few seconds, whatever the model's size. The order of the work does not change the numbers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Result:
 
     Attributes:
         task, metric: what was measured: "accuracy", "exact_match" (shares, 0 … 1) or "perplexity".
-        n: judgements behind the number.
+        n: how many judgements the number rests on.
         value, interval: the number and its 95 % interval; None when only baselines were asked for.
         baselines: the same metric for answers given without a model, by name.
         more: further numbers (F1, accuracy, perplexity), by name.
@@ -78,11 +78,11 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
         scoring: of C3, "corrected" or "reference".
         template: instead of the paper's; ``{|}`` stands where scoring begins.
         negatives: wrong labels offered where a task has many (TNEWS, IFLYTEK: 3); 0 offers all.
-        limit: take the first so many questions only.
-        tokenizer: instead of the one kept with the model; lets a server be asked in tokens.
+        limit: use only this many questions, from the start.
+        tokenizer: instead of the one kept with the model; with it a server is sent token ids.
         generate: writes completions, for tasks in which the model writes; made from ``source`` when not given.
-        out: results file, a JSON with every question; an interrupted evaluation goes on from it.
-        progress: called with questions done.
+        out: results file, a JSON with every question; an interrupted evaluation is resumed from it.
+        progress: called with the number of questions done.
 
     Raises:
         InputError: no such task, files or model; files of another format; settings that do not go together.
@@ -111,8 +111,7 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
 
 
 def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> Scorer:
-    """A scorer from whatever names a model: itself one, a ``PanguLM`` or an engine, a server's URL, or what
-    ``Model.load`` opens.
+    """A scorer for ``source``: a scorer, a ``PanguLM``, an engine, a server's URL, or anything ``Model.load`` opens.
 
     A model whose batches would not fit into memory is scored text by text, through the engine that generates.
 
@@ -138,15 +137,15 @@ def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optio
     Raises:
         InputError: nothing there.
     """
-    places = [data] if isinstance(data, (str, Path)) else list(data)
-    files = [path for place in places for path in task.find(Path(place), split, half)]
+    inputs = [data] if isinstance(data, (str, Path)) else list(data)
+    files = [path for item in inputs for path in task.find(Path(item), split, half)]
     if not files:
         raise InputError("name at least one file or folder of data")
     return list(dict.fromkeys(files))
 
 
 def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int]) -> dict[str, Any]:
-    """What a results file belongs to. Files count by content, so that they may be moved."""
+    """What a results file belongs to. Data files are identified by content, so that they may be moved."""
     return {"task": task.name, "model": model, "template": task.template,
             "scoring": getattr(task, "scoring", None), "negatives": task.negatives, "seed": task.seed,
             "limit": limit, "data": [[path.name, sha256_file(path)] for path in files]}
@@ -156,7 +155,7 @@ Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
 
 
 def _open(task: Task, source: Any, tokenizer: Any, generate: Optional[Generate]) -> tuple[str, Answer]:
-    """The model's name, and what turns questions into outcomes."""
+    """The model's name, and the function that turns questions into outcomes."""
     if isinstance(task, WrittenTask):
         name, write = ("generate", generate) if generate is not None else open_writer(source, tokenizer)
         return name, _writing(task, write)
@@ -177,7 +176,7 @@ def _scoring(task: ScoredTask, scorer: Scorer) -> Answer:
 
 
 def engine_writer(engine: Any) -> Generate:
-    """Greedy writing with an ``Engine`` of ``pangu_lab.generate``, as ``evaluate`` takes it."""
+    """Greedy generation with an ``Engine`` of ``pangu_lab.generate``, in the form that ``evaluate`` takes."""
     def write(prompts: Sequence[str], new_tokens: int, stop: Sequence[str]) -> list[str]:
         config = SamplingConfig(max_new_tokens=new_tokens, temperature=0.0, stop=tuple(stop))
         return [completion.text for completion in generate_many(engine, prompts, config)]
@@ -204,7 +203,7 @@ def open_writer(source: Any, tokenizer: Union[Tokenizer, str, Path, None] = None
 
 
 def _writing(task: WrittenTask, write: Generate) -> Answer:
-    """Questions → outcomes, by having the model write."""
+    """Questions → outcomes, by having the model write the answers."""
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         texts = write([task.prompt(question) for question in questions], task.max_new_tokens, task.stop)
         return [task.judge(question, text) for question, text in zip(questions, texts)]
@@ -213,23 +212,23 @@ def _writing(task: WrittenTask, write: Generate) -> Answer:
 
 
 def _run(questions: Sequence[Question], answer: Answer, record: Record, progress: Progress) -> None:
-    """Answer what is not answered yet, in chunks of about ten seconds."""
+    """Answer the questions that have no outcome yet, in chunks of about ten seconds."""
     todo = [question for question in questions if question.id not in record.outcomes]
     done, total, size = len(questions) - len(todo), len(questions), 16
-    started, first = time.monotonic(), done
+    started, resumed = time.monotonic(), done
     progress(done, total, "")
     while todo:
         chunk, todo = todo[:size], todo[size:]
-        before = time.monotonic()
-        record.add(answer(chunk, _inside(progress, done, len(chunk), total)))
+        chunk_started = time.monotonic()
+        record.add(answer(chunk, _chunk_progress(progress, done, len(chunk), total)))
         done += len(chunk)
         now = time.monotonic()
-        progress(done, total, f"{(done - first) / max(now - started, 1e-9):.1f} questions/s")
-        size = max(4, min(2048, int(size * min(4.0, CHUNK_SECONDS / max(now - before, 1e-3)))))
+        progress(done, total, f"{(done - resumed) / max(now - started, 1e-9):.1f} questions/s")
+        size = max(4, min(2048, int(size * min(4.0, CHUNK_SECONDS / max(now - chunk_started, 1e-3)))))
 
 
-def _inside(progress: Progress, done: int, size: int, total: int) -> Progress:
-    """The progress of a chunk as progress of the whole."""
+def _chunk_progress(progress: Progress, done: int, size: int, total: int) -> Progress:
+    """Reports the progress of a chunk as progress of the whole."""
     def report(part: int, parts: Optional[int], text: str = "") -> None:
         progress(done + (size * part // parts if parts else 0), total, text)
 

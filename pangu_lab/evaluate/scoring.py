@@ -42,7 +42,7 @@ class Score:
     Attributes:
         logprob: natural logarithm of its probability, summed over its tokens.
         tokens: how many tokens were scored.
-        greedy: whether each of them was the most probable one at its place.
+        greedy: whether each of them was the most probable one at its position.
         cut: tokens left out because the request did not fit the model's window; 0 almost always.
         token_logprobs: the summands of ``logprob``.
     """
@@ -87,7 +87,7 @@ class Scorer(ABC):
 
 
 class TokenScorer(Scorer):
-    """A scorer that is given tokens: the tokenizer and the window are known on this side.
+    """A scorer of tokens: the tokenizer and the window are known on this side.
 
     Attributes:
         window: the longest input, in tokens.
@@ -150,7 +150,8 @@ class LocalScorer(TokenScorer):
             InputError: it keeps no tokenizer, is a bundle, or its batches do not fit into memory.
         """
         weights, tokens = model.require_weights("scored in batches"), options.get("batch_tokens", BATCH_TOKENS)
-        check(f"{model.name}: scoring", scoring_need(model.config, tokens), lambda smaller: scoring_need(smaller, tokens))
+        check(f"{model.name}: scoring", scoring_need(model.config, tokens),
+              lambda smaller: scoring_need(smaller, tokens))
         return cls(model.config, weights, model.require_tokenizer(), **{"name": model.origin, **options})
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
@@ -181,16 +182,16 @@ class LocalScorer(TokenScorer):
             yield batch, slots
 
     def _scores(self, batch: Sequence[Row], hidden: np.ndarray, slots: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each row the log-probabilities of its wanted tokens and the best at their places."""
-        places = [place * slots + slot for place, row in enumerate(batch) for slot, _ in row.wanted]
+        """For each row the log-probabilities of its wanted tokens, and of the likeliest token in each one's place."""
+        indices = [number * slots + slot for number, row in enumerate(batch) for slot, _ in row.wanted]
         targets = [target for row in batch for _, target in row.wanted]
-        chosen, best = self._network.log_probs(hidden, np.array(places), np.array(targets, np.int32))
+        chosen, best = self._network.log_probs(hidden, np.array(indices), np.array(targets, np.int32))
         ends = np.cumsum([len(row.wanted) for row in batch])[:-1]
         return list(zip(np.split(chosen, ends), np.split(best, ends)))
 
 
 def inference_config(config: ModelConfig) -> ModelConfig:
-    """Without dropout; and in fp32 on a CPU, where half precision is slower."""
+    """The same sizes without dropout, and in fp32 on a CPU, where half precision is slower."""
     import mindspore as ms
 
     config = dataclasses.replace(config, dropout_rate=0.0)
@@ -200,7 +201,7 @@ def inference_config(config: ModelConfig) -> ModelConfig:
 
 
 class _Network:
-    """The graphs, their few fixed shapes, and the way from NumPy and back."""
+    """The graphs with their few fixed shapes; takes and returns NumPy arrays."""
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], batch_tokens: int) -> None:
         import mindspore as ms
@@ -224,7 +225,7 @@ class _Network:
         return (self._row_count(rows, slots), slots) not in self.shapes
 
     def _row_count(self, rows: int, slots: int) -> int:
-        """A batch is full or an eighth of that, filled up with empty rows, so that few shapes are compiled."""
+        """Rows after padding: those of a full batch, or an eighth of that, so that few shapes are compiled."""
         few = max(1, self.full(slots) // 8)
         return few if rows <= few else max(rows, self.full(slots))
 
@@ -235,15 +236,15 @@ class _Network:
         count = self._row_count(len(batch), slots)
         arrays = np.zeros((3, count, slots), np.int32)
         arrays[2] = -1  # padding sees itself alone
-        for place, row in enumerate(batch):
-            arrays[:, place, :len(row)] = (row.ids, row.positions, row.branches)
+        for number, row in enumerate(batch):
+            arrays[:, number, :len(row)] = (row.ids, row.positions, row.branches)
         self.shapes.add((count, slots))
         order = Tensor(np.arange(slots, dtype=np.int32))
         return self.trunk(*(Tensor(array) for array in arrays), order).asnumpy()
 
-    def log_probs(self, hidden: np.ndarray, places: np.ndarray,
+    def log_probs(self, hidden: np.ndarray, indices: np.ndarray,
                   targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability of each target after its place, and of the best token there; both (n,) fp32."""
+        """Log-probability of each target after ``hidden[index]``, and of the likeliest token there; both (n,) fp32."""
         from mindspore import Tensor
 
         chosen, best = np.empty(len(targets), np.float32), np.empty(len(targets), np.float32)
@@ -251,7 +252,7 @@ class _Network:
         while start < len(targets):
             size = self.head_rows if len(targets) - start > 64 else 64
             part = slice(start, min(start + size, len(targets)))
-            rows, wanted = _filled(hidden[places[part]], size), _filled(targets[part], size)
+            rows, wanted = _filled(hidden[indices[part]], size), _filled(targets[part], size)
             results = [tensor.asnumpy()[:part.stop - start] for tensor in self.head(Tensor(rows), Tensor(wanted))]
             chosen[part], best[part] = results
             start = part.stop
@@ -259,6 +260,6 @@ class _Network:
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:
-    """The array with zero rows added up to ``rows``."""
+    """The array padded with zeros to ``rows`` rows."""
     missing = rows - len(array)
     return np.ascontiguousarray(np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)))

@@ -1,9 +1,8 @@
 """The same scores from a server with an OpenAI-compatible ``/v1/completions`` (``echo`` and ``logprobs``).
 
-Without a tokenizer the requests are text. To find where the context ends among the tokens, the context is also
-requested alone and the two are compared, by the rule of ``split.py``. With a
-tokenizer the prompts are sent as token ids, so that the server only runs the network, and texts can be
-shortened here, as for a local model.
+Without a tokenizer the prompts are sent as text. To find where the context ends among the tokens, the context is also
+requested alone, and the two are compared by the rule of ``split.py``. With a tokenizer the prompts are sent as token
+ids, so that the server only runs the network, and texts can be shortened here, as for a local model.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from pangu_lab.evaluate.split import TokenPair, fit, pieces_within
 from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
-TRIES = 4  # of a request that the server could not answer at the moment
+TRIES = 4  # for a request that the server cannot answer at the moment
 Prompt = Union[str, Sequence[int]]
 
 
 class Connection:
-    """Asks one server.
+    """Sends requests to one server.
 
     Args:
         url: of the server, with or without ``/v1``.
@@ -36,7 +35,7 @@ class Connection:
         timeout: seconds for one request.
 
     Raises:
-        InputError: nothing answers there, or not as such a server does.
+        InputError: nothing answers there, or something other than such a server.
     """
 
     def __init__(self, url: str, model: Optional[str] = None, api_key: Optional[str] = None,
@@ -53,7 +52,7 @@ class Connection:
         chosen = next((entry for entry in listed if entry.get("id") == model), listed[0] if model is None else {})
         self.model = model or str(chosen.get("id", "model"))
         self.window: Optional[int] = chosen.get("max_model_len")
-        # Ours scores one token more than it can read, as a local model does: the last one is only predicted
+        # This project's server scores one token more than it reads, as a local model does: the last is only predicted
         self.longest: Optional[int] = chosen.get("max_scored_len", self.window)
 
     def echo(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
@@ -71,7 +70,7 @@ class Connection:
         whole = all(isinstance(entry, dict) and needed <= set(entry) for entry in found)
         if len(found) != len(prompts) or not whole:
             raise InputError(f"{self.url}: answers without logprobs of the prompt; evaluation needs a server that "
-                             "knows echo and logprobs")
+                             "supports echo and logprobs")
         return [_without_last(entry) for entry in found] if self._one_more else found
 
     def completions(self, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -123,7 +122,7 @@ def _error_text(error: urllib.error.HTTPError) -> str:
 
 
 def _without_last(entry: dict[str, Any]) -> dict[str, Any]:
-    """The logprobs of the prompt when the server had to write one more token."""
+    """The logprobs of the prompt alone, when the server had to generate one more token."""
     return {key: value[:-1] if isinstance(value, list) else value for key, value in entry.items()}
 
 
@@ -132,10 +131,10 @@ class ServerScorer(TokenScorer):
 
     Args:
         url, model, api_key: of the server.
-        tokenizer: of the model; prompts are then sent as token ids. Not given: prompts are sent as text, and what
-            does not fit the model is the server's to refuse.
-        window: longest input in tokens; what the server says of itself when not given.
-        batch: prompts a request.
+        tokenizer: the model's; with it prompts are sent as token ids. Without it they are sent as text, and the
+            server refuses those that are too long.
+        window: longest input in tokens; the one that the server reports when not given.
+        batch: prompts per request.
 
     Raises:
         InputError: nothing answers there, or the window is not known although a tokenizer is given.
@@ -152,8 +151,8 @@ class ServerScorer(TokenScorer):
         if tokenizer is not None:
             tokenizer = tokenizer if isinstance(tokenizer, Tokenizer) else load_tokenizer(tokenizer)
             if window is None:
-                raise InputError(f"{url}: the server does not say how long its inputs may be: give the window")
-        # In text there is no tokenizer and no window; in tokens most servers want to be able to read the last one too
+                raise InputError(f"{url}: the server does not report its longest input: give the window")
+        # For text there is no tokenizer and no window; of tokens, most servers want to be able to read the last one too
         super().__init__(tokenizer, window or 0, longest=longest or 0)  # type: ignore[arg-type]
         self.name = self.connection.model
 
@@ -168,10 +167,10 @@ class ServerScorer(TokenScorer):
         return scores
 
     def _score_texts(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        asked = list(dict.fromkeys([context + continuation for context, continuation in pairs]
+        texts = list(dict.fromkeys([context + continuation for context, continuation in pairs]
                                    + [context for context, _ in pairs]))
-        asked = [text for text in asked if text]
-        answers = dict(zip(asked, self._echo_whole(asked))) if asked else {}
+        texts = [text for text in texts if text]
+        answers = dict(zip(texts, self._echo_whole(texts))) if texts else {}
         nothing: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
         answers[""] = nothing
         scores = []
@@ -186,8 +185,8 @@ class ServerScorer(TokenScorer):
         except InputError as error:
             if "context length" not in str(error):
                 raise
-            raise InputError(f"{error}; with the model's tokenizer (--tokenizer DIR) long texts are cut here as a local "
-                             "model cuts them") from None
+            raise InputError(f"{error}; with the model's tokenizer (--tokenizer DIR) long texts are cut here as a "
+                             "local model cuts them") from None
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
         if self.in_text:
@@ -197,8 +196,8 @@ class ServerScorer(TokenScorer):
             part = pairs[start:start + self.batch]
             for pair, answer in zip(part, self.connection.echo([list(pair.ids) for pair in part])):
                 if len(answer["token_logprobs"]) != len(pair.ids):
-                    raise InputError(f"{self.connection.url}: {len(pair.ids)} tokens were sent and "
-                                     f"{len(answer['token_logprobs'])} scored: is the tokenizer the model's?")
+                    raise InputError(f"{self.connection.url}: {len(pair.ids)} tokens were sent, but "
+                                     f"{len(answer['token_logprobs'])} scored: check that the tokenizer is the model's")
                 scores.append(_score_of(answer, pair.start, pair.cut))
             progress(len(scores), len(pairs), "pairs")
         return scores
@@ -214,14 +213,14 @@ class ServerScorer(TokenScorer):
 
 
 def _context_tokens(whole: Sequence[str], alone: Sequence[str]) -> int:
-    """How many tokens of the whole lie inside the context, which alone is cut into ``alone``; see ``split.py``."""
+    """How many tokens of the whole lie inside the context, whose own tokens are ``alone``; see ``split.py``."""
     if list(whole[:len(alone)]) == list(alone):
         return len(alone)
     return pieces_within(whole, "".join(alone))
 
 
 def _score_of(answer: dict[str, Any], start: int, cut: int = 0) -> Score:
-    """The score of the tokens from ``start`` on; greedy when none of them had a better rival."""
+    """The score of the tokens from ``start`` on; greedy when each of them was the likeliest."""
     logprobs = answer["token_logprobs"][start:]
     tops = (answer.get("top_logprobs") or [None] * len(answer["token_logprobs"]))[start:]
     greedy = all(top is not None and logprob >= max(top.values(), default=logprob) - 1e-6

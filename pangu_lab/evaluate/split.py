@@ -2,8 +2,8 @@
 
 To the model the two texts are one, so they are tokenised as one, and the boundary, a position between two characters,
 is then located among the pieces. Words may cross it: "他喝" + "水果茶" is cut 喝水|果茶 in some contexts. A piece with
-characters of both sides counts to the continuation, whose probability it decides;
-only pieces that lie wholly inside the context count as given.
+characters of both sides belongs to the continuation, whose probability it decides; only pieces that lie wholly inside
+the context count as given.
 """
 
 from __future__ import annotations
@@ -53,16 +53,16 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 def _boundary(tokenizer: Tokenizer, context: str, continuation: str, whole: Sequence[int],
               alone: Sequence[int]) -> int:
-    """The number of pieces inside the context, when a word straddles it or the context alone is cut otherwise."""
+    """The number of pieces inside the context, when a word crosses its end or the context alone is cut otherwise."""
     words = tokenizer.words(context + continuation)
     pieces = tokenizer.encode_words(words)
     if [index for word in pieces for index in word] != list(whole):
-        return common_prefix(whole, alone)  # words and pieces do not line up: claim only what certainly agrees
-    count, place = 0, 0
+        return common_prefix(whole, alone)  # words and pieces do not line up: count only what certainly agrees
+    count, position = 0, 0
     for word, ids in zip(words, pieces):
-        if place + len(word) > len(context):
-            return count + _pieces_inside(tokenizer, word, len(context) - place, ids)
-        count, place = count + len(ids), place + len(word)
+        if position + len(word) > len(context):
+            return count + _pieces_inside(tokenizer, word, len(context) - position, ids)
+        count, position = count + len(ids), position + len(word)
     return count
 
 
@@ -72,19 +72,19 @@ def _pieces_inside(tokenizer: Tokenizer, word: str, characters: int, ids: Sequen
     return pieces_within([tokenizer.decode([index]) for index in ids], inside)
 
 
-def pieces_within(texts: Sequence[str], limit: str) -> int:
-    """How many pieces, given by their texts, ``limit`` begins with; a last one without text is not counted."""
-    place = count = 0
+def pieces_within(texts: Sequence[str], whole: str) -> int:
+    """How many pieces, given by their texts, ``whole`` begins with; a last one without text is not counted."""
+    position = count = 0
     for number, text in enumerate(texts, 1):
-        if not limit.startswith(text, place):
+        if not whole.startswith(text, position):
             break
-        place += len(text)
+        position += len(text)
         count = number if text else count
     return count
 
 
 def common_prefix(left: Sequence, right: Sequence) -> int:
-    """Length of the longest common beginning."""
+    """Length of the longest common prefix."""
     length = min(len(left), len(right))
     if tuple(left[:length]) == tuple(right[:length]):
         return length
@@ -99,7 +99,7 @@ def fit(ids: Sequence[int], context_tokens: int, longest: int, cut: str = "conte
 
     Args:
         cut: what loses tokens first: "context" from its left, or "continuation" from its right. At least one token
-            of it stays; only then the other is shortened as well.
+            of it stays; only after that is the other shortened as well.
 
     Raises:
         InputError: ``cut`` is neither.

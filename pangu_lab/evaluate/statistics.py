@@ -1,7 +1,7 @@
 """Confidence intervals of measured numbers: shares, means and perplexities.
 
-A share of right answers gets Wilson's score interval (Wilson 1927), which keeps inside 0 … 1 and is right for
-small samples and for shares near the ends, where the textbook ±1.96 standard errors is not.
+A share of right answers gets Wilson's score interval (Wilson 1927), which stays within 0 … 1 and is right for
+small samples and for shares near 0 or 1, where the textbook ±1.96 standard errors is not.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-Z95 = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
+Z95 = 1.959963984540054  # 95 % of the normal distribution lies within this many standard deviations
 
 
 def wilson_interval(right: float, n: int, z: float = Z95) -> tuple[float, float]:
@@ -41,8 +41,8 @@ def perplexity_interval(losses: Sequence[float], tokens: Sequence[int],
                         z: float = Z95) -> tuple[float, float, float]:
     """(perplexity, low, high) of texts with these summed losses (nats) and token counts.
 
-    Perplexity is exp of a ratio of sums, so the texts, which are what was sampled, give the spread (the usual
-    linearised error of a ratio).
+    Perplexity is exp of a ratio of sums over texts. The texts are what was sampled, so the interval is that of a ratio
+    estimator, linearised as usual.
     """
     total, n = sum(tokens), len(losses)
     if not total:

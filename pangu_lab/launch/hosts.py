@@ -32,7 +32,7 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
     """Read a hosts file; ``slots`` is for lines that give none.
 
     Raises:
-        InputError: the file is missing, a line is unreadable or doubled, or a number of slots is missing.
+        InputError: the file is missing, a line is malformed, a host is listed twice, or a number of slots is missing.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -46,7 +46,7 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
         if text:
             hosts.append(_host(f"{path}, line {number}", text, slots))
             if hosts[-1].name in [host.name for host in hosts[:-1]]:
-                raise InputError(f"{path}, line {number}: {shown(hosts[-1].name)} stands there twice")
+                raise InputError(f"{path}, line {number}: {shown(hosts[-1].name)} is listed twice")
     if not hosts:
         raise InputError(f"{path}: names no host; write a line such as 'node-a slots=8' for each")
     return hosts
@@ -58,12 +58,13 @@ def _host(where: str, text: str, slots: Optional[int]) -> Host:
         raise InputError(f"{where}: '{shown(text)}' is not 'NAME' or 'NAME slots=N'")
     count = int(match["slots"]) if match["slots"] else slots
     if not count:
-        raise InputError(f"{where}: say how many ranks start there: '{shown(match['name'])} slots=N', or give --nproc N")
+        raise InputError(f"{where}: say how many ranks start there: '{shown(match['name'])} slots=N', or give "
+                         "--nproc N")
     return Host(match["name"], count)
 
 
 def own_addresses() -> set[str]:
-    """Names and addresses under which this machine may stand in a hosts file."""
+    """Names and addresses by which a hosts file may list this machine."""
     names = {"localhost", socket.gethostname(), socket.getfqdn()}
     for entries in psutil.net_if_addrs().values():
         names |= {entry.address.partition("%")[0] for entry in entries
@@ -71,14 +72,14 @@ def own_addresses() -> set[str]:
     return names
 
 
-def own_place(names: list[str]) -> int:
-    """Which of ``names`` this machine is.
+def own_index(names: list[str]) -> int:
+    """The index of this machine in ``names``.
 
     Raises:
         InputError: none of them, or more than one.
     """
     own = own_addresses()
-    found = [place for place, name in enumerate(names) if name in own or _address(name) in own]
+    found = [index for index, name in enumerate(names) if name in own or _address(name) in own]
     if len(found) != 1:
         why = "is none of" if not found else "is more than one of"
         raise InputError(f"this machine {why} {', '.join(names)}: give --node-rank K, from 0 to {len(names) - 1}")
@@ -96,11 +97,11 @@ def address_of(name: str) -> str:
     """The IP address of a host; MindSpore's scheduler takes no names.
 
     Raises:
-        InputError: the name is not known here.
+        InputError: this machine cannot resolve the name.
     """
     address = _address(name)
     if address is None:
-        raise InputError(f"{name}: this machine knows no address for it; give --master-addr with an IP address")
+        raise InputError(f"{name}: this machine cannot resolve the name; give --master-addr with an IP address")
     return address
 
 

@@ -2,9 +2,9 @@
 
 A rank has failed when its process ends with an error, when its last heartbeat says so, when its
 heartbeat stops (stopped, swapped out, dead), or when it is alive but makes no progress for too long: MindSpore's
-ranks wait for ever in a collective once one of them is gone. Of several ranks that hang, the one that has hung
-longest is named, because the others wait for it. Ages are measured on this launcher's own clock, from
-the moment it saw a file change, so that neither wrong clocks nor a suspended laptop raise a false alarm.
+ranks wait forever in a collective once one of them is gone. Of several ranks that hang, the one that has hung
+longest is named, because the others wait for it. Ages are measured on this launcher's own clock, from the moment it
+saw a file change, so that neither wrong clocks nor a suspended laptop raise a false alarm.
 """
 
 from __future__ import annotations
@@ -26,25 +26,30 @@ from pangu_lab.launch.processes import Processes
 from pangu_lab.runs.heartbeat import BEFORE_TRAINING, Beat, beat_file, read_beat
 
 SETTLE_SECONDS = 1.0  # after the first sign of trouble, to see which rank was first
-LEAVE_SECONDS = 30.0  # for processes to end after every rank has said that it is done
+LEAVE_SECONDS = 30.0  # for processes to exit after every rank has reported that it is done
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long, in seconds, a rank may stay without … before it counts as hung."""
+    """Timeouts in seconds: when one has passed, a rank counts as hung."""
 
-    heartbeat: float = 30.0  # … any sign of life
-    start: float = 180.0  # … a first sign of life
-    join: float = 600.0  # … the other ranks, at the start
-    compile: float = 3600.0  # … its first step, which compiles
-    step: float = 600.0  # … anything achieved, later
+    heartbeat: float = 30.0  # between two heartbeats
+    start: float = 180.0  # until the first heartbeat
+    join: float = 600.0  # until all ranks have joined
+    compile: float = 3600.0  # until the first step is done, which compiles
+    step: float = 600.0  # between two signs of progress, later
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """What went wrong: the rank (None for a process that is no rank), in words, and the lines of its log that help.
+    """What went wrong.
 
-    ``refused`` marks a mistake in the user's settings, which another attempt would not mend.
+    Attributes:
+        rank: None for a process that is not a rank.
+        what: a description.
+        lines: the lines of its log that explain it.
+        refused: whether it is a mistake in the user's settings, which another attempt would not fix.
+        when: its time, to compare troubles with each other.
     """
 
     rank: Optional[int]
@@ -55,27 +60,30 @@ class Trouble:
 
 
 @dataclass
-class _Seen:
-    """The newest heartbeat of a rank and when, by our clock, it and its progress last changed.
+class _RankState:
+    """What is known of a rank.
 
-    ``there`` is the time (seconds since 1970) of our last look that found its process.
+    Attributes:
+        beat: its newest heartbeat.
+        alive, moved: when, by our monotonic clock, its heartbeat and its progress last changed.
+        found: when its process was last found, in seconds since 1970.
     """
 
     beat: Optional[Beat] = None
     alive: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
-    there: float = 0.0
+    found: float = 0.0
 
 
 class Job:
-    """Starts what the plan has for this host, and watches it."""
+    """Starts the plan's processes for this host, and monitors them."""
 
     def __init__(self, plan: LaunchPlan, patience: Patience):
         self.plan, self.patience = plan, patience
         self.run = plan.run
         self.processes = Processes()
         self.ranks = list(range(plan.world)) if plan.backend == "mpirun" else list(plan.here.ranks)
-        self.seen: dict[int, _Seen] = {}
+        self.known: dict[int, _RankState] = {}
         self._trouble_at = 0.0
         self._done_at = 0.0
 
@@ -83,44 +91,44 @@ class Job:
         for rank in self.ranks:
             with contextlib.suppress(FileNotFoundError):  # of an earlier attempt
                 beat_file(self.run, rank).unlink()
-        self.seen = {rank: _Seen() for rank in self.ranks}
+        self.known = {rank: _RankState() for rank in self.ranks}
         for command in self.plan.here.commands:
             self.processes.start(command)
 
-    # ---------------------------------------------------------------- looking
+    # ---------------------------------------------------------------- monitoring
 
     def look(self) -> None:
-        """Read what the ranks say of themselves."""
+        """Read the heartbeats of the ranks."""
         now = time.monotonic()
         self.processes.look()
-        for rank, seen in self.seen.items():
+        for rank, known in self.known.items():
             beat = read_beat(self.run, rank)
             if beat is None:
                 continue
-            if seen.beat is None or beat.time != seen.beat.time:
-                seen.alive = now
-            if seen.beat is None or beat.progress != seen.beat.progress:
-                seen.moved = now
-            seen.beat = beat
+            if known.beat is None or beat.time != known.beat.time:
+                known.alive = now
+            if known.beat is None or beat.progress != known.beat.progress:
+                known.moved = now
+            known.beat = beat
             if rank_process(beat) is not None:
-                seen.there = time.time()
+                known.found = time.time()
 
     def state(self, rank: int) -> str:
-        beat = self.seen[rank].beat
+        beat = self.known[rank].beat
         return beat.state if beat else "starting"
 
     @property
     def step(self) -> int:
         """The step that all ranks of this host have reached."""
-        return min((seen.beat.step if seen.beat else 0) for seen in self.seen.values())
+        return min((known.beat.step if known.beat else 0) for known in self.known.values())
 
     @property
     def began(self) -> bool:
-        """Whether some rank of this host has got past the meeting with the others."""
+        """Whether a rank of this host has got past joining the others."""
         return any(self.state(rank) not in BEFORE_TRAINING for rank in self.ranks)
 
     def finished(self) -> bool:
-        """Whether all ranks are done and their processes gone; those that stay are ended after a while."""
+        """Whether all ranks are done and their processes gone; processes that stay are waited for only a while."""
         if all(process.poll() == 0 for _, process in self.processes.started):
             return True
         ranks = [process for command, process in self.processes.started if command.role != "scheduler"]
@@ -132,8 +140,8 @@ class Job:
         return time.monotonic() - self._done_at > patience
 
     def reason(self) -> str:
-        """Why the ranks ended, in the words of the first of them."""
-        beat = self.seen[self.ranks[0]].beat
+        """Why the ranks ended, as the first of them reported it."""
+        beat = self.known[self.ranks[0]].beat
         return beat.note if beat and beat.note else "finished"
 
     # ---------------------------------------------------------------- trouble
@@ -150,37 +158,38 @@ class Job:
         return min(found, key=lambda t: (not t.refused, t.rank is None, t.rank != named, t.when))
 
     def _ended(self) -> list[Trouble]:
-        """Ranks that ended badly, and launchers or a scheduler that did."""
-        found = [trouble for rank in self.ranks if (trouble := self._last_word(rank)) is not None]
-        told = {trouble.rank for trouble in found}
+        """Ranks, launchers or a scheduler that ended with an error."""
+        found = [trouble for rank in self.ranks if (trouble := self._reported(rank)) is not None]
+        explained = {trouble.rank for trouble in found}
         for command, process in self.processes.started:
             code = process.poll()
-            if code and command.rank not in told - {None}:
+            if code and command.rank not in explained - {None}:
                 what = f"{command.name} {_ending(code)}"
-                when = self.seen[command.rank].there if command.rank is not None else 0.0
+                when = self.known[command.rank].found if command.rank is not None else 0.0
                 found.append(Trouble(command.rank, what, tuple(useful_lines(command.log)), when=when))
         if self.plan.backend in ("msrun", "mpirun"):
-            found += [trouble for rank in self.ranks if rank not in told
+            found += [trouble for rank in self.ranks if rank not in explained
                       and (trouble := self._vanished(rank)) is not None]
         return found
 
-    def _last_word(self, rank: int) -> Optional[Trouble]:
-        beat = self.seen[rank].beat
+    def _reported(self, rank: int) -> Optional[Trouble]:
+        """A failure that the rank's last heartbeat reports."""
+        beat = self.known[rank].beat
         if beat is None or beat.state not in ("failed", "refused"):
             return None
         what = beat.note if beat.state == "refused" else f"rank {rank} failed: {beat.note}"
         return Trouble(rank, what, self._lines(rank), beat.state == "refused", beat.time)
 
     def _vanished(self, rank: int) -> Optional[Trouble]:
-        """A rank that is not our own child: all we see is that its process is gone, without a last word."""
-        beat = self.seen[rank].beat
+        """A rank that is not our own child: all we see is that its process is gone and reported no end."""
+        beat = self.known[rank].beat
         if beat is None or beat.state == "done" or not _is_gone(beat):
             return None
         return Trouble(rank, f"rank {rank} ended without a word at step {beat.step}", self._lines(rank),
-                       when=self.seen[rank].there)
+                       when=self.known[rank].found)
 
     def _named_first(self) -> Optional[int]:
-        """The rank that msrun or mpirun says was the first to end: they kill the others, which then look alike."""
+        """The rank that msrun or mpirun reports as the first to end: they kill the others, which then look alike."""
         log = next((c.log for c in self.plan.here.commands if c.role in ("msrun", "mpirun")), None)
         if log is None:
             return None
@@ -188,7 +197,7 @@ class Job:
             text = Path(log).read_text(encoding="utf-8", errors="replace")
             match = re.search(r"Worker process (\d+) exit with exception", text)
             if match:
-                pids = {seen.beat.pid: rank for rank, seen in self.seen.items() if seen.beat is not None}
+                pids = {known.beat.pid: rank for rank, known in self.known.items() if known.beat is not None}
                 return pids.get(int(match[1]))
             match = re.search(r"Process name: \[\[\d+,\d+\],(\d+)\]|process rank (\d+) with PID", text)
             return int(match[1] or match[2]) if match else None
@@ -198,48 +207,50 @@ class Job:
         return tuple(useful_lines(self.run / "logs" / f"rank_{rank}.log"))
 
     def _hanging(self) -> list[Trouble]:
-        """The rank that has fallen silent or stood still for too long; the one that did so first."""
+        """Ranks without a heartbeat for too long; if there are none, a rank without progress for too long."""
         now, found = time.monotonic(), []
-        for rank, seen in self.seen.items():
-            if seen.beat is None:
-                if now - seen.alive > self.patience.start:
+        for rank, known in self.known.items():
+            beat = known.beat
+            if beat is None:
+                if now - known.alive > self.patience.start:
                     found.append(Trouble(rank, f"rank {rank} has not started within {self.patience.start:g} s",
-                                         self._lines(rank), when=seen.alive))
-            elif seen.beat.state != "done" and now - seen.alive > self._silence(seen.beat):
-                found.append(Trouble(rank, f"rank {rank} hangs: no sign of life for {now - seen.alive:.0f} s, at step "
-                                     f"{seen.beat.step} ({seen.beat.state})", self._lines(rank), when=seen.alive))
-        return found or self._standing()
+                                         self._lines(rank), when=known.alive))
+            elif beat.state != "done" and now - known.alive > self._heartbeat_limit(beat):
+                found.append(Trouble(rank, f"rank {rank} hangs: no sign of life for {now - known.alive:.0f} s, at step "
+                                     f"{beat.step} ({beat.state})", self._lines(rank), when=known.alive))
+        return found or self._stalled()
 
-    def _silence(self, beat: Beat) -> float:
-        """How long a rank may be silent: MindSpore keeps all threads waiting while it loads and while it joins."""
+    def _heartbeat_limit(self, beat: Beat) -> float:
+        """Seconds between two heartbeats: MindSpore blocks all threads while it is imported and while it joins."""
         return max(self.patience.heartbeat, {"starting": self.patience.start, "joining": self.patience.join}.get(
             beat.state, 0.0))
 
-    def _standing(self) -> list[Trouble]:
+    def _stalled(self) -> list[Trouble]:
+        """When a rank makes no progress for too long, the one that has made none for longest."""
         now = time.monotonic()
-        late = [rank for rank, seen in self.seen.items() if seen.beat is not None and seen.beat.state != "done"
-                and now - seen.moved > self._limit(seen.beat)]
+        late = [rank for rank, known in self.known.items() if known.beat is not None and known.beat.state != "done"
+                and now - known.moved > self._progress_limit(known.beat)]
         if not late:
             return []
-        first = min(self.ranks, key=lambda rank: self._standstill(rank))
-        beat, moved = self.seen[first].beat, self.seen[first].moved
-        what = f"rank {first} hangs: nothing achieved for {now - moved:.0f} s, at step {beat.step} ({beat.state})"
+        first = min(self.ranks, key=lambda rank: self._last_progress(rank))
+        beat, moved = self.known[first].beat, self.known[first].moved
+        what = f"rank {first} hangs: no progress for {now - moved:.0f} s, at step {beat.step} ({beat.state})"
         lines = self._lines(first)  # read before the stack is asked for, which goes to the same log
         return [Trouble(first, what, (*self._stack(first, beat), *lines), when=moved)]
 
-    def _limit(self, beat: Beat) -> float:
+    def _progress_limit(self, beat: Beat) -> float:
         patience = self.patience
         limits = {"starting": patience.start, "joining": patience.join, "joined": patience.compile,
                   "compiling": patience.compile, "evaluating": patience.compile}
         return limits.get(beat.state, patience.step)
 
-    def _standstill(self, rank: int) -> float:
-        """When the rank last achieved something, by its own clock: finer than the times at which we looked."""
-        beat = self.seen[rank].beat
+    def _last_progress(self, rank: int) -> float:
+        """When the rank last made progress, by its own clock: finer than the times at which we looked."""
+        beat = self.known[rank].beat
         return beat.moved if beat is not None and beat.state != "done" else float("inf")
 
     def _stack(self, rank: int, beat: Beat) -> tuple[str, ...]:
-        """Where in the program a living rank stands: it writes its Python stack to its log when asked."""
+        """Where in the program a rank that is alive hangs: at SIGUSR1 it writes its Python stack to its log."""
         process = parse_identity(beat.process)
         if process is None or not hasattr(signal, "SIGUSR1"):
             return ()
@@ -251,21 +262,21 @@ class Job:
         with contextlib.suppress(OSError), open(log, "rb") as handle:
             handle.seek(size)
             lines = handle.read().decode("utf-8", "replace").splitlines()
-            main = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread"))]
-            return tuple(lines[main[-1] + 1:main[-1] + 5]) if main else ()
+            threads = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread"))]
+            return tuple(lines[threads[-1] + 1:threads[-1] + 5]) if threads else ()  # the last is the main thread
         return ()
 
     # ---------------------------------------------------------------- the end
 
     def end(self) -> None:
         """End every process of this job, by pid."""
-        beats = [seen.beat for seen in self.seen.values() if seen.beat is not None]
+        beats = [known.beat for known in self.known.values() if known.beat is not None]
         here = [process for beat in beats if (process := rank_process(beat)) is not None]
         self.processes.end(here)
 
 
 def rank_process(beat: Beat) -> Optional[psutil.Process]:
-    """The living process that wrote ``beat`` on this machine; None when it is gone, or not to be seen from here."""
+    """The process that wrote ``beat``, if it is alive on this machine; None if it is gone or on another host."""
     process = parse_identity(beat.process)
     if process is None or not lives(process):
         return None
@@ -275,7 +286,7 @@ def rank_process(beat: Beat) -> Optional[psutil.Process]:
 
 
 def _is_gone(beat: Beat) -> bool:
-    """Whether the process that wrote ``beat`` is known to have ended: one of another host never is."""
+    """Whether the process that wrote ``beat`` is known to have ended; of another host's process this is not known."""
     process = parse_identity(beat.process)
     return process is not None and lives(process) is False
 

@@ -1,15 +1,15 @@
 """``launch``: start the ranks of a run, monitor every one, end all of them when one fails.
 
-Back ends. "local" (the default) starts the scheduler and each rank itself. "msrun" and "mpirun" leave the starting to
-those programs, "ranktable" is Ascend's way without a scheduler. Measured on two cores with two ranks, from the call
+Back ends: "local" (the default) starts the scheduler and each rank itself; "msrun" and "mpirun" leave that to these
+programs; "ranktable" is Ascend's way, without a scheduler. Measured on two cores with two ranks, from the call
 to the first all-reduce: local 8 s, msrun 11 s, mpirun 9 s, of which 3 s are MindSpore's import; a killed rank is
 named after 1.5 s by all of them. "local" is the default because of shutdown: msrun answers Ctrl-C with SIGKILL and
-leaves its ranks behind when it is killed itself, while our own children get the time to save a checkpoint and are
+leaves its ranks behind when it is killed itself, while our own children get time to save a checkpoint and are
 ended by pid, each exactly once.
 
 On several hosts one launcher runs on each, with the same arguments; the first host's starts the scheduler. They share
-only the run folder: a stop file stops all, and a launcher whose ranks fail writes so to ``heartbeat/node_K``,
-which makes the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, to keep out a second launch.
+only the run folder: a stop file stops all, and a launcher whose ranks fail reports it in ``heartbeat/node_K``, so that
+the others end theirs. Each holds the lock ``heartbeat/node_K.lock``, to keep out a second launch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from typing import Any, Literal, Optional
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.files import RANDOM, write_json_atomic, write_text_atomic
-from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_place, read_hosts
+from pangu_lab.launch.hosts import MULTI_HOST_PORT, Host, address_of, free_port, own_index, read_hosts
 from pangu_lab.launch.job import Job, Patience, Trouble
 from pangu_lab.launch.plan import CONFIG, WORKER, LaunchPlan, Request, make_plan
 from pangu_lab.launch.rank_table import read_rank_table
@@ -53,7 +53,7 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class _Failed(Schema):
-    """The note of a launcher whose ranks failed; other notes say less, and are of no interest here."""
+    """``heartbeat/node_K`` of a launcher whose ranks failed; other states are not read here."""
 
     state: Literal["failed"]
     time: Seconds
@@ -64,7 +64,7 @@ class _Failed(Schema):
 
 
 class LaunchFailed(RuntimeError):
-    """A rank failed; the text names it and ends with the lines of its log that help."""
+    """A rank failed; the message names it and ends with the lines of its log that explain why."""
 
     def __init__(self, trouble: Trouble, attempts: int, run: Path):
         self.rank, self.lines, self.attempts, self.run = trouble.rank, trouble.lines, attempts, run
@@ -76,7 +76,10 @@ class LaunchFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class LaunchResult:
-    """How a launch ended well. ``reason``: "finished", or what stopped it ("signal", "stop file", "time budget")."""
+    """A launch that ended without failure.
+
+    ``reason`` is "finished", or what stopped it ("signal", "stop file", "time budget").
+    """
 
     run: Path
     world: int
@@ -91,9 +94,9 @@ class LaunchResult:
 
 
 def fit_layout(config: RunConfig, world: int, ascend: bool = False) -> RunConfig:
-    """``config`` for ``world`` processes: where the data dimension was left at 1, it takes what the others leave.
+    """``config`` for ``world`` processes: a data dimension of 1 is enlarged to use all of them.
 
-    ``ascend`` holds the layout to what Ascend's collectives ask for.
+    With ``ascend`` the layout must also meet the requirements of Ascend's collectives.
 
     Raises:
         InputError: the layout needs another number of processes.
@@ -114,7 +117,7 @@ def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = No
             hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
             master_port: Optional[int] = None, node_rank: Optional[int] = None, program: Sequence[str] = WORKER,
             join_seconds: float = 600.0) -> tuple[RunConfig, LaunchPlan]:
-    """Settings fitted to the number of processes, and everything that would run where; starts and writes nothing.
+    """The settings, fitted to the number of processes, and the plan of what runs where; starts and writes nothing.
 
     Arguments as for ``launch``.
 
@@ -146,9 +149,9 @@ def _with_table(request: Request, rank_table, hosts, nproc, node_rank) -> Reques
     if ranks != [list(range(i * per_server, (i + 1) * per_server)) for i in range(len(names))]:
         raise InputError(f"{rank_table}: ranks must follow the order of the servers; `pangu-lab ranktable merge` "
                          "numbers them so")
-    place = _own(names, node_rank)
     return dataclasses.replace(request, backend="ranktable", hosts=[Host(name, per_server) for name in names],
-                               node_rank=place, rank_table=Path(rank_table).absolute(), devices=devices)
+                               node_rank=_own_node(names, node_rank), rank_table=Path(rank_table).absolute(),
+                               devices=devices)
 
 
 def _with_hosts(request: Request, hosts, nproc, node_rank, master_addr, master_port) -> Request:
@@ -156,17 +159,17 @@ def _with_hosts(request: Request, hosts, nproc, node_rank, master_addr, master_p
     several = len(listed) > 1
     if request.backend == "mpirun" and node_rank is None:
         node_rank = 0
-    place = _own([host.name for host in listed], node_rank) if several else (node_rank or 0)
+    node_rank = _own_node([host.name for host in listed], node_rank) if several else (node_rank or 0)
     address = master_addr or (address_of(listed[0].name) if several else "127.0.0.1")
     port = master_port if master_port is not None else MULTI_HOST_PORT if several else free_port()
     if not 1024 <= port <= 65535:
         raise InputError(f"--master-port {port} must be between 1024 and 65535")
-    return dataclasses.replace(request, hosts=listed, node_rank=place, master_addr=address, master_port=port,
+    return dataclasses.replace(request, hosts=listed, node_rank=node_rank, master_addr=address, master_port=port,
                                hosts_file=Path(hosts).absolute() if hosts is not None else None)
 
 
-def _own(names: list[str], node_rank: Optional[int]) -> int:
-    return node_rank if node_rank is not None else 0 if len(names) == 1 else own_place(names)
+def _own_node(names: list[str], node_rank: Optional[int]) -> int:
+    return node_rank if node_rank is not None else 0 if len(names) == 1 else own_index(names)
 
 
 # ------------------------------------------------------------------------------------------------------ launch
@@ -177,24 +180,24 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
            master_port: Optional[int] = None, node_rank: Optional[int] = None, restarts: int = 0,
            patience: Patience = Patience(), program: Sequence[str] = WORKER, on_event: Optional[OnEvent] = None,
            progress: Progress = silent, stop: Optional[Callable[[], bool]] = None) -> LaunchResult:
-    """Train ``config`` in ``run_folder`` with several processes, and stay until they have ended.
+    """Train ``config`` in ``run_folder`` with several processes, and wait until they have ended.
 
     Args:
-        nproc: ranks on each host (for lines of ``hosts`` without slots, and where there is no hosts file); without
-            both, as many as the layout in ``config`` has.
-        backend: "local", "msrun", "mpirun" or "ranktable"; see the module's text.
+        nproc: ranks on each host, for lines of ``hosts`` without slots and when there is no hosts file; with neither
+            ``nproc`` nor ``hosts``, as many as the layout in ``config`` has.
+        backend: "local", "msrun", "mpirun" or "ranktable"; see the module's docstring.
         hosts: a file with a line ``NAME slots=N`` for each machine.
         rank_table: an HCCL rank table (Ascend).
         master_addr: where the scheduler listens; the first host's address when not given.
         master_port: its port; chosen free on one host, 8118 on several.
         node_rank: which of the hosts this is; found by name or address when not given.
-        restarts: how many times a failed launch is begun anew, from its last good checkpoint.
+        restarts: how many times a failed launch is restarted, from its last good checkpoint.
         patience: when a silent or idle rank counts as hanging.
         program: what each rank runs, as arguments of the Python interpreter; ``--run FOLDER`` is added.
         on_event: called with {"kind", …}: "started", "rank" (a rank's new state), "waiting", "stopping", "failed",
-            "restart", "warning" (what a rank has to say of the run), "ended".
+            "restart", "warning" (from a rank), "ended".
         progress: called with the step reached.
-        stop: asked several times a second; True stops the run cleanly, as do Ctrl-C and the ``stop`` file.
+        stop: called several times a second; True stops the run cleanly, as do Ctrl-C and the ``stop`` file.
 
     Raises:
         InputError: settings that cannot work, found here or by a rank.
@@ -218,12 +221,12 @@ def _check_machine(plan: LaunchPlan) -> None:
 
 
 class Launcher:
-    """One call of ``launch``: attempts, signals, and what it tells the outside."""
+    """One call of ``launch``: its attempts, signals and events."""
 
     def __init__(self, config: RunConfig, plan: LaunchPlan, patience: Patience, on_event: OnEvent,
                  progress: Progress, stop: Optional[Callable[[], bool]], own_port: bool):
         self.config, self.plan, self.patience = config, plan, patience
-        self.tell, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
+        self.on_event, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
         self.run = plan.run
         self.attempt = 0
         self.began = time.time()
@@ -251,16 +254,17 @@ class Launcher:
                 result, trouble = self._attempt()
                 if result is not None:
                     self._note("stopped" if self.stopping else "finished", result.reason)
-                    self.tell({"kind": "ended", "reason": result.reason, "step": result.step})
+                    self.on_event({"kind": "ended", "reason": result.reason, "step": result.step})
                     return result
                 self._note("failed", trouble.what, rank=trouble.rank, lines=list(trouble.lines))
-                self.tell({"kind": "failed", "rank": trouble.rank, "what": trouble.what, "lines": trouble.lines})
+                self.on_event({"kind": "failed", "rank": trouble.rank, "what": trouble.what, "lines": trouble.lines})
                 if trouble.refused:
                     raise InputError(trouble.what)
                 if self.attempt > restarts or self.stopping:
                     raise LaunchFailed(trouble, self.attempt, self.run)
                 self._keep_logs()
-                self.tell({"kind": "restart", "what": trouble.what, "attempt": self.attempt + 1, "of": restarts + 1})
+                self.on_event({"kind": "restart", "what": trouble.what, "attempt": self.attempt + 1,
+                               "of": restarts + 1})
 
     def _attempt(self) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
         """Run all ranks once; the result, or what went wrong. No process of ours is left either way."""
@@ -269,8 +273,8 @@ class Launcher:
             try:
                 job.start()
                 self._note("running")
-                self.tell({"kind": "started", "ranks": job.ranks, "world": self.plan.world, "attempt": self.attempt,
-                           "pids": [process.pid for _, process in job.processes.started]})
+                self.on_event({"kind": "started", "ranks": job.ranks, "world": self.plan.world, "attempt": self.attempt,
+                               "pids": [process.pid for _, process in job.processes.started]})
                 result, trouble = self._watch(job)
             finally:
                 job.end()
@@ -287,18 +291,18 @@ class Launcher:
             time.sleep(POLL_SECONDS)
             self.lock.check()
             job.look()
-            self._tell_states(job)
-            self._tell_progress(events)
+            self._report_states(job)
+            self._report_progress(events)
             if self.signals > 1:
                 return None, Trouble(None, "ended at once by a second signal")
-            trouble = job.trouble() or self._elsewhere()
+            trouble = job.trouble() or self._trouble_elsewhere()
             if trouble is not None:
                 return None, trouble
             if job.finished():
                 reason = job.reason()
                 return self._result(job, self.stopping if self.stopping and reason != "finished" else reason), None
             if self._stop_asked(job):
-                job.look()  # what they said before they were asked: one that has begun saves and ends by itself
+                job.look()  # the state before the request: a rank that has begun training saves and ends by itself
                 if not job.began:
                     return self._result(job, f"{self.stopping} before training began"), None
 
@@ -310,7 +314,7 @@ class Launcher:
 
     @contextlib.contextmanager
     def _handling(self) -> Iterator[None]:
-        """Note signals instead of dying of them; only the main thread can."""
+        """Record signals instead of being ended by them; only the main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -320,18 +324,18 @@ class Launcher:
 
         numbers = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            numbers.append(signal.SIGHUP)  # the terminal was closed (nohup ignores it, and so do we then)
-        before = {number: signal.signal(number, note) for number in numbers}
+            numbers.append(signal.SIGHUP)  # the terminal was closed; under nohup it stays ignored
+        previous = {number: signal.signal(number, note) for number in numbers}
         try:
             yield
         finally:
-            for number, handler in before.items():
+            for number, handler in previous.items():
                 signal.signal(number, handler)
 
     def _stop_asked(self, job: Job) -> bool:
         """Whether the run is to stop; passed on to the ranks as the ``stop`` file, again if a rank removed it.
 
-        Not to ranks that have ended: the file would stop whoever goes on with the run while this launcher is leaving.
+        It is not written once all ranks have ended: it would stop a process that resumes the run while this one exits.
         """
         file = self.run / STOP
         if not self.stopping:
@@ -342,9 +346,9 @@ class Launcher:
             elif file.exists():
                 self.stopping = "stop file"
             if self.stopping:
-                self.tell({"kind": "stopping", "why": self.stopping})
-        at_work = any(job.state(rank) not in ("finished", "stopped", "failed") for rank in job.ranks)
-        if self.stopping and at_work and not file.exists():
+                self.on_event({"kind": "stopping", "why": self.stopping})
+        running = any(job.state(rank) not in ("finished", "stopped", "failed") for rank in job.ranks)
+        if self.stopping and running and not file.exists():
             file.write_text(f"{time.time()}\n", encoding="utf-8")
         return bool(self.stopping)
 
@@ -364,7 +368,7 @@ class Launcher:
             write_text_atomic(self.run / CONFIG, self.config.with_absolute_paths().to_yaml())
 
     def _keep_logs(self) -> None:
-        """Put a failed attempt's logs aside, so that the next one's tell only of itself."""
+        """Move a failed attempt's logs to a folder of their own, so that the next attempt begins with empty ones."""
         kept = self.run / "logs" / f"attempt-{self.attempt}"
         kept.mkdir(exist_ok=True)
         for command in self.plan.here.commands:
@@ -372,7 +376,7 @@ class Launcher:
                 os.replace(command.log, kept / Path(command.log).name)
 
     def _note(self, state: str, reason: str = "", **more: Any) -> None:
-        """Tell other launchers, and whoever looks at the run, how this one stands."""
+        """Write this launcher's state, for the other launchers and for readers of the run folder."""
         self.lock.check()
         facts = {"v": 1, "pid": os.getpid(), "process": self.lock.process.to_dict(),
                  "host": socket.gethostname(), "node_rank": self.plan.node_rank, "state": state, "reason": reason,
@@ -383,8 +387,8 @@ class Launcher:
         if self.plan.node_rank == 0:
             write_json_atomic(self.run / STATE, facts)
 
-    def _elsewhere(self) -> Optional[Trouble]:
-        """A failure that another host's launcher has told of, in this attempt."""
+    def _trouble_elsewhere(self) -> Optional[Trouble]:
+        """A failure that another host's launcher has reported, in this attempt."""
         for host in self.plan.hosts:
             if host.node_rank == self.plan.node_rank or self.plan.backend == "mpirun":
                 continue
@@ -395,21 +399,20 @@ class Launcher:
                     return Trouble(other["rank"], f"on host {host.name}: {other['reason']}", tuple(other["lines"]))
         return None
 
-    # ---------------------------------------------------------------- telling
+    # ---------------------------------------------------------------- events
 
-    def _tell_states(self, job: Job) -> None:
+    def _report_states(self, job: Job) -> None:
         for rank in job.ranks:
             state = job.state(rank)
             if self.states.get(rank) != state:
                 self.states[rank] = state
-                self.tell({"kind": "rank", "rank": rank, "state": state})
+                self.on_event({"kind": "rank", "rank": rank, "state": state})
 
-    def _tell_progress(self, events: EventReader) -> None:
+    def _report_progress(self, events: EventReader) -> None:
         for event in events.new():
             if event["kind"] == "warning":
-                self.tell({"kind": "warning", "text": event["text"]})
+                self.on_event({"kind": "warning", "text": event["text"]})
             if event["kind"] == "step":
                 speed = event.get("tokens_per_second")
                 text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
                 self.progress(int(event["step"]), self.config.train.steps, text)
-

@@ -1,7 +1,7 @@
-"""Finds the lines of a rank's log that tell why it ended.
+"""Finds the lines of a rank's log that explain why it ended.
 
 The last lines rarely do. MindSpore ends an error message with pages of C++ call stack; the useful parts are the
-exception's first line, the numbered reasons that may follow it, and the line of Python that led there. If there is no
+exception's first line, the numbered reasons that may follow it, and the line of Python that raised it. If there is no
 Python error (a crash in native code), the first ``[ERROR]`` or ``[CRITICAL]`` lines are used.
 """
 
@@ -42,12 +42,12 @@ def _from_traceback(lines: list[str], limit: int) -> list[str]:
     frame = _own_frame(lines[begin + 1:end])
     message = _message(lines[end:])
     code = _network_code(lines[end:])
-    room = max(1, limit - len(frame) - len(code))
-    return (message[:room] + code + frame)[:limit]
+    message_limit = max(1, limit - len(frame) - len(code))
+    return (message[:message_limit] + code + frame)[:limit]
 
 
 def _own_frame(lines: list[str]) -> list[str]:
-    """The innermost call that is not inside an installed package: where in the program the exception passed."""
+    """The innermost frame of the traceback that is not inside an installed package."""
     frames = [i for i, line in enumerate(lines) if line.startswith("  File ")]
     own = [i for i in frames if "site-packages" not in lines[i]] or frames
     return [line for line in lines[own[-1]:own[-1] + 2] if line.strip(" ^~")] if own else []
@@ -60,13 +60,13 @@ def _message(lines: list[str]) -> list[str]:
 
 
 def _network_code(lines: list[str]) -> list[str]:
-    """The innermost place that MindSpore's section about the network's source names: two lines, or none."""
+    """The innermost frame in MindSpore's section about the network's code: two lines, or none."""
     title = next((i for i, line in enumerate(lines) if "Traceback of Net Construct Code" in line), None)
     if title is None:
         return []
     section = lines[title + 2:]
-    places = [i for i, line in enumerate(section) if re.match(r"^# \d+ In file ", line)]
-    return [line for line in section[places[-1]:places[-1] + 2]] if places else []
+    frames = [i for i, line in enumerate(section) if re.match(r"^# \d+ In file ", line)]
+    return [line for line in section[frames[-1]:frames[-1] + 2]] if frames else []
 
 
 def _last(lines: list[str], limit: int) -> list[str]:

@@ -53,12 +53,12 @@ class Command:
 
 
 def _assignments(env: dict[str, str]) -> str:
-    """NAME=VALUE …; a value that goes on with what stands in the environment already is written with $NAME."""
+    """NAME=VALUE …; a value that ends with the one in the environment has $NAME in its place."""
     words = []
     for name, value in env.items():
-        before = os.environ.get(name)
-        if before and value != before and value.endswith(before):
-            words.append(f"{name}={shlex.quote(value[:-len(before)])}${name}")
+        current = os.environ.get(name)
+        if current and value != current and value.endswith(current):
+            words.append(f"{name}={shlex.quote(value[:-len(current)])}${name}")
         else:
             words.append(f"{name}={shlex.quote(value)}")
     return " ".join(words)
@@ -66,7 +66,7 @@ def _assignments(env: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class HostPlan:
-    """What runs on one host: the ranks that live there, and the processes that its launcher starts."""
+    """What runs on one host: its ranks, and the processes that its launcher starts."""
 
     name: str
     node_rank: int
@@ -109,7 +109,7 @@ class LaunchPlan:
         return self.hosts[self.node_rank]
 
     def lines(self) -> list[str]:
-        """The plan as text: a line a host, and below it one a process."""
+        """The plan as text: a line for each host, followed by one for each of its processes."""
         result = []
         for host in self.hosts:
             ranks = _span(host.ranks) if host.ranks else "none"
@@ -117,12 +117,12 @@ class LaunchPlan:
             if not host.commands:
                 result.append("# started by mpirun on the first host")
             elif len(self.hosts) > 1 and self.backend != "mpirun":
-                result.append(f"# start there: {shlex.join(self._invitation(host.node_rank))}")
+                result.append(f"# start there: {shlex.join(self._start_command(host.node_rank))}")
             result += [command.shell_line() for command in host.commands]
         return result
 
-    def _invitation(self, node: int) -> list[str]:
-        """The command that starts a host's part; its settings are those that the first host left in the run folder."""
+    def _start_command(self, node: int) -> list[str]:
+        """The command that starts a host's ranks; it takes the settings that the first host left in the run folder."""
         request = self.request
         words = ["pangu-lab", "launch", "--run", str(request.run), "--backend", request.backend]
         if request.rank_table is not None:
@@ -137,7 +137,8 @@ class LaunchPlan:
         hosts = [{"name": host.name, "node_rank": host.node_rank, "ranks": list(host.ranks), "commands": [
             {"role": c.role, "rank": c.rank, "argv": list(c.argv), "env": c.env, "log": c.log}
             for c in host.commands]} for host in self.hosts]
-        return {"backend": self.backend, "run": str(self.run), "world": self.world, "master": self.master, "hosts": hosts}
+        return {"backend": self.backend, "run": str(self.run), "world": self.world, "master": self.master,
+                "hosts": hosts}
 
 
 def _span(ranks: range) -> str:
@@ -146,7 +147,7 @@ def _span(ranks: range) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is made from. ``hosts`` has a line a machine, in the order of node ranks; paths are absolute."""
+    """What a plan is made from. ``hosts`` is in the order of node ranks; paths are absolute."""
 
     run: Path
     backend: str
@@ -156,7 +157,7 @@ class Request:
     master_port: int = 0
     hosts_file: Optional[Path] = None
     rank_table: Optional[Path] = None
-    devices: Sequence[Sequence[tuple[int, int]]] = ()  # by rank table: (rank, device id) on each host
+    devices: Sequence[Sequence[tuple[int, int]]] = ()  # from the rank table: (rank, device id) on each host
     program: Sequence[str] = WORKER
     join_seconds: int = 600
 
@@ -165,7 +166,7 @@ class Request:
         return sum(host.slots for host in self.hosts)
 
     def ranks(self, node: int) -> range:
-        """The ranks of one host: numbered through, host after host."""
+        """The ranks of one host; they are numbered consecutively, host after host."""
         first = sum(host.slots for host in self.hosts[:node])
         return range(first, first + self.hosts[node].slots)
 
@@ -174,7 +175,7 @@ def make_plan(request: Request) -> LaunchPlan:
     """The commands of every host.
 
     Raises:
-        InputError: the back end is unknown, is not installed, or cannot do what is asked.
+        InputError: the back end is unknown, is not installed, or does not support the request.
     """
     if request.backend not in BACKENDS:
         raise InputError(f"unknown back end '{request.backend}'{nearest(request.backend, BACKENDS)}; "
@@ -187,7 +188,7 @@ def make_plan(request: Request) -> LaunchPlan:
 
 
 def _needs_scheduler(request: Request) -> bool:
-    """A single process talks to nobody; only msrun brings its scheduler along all the same."""
+    """Whether there is a scheduler: a single process needs none, but msrun and mpirun always have one."""
     return request.world > 1 or request.backend in ("msrun", "mpirun")
 
 
@@ -209,11 +210,11 @@ def _local(request: Request, node: int) -> list[Command]:
 def _msrun(request: Request, node: int) -> list[Command]:
     """MindSpore's own launcher, which starts scheduler and ranks itself, each with a log of its own."""
     if len({host.slots for host in request.hosts}) > 1:
-        raise InputError("msrun wants the same number of ranks on every host; use --backend local, or make the "
+        raise InputError("msrun needs the same number of ranks on every host; use --backend local, or make the "
                          "hosts file's slots equal")
     # msrun starts plain 'python': it must be found in this environment before any other
     env = {**_common(request, node), "PATH": _python_folder() + os.pathsep + os.environ.get("PATH", os.defpath)}
-    env.update(_quick_join())
+    env.update(_timeouts())
     argv = (sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num", str(request.world),
             "--local_worker_num", str(request.hosts[node].slots), "--master_addr", request.master_addr,
             "--master_port", str(request.master_port), "--node_rank", str(node),
@@ -260,7 +261,7 @@ def _worker(request: Request, rank: int, env: dict[str, str]) -> Command:
 
 
 def _scheduler(request: Request, cluster: dict[str, str]) -> Command:
-    """The scheduler does nothing but bring ranks together, whatever the ranks run."""
+    """The scheduler only connects the ranks, so it runs the same program whatever the ranks run."""
     argv = (sys.executable, *WORKER, "--run", str(request.run))
     return Command("scheduler", None, argv, {**cluster, "MS_ROLE": "MS_SCHED"}, _log(request, "scheduler"))
 
@@ -270,23 +271,24 @@ def _common(request: Request, node: int) -> dict[str, str]:
            "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots)}
     package_home = str(Path(pangu_lab.__file__).resolve().parent.parent)
     if package_home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        before = os.environ.get("PYTHONPATH", "")
-        if package_home not in before.split(os.pathsep):
-            before = package_home + (os.pathsep + before if before else "")
-        env["PYTHONPATH"] = before
+        path = os.environ.get("PYTHONPATH", "")
+        if package_home not in path.split(os.pathsep):
+            path = package_home + (os.pathsep + path if path else "")
+        env["PYTHONPATH"] = path
     return env
 
 
 def _cluster(request: Request) -> dict[str, str]:
     return {"MS_WORKER_NUM": str(request.world), "MS_SCHED_HOST": request.master_addr,
-            "MS_SCHED_PORT": str(request.master_port), "MS_TOPO_TIMEOUT": str(request.join_seconds), **_quick_join()}
+            "MS_SCHED_PORT": str(request.master_port), "MS_TOPO_TIMEOUT": str(request.join_seconds), **_timeouts()}
 
 
-def _quick_join() -> dict[str, str]:
+def _timeouts() -> dict[str, str]:
     """How long ranks wait for each other, in seconds.
 
-    Before a rank asks again for the others at the start: MindSpore's 3 to 5 cost 6 s. In a collective on CPU: a stage
-    that compiles may be a minute behind its neighbour; whoever hangs for good the launcher finds by its heartbeat.
+    The retry interval counts while they join; MindSpore's default of 3 to 5 s made that 6 s longer. In a collective on
+    a CPU the wait is long, because a stage that compiles may be a minute behind its neighbour; the launcher finds ranks
+    that hang by their heartbeats.
     """
     return {"MS_RETRY_INTERVAL_LOWER": "0", "MS_RETRY_INTERVAL_UPPER": "1", "MS_CPU_COMM_OP_TIMEOUT": "600"}
 
@@ -300,7 +302,7 @@ def _log(request: Request, name: str) -> str:
 
 
 def clean_environment(added: dict[str, str]) -> dict[str, str]:
-    """This process's environment without an outer launch's variables, and with those of a command."""
+    """This process's environment without the variables of an outer launch, plus those of a command."""
     kept = {name: value for name, value in os.environ.items()
             if name not in STALE and not name.startswith(STALE_PREFIXES)}
     return {**kept, **added}

@@ -1,9 +1,8 @@
 """The processes that this launcher started, and their descendants: started from argument lists, ended by pid.
 
 Each command becomes the leader of its own session, so that a Ctrl-C in the terminal reaches only the launcher.
-msrun and mpirun start further processes; these are tracked while they are visible, as psutil objects, which identify
-a process by pid and start time, and by their sessions: a pid that was reused by another process is never
-touched.
+msrun and mpirun start further processes. These are tracked while they are visible, as psutil objects, which identify a
+process by pid and start time, and by their sessions: a pid that was reused by another process is never touched.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[tuple[Command, subprocess.Popen]] = []
         self._known: set[psutil.Process] = set()
-        self._sessions: dict[int, Optional[Identity]] = {}  # session → its first process, while the number is ours
+        self._sessions: dict[int, Optional[Identity]] = {}  # session id → its leader, until the id is reused
         self._looked = 0.0
 
     def start(self, command: Command) -> None:
@@ -61,7 +60,7 @@ class Processes:
             self._known.add(psutil.Process(pid))
 
     def look(self) -> None:
-        """Note descendants, at most once a second."""
+        """Record descendants, at most once a second."""
         if time.monotonic() - self._looked < _LOOK_SECONDS:
             return
         self._looked = time.monotonic()
@@ -74,8 +73,8 @@ class Processes:
         """Everything started here that still runs."""
         for _, process in self.started:
             process.poll()  # reap, so that a zombie does not count
-        for pid, first in list(self._sessions.items()):
-            if (now := identity_of(pid)) is not None and now != first:  # all of ours have gone: it is another's number
+        for pid, leader in list(self._sessions.items()):
+            if (now := identity_of(pid)) is not None and now != leader:  # our session has ended and its id was reused
                 del self._sessions[pid]
         for process in psutil.process_iter():
             with contextlib.suppress(OSError, psutil.Error):

@@ -1,8 +1,8 @@
-"""HCCL rank tables: the JSON file that tells the ranks of an Ascend cluster which device each of them is.
+"""HCCL rank tables: the JSON file that assigns a device to each rank of an Ascend cluster.
 
-Version "1.0": ``server_count``, ``server_list`` with for each server its ``server_id`` (an IP address), ``device``
-(``device_id``, ``device_ip``, ``rank_id``) and ``host_nic_ip``, and ``status`` "completed"; every value is text. On a
-mistake HCCL waits for many minutes, so everything is checked here, with one line per mistake.
+Version "1.0": ``server_count``; ``server_list`` with the ``server_id`` (an IP address), ``device`` (``device_id``,
+``device_ip``, ``rank_id``) and ``host_nic_ip`` of each server; and ``status`` "completed". Every value is a string. On
+a mistake HCCL waits for many minutes, so everything is checked here, and one line names the mistake.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Server:
 
 @dataclass(frozen=True)
 class RankTable:
-    """A checked table. Servers stand in its order; ranks are 0 … world − 1 over all of them."""
+    """A checked table. Servers are in its order; ranks are 0 … world − 1 over all of them."""
 
     servers: tuple[Server, ...]
 
@@ -57,8 +57,8 @@ class RankTable:
         return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
 
 
-def _require(good: bool, where: str, message: str) -> None:
-    if not good:
+def _require(valid: bool, where: str, message: str) -> None:
+    if not valid:
         raise InputError(f"{where}: {message}")
 
 
@@ -75,18 +75,19 @@ def read_rank_table(path: Path | str) -> RankTable:
 
 
 def parse_rank_table(table: Any, where: str = "rank table") -> RankTable:
-    """Check a table's content; ``where`` begins the error's line."""
+    """Check a table's content; error messages begin with ``where``."""
     _require(isinstance(table, dict), where, "must be a JSON object")
     for key in ("version", "server_count", "server_list", "status"):
         _require(key in table, where, f"has no '{key}'")
     _require(table["version"] == "1.0", where, f"version is {shown(table['version'], repr)}; only \"1.0\" is known")
-    _require(table["status"] == "completed", where, f"status is {shown(table['status'], repr)} instead of \"completed\"")
+    _require(table["status"] == "completed", where,
+             f"status is {shown(table['status'], repr)} instead of \"completed\"")
     listed = table["server_list"]
     _require(isinstance(listed, list) and bool(listed), where, "server_list must be a list with at least one server")
     _require(len(listed) <= MAX_SERVERS, where, f"server_list has {len(listed)} servers, more than {MAX_SERVERS}")
     count = _number(table["server_count"], where, "server_count")
     _require(count == len(listed), where, f"server_count is {count}, but server_list has {len(listed)}")
-    servers = tuple(_server(entry, f"{where}: server_list[{place}]") for place, entry in enumerate(listed))
+    servers = tuple(_server(entry, f"{where}: server_list[{index}]") for index, entry in enumerate(listed))
     result = RankTable(servers)
     _check_whole(result, where)
     return result
@@ -102,8 +103,8 @@ def _server(entry: Any, where: str) -> Server:
     nic = entry.get("host_nic_ip", "reserve")
     if nic != "reserve":
         _address(nic, where, "host_nic_ip")
-    return Server(server_id, tuple(_device(item, f"{where} ({server_id}), device[{place}]")
-                                   for place, item in enumerate(devices)), nic)
+    return Server(server_id, tuple(_device(item, f"{where} ({server_id}), device[{index}]")
+                                   for index, item in enumerate(devices)), nic)
 
 
 def _device(entry: Any, where: str) -> Device:
@@ -117,8 +118,8 @@ def _device(entry: Any, where: str) -> Device:
 
 
 def _number(value: Any, where: str, key: str) -> int:
-    good = isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) is not None
-    _require(good, where, f"{key} is {shown(value, repr)}; it must be a whole number in quotes, such as \"0\"")
+    valid = isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) is not None
+    _require(valid, where, f"{key} is {shown(value, repr)}; it must be a whole number in quotes, such as \"0\"")
     return int(value)
 
 
@@ -126,20 +127,20 @@ def _address(value: Any, where: str, key: str) -> str:
     try:
         ipaddress.ip_address(value if isinstance(value, str) else "")
     except ValueError:
-        raise InputError(f"{where}: {key} is {shown(value, repr)}, which is no IP address") from None
+        raise InputError(f"{where}: {key} is {shown(value, repr)}, which is not an IP address") from None
     return value
 
 
 def _check_whole(table: RankTable, where: str) -> None:
-    """What concerns several entries at once: nothing twice, no gaps, equal numbers of devices."""
-    _no_doubles([server.server_id for server in table.servers], where, "server_id")
+    """Checks over several entries: no duplicates, no gaps, equal numbers of devices."""
+    _no_duplicates([server.server_id for server in table.servers], where, "server_id")
     for server in table.servers:
-        _no_doubles([device.device_id for device in server.devices], f"{where}: server {server.server_id}",
+        _no_duplicates([device.device_id for device in server.devices], f"{where}: server {server.server_id}",
                     "device_id")
     devices = [device for server in table.servers for device in server.devices]
-    _no_doubles([device.device_ip for device in devices], where, "device_ip")
+    _no_duplicates([device.device_ip for device in devices], where, "device_ip")
     ranks = [device.rank_id for device in devices]
-    _no_doubles(ranks, where, "rank_id")
+    _no_duplicates(ranks, where, "rank_id")
     missing = sorted(set(range(len(ranks))) - set(ranks))
     _require(not missing, where, f"rank_id {missing[0] if missing else ''} is missing: {len(ranks)} devices need the "
              f"ranks 0 to {len(ranks) - 1}")
@@ -148,9 +149,9 @@ def _check_whole(table: RankTable, where: str) -> None:
              + ", ".join(f"{server.server_id}: {len(server.devices)}" for server in table.servers) + ")")
 
 
-def _no_doubles(values: Sequence[Any], where: str, key: str) -> None:
+def _no_duplicates(values: Sequence[Any], where: str, key: str) -> None:
     [(value, count)] = Counter(values).most_common(1)
-    _require(count == 1, where, f"{key} {value} stands there twice")
+    _require(count == 1, where, f"{key} {value} is listed twice")
 
 
 # ---------------------------------------------------------------------------------------------- create and merge
@@ -166,7 +167,7 @@ def create_rank_table(server_id: str, device_ids: Sequence[int], device_ips: Seq
         device_ips: their addresses, in the same order; read from ``hccn_conf`` when not given.
 
     Raises:
-        InputError: an address is missing or wrong, or something is there twice.
+        InputError: an address is missing or wrong, or something is listed twice.
     """
     if device_ips is None:
         known = read_hccn_conf(hccn_conf)
@@ -200,14 +201,14 @@ def merge_rank_tables(tables: Sequence[RankTable]) -> RankTable:
     """One table over the servers of several, in the order given; ranks are numbered anew, server after server.
 
     Raises:
-        InputError: a server or a device address is in more than one of them, or numbers of devices differ.
+        InputError: a server or a device address is in more than one of them, or their numbers of devices differ.
     """
     if not tables:
         raise InputError("no rank tables to merge")
     servers, rank = [], 0
     for server in (server for table in tables for server in table.servers):
-        devices = tuple(Device(d.device_id, d.device_ip, rank + place)
-                        for place, d in enumerate(sorted(server.devices, key=lambda d: d.rank_id)))
+        devices = tuple(Device(d.device_id, d.device_ip, rank + offset)
+                        for offset, d in enumerate(sorted(server.devices, key=lambda d: d.rank_id)))
         rank += len(devices)
         servers.append(Server(server.server_id, devices, server.host_nic_ip))
     return parse_rank_table(RankTable(tuple(servers)).to_json(), "the merged table")

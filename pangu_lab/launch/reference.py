@@ -1,12 +1,12 @@
 """Translates training launches of the reference implementation into this project's, argument by argument.
 
 The reference starts training with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
-order, ``ARGUMENTS`` maps each one, and ``translate`` turns a script's name and arguments into the
-command of this project. The tables in the README and in notebook 04 are made from these, and a test dry-runs every
-command they show, so they cannot become wrong.
+order, ``ARGUMENTS`` maps each one, and ``translate`` turns a script's name and arguments into the command of this
+project. The tables in the README and in notebook 04 are made from these, and a test dry-runs every command they show,
+so they stay correct.
 
 Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts and README. Settings that its training script chooses
-itself for each size (tensor parallelism over 8 devices, sliced optimizer states, recomputation) are explicit here.
+for each size (tensor parallelism over 8 devices, sharded optimizer states, recomputation) are explicit here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pangu_lab.planner import plan
 from pangu_lab.presets import preset
 
 WEIGHTS = "WEIGHTS"  # where converted weights go in the commands shown
-TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sliced optimizer states
+TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sharded optimizer states
 ASCEND = ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "STAGE_NUM", "MICRO_SIZE", "PER_BATCH", "RANK_START",
           "LOCAL_DEVICE_NUM")
 
@@ -42,7 +42,8 @@ LAUNCHES = {item.script: item for item in (
     ReferenceLaunch("run_distribute_train", ASCEND, "DATASET hccl.json 8 fp32 2.6B 1 1 8 0 8"),
     ReferenceLaunch("run_distribute_train_gpu", ("RANK_SIZE", "HOSTFILE", "DATASET", "PER_BATCH", "MODE"),
                     "16 hosts DATASET 16 2.6B"),
-    ReferenceLaunch("run_distribute_train_moe", (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL", "EXPERT_PARALLEL_NUM"),
+    ReferenceLaunch("run_distribute_train_moe",
+                    (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL", "EXPERT_PARALLEL_NUM"),
                     "DATASET hccl.json 16 fp32 2.6B 1 1 2 0 8 4 1 2", optional=1),
     ReferenceLaunch("run_distribute_train_moe_host_device", (*ASCEND, "EXPERT_NUM_PER_EP", "ENABLE_ALLTOALL"),
                     "DATASET hccl.json 8 fp32 2.6B 1 1 2 0 8 36 0"),
@@ -53,10 +54,11 @@ LAUNCHES = {item.script: item for item in (
                     "DATASET hccl.json 8 fp16 2.6B 1 1 16 0 8 recursive_programming", optional=1),
 )}
 
-# argument → what becomes of it, in English and Chinese
+# argument → its counterpart here, in English and Chinese
 ARGUMENTS: dict[str, tuple[str, str]] = {
     "DATASET": ("`--data DIR`, made by `pangu-lab prepare`", "`--data DIR`，由 `pangu-lab prepare` 生成"),
-    "RANK_TABLE": ("`--rank-table FILE`, made by `pangu-lab ranktable`", "`--rank-table FILE`，由 `pangu-lab ranktable` 生成"),
+    "RANK_TABLE": ("`--rank-table FILE`, made by `pangu-lab ranktable`",
+                   "`--rank-table FILE`，由 `pangu-lab ranktable` 生成"),
     "HOSTFILE": ("`--backend mpirun --hosts FILE`", "`--backend mpirun --hosts FILE`"),
     "RANK_SIZE": ("`parallel.data` = RANK_SIZE / stages / tensor; must agree with the rank table or the hosts",
                   "`parallel.data` = RANK_SIZE / 流水级数 / 张量并行数；须与 rank table 或主机文件一致"),
@@ -74,7 +76,8 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "ENABLE_ALLTOALL": ("`parallel.all_to_all`", "`parallel.all_to_all`"),
     "EXPERT_PARALLEL_NUM": ("`parallel.expert`", "`parallel.expert`"),
     "STRATEGY": ("`convert --strategy FILE`; found by itself beside the files", "`convert --strategy FILE`；在文件旁时自动找到"),
-    "CKPT_PATH": ("`convert --from PATH`, once; then `--init-from DIR`", "先用 `convert --from PATH` 转换一次，再 `--init-from DIR`"),
+    "CKPT_PATH": ("`convert --from PATH`, once; then `--init-from DIR`",
+                  "先用 `convert --from PATH` 转换一次，再 `--init-from DIR`"),
     "CKPT_NAME": ("recognised", "自动识别"),
     "SEARCH_MODE": ("`pangu-lab plan` searches, before the launch and on any machine; the command has what it found",
                     "由 `pangu-lab plan` 在启动前搜索，任何机器均可；命令中是其结果"),
@@ -105,14 +108,15 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
 
 
 def before(script: str, arguments: Sequence[str]) -> list[str]:
-    """The command that comes before ``translate``'s, where there is one: conversion of weights, search for a layout."""
+    """The command to run before ``translate``'s, if any: it converts weights or searches for a layout."""
     launch = _launch(script)
     given = dict(zip(launch.arguments, arguments))
     if "CKPT_PATH" in given:
         return ["pangu-lab", "convert", "--from", given["CKPT_PATH"], "--strategy", given["STRATEGY"], "--out", WEIGHTS]
     if launch.script.endswith("auto_parallel"):
         batch = dict(word.split("=") for word in translate(script, arguments) if "=" in word)["data.batch_size"]
-        return ["pangu-lab", "plan", "--preset", _preset(given["MODE"]), "--devices", given["RANK_SIZE"], "--batch", batch]
+        return ["pangu-lab", "plan", "--preset", _preset(given["MODE"]), "--devices", given["RANK_SIZE"],
+                "--batch", batch]
     return []
 
 
@@ -125,12 +129,12 @@ def _launch(script: str) -> ReferenceLaunch:
 
 def _preset(mode: str) -> str:
     name = "reference-1.3B" if mode == "1.3B" else mode
-    preset(name)  # refuses what there is not
+    preset(name)  # refuses an unknown name
     return name
 
 
 def _where(given: Mapping[str, str]) -> list[str]:
-    """Which machines, and which of them this one is."""
+    """The options that name the machines, and which of them this one is."""
     if "HOSTFILE" in given:
         return ["--backend", "mpirun", "--hosts", given["HOSTFILE"]]
     node = number(given, "RANK_START", 0) // max(1, number(given, "LOCAL_DEVICE_NUM", 1))
@@ -146,7 +150,7 @@ def number(given: Mapping[str, str], name: str, otherwise: int) -> int:
 
 
 def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
-    """Dotted keys; those that the preset has already are left out."""
+    """Settings by dotted key, without those that the preset has already."""
     stages, micro_batches = number(given, "STAGE_NUM", 1), number(given, "MICRO_SIZE", 1)
     devices = number(given, "RANK_SIZE", 1)
     data, rest = divmod(devices, stages * TENSOR)
@@ -173,12 +177,12 @@ def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def _searched(mode: str, devices: int, stages: int, batch: int) -> dict[str, Any]:
-    """The planner's layout with so many stages, as dotted keys."""
+    """The planner's layout with this many stages, by dotted key."""
     found = plan(preset(_preset(mode)), devices, batch=batch)
     fitting = [item for item in found.layouts if item.fits and item.parallel.pipeline == stages]
     if not fitting:
-        raise InputError(f"no layout of {devices} devices in {stages} stages holds {mode}; see `pangu-lab plan --preset "
-                         f"{_preset(mode)} --devices {devices} --batch {batch}`")
+        raise InputError(f"no layout of {devices} devices in {stages} stages holds {mode}; see `pangu-lab plan "
+                         f"--preset {_preset(mode)} --devices {devices} --batch {batch}`")
     return fitting[0].settings()
 
 
@@ -190,7 +194,7 @@ _WORDS = {"en": ("argument of the reference", "here", "launch of the reference, 
 
 @functools.lru_cache(maxsize=None)
 def tables(language: str = "en") -> str:
-    """Two Markdown tables: every argument and what becomes of it; every launch and its command here."""
+    """Two Markdown tables: every argument and its counterpart here; every launch and its command here."""
     argument, here, launch, command = _WORDS[language]
     column = {"en": 0, "zh": 1}[language]
     lines = [f"| {argument} | {here} |", "|---|---|"]

@@ -1,12 +1,12 @@
 """The program of each rank of a launch: ``python -m pangu_lab.launch.worker --run RUN``.
 
 It reads its rank from the environment (set by msrun, mpirun, a rank table or our own launcher), joins the others,
-and trains the configuration in the run folder. With MS_ROLE set accordingly the same module is the scheduler. A
-heartbeat tells the launcher that it is alive; a rank whose launcher is gone asks the run to stop, so that nothing
-trains unwatched.
+and trains the configuration in the run folder. With MS_ROLE=MS_SCHED the same module is the scheduler. A heartbeat
+tells the launcher that a rank is alive; a rank whose launcher is gone asks the run to stop, so that nothing trains
+unmonitored.
 
 MindSpore is imported only after threads and environment are set, because it reads both once. A rank that fails ends
-by ``os._exit``: MindSpore's normal exit waits for ranks that wait for this one.
+with ``os._exit``: MindSpore's normal exit would wait for ranks that wait for this one.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from pangu_lab.launch.plan import CONFIG, LAUNCHER
 from pangu_lab.presets import load_yaml
 from pangu_lab.runs import heartbeat
 
-ORPHAN_SECONDS = 60.0  # time for a rank without a launcher to finish its step and save
+ORPHAN_SECONDS = 60.0  # for a rank without a launcher to finish its step and save
 
 
 @dataclass(frozen=True)
 class Rank:
-    """Who this process is: the ``number``-th of ``world`` ranks."""
+    """This process's rank, and how many ranks there are."""
 
     number: int
     world: int
@@ -53,7 +53,7 @@ def own_rank() -> int:
 
 
 def start_rank(run: Path | str) -> Rank:
-    """Set up this process as a rank of the run: log, threads, heartbeat, and the meeting with the other ranks.
+    """Set up this process as a rank of the run: log, threads and heartbeat; then join the other ranks.
 
     Call it before anything imports MindSpore.
     """
@@ -61,7 +61,7 @@ def start_rank(run: Path | str) -> Rank:
     if os.environ.get("PANGU_LAB_RANK_LOG"):
         _write_to(run / "logs" / f"rank_{rank}.log")
     faulthandler.enable()
-    if hasattr(signal, "SIGUSR1"):  # the launcher asks a rank that stands still where it stands
+    if hasattr(signal, "SIGUSR1"):  # with it the launcher asks a rank that hangs for its stack
         faulthandler.register(signal.SIGUSR1, all_threads=True)
     _share_cores()
     heartbeat.start_heartbeat(run, rank, _Orphan(run))
@@ -69,7 +69,7 @@ def start_rank(run: Path | str) -> Rank:
 
 
 def _write_to(path: Path) -> None:
-    """Send this process's output to a file, native code's as well."""
+    """Redirect this process's output to a file, native code's included."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "wb", buffering=0) as log:
         os.dup2(log.fileno(), 1)
@@ -77,7 +77,7 @@ def _write_to(path: Path) -> None:
 
 
 def _share_cores() -> None:
-    """Give each rank of this machine its part of the cores; a number of threads that the user set stays."""
+    """Give each rank of this machine its share of the cores, unless the user has set OMP_NUM_THREADS."""
     ranks = int(os.environ.get("PANGU_LAB_LOCAL_RANKS", "1"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // ranks)))
@@ -127,7 +127,7 @@ class _Orphan:
 
 
 def run_rank(run: Path, work: Callable[[Rank], str]) -> NoReturn:
-    """Be a rank: set up, do ``work(rank)``, whose result is the reason of the end, and say how it ended."""
+    """Run this process as a rank: set it up, call ``work(rank)``, which returns why it ended, and report the end."""
     code = 0
     try:
         heartbeat.beat("done", note=work(start_rank(run)))
@@ -135,7 +135,7 @@ def run_rank(run: Path, work: Callable[[Rank], str]) -> NoReturn:
         sys.stderr.write(f"{error}\n")
         heartbeat.beat("refused", note=str(error))
         code = 2
-    except BaseException as error:  # noqa: B902 - whatever it is, the launcher must hear of it before we go
+    except BaseException as error:  # noqa: B902 - whatever it is, the launcher must be told before this process exits
         traceback.print_exc()
         lines = str(error).strip().splitlines()
         heartbeat.beat("failed", note=type(error).__name__ + (f": {lines[0]}" if lines else ""))
@@ -148,7 +148,7 @@ def run_rank(run: Path, work: Callable[[Rank], str]) -> NoReturn:
 
 
 def read_config(run: Path) -> RunConfig:
-    """What is to be trained: the launch's configuration, else the run's own."""
+    """The configuration to train: the launch's, else the run's own."""
     path = run / CONFIG
     return load_yaml(path if path.is_file() else run / "config.yaml")
 
@@ -160,7 +160,7 @@ def _train(run: Path, resume: str) -> str:
 
 
 def _schedule() -> int:
-    """Be the scheduler: bring the ranks together, stay until they are done, and go when the launcher goes."""
+    """Run as the scheduler: connect the ranks, stay until they are done, and exit when the launcher is gone."""
     orphan = _Orphan(Path(os.devnull))
 
     def watch() -> None:
@@ -176,7 +176,7 @@ def _schedule() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line of a rank."""
+    """The command line of a rank or the scheduler."""
     parser = argparse.ArgumentParser(prog="python -m pangu_lab.launch.worker")
     parser.add_argument("--run", required=True, metavar="DIR", help="the run's folder")
     parser.add_argument("--start-over", action="store_true", help="begin anew when every checkpoint is damaged")

@@ -1,4 +1,4 @@
-"""Reading a run folder: events, state, curves, comparison, and whether its processes are alive.
+"""Reading a run folder: its events, state and curves, comparing runs, and whether their processes are alive.
 
 Nothing here trains or needs MindSpore. ``train/`` writes what is read here, with the same classes.
 """
@@ -9,5 +9,5 @@ from pangu_lab.runs.pipeline_log import plot_schedule
 from pangu_lab.runs.routing import plot_load
 from pangu_lab.runs.status import RunSummary, list_runs, read_status, request_stop
 
-__all__ = ["EventLog", "RunSummary", "list_runs", "plot_curves", "plot_load", "plot_schedule", "read_curves", "read_events",
-           "read_status", "request_stop", "smoothed", "text_curve"]
+__all__ = ["EventLog", "RunSummary", "list_runs", "plot_curves", "plot_load", "plot_schedule", "read_curves",
+           "read_events", "read_status", "request_stop", "smoothed", "text_curve"]

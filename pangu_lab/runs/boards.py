@@ -4,8 +4,8 @@ A run's events stay the source. A separate process replays them to a board, once
 Training knows nothing of it, so a board that is slow, full or gone cannot hold up a run. Steps go to
 ``train/…``, evaluations to ``eval/…``.
 
-A resumed run repeats some steps. TensorBoard is told from which step on its points are void; SwanLab keeps the last
-value logged for a step. TensorBoard gets the original times, SwanLab only the time of the replay.
+A resumed run repeats some steps. In TensorBoard their old points are purged; SwanLab keeps the last value logged for a
+step. TensorBoard gets the original times, SwanLab only the time of the replay.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Board(Protocol):
     """What a run is replayed to."""
 
     def add(self, event: dict[str, Any]) -> None:
-        """Take in a ``step`` or an ``eval``."""
+        """Log a ``step`` or an ``eval``."""
 
     def take_back(self, step: int) -> None:
-        """Points after ``step`` are void: the run repeats those steps."""
+        """Discard the points after ``step``: the run repeats those steps."""
 
     def close(self) -> None:
-        """The end."""
+        """Finish writing."""
 
 
 def scalars(event: dict[str, Any]) -> dict[str, float]:
@@ -75,7 +75,7 @@ class TensorBoard:
 class SwanLab:
     """A SwanLab run with our run's settings; stored below ``folder`` and sent nowhere, unless SWANLAB_MODE says so.
 
-    Of the replaying machine only the path of that folder is recorded: it need not be the machine that trains.
+    Nothing but that folder's path is recorded of this machine, because the run may have trained on another.
     """
 
     def __init__(self, run_folder: Path, folder: Path | str) -> None:
@@ -88,7 +88,7 @@ class SwanLab:
                                  log_proxy_type="none")
 
         class Quiet(SwanKitCallback):
-            """Passes the settings again: offline, ``init`` of 0.6.4 resets all but one to their defaults."""
+            """Sets the settings again: offline, SwanLab 0.6.4's ``init`` resets all but one to their defaults."""
 
             def __str__(self) -> str:
                 return "quiet"
@@ -98,8 +98,8 @@ class SwanLab:
 
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.run = swanlab.init(project="pangu-lab", experiment_name=run_folder.resolve().name, logdir=str(folder),
-                                mode=os.environ.get(MODE, "offline"), config=load_yaml(run_folder / "config.yaml").to_dict(),
-                                settings=quiet, callbacks=[Quiet()])
+                                mode=os.environ.get(MODE, "offline"), settings=quiet, callbacks=[Quiet()],
+                                config=load_yaml(run_folder / "config.yaml").to_dict())
 
     def add(self, event: dict[str, Any]) -> None:
         self.run.log(scalars(event), step=int(event["step"]))
@@ -158,7 +158,7 @@ def _run(folder: Path | str) -> Path:
 def _target(run_folder: Path | str, out: Path | str) -> Path:
     target = Path(out) / _run(run_folder).resolve().name
     if target.is_dir() and any(".tfevents." not in path.name for path in target.iterdir()):
-        raise InputError(f"{target} holds something else than an export: choose another folder")
+        raise InputError(f"{target} holds files that are not an export: choose another folder")
     Path(out).mkdir(parents=True, exist_ok=True)
     return target
 
@@ -183,11 +183,11 @@ class Follower:
 
 
 def follow(runs: Callable[[], Sequence[Path]], open_board: Callable[[Path], Board], ticks: Iterator[Any]) -> None:
-    """Keep boards up to date, one per run; runs that begin meanwhile get theirs.
+    """Keep boards up to date, one per run; a run that begins meanwhile gets one too.
 
     Args:
         runs: returns the folders of the current runs.
-        ticks: at each one everything new is passed on; the boards are closed after the last, or at an interrupt.
+        ticks: at each one the new events are replayed; the boards are closed after the last, or on an interrupt.
     """
     followers: dict[Path, Follower] = {}
     try:

@@ -24,7 +24,7 @@ class Comparison:
 
     Attributes:
         settings: those that are not the same in all runs: key → values.
-        losses: step → smoothed training losses, at up to ten steps; None where a run has not come so far.
+        losses: step → smoothed training losses, at up to ten steps; None where a run has not got that far.
         curves: each run's smoothed loss as a line of bars over the steps of the longest run, all on one scale.
     """
 
@@ -51,7 +51,7 @@ def compare_runs(folders: Sequence[Path | str]) -> Comparison:
     curves = [_loss(folder) for folder in folders]
     last = max((max(curve, default=0) for curve in curves), default=0)
     return Comparison([summarise(folder) for folder in folders],
-                      {key: found for key, found in values.items() if any(value != found[0] for value in found)},
+                      {key: settings for key, settings in values.items() if any(s != settings[0] for s in settings)},
                       {step: [_at(curve, step) for curve in curves] for step in _steps(last)}, _bars(curves, last))
 
 
@@ -75,8 +75,8 @@ def _at(curve: dict[int, float], step: int) -> Optional[float]:
     """The loss at ``step``, or at the last logged step before it; None beyond the end of the run."""
     if not curve or step > max(curve):
         return None
-    before = [at for at in curve if at <= step]
-    return curve[max(before)] if before else None
+    logged = max((other for other in curve if other <= step), default=None)
+    return None if logged is None else curve[logged]
 
 
 def _bars(curves: Sequence[dict[int, float]], last: int, width: int = 40) -> list[str]:

@@ -1,4 +1,4 @@
-"""Curves of a run, as a picture and as text: both are drawn from the run's events alone."""
+"""Curves of a run, as an image and as text: both are drawn from the run's events alone."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def _draw(axes, curves: Curves, color: str, name: str) -> None:
     if "scale" in axes:
         both = sorted(curves.steps + curves.overflows, key=lambda event: event["step"])
         axes["scale"].plot([e["step"] for e in both], [e.get("loss_scale", 1.0) for e in both], color=color)
-        axes["scale"].plot([e["step"] for e in curves.overflows], [e.get("loss_scale", 1.0) for e in curves.overflows], "x",
-                           color=color)
+        axes["scale"].plot([e["step"] for e in curves.overflows], [e.get("loss_scale", 1.0) for e in curves.overflows],
+                           "x", color=color)
         axes["scale"].set_yscale("log", base=2)
 
 
@@ -89,5 +89,6 @@ def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:
         row = round((high - loss) / max(high - low, 1e-9) * (height - 1))
         grid[row][round(step / max(last, 1) * (width - 1))] = mark
     lines = [f"{high - (high - low) * i / (height - 1):7.3f} ┤{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    foot = f"{'0':<{width - len(str(last))}}{last}"
-    return "\n".join([*lines, " " * 8 + "└" + "─" * width, " " * 9 + foot, " " * 9 + "step   · training loss   o held-out loss"])
+    lines += [f"{'':8}└{'─' * width}", f"{'':9}{'0':<{width - len(str(last))}}{last}",
+              f"{'':9}step   · training loss   o held-out loss"]
+    return "\n".join(lines)

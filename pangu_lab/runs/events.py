@@ -1,14 +1,15 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
-Every line has ``v`` (schema version), ``time`` (seconds since 1970), ``kind``; kinds are ``start``, ``compile``,
-``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``warning`` and ``end``. A reader copes with a last line that is
-still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
+Every line has ``v`` (schema version), ``time`` (seconds since 1970) and ``kind``; kinds are ``start``, ``compile``,
+``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``warning`` and ``end``. A reader copes with a last line
+that is still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
 steps after that number, which the resumed run repeats.
 
 A ``step`` of a model with experts also has ``expert_load``, one list per block with experts (in the order of
-``model.moe_layers``) of the share of that block's tokens that its router sent to each expert (each sums to 1; even
-is 1 / experts); ``drop_rate``, the share of all those whose expert was full; and ``aux_loss``, the weighted
-load-balancing and z-losses as they were added to the loss, summed over all blocks. ``loss`` excludes them.
+``model.moe_layers``): the share of that block's tokens that its router sent to each expert (each list sums to 1; in an
+even one all entries are 1 / experts). ``drop_rate`` is the share of all tokens that were dropped because their expert
+was full. ``aux_loss`` is the weighted load-balancing and z-losses that were added to the loss, summed over all blocks;
+``loss`` excludes them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pangu_lab.schema import Count, Schema, Seconds
 
 VERSION = 1
 FILE = "events.jsonl"
-LINE_LIMIT = 1 << 20  # bytes; the step of a model with 1000 experts in 60 blocks has so many
+LINE_LIMIT = 1 << 20  # bytes; the step of a model with 1000 experts in 60 blocks needs that many
 
 
 class _Event(Schema):
@@ -52,7 +53,7 @@ class _Step(_Event):
     grad_norm: Optional[float] = None
     loss_scale: float = 1.0
     tokens_per_second: Optional[float] = None
-    expert_load: Union[list[list[float]], list[float]] = []  # before there was one for each block, their mean
+    expert_load: Union[list[list[float]], list[float]] = []  # older versions wrote one list, the mean over the blocks
     drop_rate: float = 0.0
     aux_loss: float = 0.0
 
@@ -104,7 +105,7 @@ class EventLog:
 
     @staticmethod
     def _end_broken_line(path: Path) -> None:
-        """A run killed in the middle of a line left no newline: end the line, so that ours starts on its own."""
+        """End a line that a killed run left unfinished, so that our first event starts on a new line."""
         if path.exists() and path.stat().st_size:
             with open(path, "r+b") as handle:
                 handle.seek(-1, os.SEEK_END)
@@ -124,7 +125,7 @@ class EventReader:
     """Reads a run's events incrementally: each ``new()`` gives the events since the last one.
 
     Attributes:
-        damaged: lines skipped so far because they are no events: half-written by a run that was killed, or broken.
+        damaged: lines skipped so far because they are not events: half-written by a run that was killed, or broken.
     """
 
     def __init__(self, run_folder: Path | str):
@@ -133,7 +134,7 @@ class EventReader:
         self._offset = 0
 
     def new(self) -> list[dict[str, Any]]:
-        """The events that have come since.
+        """The events since the last call.
 
         Raises:
             InputError: the file is there but cannot be read.
@@ -154,7 +155,7 @@ class EventReader:
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
-    """An event, or None for a line that is none."""
+    """The event in a line; None when the line is damaged."""
     if len(line) > LINE_LIMIT:
         return None
     with contextlib.suppress(InputError):
@@ -164,7 +165,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def read_events(run_folder: Path | str) -> Iterator[dict[str, Any]]:
-    """All whole events of a run, in order."""
+    """All complete events of a run, in order."""
     yield from EventReader(run_folder).new()
 
 
@@ -181,10 +182,10 @@ class Curves:
     def add(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         if kind == "start":
-            self._take_back(event.get("resumed_from", 0))
+            self._discard_after(event.get("resumed_from", 0))
         {"step": self.steps, "eval": self.evals, "overflow": self.overflows}.get(kind, self.others).append(event)
 
-    def _take_back(self, step: int) -> None:
+    def _discard_after(self, step: int) -> None:
         for events in (self.steps, self.evals, self.overflows):
             while events and events[-1]["step"] > step:
                 events.pop()

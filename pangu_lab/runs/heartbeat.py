@@ -1,10 +1,10 @@
-"""``heartbeat/rank_N``: each rank of a run reports, once a second, that it is alive and its progress.
+"""``heartbeat/rank_N``: each rank of a run reports, once a second, that it is alive and what progress it has made.
 
 A rank calls ``start_heartbeat`` once; from then on a thread writes the file, also while the main thread compiles or
 waits in a collective (MindSpore lets other threads run in both; the longest gap measured while compiling was one
-second). The training loop calls ``beat(state, step)`` after every piece of progress: that costs nothing, and lets the
-launcher tell a live rank that hangs from one that works. Without a started heartbeat ``beat``
-does nothing, so single processes may call it too.
+second). The training loop calls ``beat(state, step)`` whenever it makes progress: that costs nothing, and lets the
+launcher tell a rank that hangs from one that works. ``beat`` does nothing unless a heartbeat was started, so a single
+process may call it too.
 """
 
 from __future__ import annotations
@@ -30,18 +30,22 @@ from pangu_lab.schema import Count, Schema, Seconds
 
 FOLDER = "heartbeat"
 SECONDS = 1.0
-BEFORE_TRAINING = ("starting", "joining", "joined")  # a rank in these has nothing to save: a stop simply ends it
-# on the disk before ``beat`` returns: the ends of a rank's story, and what MindSpore does without letting threads run
+BEFORE_TRAINING = ("starting", "joining", "joined")  # states with nothing to save: to stop, the rank is simply ended
+# written to disk before ``beat`` returns: final states, and those in which MindSpore may block the heartbeat's thread
 AT_ONCE = ("joining", "joined", "done", "failed", "refused")
 
 
 @dataclass
 class Beat:
-    """What a rank says of itself; ``process`` is its identity (``pangu_lab.identity``).
+    """The state of a rank, as it reports it.
 
-    ``state`` is a word ("starting", "joining", "compiling", "training", …, or "done", "failed", "refused"), ``note`` the
-    reason of the end, ``progress`` a number that grows with every ``beat``, ``moved`` the time of the last one and
-    ``time`` that of the last sign of life (seconds since 1970).
+    Attributes:
+        state: "starting", "joining", "compiling", "training", …, or at the end "done", "failed" or "refused".
+        note: why it ended.
+        progress: grows with every call of ``beat``.
+        moved: time of the last call of ``beat``, in seconds since 1970.
+        time: time of the last write, in seconds since 1970.
+        process: the rank's identity (``pangu_lab.identity``).
     """
 
     rank: int
@@ -80,14 +84,14 @@ def beat_file(run_folder: Path | str, rank: int) -> Path:
 
 
 def read_beat(run_folder: Path | str, rank: int) -> Optional[Beat]:
-    """The rank's last sign of life; None when it has given none."""
+    """The rank's last heartbeat; None when there is none."""
     with contextlib.suppress(InputError):
         return Beat(**read_json(beat_file(run_folder, rank), "a rank's heartbeat", _Beat))
     return None
 
 
 class Heartbeat:
-    """Writes a rank's file until ``stop``; ``each_time`` is called with every writing (in the thread)."""
+    """Writes a rank's file until ``stop``; its thread calls ``each_time`` after every write."""
 
     def __init__(self, run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None):
         self.path = beat_file(run_folder, rank)
@@ -95,7 +99,7 @@ class Heartbeat:
         self.state = Beat(rank, os.getpid(), psutil.Process().create_time(), socket.gethostname(), moved=time.time(),
                           process=own_identity().to_dict())
         self.each_time = each_time
-        self._lock = threading.Lock()  # of the state; a slow disk must never hold up ``beat``
+        self._lock = threading.Lock()  # guards only the state, so that a slow disk never holds up ``beat``
         self._writing = threading.Lock()
         self._ended = threading.Event()
         self._write()
@@ -110,7 +114,7 @@ class Heartbeat:
             self.state.note = self.state.note if note is None else note
             self.state.progress += 1
             self.state.moved = time.time()
-        if begins or state in AT_ONCE:  # a second late, a small run's third step would look as if it had not begun
+        if begins or state in AT_ONCE:  # else a small run could be at its third step and look as if it had not begun
             self._write()
 
     def _run(self) -> None:
@@ -121,7 +125,7 @@ class Heartbeat:
 
     def _write(self) -> None:
         """Replace the file; not flushed to the disk, because a power cut ends the rank as well."""
-        with self._writing, contextlib.suppress(OSError):  # a full disk must not end the rank: it only falls silent
+        with self._writing, contextlib.suppress(OSError):  # a full disk stops the heartbeat, but must not end the rank
             with self._lock:
                 self.state.time = time.time()
                 text = json.dumps(asdict(self.state))
@@ -138,14 +142,14 @@ _current: Optional[Heartbeat] = None
 
 
 def start_heartbeat(run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None) -> Heartbeat:
-    """Begin this process's heartbeat; ``beat`` goes to it from now on."""
+    """Start this process's heartbeat; from now on ``beat`` reports to it."""
     global _current
     _current = Heartbeat(run_folder, rank, each_time)
     return _current
 
 
 def silence() -> None:
-    """No word more from this process: the run is another's by now, and so are its files."""
+    """Stop this process's heartbeat: the run and its files now belong to another process."""
     global _current
     if _current is not None:
         _current.stop()
@@ -153,6 +157,6 @@ def silence() -> None:
 
 
 def beat(state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
-    """Something was achieved: a state was entered, a step was begun or done. Does nothing without a heartbeat."""
+    """Report progress: a state was entered, or a step begun or finished. Does nothing without a heartbeat."""
     if _current is not None:
         _current.beat(state, step, note)

@@ -1,4 +1,4 @@
-"""What memory each rank of a run took, in words, from the run's last ``memory`` event (``train/memory.py`` writes it)."""
+"""The memory that each rank of a run used, as text, from the run's last ``memory`` event (see ``train/memory.py``)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pangu_lab.runs.events import read_events
 
 
 def memory_lines(run: Path | str) -> list[str]:
-    """The run's last ``memory`` event, a line for each rank; none when it ended without one."""
+    """The run's last ``memory`` event, one line per rank; no lines when the run has none."""
     events = [event for event in read_events(run) if event["kind"] == "memory"]
     lines = []
     for entry in events[-1]["ranks"] if events else ():

@@ -1,8 +1,8 @@
-"""When each pipeline stage worked on which micro-batch: written by the ranks, read and drawn by whoever looks at the run.
+"""When each pipeline stage worked on which micro-batch: logged by the ranks, read and plotted from the run folder.
 
-Each rank keeps the passes of a few steps, begin and end, in ``logs/pipeline_rank_N.jsonl``, a line a pass. The first step
-of a process is left out because it compiles. Times are seconds since 1970 by the clock of the rank's machine, so that
-stages on several machines line up as well as those clocks do.
+Each rank logs the start and end of every pass in a few steps to ``logs/pipeline_rank_N.jsonl``, one pass per line. The
+first step of a process is left out because it compiles. Times are seconds since 1970 by the clock of the rank's
+machine, so stages on several machines line up only as well as their clocks agree.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pangu_lab.plotting import new_figure
 from pangu_lab.reading import content_of, parse_json
 from pangu_lab.schema import Count, Schema, Seconds
 
-STEPS = 3  # kept a process
+STEPS = 3  # logged by each process
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Pass:
 
 
 class _Pass(Schema):
-    """A line of the log: a ``Pass`` but for the rank, which is in the file's name."""
+    """A line of the log: a ``Pass`` without the rank, which is in the file's name."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,9 +56,9 @@ def log_file(run: Path | str, rank: int) -> Path:
 
 
 class PipelineLog:
-    """Called by the schedule as passes begin and end; keeps those of the steps after the first, then nothing more.
+    """Called by the schedule as passes begin and end; logs the ``STEPS`` steps after the first.
 
-    A step is written whole, as the next one begins.
+    A step is written when the next one begins.
     """
 
     def __init__(self, run: Path | str, mesh: Mesh):
@@ -70,7 +70,7 @@ class PipelineLog:
         self._lines: list[str] = []
 
     def __call__(self, kind: str, number: int) -> None:
-        """``kind``: "step" as a batch begins; "forward" or "backward" as a pass begins; "wait" as it has ended."""
+        """``kind``: "step" when a batch begins, "forward" or "backward" when a pass begins, "wait" when it ends."""
         if kind == "step":
             self._write()
             self.step += 1
@@ -90,7 +90,7 @@ class PipelineLog:
 
 
 def read_passes(run: Path | str) -> list[Pass]:
-    """All passes that the ranks of a run have kept, by time of beginning; a half-written last line is left out."""
+    """All passes that the ranks of a run have logged, by start time; a half-written last line is left out."""
     found = []
     for path in sorted(Path(run, "logs").glob("pipeline_rank_*.jsonl")):
         number = path.stem.rpartition("_")[2]
@@ -108,7 +108,10 @@ def _passes(path: Path, rank: int) -> list[Pass]:
 
 
 def idle_share(passes: list[Pass], step: int) -> float:
-    """Share of a step's time in which the stages waited; to be compared with (p − 1) / (m + p − 1)."""
+    """The pipeline bubble: the share of a step's time in which the stages were idle.
+
+    With p stages and m micro-batches of equal length it would be (p − 1) / (m + p − 1).
+    """
     chosen = [item for item in passes if item.step == step]
     if not chosen:
         return 0.0
@@ -118,19 +121,19 @@ def idle_share(passes: list[Pass], step: int) -> float:
 
 
 def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> Path:
-    """One step's schedule as it happened, a row a stage: forward and backward passes with the micro-batch's number.
+    """Plot one step as it ran, one row per stage: forward and backward passes with the micro-batch's number.
 
     Args:
         run: a run folder.
-        png: the picture's file.
-        step: which of the kept steps; the last whole one when not given.
+        png: the image file to write.
+        step: which of the logged steps; the last complete one when not given.
 
     Raises:
-        InputError: the run has no pipeline, or has not come to its second step yet.
+        InputError: the run has no pipeline, or has not reached its second step yet.
     """
     passes = [item for item in read_passes(run) if step is None or item.step == step]
     if not passes:
-        raise InputError(f"{run}: no pipeline schedule to draw: it is kept from the second step of a run with "
+        raise InputError(f"{run}: no pipeline schedule to draw: it is logged from the second step on, in runs with "
                          "parallel.pipeline above 1")
     step = passes[-1].step
     chosen = [item for item in passes if item.step == step]

@@ -1,4 +1,4 @@
-"""How evenly a mixture of experts was used while a run trained, as a picture, from the run's events alone."""
+"""How evenly a run's experts were used during training, as an image, from the run's events alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pangu_lab.runs.events import FILE, read_curves
 
 
 def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
-    """Share of the tokens that each expert was sent over training, a panel a run, the mean over the blocks with experts;
-    the dashed line is even.
+    """Plot the share of the tokens that each expert was sent over training, one panel per run.
+
+    The share is the mean over the blocks with experts; the dashed lines mark an even load.
 
     Raises:
         InputError: a run has no step of a model with experts.
@@ -28,13 +29,13 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         try:
             load = np.array([np.mean(np.atleast_2d(event["expert_load"]), axis=0) for event in steps])
         except ValueError:  # lists of different lengths
-            raise InputError(f"{run}: its steps tell of different numbers of experts: {FILE} is damaged") from None
+            raise InputError(f"{run}: its steps have different numbers of experts: {FILE} is damaged") from None
         axes.stackplot([event["step"] for event in steps], load.T, alpha=0.85)
         for edge in range(1, load.shape[1]):
             axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
         dropped = np.mean([event.get("drop_rate", 0.0) for event in steps])
         axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
                  steps[-1]["step"]))
-    panels[0].set_ylabel("share of the tokens, an expert a colour")
+    panels[0].set_ylabel("share of the tokens, one colour per expert")
     figure.savefig(png, dpi=80)
     return Path(png)

@@ -1,8 +1,9 @@
 """Run folders seen from outside: which there are, what state each is in, and how to ask one to stop.
 
-Whether the process of a run lives is decided by its identity and its lock (``pangu_lab.locking``). Where neither
-reaches, on another host, the beats in its status are watched from one look to the next; only for a first look, which has
-none before it, the time in it must do, and then ten minutes must have passed, because clocks of hosts differ.
+Whether the process of a run is alive is decided by its identity and its lock (``pangu_lab.locking``). For a process on
+another host these may not be enough; then the number of beats in its status is compared with the last one read. The
+first read has nothing to compare with, so it uses the time of the last beat, and allows ten minutes because the
+clocks of two hosts may differ.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ STATUS = "status.json"
 STOP = "stop"
 LOCK = "lock"
 ENDED = ("finished", "stopped", "failed", "died")
-SILENT_SECONDS = 30.0  # without a beat (they come every 5 s), on our clock, until another host's run counts as dead
+SILENT_SECONDS = 30.0  # without a beat (one every 5 s), by our clock, before another host's run counts as dead
 LONG_AGO = 600.0
-_beats: dict[str, tuple[Any, float]] = {}  # run → the last beat seen, and when by our clock
+_beats: dict[str, tuple[Any, float]] = {}  # run → the number of beats last read, and when by our clock it changed
 
 
 class _Status(Schema):
-    """``status.json``; versions before this one wrote fewer fields."""
+    """``status.json``; older versions wrote fewer fields."""
 
     state: str
     step: Count = 0
@@ -48,8 +49,10 @@ class _Status(Schema):
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One line about a run. ``state`` is its own word, "died" when its process is gone without a last word, or
-    "damaged" when its status cannot be read; ``reason`` then says why. ``damaged_events`` counts skipped lines.
+    """The state of a run in one line.
+
+    ``state`` is what the run last wrote, "died" when its process ended without writing how, or "damaged" when its
+    status cannot be read; ``reason`` then says why. ``damaged_events`` counts skipped lines.
     """
 
     name: str
@@ -76,12 +79,12 @@ def read_status(run_folder: Path | str) -> dict[str, Any]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """``status.json`` as it stands there."""
+    """``status.json`` as it was written."""
     return read_json(folder / STATUS, "the run's status", _Status, "remove it if the run has ended")
 
 
 def _gone(folder: Path, status: dict[str, Any]) -> str:
-    """How the process of a run that has not said its last word ended; empty while it lives or may live."""
+    """How the process of an unfinished run ended; empty while it is alive or may be."""
     process = parse_identity(status.get("process"))
     alive = _old_process_lives(status) if process is None else lives(process)
     record = read_record(folder / LOCK)
@@ -93,16 +96,16 @@ def _gone(folder: Path, status: dict[str, Any]) -> str:
 
 
 def _silent(folder: Path, status: dict[str, Any]) -> bool:
-    key, now, beat = str(folder.absolute()), time.monotonic(), status.get("beats")
-    before, since = _beats.get(key, (None, now))
-    if before != beat:
-        _beats[key] = (beat, now)
-        return before is None and time.time() - float(status.get("heartbeat", 0.0)) > LONG_AGO
+    key, now, beats = str(folder.absolute()), time.monotonic(), status.get("beats")
+    last, since = _beats.get(key, (None, now))
+    if last != beats:
+        _beats[key] = (beats, now)
+        return last is None and time.time() - float(status.get("heartbeat", 0.0)) > LONG_AGO
     return now - since > SILENT_SECONDS or time.time() - float(status.get("heartbeat", 0.0)) > LONG_AGO
 
 
 def _old_process_lives(status: dict[str, Any]) -> bool:
-    """For a status of an older version, which names a number and a start by the clock (a number is used again)."""
+    """For a status of an older version, which has a pid and a start time (pids are reused)."""
     try:
         process = psutil.Process(int(status["pid"]))
         if process.status() == psutil.STATUS_ZOMBIE:
@@ -113,16 +116,16 @@ def _old_process_lives(status: dict[str, Any]) -> bool:
 
 
 def run_lock(run_folder: Path | str) -> Lock:
-    """The lock that whoever trains in a run holds."""
+    """The lock of a run, held by the process that trains in it."""
     folder = Path(run_folder)
     return Lock(folder / LOCK, str(folder), "is training here", f"stop it first (create the file {folder / STOP})")
 
 
 def refuse_living(run_folder: Path | str) -> None:
-    """Refuse a folder in which another process trains, as far as its status and lock tell; waits for nothing.
+    """Refuse a folder in which another process trains, by its status and lock; does not wait.
 
     Raises:
-        InputError: it lives, or its host has not been silent for long.
+        InputError: such a process is known to be alive.
     """
     folder = Path(run_folder)
     record = read_record(folder / LOCK)
@@ -140,7 +143,7 @@ def refuse_living(run_folder: Path | str) -> None:
 
 
 def summarise(run_folder: Path | str) -> RunSummary:
-    """What a run says of itself."""
+    """The summary of a run."""
     folder = Path(run_folder)
     status, curves = read_status(folder), read_curves(folder)
     last = curves.steps[-1] if curves.steps else {}
@@ -152,27 +155,27 @@ def summarise(run_folder: Path | str) -> RunSummary:
 
 
 def list_runs(folder: Path | str = "runs") -> list[RunSummary]:
-    """All runs below ``folder``, the one heard of last first; those that cannot be read are listed as damaged."""
+    """All runs below ``folder``, the latest heartbeat first; those that cannot be read are listed as damaged."""
     folder = Path(folder)
-    found = [_line(path.parent) for path in folder.glob(f"*/{STATUS}")] if folder.is_dir() else []
+    found = [_summary(path.parent) for path in folder.glob(f"*/{STATUS}")] if folder.is_dir() else []
     return sorted(found, key=lambda run: -run.heartbeat)
 
 
-def _line(folder: Path) -> RunSummary:
+def _summary(folder: Path) -> RunSummary:
     try:
         return summarise(folder)
     except InputError as error:
-        return RunSummary(folder.name, folder, "damaged", 0, 0, None, None, None, _written(folder), str(error))
+        return RunSummary(folder.name, folder, "damaged", 0, 0, None, None, None, _status_mtime(folder), str(error))
 
 
-def _written(folder: Path) -> float:
+def _status_mtime(folder: Path) -> float:
     with contextlib.suppress(OSError):
         return (folder / STATUS).stat().st_mtime
     return 0.0
 
 
 def request_stop(run_folder: Path | str) -> None:
-    """Ask a run to finish its step, save and end; works from any process that sees the folder.
+    """Ask a run to finish its step, save and end; any process that can write to the folder may do so.
 
     Raises:
         InputError: there is no run.

@@ -35,7 +35,7 @@ class Tokenizer(ABC):
         unknown_ids: the piece that stands for characters which the vocabulary lacks, if there is one.
         fingerprint: sha256 of everything that decides which ids a text gives; equal on every machine. The
             choice of eod and pad is not in it: that is compared by id.
-        speed: characters encoded a second on one core, roughly; for planning.
+        speed: characters encoded per second on one core, roughly; for planning.
     """
 
     kind: str
@@ -43,7 +43,7 @@ class Tokenizer(ABC):
 
     def __init__(self, pieces: list[str], piece_bytes: list[bytes], eod: Union[str, int], pad: Union[str, int],
                  aliases: Optional[dict[str, str]] = None) -> None:
-        """``piece_bytes``: what each piece adds to a text. ``aliases``: names taken for a missing special piece."""
+        """``piece_bytes``: what each piece adds to a text. ``aliases``: other names for special pieces."""
         self._pieces = pieces
         self._ids = {piece: index for index, piece in enumerate(pieces)}
         self._bytes = piece_bytes
@@ -78,7 +78,7 @@ class Tokenizer(ABC):
         return np.array(ids, np.int32)
 
     def decode(self, ids: Iterable[int], special: bool = False) -> str:
-        """Text of ``ids``. Special pieces (padding, end of document …) give nothing, or their names on request.
+        """Text of ``ids``. Special pieces (padding, end of document …) give nothing, or with ``special`` their names.
 
         Raises:
             InputError: an id is outside the vocabulary.
@@ -86,11 +86,11 @@ class Tokenizer(ABC):
         return b"".join(self._text_bytes(index, special) for index in ids).decode("utf-8", "replace")
 
     def stream(self) -> TextStream:
-        """A decoder that takes one id at a time, for text that is shown while it is made."""
+        """A decoder that takes one id at a time, for text that is shown while it is generated."""
         return TextStream(self)
 
     def text_bytes(self, index: int) -> bytes:
-        """What this piece adds to a text, in UTF-8 and perhaps a part of a character; empty for special pieces."""
+        """What this piece adds to a text, in UTF-8, possibly part of a character; empty for special pieces."""
         return self._text_bytes(index)
 
     def _text_bytes(self, index: int, special: bool = False) -> bytes:
@@ -102,13 +102,13 @@ class Tokenizer(ABC):
     # ------------------------------------------------------------------------------------------------ pieces
 
     def piece(self, index: int) -> str:
-        """The piece with this id, as the vocabulary spells it (▁ before a word, ▂ a space, ▃ a line end)."""
+        """The piece with this id, as the vocabulary spells it (▁ begins a word, ▂ is a space, ▃ a line end)."""
         if not 0 <= index < self.vocab_size:
             raise InputError(f"id {index} is outside the vocabulary: this tokenizer has 0 to {self.vocab_size - 1}")
         return self._pieces[index]
 
     def id_of(self, piece: str) -> Optional[int]:
-        """The id of a piece, None when the vocabulary has no such piece."""
+        """The id of a piece; None when the vocabulary has no such piece."""
         return self._ids.get(piece)
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _files(self) -> dict[str, bytes]:
-        """File name → content of the vocabulary, all that is needed to make this tokenizer again."""
+        """File name → content, of everything that is needed to make this tokenizer again."""
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a data set's or bundle's metadata."""
@@ -159,7 +159,7 @@ class Tokenizer(ABC):
 
         Args:
             folder: must not exist yet.
-            notes: plain values to keep beside it (how it was trained).
+            notes: plain values to keep with it, such as how it was trained.
 
         Raises:
             InputError: the folder exists.
@@ -175,16 +175,16 @@ class Tokenizer(ABC):
 
 
 class TextStream:
-    """Text from ids one at a time; what was returned is final, and a character never comes in halves."""
+    """Text from ids one at a time. What was returned is final, and a character is never split."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, index: int) -> str:
-        """The text that is complete with this id: often one word, empty while a character is unfinished."""
+        """The text that this id completes: often one word; empty while a character is unfinished."""
         return self._decoder.decode(self._tokenizer.text_bytes(index))
 
     def flush(self) -> str:
-        """What is left at the end; bytes of an unfinished character come out as U+FFFD, as in ``decode``."""
+        """The rest at the end; bytes of an unfinished character become U+FFFD, as in ``decode``."""
         return self._decoder.decode(b"", final=True)

@@ -1,6 +1,6 @@
-"""GPT-2's tokenizer: byte-level pairs from local ``vocab.json`` and ``merges.txt``, through ``tokenizers``.
+"""GPT-2's tokenizer: byte-level BPE from local ``vocab.json`` and ``merges.txt``, through ``tokenizers``.
 
-Every byte has a printable stand-in (space is Ġ), so any text can be encoded and comes back exactly. GPT-2 has one
+Every byte has a printable stand-in (a space is Ġ), so any text can be encoded and is decoded exactly. GPT-2 has one
 special piece, ``<|endoftext|>``; it serves as PanGu's ``<eot>``, ``<eod>`` and ``<pad>``.
 """
 
@@ -61,17 +61,17 @@ class GPT2Tokenizer(Tokenizer):
 
 
 def byte_stand_ins() -> dict[str, int]:
-    """Printable character → the byte it stands for: Latin-1's printable characters themselves, then U+0100 on."""
+    """Printable character → the byte it stands for: itself if printable in Latin-1, else a character from U+0100 on."""
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]
-    return {chr(byte): byte for byte in plain} | {chr(256 + place): byte for place, byte in enumerate(others)}
+    return {chr(byte): byte for byte in plain} | {chr(256 + number): byte for number, byte in enumerate(others)}
 
 
 def _read_vocabulary(content: bytes, name: str) -> dict[str, int]:
     where = str(Path(name) / VOCABULARY)
     ids = parse_json(content, where)
-    whole = isinstance(ids, dict) and all(type(index) is int for index in ids.values())
-    if not whole or not ids or sorted(ids.values()) != list(range(len(ids))):
+    valid = isinstance(ids, dict) and all(type(index) is int for index in ids.values())
+    if not valid or not ids or sorted(ids.values()) != list(range(len(ids))):
         raise InputError(f"{where}: must be JSON of pieces with the ids 0, 1, 2 … each once")
     return ids
 

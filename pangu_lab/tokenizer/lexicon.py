@@ -1,9 +1,9 @@
-"""jieba's knowledge, read as plain files: word frequencies and the character model for words it does not know.
+"""jieba's tables, read as plain files: word frequencies, and the character model for words it does not know.
 
-The tables come from the installed ``jieba`` package without importing it. Importing would parse the dictionary
-through a cache in the shared temporary folder and would let another part of the process change the result (user
-dictionaries are global there); here the same text always gives the same words. What matters for the words is kept
-to the last bit: logarithms are Python's, sums are taken in jieba's order (see ``segment.py``).
+The tables come from the installed ``jieba`` package without importing it. Importing would load the dictionary from a
+cache in the shared temporary folder, and other code in the process could change the result (jieba's user dictionaries
+are global); here the same text always gives the same words. Scores are equal to the last bit: logarithms are Python's,
+sums are taken in jieba's order (see ``segment.py``).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEVER = -3.14e100  # jieba's logarithm of an impossible event
 
 @functools.lru_cache(maxsize=1)
 def package_folder() -> Path:
-    """Where jieba lies.
+    """The folder of the installed jieba.
 
     Raises:
         InputError: it is not installed.
@@ -45,7 +45,7 @@ def fingerprint() -> str:
 
 
 def dictionary_bytes() -> bytes:
-    """The dictionary as it lies on the disk: lines of ``word frequency kind``."""
+    """The content of the dictionary file: lines of ``word frequency kind``."""
     return (package_folder() / "dict.txt").read_bytes()
 
 
@@ -67,8 +67,8 @@ def total_frequency(dictionary: bytes) -> int:
 def word_scores() -> tuple[dict[str, Optional[float]], float]:
     """Logarithm of each word's probability, and that of an unknown character.
 
-    Beginnings of words that are no words themselves are there too, with None: a search for longer words can
-    stop at the first beginning that is absent.
+    Prefixes of words that are not words themselves are there too, with None: a search for longer words can stop at the
+    first prefix that is absent.
     """
     dictionary = dictionary_bytes()
     log_total = math.log(total_frequency(dictionary))
@@ -77,10 +77,10 @@ def word_scores() -> tuple[dict[str, Optional[float]], float]:
         word: math.log(count) - log_total if count else None for word, count in words.items()}
     for word in words:
         for end in range(len(word) - 1, 0, -1):
-            beginning = word[:end]
-            if beginning in scores:
+            prefix = word[:end]
+            if prefix in scores:
                 break  # then all shorter ones are there, or will be when their own word comes
-            scores[beginning] = None
+            scores[prefix] = None
     return scores, 0.0 - log_total
 
 

@@ -1,9 +1,9 @@
 """The C implementation of segmentation and word look-up: prebuilt, compiled at first use, or skipped.
 
-``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler builds a small shared library from them,
-loaded through ctypes (which lets other threads run meanwhile), built with the package or at first use (about a
-second; see ``compiling.py``). Without a compiler, or with
-``PANGU_LAB_NATIVE=0``, the portable code gives the same result, some six times slower.
+``segment.c`` and ``wordids.c`` need no Python headers, so any C compiler builds a small shared library from them: with
+the package, or at first use in about a second (see ``compiling.py``). It is loaded through ctypes, which lets other
+threads run during a call. Without a compiler, or with ``PANGU_LAB_NATIVE=0``, the portable code gives the same result,
+about six times slower.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pangu_lab.tokenizer import lexicon
 
 NO_WORD = -1.0e300
 EMITTING = 0x10000  # characters with a row in the table of the character model
-LONGEST = 1 << 24  # characters cut in one call: bounds the working memory to some 30 bytes × this
-REMEMBERED = 1_000_000  # words whose ids are kept, at most: some 60 MB
+LONGEST = 1 << 24  # characters per call: limits the working memory to about 30 bytes × this
+REMEMBERED = 1_000_000  # words whose ids are kept, at most: about 60 MB
 log = logging.getLogger(__name__)
 EncodeWords = Callable[[list[str]], list[list[int]]]
 
-_SIGNATURES = {  # C functions: what they return and take; p pointer, i int64, d double, v nothing
+_SIGNATURES = {  # C functions: return type and argument types; p pointer, i int64, d double, v void
     "dictionary_parse": "i pippp", "segmenter_new": "p pppidppp", "segmenter_cut": "i ppip", "wordids_new": "p ",
     "wordids_free": "v p", "wordids_add": "i pppppi", "wordids_lookup": "i pppipipp",
 }
@@ -39,7 +39,7 @@ _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes
 
 
 class NativeSegmenter:
-    """The C engine behind the same ``words`` as the portable one."""
+    """The C engine, with the same method ``words`` as the portable one."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.library = library
@@ -58,15 +58,15 @@ class NativeSegmenter:
         ends = np.empty(length, np.int32)
         count = self.library.segmenter_cut(self._handle, characters, length, ends.ctypes.data)
         if count < 0:
-            raise MemoryError("no memory left to cut text into words")
+            raise MemoryError("not enough memory to cut text into words")
         return ends[:count]
 
 
 class WordIds:
-    """Text to ids by way of the ids of its words, each asked for once.
+    """Text to ids through a table of word ids; each word is encoded once.
 
     Args:
-        encode: gives the ids of words, for those that are new.
+        encode: gives the ids of words; called for new words.
     """
 
     def __init__(self, segmenter: NativeSegmenter, encode: EncodeWords) -> None:
@@ -95,18 +95,18 @@ class WordIds:
                                                      out.ctypes.data, len(out), missing.ctypes.data,
                                                      ctypes.addressof(missing_count))
                 if missing_count.value:
-                    self._learn(text, ends, missing[:missing_count.value])
+                    self._add_words(text, ends, missing[:missing_count.value])
                 elif count > len(out):
                     out = np.empty(count, np.int32)
                 else:
                     break
-            self._forget_if_full()
+            self._clear_if_full()
         return out[:count]
 
-    def _learn(self, text: str, ends: np.ndarray, places: np.ndarray) -> None:
-        """Have the words at ``places`` encoded, and remember their ids."""
-        begins = np.where(places > 0, ends[places - 1], 0)
-        words = list({text[begin:end] for begin, end in zip(begins.tolist(), ends[places].tolist())})
+    def _add_words(self, text: str, ends: np.ndarray, indices: np.ndarray) -> None:
+        """Encode the words of ``text`` with these indices, and add them to the table."""
+        begins = np.where(indices > 0, ends[indices - 1], 0)
+        words = list({text[begin:end] for begin, end in zip(begins.tolist(), ends[indices].tolist())})
         ids = self._encode(words)
         texts = "".join(words).encode("utf-32-le")
         text_ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
@@ -115,16 +115,16 @@ class WordIds:
         self._size = self._library.wordids_add(self._table, texts, text_ends.ctypes.data, flat.ctypes.data,
                                                id_ends.ctypes.data, len(words))
         if self._size < 0:
-            raise MemoryError("no memory left to remember words")
+            raise MemoryError("not enough memory to keep the ids of words")
 
-    def _forget_if_full(self) -> None:
+    def _clear_if_full(self) -> None:
         if self._size > REMEMBERED:
             self._library.wordids_free(self._table)
             self._table, self._size = self._library.wordids_new(), 0
 
 
 def parts(text: str) -> list[str]:
-    """A very long text in parts that end after a line end, where no word can be torn; a longer line stays whole."""
+    """A very long text in parts that end at line ends, where no word can be split; a longer line stays whole."""
     if len(text) <= LONGEST:
         return [text]
     result, begin = [], 0
@@ -134,6 +134,8 @@ def parts(text: str) -> list[str]:
         result.append(text[begin:end])
         begin = end
     return [*result, text[begin:]]
+
+
 def _new_segmenter(library: ctypes.CDLL) -> int:
     dictionary = lexicon.dictionary_bytes()
     words = np.empty(len(dictionary), np.uint32)
@@ -141,34 +143,34 @@ def _new_segmenter(library: ctypes.CDLL) -> int:
     number = library.dictionary_parse(dictionary, len(dictionary), words.ctypes.data, ends.ctypes.data,
                                       counts.ctypes.data)
     log_total = math.log(int(counts[:number].sum()))
-    distinct, which = np.unique(counts[:number], return_inverse=True)
-    scores = np.array([math.log(count) - log_total if count else NO_WORD for count in distinct.tolist()])[which]
+    distinct, inverse = np.unique(counts[:number], return_inverse=True)
+    scores = np.array([math.log(count) - log_total if count else NO_WORD for count in distinct.tolist()])[inverse]
     start, transitions, emit = lexicon.probabilities()
     states = lexicon.STATES
     starts = np.array([start[state] for state in states], np.float64)
     steps = np.array([transitions[a].get(b, lexicon.NEVER) for a in states for b in states], np.float64)
     emissions = np.full((EMITTING, 4), lexicon.NEVER)
-    for place, state in enumerate(states):
+    for column, state in enumerate(states):
         characters = np.frombuffer("".join(emit[state]).encode("utf-32-le"), np.uint32)
-        inside = characters < EMITTING  # all Han characters are; others are never asked for
-        emissions[characters[inside], place] = np.fromiter(emit[state].values(), np.float64)[inside]
+        inside = characters < EMITTING  # all Han characters are; others are never looked up
+        emissions[characters[inside], column] = np.fromiter(emit[state].values(), np.float64)[inside]
     handle = library.segmenter_new(words.ctypes.data, ends.ctypes.data, scores.ctypes.data, number, 0.0 - log_total,
                                    starts.ctypes.data, steps.ctypes.data, emissions.ctypes.data)
     if not handle:
-        raise MemoryError("no memory left for the dictionary of words")
+        raise MemoryError("not enough memory for the dictionary of words")
     return handle
 
 
 @functools.lru_cache(maxsize=1)
 def segmenter() -> Optional[NativeSegmenter]:
-    """The C engine, or None where it cannot be had."""
+    """The C engine; None where it is not available."""
     if not wanted() or sys.byteorder != "little":
         return None
     try:
         path = compiled("segment")
         return NativeSegmenter(_open(path)) if path else None
     except (OSError, RuntimeError, AttributeError) as error:  # no home folder; another machine's library …
-        log.info("the C segmenter cannot be used (%s): taking the portable one", error)
+        log.info("the C segmenter cannot be used (%s): using the portable one", error)
         return None
 
 

@@ -1,10 +1,10 @@
 """Text to words, exactly as ``jieba.cut`` does it (default mode, unknown words by the character model), faster.
 
-Two engines with the same result. The portable one below is plain Python around two ideas: the best path through the
-dictionary is found backwards in one loop that looks up only word prefixes, and runs of single characters,
-which repeat a lot, are cached. ``native.py`` has the same algorithm in C, used if a compiler was
-available. Equality with jieba is by construction: the same numbers are added in the same order and ties go the same
-way, so even rounding is identical; the tests check it on made-up and on real text.
+There are two engines with the same result. The portable one below is plain Python with two ideas: the best path through
+the dictionary is found backwards in one loop that looks up only word prefixes, and runs of single characters, which
+repeat often, are cached. ``native.py`` has the same algorithm in C, used if a compiler was available. The words equal
+jieba's by construction: the same numbers are added in the same order and ties are broken the same way, so even rounding
+is identical; the tests check it on made-up and on real text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 from pangu_lab.tokenizer import lexicon, native
 
-# What jieba looks up in its dictionary; everything else comes out character by character, "\r\n" as one.
+# Characters that jieba looks up in its dictionary; all others are words by themselves, and so is "\r\n".
 WORD_RUN = re.compile("([\u4E00-\u9FD5a-zA-Z0-9+#&._%-]+)")
 OTHER = re.compile("\r\n|.", re.DOTALL)
 HAN_RUN = re.compile("([\u4E00-\u9FD5]+)")
@@ -32,7 +32,7 @@ class PortableSegmenter:
     def __init__(self) -> None:
         self.scores, self.unknown = lexicon.word_scores()
         self.alone = {c: self.unknown if score is None else score for c, score in self.scores.items() if len(c) == 1}
-        self.longer: dict[str, int] = {}  # two characters → length of the longest word that begins so
+        self.longer: dict[str, int] = {}  # two characters → length of the longest word that begins with them
         for word in self.scores:
             if len(word) > 1 and len(word) > self.longer.get(word[:2], 0):
                 self.longer[word[:2]] = len(word)
@@ -76,8 +76,8 @@ class PortableSegmenter:
     def _best_ends(self, text: str, runs: list[tuple[int, int]]) -> list[int]:
         """For each position in a run the end of the word that starts there on the likeliest path to the run's end.
 
-        Source: jieba's ``calc``; of two equally likely words the longer one wins. Most positions begin no longer
-        word; two look-ups that run in C for the whole text find those.
+        Source: jieba's ``calc``; of two equally likely words the longer one wins. At most positions no word of several
+        characters begins; these are found by two look-ups that run in C for the whole text.
         """
         alone = list(map(self.alone.get, text, itertools.repeat(self.unknown)))
         longer = list(map(self.longer.get, map(operator.add, text, text[1:])))
@@ -110,7 +110,7 @@ class PortableSegmenter:
         if len(run) == 1:
             result.append(run)
         elif self.scores.get(run) is not None:
-            result += run  # a known word that lost against its characters stays apart
+            result += run  # a known word that is less likely than its characters stays split
         else:
             words = self._runs.get(run)
             if words is None:
@@ -169,15 +169,15 @@ def _ends_from_states(back: list[tuple[bool, bool, bool, bool]], state: int) -> 
 
 @functools.lru_cache(maxsize=1)
 def portable() -> PortableSegmenter:
-    """The Python engine; its tables take 0.5 s and about 100 MB once for the process."""
+    """The Python engine; its tables take 0.5 s and about 100 MB, once per process."""
     return PortableSegmenter()
 
 
 @functools.lru_cache(maxsize=1)
 def engine() -> Callable[[str], list[str]]:
-    """The quickest way from text to words on this machine."""
-    found = native.segmenter()
-    return portable().words if found is None else found.words
+    """The fastest function from text to words on this machine."""
+    compiled = native.segmenter()
+    return portable().words if compiled is None else compiled.words
 
 
 def words(text: str) -> list[str]:

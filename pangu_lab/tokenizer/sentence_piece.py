@@ -1,12 +1,12 @@
 """PanGu's kind of tokenizer: jieba's words, a SentencePiece vocabulary, and marks for spaces and line ends.
 
-A text becomes words joined by spaces, its own spaces and line ends turned into the pieces ▂ and ▃. SentencePiece
-puts ▁ before each word, and where no piece has ▁ anywhere else (the released vocabulary and all trained here), no
-piece crosses words: then the ids of a text are the ids of its words, which are cached, and SentencePiece
-is called once for each new word. The released vocabulary normalises (NFKC): "，" comes back as ",".
+A text becomes words joined by spaces; its own spaces and line ends become the pieces ▂ and ▃. SentencePiece puts ▁
+before each word. In a vocabulary where no piece has ▁ anywhere but at its beginning (the released one and all trained
+here), no piece crosses words: the ids of a text are those of its words, which are cached, and SentencePiece is called
+once for each new word. The released vocabulary normalises (NFKC): "，" is decoded as ",".
 
-A text that has ▁, ▂ or ▃ itself gets ▄ for them, which comes back as ▄ or as unknown: as marks they would become
-nothing, a space and a line end.
+▁, ▂ and ▃ in a text are replaced by ▄, which is decoded as ▄ or as unknown: as marks they would be decoded as nothing,
+a space and a line end.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ MODEL_FILE = "vocab.model"
 RELEASED_SHA256 = "18857e86783e50cfcaa0bc3c043fb4e9b5f240b885d2870ea593ee69b44f7a3a"
 SPECIAL_PIECES = ("<unk>", "<s>", "</s>", "▃", "▂", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>")
 WORD_MARK, SPACE_MARK, LINE_MARK = "\u2581", "\u2582", "\u2583"
-DOCUMENT_MARK = "\0"  # ends a document where several are encoded at once; a word of its own for jieba
+DOCUMENT_MARK = "\0"  # ends each document when several are encoded at once; jieba makes it a word of its own
 MARKS = str.maketrans(" \n", SPACE_MARK + LINE_MARK)
 NO_MARKS = str.maketrans(dict.fromkeys(WORD_MARK + SPACE_MARK + LINE_MARK, "▄"))
-REMEMBERED = 300_000  # words whose ids are kept, at most: some 60 MB
+REMEMBERED = 300_000  # words whose ids are kept, at most: about 60 MB
 
 
 class _WordIds(dict):
-    """Word → its ids, filled as words come: the portable form of ``native.WordIds``."""
+    """Word → its ids, filled at the first look-up: the portable form of ``native.WordIds``."""
 
     def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -58,7 +58,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             pieces = [self._processor.id_to_piece(index) for index in range(self._processor.get_piece_size())]
             piece_bytes = self._piece_bytes(pieces)
-        except ValueError:  # a piece that is no UTF-8, or a byte that is no number
+        except ValueError:  # a piece that is not UTF-8, or a byte piece that has no number
             raise InputError(f"{name}: a damaged SentencePiece vocabulary: take a fresh copy of it") from None
         super().__init__(pieces, piece_bytes, eod, pad)
         # No piece reaches across words, so words can be looked up one by one.
@@ -134,7 +134,7 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def encodable(text: str) -> str:
-    """A text with ▄ for the vocabulary's marks, and U+FFFD for halves of surrogate pairs, which come from broken JSON."""
+    """The text with ▄ for the vocabulary's marks, and U+FFFD for lone surrogates, which come from broken JSON."""
     if text.isascii():
         return text
     if WORD_MARK in text or SPACE_MARK in text or LINE_MARK in text:

@@ -1,4 +1,4 @@
-"""The backward graphs of a part of the network, for callers that run the parts one after the other.
+"""Backward graphs for a part of the network, for callers that run the parts one after the other.
 
 Each recomputes its part of the forward pass from the part's input, so that its arguments are all it needs.
 """
@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, nn, ops
 
 
 class StageBackward(nn.Cell):
-    """Inner part: (x, positions, samples, dy) → gradients of x and of the weights. The first one gives dx = dy."""
+    """Inner part: (x, positions, samples, dy) → gradients of x and of the weights. In the first part dx = dy."""
 
     def __init__(self, stage: nn.Cell, weights: list[Parameter]):
         super().__init__(auto_prefix=False)
@@ -27,7 +27,7 @@ class StageBackward(nn.Cell):
 
 
 class LastBackward(nn.Cell):
-    """Last part: (x, positions, samples, labels, weights, scale) → Σ loss, gradient of x, gradients of the weights."""
+    """Last part: (x, positions, samples, labels, weights, scale) → Σ loss, gradients of x and of the weights."""
 
     def __init__(self, loss: nn.Cell, weights: list[Parameter]):
         super().__init__(auto_prefix=False)

@@ -32,8 +32,9 @@ def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
     return [Tensor(np.ascontiguousarray(array[rows])) for array in arrays]
 
 
-def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch_size: int, max_batches: Optional[int] = None,
-                  eod_reset: bool = True, progress: Progress = silent) -> HeldOutLoss:
+def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch_size: int,
+                  max_batches: Optional[int] = None, eod_reset: bool = True,
+                  progress: Progress = silent) -> HeldOutLoss:
     """Mean loss over the data set in its own order; every record counts once, whatever the batch size.
 
     Args:
@@ -43,14 +44,14 @@ def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch
     wanted = len(dataset)
     if max_batches is not None:
         wanted = min(wanted, max_batches * batch_size)
-    total, tokens, seen = 0.0, 0.0, 0
+    total, tokens, done = 0.0, 0.0, 0
     for batch in dataset.batches(batch_size, seed=0, shuffle=False, eod_reset=eod_reset):
-        rows = min(batch_size, wanted - seen)
-        batch.weights[rows:] = 0.0  # the last batch wraps around to the first records: these do not count again
+        rows = min(batch_size, wanted - done)
+        batch.weights[rows:] = 0.0  # the last batch wraps around to the first records, which must not count twice
         total += float(loss_cell(*batch_tensors(batch)).asnumpy().item())
         tokens += float(batch.weights.sum())
-        seen += rows
-        progress(seen, wanted, "records")
-        if seen >= wanted:
+        done += rows
+        progress(done, wanted, "records")
+        if done >= wanted:
             break
     return HeldOutLoss(total / max(tokens, 1.0), int(tokens))

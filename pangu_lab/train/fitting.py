@@ -18,14 +18,14 @@ from pangu_lab.planner import estimate
 
 
 def memory_line(config: RunConfig) -> str:
-    """The memory that this machine's ranks need, in a line; one of them calls it.
+    """One line about the memory that this machine's ranks need; called by one of them.
 
     Raises:
-        InputError: one line with what is needed, what is there, and what would fit.
+        InputError: they need too much; one line says how much they need, how much there is, and what would fit.
     """
     here = max(1, int(os.environ.get("PANGU_LAB_LOCAL_RANKS", config.parallel.world_size)))
-    each = estimate(config, hardware="cpu")
-    need = Need({kind: here * amount for kind, amount in each.memory.items() if amount})
+    per_rank = estimate(config, hardware="cpu")
+    need = Need({kind: here * amount for kind, amount in per_rank.memory.items() if amount})
     what = "training" + (f" with {here} processes here" if here > 1 else "")
     return memory.estimate(what, need, lambda model: _need_of(config, model), _split(config))
 
@@ -38,19 +38,21 @@ def _need_of(config: RunConfig, model: ModelConfig) -> Need:
 
 
 def _split(config: RunConfig):
-    """The advice, in words: tensor parallelism over machines like this one; computed only when needed."""
-    def words() -> str:
-        found = _tensor(config)
-        split = f"parallel.tensor={found[0]} would need {size(found[1])} on each of {found[0]} machines, " if found else ""
+    """A function that gives advice: tensor parallelism over machines like this one. Called only when needed."""
+    def advice() -> str:
+        fitting = _tensor(config)
+        split = "" if fitting is None else (f"parallel.tensor={fitting[0]} would need {size(fitting[1])} on each of "
+                                            f"{fitting[0]} machines, ")
         return f"{split}a smaller data.batch_size less of activations (`pangu-lab plan` goes through the layouts)"
 
-    return words
+    return advice
 
 
 def _tensor(config: RunConfig) -> Optional[tuple[int, int]]:
-    """The smallest tensor dimension whose ranks fit, and the memory one needs."""
+    """The smallest tensor dimension whose ranks fit, and the memory that each needs."""
     for ranks in (2, 4, 8, 16, 32):
-        layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1, optimizer=False)
+        layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1,
+                                     optimizer=False)
         try:
             total = estimate(dataclasses.replace(config, parallel=layout), hardware="cpu").total
         except InputError:  # it does not divide the heads or the vocabulary

@@ -1,13 +1,13 @@
-"""Compiled graphs of an earlier start, reused: a resumed run, or one like it, waits a third as long.
+"""Reuses the compiled graphs of an earlier start: a resumed run, or a similar one, waits a third as long.
 
 MindSpore can cache its front end's output for a cell, but its own check is weak: the n-th graph that a process
 compiles with the cache on is taken from the n-th file of the folder, *whatever cell it is* (a cell that adds 100 gave
 the result of one that doubles, MindSpore 2.10). So the cache is on only while a graph known by name compiles. The
 folder is named after everything that can change a graph (settings, code, versions) and after the graph compiled first
-(a new run evaluates before it trains, a resumed one does not), and a record beside the files says which name was
-the n-th and what each file's sha256 is. A name out of turn compiles without the cache; a record that does not match
-its files empties the folder. MindSpore keeps the first folder for the life of a process, so only the first
-training of a process has a cache.
+(a new run evaluates before it trains, a resumed one does not). A record beside the files has the name of the n-th graph
+and the sha256 of each file. A graph that is not the next one in the record compiles without the cache; if the record
+does not match the files, the folder is emptied. MindSpore keeps the first folder for the life of a process, so only the
+first training of a process has a cache.
 
 Measured with the debug preset: 7.0 s for a whole run of 20 steps with an empty cache, 2.2 s with a full one, every
 loss equal to the last bit.
@@ -43,12 +43,12 @@ except ImportError:  # Windows: no exclusive lock on a folder, so nothing is cac
     fcntl = None
 
 log = logging.getLogger(__name__)
-KEPT = 20  # sets of graphs in the cache folder; the least recently used go first. One takes about a megabyte
+KEPT = 20  # sets of graphs in the cache folder; the least recently used are removed. One takes about a megabyte
 RECORD = "record.json"
 _FILES = "rank_*/graph_cache/compile_cache_{}.mindir"  # MindSpore's names
 _OUTSIDE = {"data": {"path", "eval_path", "column", "shuffle"},
-            "train": {"steps", "max_minutes", "init_from", "log_every", "eval_every", "eval_batches", "checkpoint_every",
-                      "keep_checkpoints"}}  # settings that no graph depends on
+            "train": {"steps", "max_minutes", "init_from", "log_every", "eval_every", "eval_batches",
+                      "checkpoint_every", "keep_checkpoints"}}  # settings that no graph depends on
 _CODE = ("config.py", "model", "ops", "parallel", "train")
 _state = {"used": False}  # MindSpore keeps the first folder for the life of the process
 
@@ -66,14 +66,14 @@ class GraphCache:
     """The graphs of one training; a context manager that holds their folder exclusively.
 
     Args:
-        config: complete settings of the run. Only a single process caches graphs: what several ranks compile has more
-            parts, and so does recomputation by layers.
+        config: complete settings of the run. Graphs are cached only for a single process and without recomputation by
+            layers: the others compile graphs in more parts.
     """
 
     def __init__(self, config: RunConfig):
         self.folder = cache_folder() / "graphs" / graph_key(config)
         alone = config.parallel.world_size == 1 and not config.parallel.recompute
-        script = Path(sys.argv[0]).is_file()  # MindSpore reads it with the cache on: `python -c` would end in an error
+        script = Path(sys.argv[0]).is_file()  # MindSpore reads it when the cache is on: `python -c` would fail
         self.wanted = alone and script and not _state["used"] and fcntl is not None
         self.names: list[str] = []  # compiled with the cache on by this process, in order
         self.kept: list[dict[str, str]] = []
@@ -84,7 +84,7 @@ class GraphCache:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._let_go()
+        self._unlock()
 
     def _open(self, first: str) -> None:
         """Take the folder of the graphs that begin with ``first``, unless another process has it."""
@@ -95,28 +95,28 @@ class GraphCache:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.lock = os.open(self.folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.kept = self._checked()
+            self.kept = self._verified()
             _drop_old(self.folder.parent)
         except OSError as error:
-            log.info("compiled graphs are not kept: %s", error)
-            self._let_go()
+            log.info("compiled graphs are not cached: %s", error)
+            self._unlock()
 
-    def _let_go(self) -> None:
+    def _unlock(self) -> None:
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
 
-    def _checked(self) -> list[dict[str, str]]:
-        """The graphs in the record, if the files match it; else nothing, and an emptied folder."""
+    def _verified(self) -> list[dict[str, str]]:
+        """The graphs in the record, if the files match it; else empties the folder and returns none."""
         os.utime(self.folder.parent)
         with contextlib.suppress(OSError, InputError):
             entries = read_json(self.folder / RECORD, "the record of compiled graphs", _Record)["graphs"]
-            whole = all(sha256_file(self._file(number)) == entry["sha256"] for number, entry in enumerate(entries))
-            if whole and len(list(self.folder.glob(_FILES.format("*")))) == len(entries):
+            intact = all(sha256_file(self._file(number)) == entry["sha256"] for number, entry in enumerate(entries))
+            if intact and len(list(self.folder.glob(_FILES.format("*")))) == len(entries):
                 return entries
         (self.folder / RECORD).unlink(missing_ok=True)
-        for rest in self.folder.glob("rank_*"):
-            shutil.rmtree(rest)
+        for leftover in self.folder.glob("rank_*"):
+            shutil.rmtree(leftover)
         return []
 
     def _file(self, number: int) -> Path:
@@ -145,16 +145,16 @@ class GraphCache:
         """Record that the ``number``-th file is the graph called ``name``; give up if there are others too."""
         files = len(list(self.folder.glob(_FILES.format("*"))))
         if files != max(len(self.kept), number + 1):
-            log.info("graphs are not kept: %d files for %s", files, self.names)
+            log.info("compiled graphs are not cached: %d files for %s", files, self.names)
             (self.folder / RECORD).unlink(missing_ok=True)  # so that the next start empties the folder
-            self._let_go()
+            self._unlock()
             return
         self.kept[number:number + 1] = [{"name": name, "sha256": sha256_file(self._file(number))}]
         write_json_atomic(self.folder / RECORD, {"graphs": self.kept})
 
 
 def graph_key(config: RunConfig) -> str:
-    """A name for everything that can change a graph: settings, this project's code, versions and device."""
+    """A hash of everything that can change a graph: settings, this project's code, versions and device."""
     sections = config.to_dict()
     settings = {name: {key: value for key, value in sections[name].items() if key not in _OUTSIDE.get(name, ())}
                 for name in ("model", "data", "train", "parallel")}

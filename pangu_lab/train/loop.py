@@ -1,9 +1,9 @@
 """The training loop: from a configuration to a complete run folder.
 
-``train`` is all a caller needs. It writes the run folder described in the project's contracts: effective
-configuration, events, checkpoints, status with a heartbeat. It resumes exactly (the weights, both moments, the step,
-the position in the data and the loss scale are saved; dropout and shuffling need no state), stops cleanly on Ctrl-C,
-SIGTERM, the ``stop`` file or the time budget, and never leaves half a checkpoint.
+``train`` is all a caller needs. It writes the run folder: effective configuration, events, checkpoints, and status with
+a heartbeat. It resumes exactly: the weights, both moments, the step, the position in the data and the loss scale are
+saved, and dropout and shuffling need no state. It stops cleanly on Ctrl-C, SIGTERM, the ``stop`` file or the time
+budget, and never leaves half a checkpoint.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Trainer:
 
         Args:
             read: ``read(name, offset, shape)`` gives a region of a parameter (or of ``adam_m.NAME``, ``adam_v.NAME``).
-            moments: read the optimizer's moments too; they start at zero otherwise.
+            moments: read the optimizer's moments too; otherwise they start at zero.
         """
         config, mesh, specs = self.config, self.mesh, self.specs
         self.shards = parameter_shards(specs, mesh, config.model.num_layers)
@@ -121,7 +121,7 @@ class Trainer:
         stage = PanguStage(dataclasses.replace(parts, experts=Experts))
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
         self.parameters = [self.weights(name) for name in specs]
-        ms.set_recursion_limit(max(1000, 10 * len(self.parameters)))  # loops over them are unrolled, call within call
+        ms.set_recursion_limit(max(1000, 10 * len(self.parameters)))  # loops over them become nested calls
         self.gradient_step = self._gradient_step(stage, parts)
         counted = [is_owner(spec, mesh) for spec in specs.values()]
         self.squared_norm = self.backend.squared_norm(counted)
@@ -164,21 +164,23 @@ class Trainer:
                  self.moment_shards[name].offset[0] - shard.offset[0] + self.moment_shards[name].shape[0])
                 for name, shard in self.shards.items()]
         weights, decay = self.parameters, [spec.decay for spec in specs.values()]
-        together = (self.step, rows, group_of(self.mesh, "data"))
+        common = (self.step, rows, group_of(self.mesh, "data"))
         if self.config.train.offload == "optimizer":
 
-            def own(name: str, shape: tuple[int, ...]):
+            def read_own(name: str, shape: tuple[int, ...]):
                 shard = self.moment_shards[name.removeprefix("adam_m.").removeprefix("adam_v.")]
                 return read(name, shard.offset, shard.shape)
 
-            self.optimizer = HostAdamW(weights, decay, self.config.train, own, own if moments else None, *together)
+            self.optimizer = HostAdamW(weights, decay, self.config.train, read_own, read_own if moments else None,
+                                       *common)
             return
-        moment_of = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items() for kind in ("adam_m", "adam_v")}
-        values = OneByOne(moment_of, lambda name: read(name, moment_of[name].offset, moment_of[name].shape)) if moments else {}
-        self.optimizer = AdamW(weights, decay, self.config.train, values, *together, self.backend)
+        shards = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items()
+                  for kind in ("adam_m", "adam_v")}
+        values = OneByOne(shards, lambda name: read(name, shards[name].offset, shards[name].shape)) if moments else {}
+        self.optimizer = AdamW(weights, decay, self.config.train, values, *common, self.backend)
 
     def _device_value(self, name: str, value):
-        """The device's copy of a parameter: with offload, matrices only in the compute type."""
+        """The device's copy of a parameter: with offload, matrices are there in the compute type alone."""
         config = self.config
         half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_half(name)
         return value.astype("float16") if half else value
@@ -215,7 +217,7 @@ class Trainer:
         total, gradients = self.gradients(batch)
         gradients = self.ranks.sum_gradients(gradients)
         total = self.ranks.sum_loss(total)
-        routed = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
+        routing = {} if self.routing is None else self.routing.take(self.ranks.sum_over_records, batch.weight_total)
         with self._compiling("norm"):
             squared = float(self.squared_norm(*gradients))
         squared = self.ranks.sum_over_all(squared)
@@ -235,14 +237,14 @@ class Trainer:
         return {"kind": "step", "step": self.step, "loss": self.last_loss, "lr": lr, "grad_norm": norm,
                 "loss_scale": self.scale.value, "tokens": self.tokens, "seconds": round(seconds, 4),
                 "tokens_per_second": round(tokens / seconds, 1), "epoch": round(self.records / len(self.dataset), 3),
-                "memory_mb": psutil.Process().memory_info().rss >> 20, **routed}
+                "memory_mb": psutil.Process().memory_info().rss >> 20, **routing}
 
     def _compiling(self, name: str):
-        """Around what is a graph only without kernels."""
+        """As ``graphs.compiling``, for what is a graph only in the portable back end."""
         return self.graphs.compiling(name) if isinstance(self.backend, Portable) else contextlib.nullcontext()
 
     def _overflow(self) -> dict[str, Any]:
-        """A gradient was not finite: no update; the scale goes down, or training ends when it cannot."""
+        """A gradient was not finite: skip the update and lower the loss scale, or end training at its floor."""
         before = self.scale.value
         if not self.scale.overflow():
             if not self.scale.active:
@@ -255,13 +257,14 @@ class Trainer:
     # ---------------------------------------------------------------- around the steps
 
     def evaluate(self) -> None:
-        """Held-out loss, into an event."""
+        """Write the held-out loss to an event."""
         if self.evalset is None:
             return
         self.run.status(state="evaluating", step=self.step)
         config = self.config
-        batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is cut
-        self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches, config.data.eod_reset)
+        batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is split
+        self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
+                                       config.data.eod_reset)
         self.run.event("eval", step=self.step, loss=self.last_eval.loss, perplexity=self.last_eval.perplexity,
                        tokens=self.last_eval.tokens)
 
@@ -273,7 +276,7 @@ class Trainer:
         return max(1, self.config.data.batch_size // self.config.train.accumulation)
 
     def save(self) -> Path:
-        """A checkpoint of the current state."""
+        """Save a checkpoint of the current state."""
         self.run.status(state="saving", step=self.step)
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
@@ -285,9 +288,9 @@ class Trainer:
         return path
 
     def _own_tensors(self):
-        """This rank's part of a checkpoint, and where in the whole each region belongs; every element once."""
+        """This rank's part of a checkpoint, and the region of each tensor; every element is written by one rank."""
         tensors, regions, specs = {}, {}, self.specs
-        for name, shard in self.shards.items():  # of several copies only one rank's is written
+        for name, shard in self.shards.items():  # of several copies only the owner's is written
             if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
                 tensors[name], regions[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
@@ -298,15 +301,15 @@ class Trainer:
                 tensors[name], regions[name] = value, (shard.whole, shard.offset)
         return tensors, regions
 
-    def tell_memory(self) -> None:
-        """Every rank's memory, into an event; every rank must call it."""
+    def report_memory(self) -> None:
+        """Write every rank's memory to an event; every rank must call it."""
         weights = sum(value.nbytes for value in (self.weights(name) for name in self.shards))
         moments = sum(2 * 4 * math.prod(shard.shape) for shard in self.moment_shards.values())
         own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
         self.run.event("memory", step=self.step, ranks=by_rank(self.ranks.by_rank(own)))
 
     def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
-        """Train until the last step or until ``stop_reason`` gives one; the reason and the last checkpoint."""
+        """Train until the last step, or until ``stop_reason`` gives a reason; returns it and the last checkpoint."""
         config, path = self.config.train, None
         data = self.config.data
         batches = self.dataset.batches(data.batch_size, seed=config.seed, shuffle=data.shuffle, start=self.records,
@@ -315,7 +318,7 @@ class Trainer:
         reason = None
         while self.step < config.steps and reason is None:
             before = self.step
-            self._step_and_tell(next(batches), progress)
+            self._step_and_report(next(batches), progress)
             if self.step > before:
                 if self.step % config.eval_every == 0:
                     self.evaluate()
@@ -323,13 +326,13 @@ class Trainer:
             reason = stop_reason()
             if self.ranks.any(reason is not None):  # one rank's reason stops all
                 reason = reason or "stopped with the other ranks"
-        path = path or self.save()  # first of all: the sender of a signal may not wait long
+        path = path or self.save()  # before anything else: the sender of a signal may not wait long
         if self.step % config.eval_every and reason != "signal":
             self.evaluate()
-        self.tell_memory()
+        self.report_memory()
         return reason or "finished", path
 
-    def _step_and_tell(self, batch, progress: Progress) -> None:
+    def _step_and_report(self, batch, progress: Progress) -> None:
         self.run.status(state="training" if self.first_step_done else "compiling", step=self.step)
         event = self.train_batch(batch)
         kind = event.pop("kind")
@@ -341,17 +344,17 @@ class Trainer:
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
         self.run.status(state="training", step=self.step)
-        progress(self.step, self.config.train.steps, _news(kind, event))
+        progress(self.step, self.config.train.steps, _progress_text(kind, event))
 
 
-def _news(kind: str, event: dict[str, Any]) -> str:
+def _progress_text(kind: str, event: dict[str, Any]) -> str:
     if kind == "overflow":
         return f"overflow, loss scale now {event['loss_scale']:g}"
     speed = event.get("tokens_per_second")
     return f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
 
 
-# -------------------------------------------------------------------------------------- the one call that does it
+# ---------------------------------------------------------------------------------------------------- entry point
 
 
 def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "auto", progress: Progress = silent,
@@ -360,15 +363,15 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
 
     Args:
         config: complete settings; ``data.path`` names a folder made by ``prepare``.
-        run_folder: created, or continued from its last whole checkpoint.
-        resume: "auto" continues an existing run; True requires one; False refuses one; "start-over" is "auto", and
+        run_folder: created, or continued from its last good checkpoint.
+        resume: "auto" continues an existing run; True requires one; False refuses one; "start-over" is like "auto", but
             begins at step 0 again when every checkpoint of the run is damaged.
         stop: called after every step; True ends the run cleanly, as does the file ``stop`` in the run folder.
 
     Raises:
         InputError: settings, data set and run folder do not go together.
-        TrainingFailed: numbers went out of range; the message says which setting to try. Or another process has taken
-            over the run while this one was suspended.
+        TrainingFailed: gradients were not finite, and the message says which setting to change; or another process has
+            taken over the run while this one was suspended.
     """
     config = config.with_absolute_paths()
     if resume not in (True, False, "auto", "start-over"):
@@ -382,12 +385,12 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     mesh = Mesh(config.parallel, rank)
     dataset, evalset = _open_data(config)
     config = _with_tokenizer(config, dataset)
-    told = memory_line(config) if rank == 0 and ms.get_context("device_target") == "CPU" else ""
+    memory_note = memory_line(config) if rank == 0 and ms.get_context("device_target") == "CPU" else ""
     run = RunFolder(run_folder, owner=rank == 0)
     created = run.open(config, resume)
     with run.running(config.train.steps) as signals, GraphCache(config) as graphs:
-        if told:
-            memory.log.info(told)
+        if memory_note:
+            memory.log.info(memory_note)
         trainer = Trainer(config, run, dataset, evalset, mesh, graphs)
         try:
             reason, path = _run(trainer, signals, progress, stop, created, resume == "start-over")
@@ -416,7 +419,7 @@ def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]
 
 
 def _with_tokenizer(config: RunConfig, dataset: TokenDataset) -> RunConfig:
-    """The configuration with the data set's end of document and padding; values already set must agree."""
+    """The configuration with the data set's end-of-document and padding ids; values already set must agree."""
     given = config.tokenizer
     if given != TokenizerConfig():
         chosen = load_tokenizer(given.path or dataset.tokenizer_folder, given.eod, given.pad)
@@ -462,7 +465,7 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
 
 
 def _first_values(trainer: Trainer) -> Callable[..., Any]:
-    """The source of a new run's weights; the events record it."""
+    """``read`` for the weights of a new run; notes about them go into the events."""
     point = starting_point(trainer.config, trainer.dataset)
     trainer.notes = point.notes
     for note in point.notes:
@@ -471,7 +474,7 @@ def _first_values(trainer: Trainer) -> Callable[..., Any]:
 
 
 def data_identity(dataset: TokenDataset) -> str:
-    """A number for the content of a data set, wherever it lies."""
+    """A hash of the content of a data set, wherever it is stored."""
     text = "".join(item["sha256"] for item in dataset.metadata["files"])
     return hashlib.sha256(text.encode()).hexdigest()
 

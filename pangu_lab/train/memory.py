@@ -1,7 +1,7 @@
-"""Memory of each rank of a run: its peak as the system saw it, and the parts that can be counted.
+"""Memory of each rank of a run: its peak as the system reports it, and the parts that can be computed.
 
-The peak is the process's largest resident size since it began (compilation included), on GPU and Ascend also the
-device's. A ``memory`` event at the end of each run holds the list, one entry per rank.
+The peak is the process's largest resident size since it began (compilation included); on GPU and Ascend also the
+device's. A ``memory`` event at the end of each run has one entry per rank.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
-"""Adam on the host: moments (and the fp32 weights of half-precision parameters) in host memory or in a file mapped into it.
+"""AdamW on the host: optimizer states (moments, and fp32 master weights) in host memory or in a memory-mapped file.
 
-The device keeps the weights it computes with and sends gradients to the host, in half precision where the weights are;
-the update is AdamW as in ``step.py``, here over numpy arrays, piece by piece so that a piece stays in the processor's
-cache and no large temporaries are made. Numpy and not an operator, because MindSpore's operators would first copy the
-states to the device, which is what offload must avoid, and would take their memory from the same limit. Parameters are
-updated by several threads, and each goes back to the device while the next are computed. The update itself cannot
+The device keeps the weights it computes with and sends gradients to the host, in half precision where the weights are.
+The update is AdamW as in ``step.py``, here over NumPy arrays, piece by piece, so that a piece stays in the processor's
+cache and no large temporaries are made. It is NumPy and not an operator because MindSpore's operators would first copy
+the states to the device, which offload must avoid, and would take their memory from the same limit. Several threads
+update parameters, and each parameter goes back to the device while the next ones are computed. The update itself cannot
 overlap the backward pass: the clip factor needs the norm of all gradients.
 
 The results differ from the device's AdamW only in the order of a few roundings: after a step by at most 2 units in the
 last place of the update.
 
-With ``train.offload_folder`` the states live in an unnamed file in that folder, whose space the system reclaims
-however the run ends; only checkpoints persist. Its space is reserved when the run starts, so that a full disk is
-an error then, and not a crash in the middle of a step.
+With ``train.offload_folder`` the states are in an unnamed file in that folder. The system reclaims its space however
+the run ends; only checkpoints persist. The space is reserved when the run starts, so that a full disk is an error then
+and not a crash in the middle of a step.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.parallel.collectives import Group
 from pangu_lab.train.step import GatherWeights, own_rows
 
-PIECE = 1 << 16  # elements; the five arrays of a piece are a megabyte and stay in the cache
+PIECE = 1 << 16  # elements; the five arrays of a piece take about a megabyte and stay in the cache
 THREADS = min(8, os.cpu_count() or 1)
 Read = Callable[[str, tuple[int, ...]], np.ndarray]
 
@@ -44,7 +44,7 @@ class StateStore:
 
     Args:
         folder: for the file; None keeps the arrays in memory.
-        sizes: elements of every array that will be asked for.
+        sizes: elements of every array that will be requested.
 
     Raises:
         InputError: the folder cannot be made or written, or there is no room in it.
@@ -80,14 +80,15 @@ class HostAdamW:
     """``AdamW`` with states and arithmetic on the host; same interface.
 
     Args:
-        weights: this rank's parameters on the device, in fp32 or, some, in half precision.
+        weights: this rank's parameters on the device; some may be in half precision, the others are in fp32.
         decay: for each, whether weight decay applies.
-        initial: gives the fp32 value of a weight that is in half precision: (name, rows) → array.
-        moments: gives a moment to start from: ("adam_m.NAME", shape) → array; zeros when None.
-        rows, group: with optimizer parallelism, the rows of each weight that this rank updates, and who has the others.
+        initial: (name, shape) → the fp32 value of a weight that is in half precision.
+        moments: ("adam_m.NAME", shape) → a moment to start from; None for zeros.
+        rows, group: with optimizer parallelism, the rows of each weight that this rank updates, and the ranks that
+            update the others.
 
     Attributes:
-        masters: fp32 values, by name, of the rows this rank updates, of weights that the device does not have in fp32.
+        masters: fp32 master weights by name, of the weights that the device has in half precision; this rank's rows.
     """
 
     def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, initial: Read,
@@ -114,20 +115,20 @@ class HostAdamW:
         factor = min(1.0, config.clip_norm / (norm + 1e-6)) * inverse_scale
         root = (1.0 - config.beta2**self.steps) ** 0.5
         rate = lr * root / (1.0 - config.beta1**self.steps)
-        under_way: deque = deque()
+        pending: deque = deque()
         for i in range(len(self.own)):
-            if len(under_way) >= THREADS:  # no more new values than that wait for the device
-                self._send(*under_way.popleft())
-            work = self.threads.submit(self._update_one, i, gradients[i], factor, rate, lr, config.adam_eps * root)
-            under_way.append((self.own[i], work))
-        while under_way:
-            self._send(*under_way.popleft())
+            if len(pending) >= THREADS:  # limits the new values that wait for the device
+                self._send(*pending.popleft())
+            result = self.threads.submit(self._update_one, i, gradients[i], factor, rate, lr, config.adam_eps * root)
+            pending.append((self.own[i], result))
+        while pending:
+            self._send(*pending.popleft())
         for gather in self.gathers:
             gather()
 
     @staticmethod
-    def _send(weight: Parameter, work: Future) -> None:
-        weight.set_data(Tensor(work.result(), weight.dtype))
+    def _send(weight: Parameter, result: Future) -> None:
+        weight.set_data(Tensor(result.result(), weight.dtype))
 
     def _update_one(self, i: int, gradient: Tensor, factor: float, rate: float, lr: float, eps: float) -> np.ndarray:
         """The new value of a weight, fp32."""
@@ -148,7 +149,7 @@ class HostAdamW:
 
 
 def adam_pieces(weight, first, second, gradient, factor, rate, keep, eps, config: TrainConfig) -> None:
-    """AdamW in place over flat arrays; ``keep`` first multiplies the weight (None: no decay)."""
+    """AdamW in place over flat arrays; the weight is first multiplied by ``keep``, the decay (None: no decay)."""
     beta1, beta2 = np.float32(config.beta1), np.float32(config.beta2)
     for start in range(0, weight.size, PIECE):
         part = slice(start, start + PIECE)
@@ -176,7 +177,7 @@ def _state(store: StateStore, name: str, shape: tuple[int, ...], read: Optional[
 
 
 def _gathers(weights, own, rows, group) -> list[GatherWeights]:
-    """One message for every type of weight that other ranks update parts of."""
+    """One all-gather per data type, for the weights of which other ranks update some rows."""
     pairs: dict = {}
     for weight, mine, part in zip(weights, own, rows):
         if part is not None:

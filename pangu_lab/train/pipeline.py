@@ -1,13 +1,13 @@
 """Pipeline parallelism: micro-batches through the stages in the 1F1B order (Narayanan et al., arXiv 2104.04473).
 
 Every rank runs the schedule of its own stage on the host: a few warm-up forward passes, then one forward and one
-backward in turn, then the remaining backward passes. A stage holds at most as many activations as there are stages
-after it. It keeps only the *input* of each micro-batch and recomputes its layers in the backward graph, so that
-a graph needs only its arguments.
+backward pass in turn, then the remaining backward passes. Of each micro-batch a stage keeps only the *input* and
+recomputes its layers in the backward graph, which therefore needs nothing but its arguments. Stage i of p, counted from
+0, keeps at most p − i inputs.
 
 Neighbours communicate through ``Exchange``, in which both directions are one collective: in the steady state a stage
-sends its output up and receives a gradient at the same time, so no two stages can deadlock. The word
-embedding lives on the first stage and the last; its gradients are summed over the two, which keeps both equal.
+sends its output up and receives a gradient at the same time, so no two stages can deadlock. The word embedding is on
+the first stage and on the last; its gradients are summed over the two, which keeps both copies equal.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from pangu_lab.train.step import AddGradients
 
 
 class Neighbours:
-    """Messages to the previous stage and the next. A direction that does not exist gives None."""
+    """Exchanges with the previous and the next stage. A direction that does not exist gives None."""
 
     def __init__(self, mesh: Mesh):
         stage = mesh.index("pipeline")
-        self.before = None if mesh.is_first_stage else Exchange(_pair(mesh, stage - 1))
-        self.after = None if mesh.is_last_stage else Exchange(_pair(mesh, stage))
+        self.previous = None if mesh.is_first_stage else Exchange(_pair(mesh, stage - 1))
+        self.next = None if mesh.is_last_stage else Exchange(_pair(mesh, stage))
 
-    def up(self, give, shape):
-        """Exchange with the next stage: ``give`` our output (or None), take its gradient."""
-        return None if self.after is None else self.after(_zeros(shape) if give is None else give)
+    def up(self, output, shape):
+        """Send our output (or None) to the next stage, and receive its gradient."""
+        return None if self.next is None else self.next(_zeros(shape) if output is None else output)
 
-    def down(self, give, shape):
-        """Exchange with the previous stage: ``give`` our gradient (or None), take its output."""
-        return None if self.before is None else self.before(_zeros(shape) if give is None else give)
+    def down(self, gradient, shape):
+        """Send our gradient (or None) to the previous stage, and receive its output."""
+        return None if self.previous is None else self.previous(_zeros(shape) if gradient is None else gradient)
 
 
 def _pair(mesh: Mesh, lower: int) -> Group:
@@ -53,7 +53,7 @@ def _zeros(shape) -> Tensor:
 
 
 def _rows_shape(mesh: Mesh, positions: Tensor, hidden: int) -> tuple[int, int]:
-    """What neighbours send each other: this tensor rank's rows."""
+    """The shape of what neighbours exchange: this tensor rank's rows."""
     batch, seq = positions.shape
     return batch * seq // mesh.row_parts, hidden
 
@@ -67,8 +67,8 @@ class PipelineGradients:
         loss: the stage with the loss on top, used on the last stage.
         weights: this rank's parameters by name.
         word: the name of the word embedding among them.
-        log: called with ("step", 0) as a batch begins, ("forward" or "backward", micro-batch) as a pass begins, and
-            ("wait", micro-batch) as it has ended; for pictures of the schedule.
+        log: called with ("step", 0) when a batch begins, ("forward" or "backward", micro-batch) when a pass begins, and
+            ("wait", micro-batch) when it has ended; for plots of the schedule.
         counts: receives the routers' counts, if this stage has experts.
         pieces: the stage layer by layer, to recompute each from its own input.
     """
@@ -91,7 +91,7 @@ class PipelineGradients:
         self.add = AddGradients()
         self.word = list(weights).index(word) if word in weights else None
         if self.word is not None:
-            ends = tuple(mesh.rank_at(pipeline=place) for place in (0, mesh.size("pipeline") - 1))
+            ends = tuple(mesh.rank_at(pipeline=stage) for stage in (0, mesh.size("pipeline") - 1))
             self.sum_word = AllReduce(make_group(ends, mesh.rank))
 
     def __call__(self, parts: list[list[Tensor]], scale: Tensor):
@@ -108,20 +108,20 @@ class PipelineGradients:
         return self.loss, self.gradients
 
     def _schedule(self, count: int, shape) -> None:
-        near, up, down = self.neighbours, self.neighbours.up, self.neighbours.down
-        warm = min(count, self.mesh.size("pipeline") - 1 - self.mesh.index("pipeline"))
-        for number in range(warm):
+        up, down = self.neighbours.up, self.neighbours.down
+        warmup = min(count, self.mesh.size("pipeline") - 1 - self.mesh.index("pipeline"))
+        for number in range(warmup):
             up(self._forward(number, down(None, shape)), shape)
-        x = down(None, shape) if count > warm else None
-        for number in range(warm, count):
+        x = down(None, shape) if count > warmup else None
+        for number in range(warmup, count):
             dy = up(self._forward(number, x), shape)
-            dx = self._backward(number - warm, dy)
-            x = down(dx, shape) if near.before is not None else None
-        for number in range(count - warm, count):
+            dx = self._backward(number - warmup, dy)
+            x = down(dx, shape) if self.neighbours.previous is not None else None
+        for number in range(count - warmup, count):
             down(self._backward(number, up(None, shape)), shape)
 
     def _forward(self, number: int, received):
-        """Keep the input for the backward pass; the output, which the last stage does not need yet."""
+        """Keep the input for the backward pass and return the output; the last stage computes it there."""
         x = self.parts[number][0] if received is None else received
         self.kept.append(x)
         self.most_kept = max(self.most_kept, len(self.kept))

@@ -17,7 +17,7 @@ from pangu_lab.parallel.mesh import Mesh
 
 
 class Ranks:
-    """This rank's view of all the others."""
+    """This rank's collectives with all the others."""
 
     def __init__(self, mesh: Mesh):
         self.mesh = mesh
@@ -28,14 +28,14 @@ class Ranks:
         self.seconds = 0.0  # spent in gradient sums, including waiting for other ranks
 
     def prepare_gradients(self, shapes: list[tuple[int, ...]], dimensions: list[tuple[str, ...]]) -> None:
-        """Build the messages that carry gradients of these shapes, each summed over its dimensions of the mesh."""
+        """Build the all-reduces for gradients of these shapes, each summed over its dimensions of the mesh."""
         for over in sorted(set(dimensions) - {()}):
             chosen = [i for i, own in enumerate(dimensions) if own == over]
             message = sum_gradients_over(group_of(self.mesh, *over), [shapes[i] for i in chosen])
             self._messages.append((chosen, message))
 
     def sum_gradients(self, gradients):
-        """Each over the ranks that computed a part of it."""
+        """Sum each gradient over the ranks that computed a part of it."""
         started = time.perf_counter()
         result = list(gradients)
         for chosen, message in self._messages:
@@ -45,36 +45,36 @@ class Ranks:
         return tuple(result)
 
     def sum_over_all(self, value: float) -> float:
-        """Over every rank: for squared norms of what each counts as its own."""
+        """Sum over all ranks: for squared norms, of which each rank counts its own part."""
         return self._sum(self._everyone, ("pipeline", "data", "tensor"), [value])[0]
 
     def by_rank(self, values: list[float]) -> list[list[float]]:
         """The values of every rank, in the order of the ranks."""
         world, mine = self.mesh.parallel.world_size, self.mesh.rank
-        spread = [value if rank == mine else 0.0 for rank in range(world) for value in values]
-        flat = self._sum(self._everyone, ("pipeline", "data", "tensor"), spread)
+        own = [value if rank == mine else 0.0 for rank in range(world) for value in values]
+        flat = self._sum(self._everyone, ("pipeline", "data", "tensor"), own)
         return [flat[rank * len(values):(rank + 1) * len(values)] for rank in range(world)]
 
     def sum_over_records(self, values: list[float]) -> list[float]:
-        """Over pipeline and data: for counts of what the records of each rank did in the blocks of each stage."""
+        """Sum over pipeline and data ranks: for counts over each rank's records and each stage's blocks."""
         return self._sum(self._losses, ("pipeline", "data"), values)
 
     def sum_loss(self, value: float) -> float:
-        """Over pipeline and data: only the last stage has a loss, and each data rank that of its records."""
+        """Sum over pipeline and data ranks: only the last stage has a loss, and each data rank that of its records."""
         return self._sum(self._losses, ("pipeline", "data"), [value])[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on any rank; every rank gets the same answer at the same point."""
+        """Whether ``flag`` is true on any rank; all ranks must call it, and get the same answer."""
         return self._sum(self._everyone, ("pipeline", "data", "tensor"), [float(flag)])[0] > 0
 
     def barrier(self) -> None:
-        """A barrier: returns when all ranks have reached it."""
+        """Return when all ranks have called it."""
         self.any(False)
 
     def _sum(self, cell: AllReduce, dimensions: Sequence[str], values: list[float]) -> list[float]:
         if all(self.mesh.size(name) == 1 for name in dimensions):
             return values
-        # a double is sent as two singles: losses of ranks add up without losing digits
+        # a double is sent as two singles, so that sums over ranks keep their precision
         exact = np.array(values, np.float64)
         high = exact.astype(np.float32)
         with np.errstate(invalid="ignore"):

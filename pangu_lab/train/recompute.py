@@ -1,16 +1,16 @@
 """Recomputation layer by layer: only each layer's input is kept; the backward pass recomputes the rest.
 
 MindSpore's ``cell.recompute()`` marks layers inside one graph, and accelerators use that. Its CPU back end runs the
-marked operators again but frees nothing early: the measured peak goes up. Here the forward pass keeps each layer's
-input, and the backward pass takes the layers from the last to the first and recomputes each in its own backward
+marked operators again but frees nothing early, so the measured peak goes up. Here the forward pass keeps each layer's
+input, and the backward pass goes through the layers from the last to the first and recomputes each in its own backward
 graph.
 
-A CPU graph keeps the memory of all its operators for as long as it lives (measured: one graph per layer took more than
-one for the whole network). So layers that differ only in their numbers share one graph, into which each layer's weights
+A CPU graph keeps the memory of all its operators for as long as it exists (measured: one graph per layer took more than
+one for the whole network). So layers that differ only in their values share one graph, into which each layer's weights
 and dropout masks are copied before it runs: only the activations of one layer exist at any time, and one layer is
 compiled instead of all. The first layer and the last two differ, and have their own graphs. At 24 layers × 128 and a
 sequence of 1024 the peak is 603 MB instead of 997, and a step takes 1.30 s instead of 0.98 (`make bench
-ARGS=recompute`); without the C kernels 2.7 GB instead of 6.4, and 5.2 s instead of 3.2.
+ARGS=recompute`); without the C kernels it is 2.7 GB instead of 6.4, and 5.2 s instead of 3.2.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Piece:
 
 
 class Assign(nn.Cell):
-    """Copies as many values as there are ``parameters`` into these."""
+    """Copies values into ``parameters``, one each."""
 
     def __init__(self, parameters: list[Parameter]):
         super().__init__(auto_prefix=False)
@@ -74,23 +74,23 @@ class SharedGraphs:
     """The graphs of a layer like ``stage``, with weights and dropout masks that can be changed."""
 
     def __init__(self, stage: PanguStage, build):
-        own = {parameter.name: np.zeros(parameter.shape, parameter.asnumpy().dtype)
-               for parameter in stage.get_parameters()}
+        values = {parameter.name: np.zeros(parameter.shape, parameter.asnumpy().dtype)
+                  for parameter in stage.get_parameters()}
         weights = stage.parts.weights
-        weights = Weights(own, weights.mesh, weights.spread)
+        weights = Weights(values, weights.mesh, weights.spread)
         template = build(weights)
-        self.parts = Piece(template)
+        self.piece = Piece(template)
         masks = dropouts(template)
         for number, dropout in enumerate(masks):
             columns = dropout.columns
             del dropout.columns  # a cell does not let a parameter replace a tensor
             dropout.columns = Parameter(columns, name=f"columns.{number}", requires_grad=False)
-        self.assign = Assign([*(weights(name) for name in self.parts.names), *(dropout.columns for dropout in masks)])
+        self.assign = Assign([*(weights(name) for name in self.piece.names), *(dropout.columns for dropout in masks)])
 
-    def take(self, values: list[Tensor]) -> Piece:
-        """The graphs, now with these weights and columns of masks."""
+    def load(self, values: list[Tensor]) -> Piece:
+        """The graphs, after copying these weights and columns of masks into them."""
         self.assign(*values)
-        return self.parts
+        return self.piece
 
 
 class SharedPiece:
@@ -101,18 +101,18 @@ class SharedPiece:
         self.names = [parameter.name for parameter in self.parameters]
         self.columns = [dropout.columns for dropout in dropouts(stage)]
 
-    def _taken(self) -> Piece:
-        return self.graphs.take([*(Tensor(parameter.asnumpy()) for parameter in self.parameters), *self.columns])
+    def _loaded(self) -> Piece:
+        return self.graphs.load([*(Tensor(parameter.asnumpy()) for parameter in self.parameters), *self.columns])
 
     def forward(self, x, positions, samples):
-        return self._taken().forward(x, positions, samples)
+        return self._loaded().forward(x, positions, samples)
 
     def backward(self, x, positions, samples, dy):
-        return self._taken().backward(x, positions, samples, dy)
+        return self._loaded().backward(x, positions, samples, dy)
 
 
 def dropouts(cell: nn.Cell) -> list[Dropout]:
-    """Those that drop anything, always in the same order."""
+    """The dropout cells that drop anything, always in the same order."""
     return [part for _, part in cell.cells_and_names() if isinstance(part, Dropout) and part.active]
 
 
@@ -132,7 +132,7 @@ class Pieces:
         layers = parts.mesh.layers(count)
         stages = [layer(i, parts.weights) for i in layers]
         self.is_first = stages[0].is_first
-        self.order = {name: place for place, name in enumerate(parameters)}
+        self.order = {name: index for index, name in enumerate(parameters)}
         self.loss, self.pieces = None, []
         for i, stage in zip(layers, stages):
             if not is_plain(i, count):
@@ -156,7 +156,7 @@ class Pieces:
         return self.loss_value(self.forward(x, positions, samples), positions, samples, labels, weights)
 
     def _inputs(self, x, positions, samples, pieces: Sequence) -> list[Tensor]:
-        """The input of each piece, and last the output of all."""
+        """The input of each piece, followed by the output of the last."""
         inputs = [x]
         for piece in pieces:
             inputs.append(piece.forward(inputs[-1], positions, samples))
@@ -178,9 +178,9 @@ class Pieces:
         loss, _, gradients = self.last_backward(*batch)
         return loss, gradients
 
-    def _back(self, inputs: list[Tensor], positions, samples, dy, found: dict[str, Tensor]):
+    def _back(self, inputs: list[Tensor], positions, samples, dy, total: dict[str, Tensor]):
         for piece in reversed(self.pieces):
             dy, gradients = piece.backward(inputs.pop(), positions, samples, dy)
             for name, gradient in zip(piece.names, gradients):  # the word embedding is used by the first and the last
-                found[name] = ops.add(found[name], gradient) if name in found else gradient
-        return dy, tuple(found[name] for name in sorted(found, key=self.order.__getitem__))
+                total[name] = ops.add(total[name], gradient) if name in total else gradient
+        return dy, tuple(total[name] for name in sorted(total, key=self.order.__getitem__))

@@ -1,7 +1,7 @@
 """Training with experts: the auxiliary losses join the loss, and the routers' counts go into the events.
 
-The objective of a batch is Σ weight · −log p + Σ over records and blocks of (auxiliary loss · Σ weights of the record),
-so that after division by the batch's weights both are means over tokens; the reported loss is only the first part.
+The objective of a batch is Σ weight · −log p + Σ over records and blocks of (auxiliary loss · Σ weights of the record).
+Divided by the sum of the batch's weights, both terms are means over tokens; the reported loss is only the first term.
 With experts spread over ranks, a rank's gradients of its experts are complete for all the tokens they received, and
 are summed over the replicas only.
 """
@@ -82,7 +82,7 @@ class RoutingCounts:
 
     Args:
         model: the whole network's sizes.
-        layers: the blocks with experts that are here.
+        layers: the blocks with experts on this stage.
     """
 
     def __init__(self, model: ModelConfig, layers: list[int]):
@@ -95,7 +95,7 @@ class RoutingCounts:
         self.total[self.here] += counts.asnumpy()
 
     def take(self, sum_over_ranks, weight_total: float) -> dict[str, Any]:
-        """The event's fields for what was added since the last call."""
+        """The fields of a ``step`` event for the counts added since the last call."""
         total = np.array(sum_over_ranks(self.total.ravel().tolist())).reshape(self.total.shape)
         self.total[:] = 0.0
         sent = total[:, :-2]
@@ -106,7 +106,7 @@ class RoutingCounts:
 
 
 class CountingStep:
-    """A ``RoutedGradientStep`` with the interface of ``GradientStep``, which passes its counts on."""
+    """A ``RoutedGradientStep`` with the interface of ``GradientStep``; the counts go to ``counts``."""
 
     def __init__(self, step: RoutedGradientStep, counts: RoutingCounts):
         self.step, self.counts = step, counts

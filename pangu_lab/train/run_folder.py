@@ -1,7 +1,7 @@
-"""The run folder for its owner, the training process: opens it, keeps its status, ends it.
+"""The run folder for its owner, the training process: opens it, keeps its status, ends the run.
 
 Only one process may train in a folder at a time: it holds the lock ``lock``, and a second one is refused while the
-first lives. A process that lost the lock (it was suspended, and taken for dead) writes no more.
+first is alive. A process that lost the lock (it was suspended, and taken for dead) stops writing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from pangu_lab.runs.status import STATUS, STOP, refuse_living, run_lock
 
 log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
-RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # kept while a run goes on, so that a full disk has room for its last words
+RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # freed at the end, so that the final status fits even on a full disk
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
               "train.offload", "train.offload_folder", "train.init_from"}
-# partly written files and folders that a killed owner leaves
+# half-written files and folders that a killed owner leaves
 _LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
@@ -73,8 +73,8 @@ class RunFolder:
         self._log: EventLog | None = None
         self.lock: Lock | None = None
         self.keeper = Keeper(self.checkpoints, self.warn)
-        self._early: list[str] = []  # warnings from before there were events
-        self.previous: RunConfig | None = None  # the settings of a run that is resumed, before this start
+        self._early: list[str] = []  # warnings from before the events are opened
+        self.previous: RunConfig | None = None  # the settings with which a resumed run was last started
 
     # ---------------------------------------------------------------- opening
 
@@ -82,14 +82,14 @@ class RunFolder:
         """Create the folder, or check that the run in it may be continued with ``config``; True when created.
 
         Raises:
-            InputError: a run is there and may not be continued, or none is there and one must be.
+            InputError: a run is there and may not be continued, or none is there and one is required.
         """
         if not self.owner:
             return False
-        self._check_place(resume)
+        self._check_folder(resume)
         self.lock = run_lock(self.folder).acquire()
         try:
-            exists = self._check_place(resume)  # again: another start may have been faster
+            exists = self._check_folder(resume)  # again: another process may have been faster
             if exists:
                 refuse_living(self.folder)
             self._clear_up()
@@ -105,7 +105,7 @@ class RunFolder:
             (self.folder / STOP).unlink()
         return not exists
 
-    def _check_place(self, resume: bool | str) -> bool:
+    def _check_folder(self, resume: bool | str) -> bool:
         """Whether a run exists; refuses what does not fit ``resume``."""
         exists = (self.folder / "config.yaml").exists()
         if resume is True and not exists:
@@ -130,19 +130,19 @@ class RunFolder:
         if not list_checkpoints(self.checkpoints):
             return
         self.previous = load_yaml(self.folder / "config.yaml")
-        before, now = _flat(self.previous), _flat(config)
-        changed = [key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE
+        old, new = _flat(self.previous), _flat(config)
+        changed = [key for key in new if new[key] != old.get(key) and key not in MAY_CHANGE
                    and not key.startswith(("sampling.", "parallel."))]
         if changed:
             key = changed[0]
-            raise InputError(f"{self.folder}: this run was started with {key}={before.get(key)}, not {now[key]}; "
+            raise InputError(f"{self.folder}: this run was started with {key}={old.get(key)}, not {new[key]}; "
                              "keep that value, or start a new run")
 
-    # ---------------------------------------------------------------- living
+    # ---------------------------------------------------------------- running
 
     @contextlib.contextmanager
     def running(self, steps: int) -> Iterator[Signals]:
-        """Write events and a heartbeat, and note signals, until the block ends."""
+        """Write events and a heartbeat, and record signals, until the block ends."""
         signals, ended = Signals(), threading.Event()
         if not self.owner:
             with _handling(signals):
@@ -176,7 +176,7 @@ class RunFolder:
             self.lock.check()
 
     def warn(self, text: str) -> None:
-        """Write to the events and to the progress callback."""
+        """Log a warning, and write it to the events."""
         log.warning("%s: %s", self.folder, text)
         if self._log is None:
             self._early.append(text)
@@ -185,7 +185,7 @@ class RunFolder:
 
     def _beat(self, ended: threading.Event) -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
-            with contextlib.suppress(OSError):  # a full disk: the training itself meets it when it saves
+            with contextlib.suppress(OSError):  # a full disk: training itself reports it when it saves
                 self._write_status()
 
     def status(self, **changes: Any) -> None:
@@ -194,9 +194,9 @@ class RunFolder:
         if not self.owner:
             return
         with self._writing:
-            new_word = changes.get("state", self._status["state"]) != self._status["state"]
+            state_changed = changes.get("state", self._status["state"]) != self._status["state"]
             self._status.update(changes)
-        if new_word:
+        if state_changed:
             self._write_status()
 
     def _write_status(self) -> None:
@@ -216,18 +216,19 @@ class RunFolder:
         return (self.folder / STOP).exists()
 
     def finish(self, state: str, step: int, reason: str) -> None:
-        """Write the final status; nothing if another process has taken over the run."""
+        """Write the final status, unless another process has taken over the run."""
         if self.lock is None or not self.lock.held():
             return
         (self.folder / RESERVE).unlink(missing_ok=True)
         with self._writing:
             self._status.update(state=state, step=step, reason=reason)
-        with contextlib.suppress(OSError) if state == "failed" else contextlib.nullcontext():  # why it failed counts more
+        # after a failure an error here must not hide the first one
+        with contextlib.suppress(OSError) if state == "failed" else contextlib.nullcontext():
             self._write_status()
             self.event("end", step=step, state=state, reason=reason)
 
     def keep_tokenizer(self, source: Path) -> None:
-        """Copy the data set's tokenizer into the run, so that a run alone can generate."""
+        """Copy the data set's tokenizer into the run, so that the run can generate without the data set."""
         if self.owner and not (self.folder / "tokenizer").exists():
             with whole_folder(self.folder / "tokenizer") as temporary:
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
@@ -235,19 +236,19 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _handling(signals: Signals) -> Iterator[None]:
-    """Install the handlers where that is possible: in the main thread (a notebook may call from another)."""
+    """Install signal handlers if this is the main thread; in another one, as in some notebooks, it is not possible."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, signals.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
-    values = config.with_absolute_paths().to_dict()  # a run of before they were kept so may hold relative ones
+    values = config.with_absolute_paths().to_dict()  # runs of older versions may hold relative ones
     return {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
             for key, value in content.items()}

@@ -1,8 +1,8 @@
-"""Saving one checkpoint by all ranks together, and choosing one from which all resume.
+"""Saving a checkpoint from all ranks, and choosing the one from which all resume.
 
-Every rank writes its shard into a folder that only rank 0 names, finishes and renames; the others wait at both ends.
-A rank that fails on the way leaves a folder that no reader uses. Only rank 0 checks which checkpoint is good, and
-the others open that one: otherwise each would hash all of it, and two that found different ones would diverge.
+Every rank writes its shard into a folder that rank 0 makes before and renames after; the others wait at both points. If
+a rank fails in between, it leaves a folder that no reader uses. Only rank 0 checks which checkpoint is good, and the
+others open that one: otherwise each would hash all of it, and two that found different ones would diverge.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], 
     """Write the step's checkpoint with one shard per rank; returns on every rank when it is complete and in place.
 
     Raises:
-        LockLost: another process has the run by now; nothing was written.
+        LockLost: another process has taken over the run.
     """
     folder = step_folder(run.checkpoints, step)
     shards = folder.parent / f".{folder.name}.shards"
@@ -50,7 +50,7 @@ def _finish(run: RunFolder, folder: Path, shards: Path, state: Mapping[str, Any]
             shard.rename(temporary / shard.name)
         write_manifest(temporary, state, config)
         run.keeper.written(folder.name, temporary)
-        run.check()  # writing takes long: a process suspended meanwhile may have lost the run
+        run.check()  # writing takes long: if this process was suspended meanwhile, it may have lost the run
     shards.rmdir()
 
 
@@ -60,8 +60,8 @@ def newest_together(run: RunFolder, start_over: bool, ranks: Ranks) -> Optional[
     Raises:
         InputError: every checkpoint is damaged, and ``start_over`` was not given.
     """
-    found = run.keeper.newest(start_over) if ranks.is_first else None
-    [step], *_ = ranks.by_rank([-1.0 if found is None else float(found.folder.name.partition("-")[2])])
+    newest = run.keeper.newest(start_over) if ranks.is_first else None
+    [step], *_ = ranks.by_rank([-1.0 if newest is None else float(newest.folder.name.partition("-")[2])])
     if ranks.is_first or step < 0:
-        return found
+        return newest
     return Checkpoint(step_folder(run.checkpoints, int(step)), verify=False)

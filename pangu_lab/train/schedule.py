@@ -1,4 +1,4 @@
-"""Learning rate and loss scale: the two numbers that change while training. Both plain Python, both resumable."""
+"""Learning rate and loss scale: the two numbers that change during training. Both are plain Python and resumable."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def last_step(config: TrainConfig) -> int:
-    """The step at which the rate has reached its end."""
+    """The step at which the rate reaches its final value."""
     return config.decay_steps or config.steps
 
 
 def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str:
-    """What a person should know when a run goes on after ``step`` with another schedule; empty if nothing changes."""
+    """A note for the user when a run continues after ``step`` with another schedule; empty if nothing changes."""
     old, new = learning_rate(before, step + 1), learning_rate(now, step + 1)
     if math.isclose(old, new, rel_tol=0.01):
         return ""
     return (f"the learning rate is {new:.3g} now where it was {old:.3g} at step {step}: its schedule ended at step "
-            f"{last_step(before)} and ends at step {last_step(now)} now; train.decay_steps={last_step(before)} keeps it")
+            f"{last_step(before)} and ends at step {last_step(now)} now; "
+            f"train.decay_steps={last_step(before)} keeps it")
 
 
 @dataclass
 class LossScale:
     """Keeps small fp16 gradients above zero: doubles after ``window`` good steps, halves on an overflow.
 
-    With ``active`` false (fp32) the scale is 1 and stays so.
+    With ``active`` false (fp32) the scale stays 1.
     """
 
     active: bool
@@ -49,13 +50,13 @@ class LossScale:
         return cls(active, config.loss_scale if active else 1.0, config.loss_scale_window, config.loss_scale_floor)
 
     def good(self) -> None:
-        """A step without overflow."""
+        """Count a step without overflow."""
         self.good_steps += 1
         if self.active and self.good_steps >= self.window:
             self.value, self.good_steps = self.value * 2.0, 0
 
     def overflow(self) -> bool:
-        """A step with overflow; False when the scale cannot go any lower."""
+        """Lower the scale after an overflow; False when it cannot go any lower."""
         self.good_steps = 0
         if not self.active or self.value / 2.0 < self.floor:
             return False

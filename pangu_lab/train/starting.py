@@ -48,7 +48,7 @@ def starting_values(config: RunConfig) -> Read:
 
 
 def starting_point(config: RunConfig, dataset: Optional[TokenDataset] = None) -> StartingPoint:
-    """The values a new run begins with.
+    """The initial weights of a new run.
 
     Args:
         dataset: the training data; its tokenizer must match the one stored with the weights, if there is one.

@@ -1,9 +1,9 @@
 """One training step: gradients, and the AdamW update they lead to.
 
 The step is two graphs with a decision between them. ``GradientStep`` runs the network and its backward pass and
-gives the gradients of Σ loss · scale; ``AdamW`` clips by the global norm and updates the weights. Between the
-two the host checks one number, the norm: if it is infinite or NaN there was an overflow, and the second
-graph is not run, so an overflowed step changes neither weights nor optimizer states.
+returns the gradients of Σ loss · scale; ``AdamW`` clips by the global norm and updates the weights. Between the two the
+host checks one number, the norm: if it is infinite or NaN there was an overflow, and the second graph is not run, so an
+overflowed step changes neither weights nor optimizer states.
 
 Gradients pass between graphs as separate arguments: a tuple of tensors passed to a cell becomes a constant of the
 graph, which is then recompiled at every call.
@@ -25,7 +25,7 @@ from pangu_lab.parallel.collectives import AllGather, Group
 
 
 class GradientStep(nn.Cell):
-    """(batch inputs…, scale) → Σ loss (fp32 scalar) and the gradients of loss · scale, in the order of ``weights``."""
+    """(batch inputs …, scale) → Σ loss (fp32 scalar), gradients of loss · scale in the order of ``weights``."""
 
     def __init__(self, loss: nn.Cell, weights: list[Parameter]):
         super().__init__(auto_prefix=False)
@@ -54,7 +54,7 @@ class AddGradients(nn.Cell):
 
 
 def own_rows(weight: Parameter, rows) -> Parameter:
-    """The rows of a weight that this rank updates, as a parameter of their own."""
+    """The rows of a weight that this rank updates, as a separate parameter."""
     if rows is None:
         return weight
     return Parameter(Tensor(np.ascontiguousarray(weight.asnumpy()[rows[0]:rows[1]])), name=f"own.{weight.name}")
@@ -88,14 +88,14 @@ class GatherWeights(nn.Cell):
 
 
 class AdamW:
-    """Clip, learning rate and bias correction around the back end's update; counts the good steps.
+    """Clipping, learning rate and bias correction around the back end's update; counts the steps without overflow.
 
     Args:
         moments, rows: see ``AdamWState.of``.
-        group: with ``rows``, the ranks that have the others.
+        group: with ``rows``, the ranks that update the other rows.
     """
 
-    masters: dict[str, np.ndarray] = {}  # no weight has its fp32 value elsewhere; see ``offload.py``
+    masters: dict[str, np.ndarray] = {}  # fp32 master weights: none here; see ``offload.py``
 
     def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
                  rows=None, group: Group | None = None, backend: Backend = Portable()):
@@ -107,7 +107,7 @@ class AdamW:
             self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
                                                 if part is not None])
         self.state = AdamWState.of(self.own, decay, moments, rows)
-        self.move = backend.adamw(self.state, config.beta1, config.beta2)
+        self.apply = backend.adamw(self.state, config.beta1, config.beta2)
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
         """Apply one step. ``norm`` is the global norm of the unscaled gradients."""
@@ -117,7 +117,7 @@ class AdamW:
         power1, power2 = config.beta1**self.steps, config.beta2**self.steps
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
-        self.move(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
+        self.apply(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
         if self.gather is not None:
             self.gather()
 

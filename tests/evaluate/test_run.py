@@ -168,7 +168,7 @@ def test_results_are_not_overwritten_nor_mixed(folder, tmp_path):
     out.unlink()
     with pytest.raises(KeyboardInterrupt):
         evaluate_c3(folder, Oracle(stop_after=0), out=out)
-    with pytest.raises(InputError, match="c3.json.partial is of an evaluation with another limit"):
+    with pytest.raises(InputError, match="c3.json.partial belongs to an evaluation with another limit"):
         evaluate_c3(folder, out=out, limit=3)
     with pytest.raises(InputError, match="with another template"):
         evaluate_c3(folder, out=out, template="{question}{option}{|}{passage}")

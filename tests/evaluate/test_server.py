@@ -188,7 +188,7 @@ def test_what_the_server_cannot_do_is_said_in_one_line(server, scorer):
     with pytest.raises(InputError, match="needs the server's tokenizer: give it with --tokenizer"):
         ServerScorer(server.url).score_tokens([TokenPair((1, 2), 1)])
     server.says_window = False
-    with pytest.raises(InputError, match="does not say how long its inputs may be: give the window"):
+    with pytest.raises(InputError, match="does not report its longest input: give the window"):
         ServerScorer(server.url, tokenizer=scorer.tokenizer)
     assert ServerScorer(server.url, tokenizer=scorer.tokenizer, window=32).window == 32
 

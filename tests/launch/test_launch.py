@@ -120,7 +120,7 @@ def test_an_exception_is_told_and_not_the_end_of_the_rank_that_waited(tmp_path, 
 def test_a_rank_that_stands_still_is_named_with_where_it_stands(tmp_path, backend):
     skip_without(backend)
     error, _ = start(tmp_path / "run", "stand", backend=backend, patience=Patience(step=4))
-    assert str(error).startswith("rank 1 hangs: nothing achieved for")
+    assert str(error).startswith("rank 1 hangs: no progress for")
     assert any("in do_fault" in line for line in error.lines), "its Python stack"
 
 

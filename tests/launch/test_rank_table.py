@@ -79,17 +79,17 @@ DEVICE = ("server_list", 1, "device", 0)
     (("server_count",), "3", "server_count is 3, but server_list has 2"),
     (("server_count",), 2, "must be a whole number in quotes"),
     (("server_list",), [], "at least one server"),
-    (("server_list", 0, "server_id"), "10.0.0", "which is no IP address"),
-    (("server_list", 0, "server_id"), "10.0.0.2", "server_id 10.0.0.2 stands there twice"),
+    (("server_list", 0, "server_id"), "10.0.0", "which is not an IP address"),
+    (("server_list", 0, "server_id"), "10.0.0.2", "server_id 10.0.0.2 is listed twice"),
     (("server_list", 0, "host_nic_ip"), "eth0", "host_nic_ip is 'eth0'"),
     (("server_list", 0, "device"), [], "at least one device"),
     (("server_list", 0, "device"), None, "has no 'device'"),
-    ((*DEVICE, "device_ip"), "192.168.1.100", "device_ip 192.168.1.100 stands there twice"),
-    ((*DEVICE, "device_ip"), "", "which is no IP address"),
-    ((*DEVICE, "device_id"), "1", "device_id 1 stands there twice"),
+    ((*DEVICE, "device_ip"), "192.168.1.100", "device_ip 192.168.1.100 is listed twice"),
+    ((*DEVICE, "device_ip"), "", "which is not an IP address"),
+    ((*DEVICE, "device_id"), "1", "device_id 1 is listed twice"),
     ((*DEVICE, "device_id"), "16", "device_id 16 is above 15"),
     ((*DEVICE, "device_id"), None, "has no 'device_id'"),
-    ((*DEVICE, "rank_id"), "0", "rank_id 0 stands there twice"),
+    ((*DEVICE, "rank_id"), "0", "rank_id 0 is listed twice"),
     ((*DEVICE, "rank_id"), "7", "rank_id 2 is missing: 4 devices need the ranks 0 to 3"),
     ((*DEVICE, "rank_id"), "-1", "must be a whole number in quotes"),
     (("server_list", 1, "device", 1), None, "different numbers of devices (10.0.0.1: 2, 10.0.0.2: 1)"),
@@ -117,7 +117,7 @@ def test_a_file_that_is_no_table_is_the_users_to_mend(tmp_path):
 
 
 def test_a_server_cannot_be_merged_twice():
-    with pytest.raises(InputError, match="server_id 10.0.0.1 stands there twice"):
+    with pytest.raises(InputError, match="server_id 10.0.0.1 is listed twice"):
         merge_rank_tables([server(1), server(1)])
     with pytest.raises(InputError, match="no rank tables"):
         merge_rank_tables([])

@@ -99,7 +99,7 @@ def test_what_a_rank_has_to_say_of_the_run_is_told_by_its_launcher(tmp_path):
     config, plan = prepare(preset("debug"), tmp_path, 1)
     launcher = Launcher(config, plan, Patience(), told.append, silent, None, own_port=True)
     EventLog(tmp_path).write("warning", text="step-00000400 is damaged")
-    launcher._tell_progress(EventReader(tmp_path))
+    launcher._report_progress(EventReader(tmp_path))
     assert told == [{"kind": "warning", "text": "step-00000400 is damaged"}]
 
 

@@ -15,13 +15,13 @@ class Ends:
     """Neighbours that answer at once; ``crossing`` notes whether both directions carried something."""
 
     def __init__(self, mesh):
-        self.before, self.after = not mesh.is_first_stage or None, not mesh.is_last_stage or None
+        self.previous, self.next = not mesh.is_first_stage or None, not mesh.is_last_stage or None
 
     def up(self, give, shape):
-        return None if self.after is None else "gradient"
+        return None if self.next is None else "gradient"
 
     def down(self, give, shape):
-        return None if self.before is None else "rows"
+        return None if self.previous is None else "rows"
 
 
 def passes(stage, stages, micro_batches):

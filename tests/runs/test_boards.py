@@ -51,7 +51,7 @@ def test_tensorboard_gets_every_scalar_once_with_its_step_and_time_however_often
 def test_an_export_never_replaces_something_else(runs, tmp_path):
     (tmp_path / "board" / "a").mkdir(parents=True)
     (tmp_path / "board" / "a" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="holds something else"):
+    with pytest.raises(InputError, match="holds files that are not an export"):
         boards.export_tensorboard(runs / "a", tmp_path / "board")
     assert (tmp_path / "board" / "a" / "notes.txt").read_text() == "mine"
 
