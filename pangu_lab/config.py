@@ -27,7 +27,8 @@ DTYPES = ("float32", "float16", "bfloat16")
 SLICES = ("off", "states", "parameters")  # the first two are also written false and true
 CHOICES: dict[str, tuple[str, ...]] = {  # settings that are one of a few words
     "model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
-    "train.offload": ("none", "optimizer"), "parallel.optimizer": SLICES}
+    "train.offload": ("none", "optimizer"), "train.optimizer": ("adamw", "muon"),
+    "train.schedule": ("cosine", "wsd"), "parallel.optimizer": SLICES}
 PATHS = ("tokenizer.path", "data.path", "data.eval_path", "train.init_from", "train.offload_folder")
 LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
 
@@ -144,13 +145,21 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """AdamW, warm-up then cosine, clip by global norm, dynamic loss scale; PanGu-α's published settings."""
+    """AdamW, warm-up then cosine, clip by global norm, dynamic loss scale; PanGu-α's published settings.
+
+    ``optimizer``: "muon" updates the matrices of the layers by Muon and all else by AdamW. ``schedule``: "wsd" keeps
+    the rate after the warm-up, and lowers it linearly to ``end_lr`` over the last ``cooldown`` of the steps.
+    """
 
     steps: int = 1000
     max_minutes: Optional[float] = None  # a time budget: stops cleanly with a checkpoint
     init_from: str = ""  # start from the weights of this run, checkpoint or converted release
     seed: int = 1
     accumulation: int = 1
+    batch_doublings: tuple[int, ...] = ()  # after each of these steps twice as many batches make one step
+    optimizer: str = "adamw"
+    schedule: str = "cosine"
+    cooldown: float = 0.2
     start_lr: float = 1e-4
     end_lr: float = 1e-6
     warmup_steps: int = 2000
@@ -159,6 +168,8 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     adam_eps: float = 1e-8
+    muon_momentum: float = 0.95
+    muon_lr: float = 1.0  # the rate of Muon's matrices, as a multiple of the rate
     clip_norm: float = 1.0
     loss_scale: float = 2.0**32  # only used when model.compute_dtype is float16
     loss_scale_window: int = 1000
@@ -175,13 +186,19 @@ class TrainConfig:
         check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
                      start_lr=(0.0, None), end_lr=(0.0, None), warmup_steps=(0, None), decay_steps=(1, None),
                      weight_decay=(0.0, None), beta1=(0.0, 0.9999999), beta2=(0.0, 0.9999999),
-                     adam_eps=(1e-20, None), clip_norm=(1e-12, None), loss_scale=(1.0, 2.0**40),
+                     adam_eps=(1e-20, None), muon_momentum=(0.0, 0.9999999), muon_lr=(0.0, None),
+                     cooldown=(0.0, 1.0), clip_norm=(1e-12, None), loss_scale=(1.0, 2.0**40),
                      loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
                      eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
                      keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
         _check_choices("train", self)
         check(self.offload_folder is None or self.offload != "none",
                f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
+        check(self.optimizer == "adamw" or self.offload == "none",
+               "train.optimizer=muon works on the device: set train.offload=none")
+        doublings = self.batch_doublings
+        check(all(step >= 1 for step in doublings) and list(doublings) == sorted(set(doublings)) and len(doublings) <= 16,
+               f"train.batch_doublings={list(doublings)} must be steps from 1 in rising order, at most 16")
 
 
 @dataclass(frozen=True)

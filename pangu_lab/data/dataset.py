@@ -8,7 +8,7 @@ i − positions[i] ≤ j ≤ i, from which the model builds its mask on the devi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional, Union
@@ -78,6 +78,15 @@ class Batch:
     weights: np.ndarray
     samples: np.ndarray
     weight_total: float
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """Several batches as one."""
+        if len(batches) == 1:
+            return batches[0]
+        rows = [np.concatenate([getattr(batch, name) for batch in batches])
+                for name in ("inputs", "labels", "positions", "weights", "samples")]
+        return cls(*rows, weight_total=sum(batch.weight_total for batch in batches))
 
 
 class TokenDataset:

@@ -78,6 +78,11 @@ class OneByOne(Mapping[str, np.ndarray]):
         return len(self.names)
 
 
+def is_matrix(name: str) -> bool:
+    """Whether a parameter is a matrix of a layer: of attention, a feed-forward network or experts, and no router."""
+    return name.endswith(".weight") and (".attention." in name or ".output." in name) and ".router." not in name
+
+
 def layer_prefix(config: ModelConfig, layer: int) -> str:
     """``backbone.blocks.3`` or, for the last layer, ``backbone.top_query_layer``."""
     return QUERY_LAYER if layer == config.num_layers - 1 else f"backbone.blocks.{layer}"

@@ -147,6 +147,39 @@ class AllGather(nn.Cell):
         return (self.reduce(dout)[self.index * rows:(self.index + 1) * rows],)
 
 
+class GatherParts(nn.Cell):
+    """Tensors of which each rank of the group has a part, put together on every rank, in one message.
+
+    Args:
+        shapes: of the parts, the same on every rank.
+        axes: along which the parts of each tensor follow one another.
+    """
+
+    def __init__(self, group: Group, shapes: list[tuple[int, ...]], axes: list[int]):
+        super().__init__(auto_prefix=False)
+        self.gather, self.size = AllGather(group), group.size
+        self.shapes, self.axes = [tuple(shape) for shape in shapes], axes
+        sizes = [int(np.prod(shape)) for shape in shapes]
+        self.ends = [int(end) for end in np.cumsum(sizes)]
+        self.starts = [end - size for end, size in zip(self.ends, sizes)]
+        self.orders = [(*range(1, axis + 1), 0, *range(axis + 1, len(shape) + 1))  # the ranks' axis before the split one
+                       for shape, axis in zip(shapes, axes)]
+        self.wholes = [tuple(size * (group.size if a == axis else 1) for a, size in enumerate(shape))
+                       for shape, axis in zip(shapes, axes)]
+        self.concat = ops.Concat(0)
+
+    def construct(self, *parts):
+        flat = ()
+        for part in parts:
+            flat = flat + (ops.reshape(part, (-1,)),)
+        everything = ops.reshape(self.gather(self.concat(flat)), (self.size, -1))
+        wholes = ()
+        for i in range(len(self.shapes)):
+            pieces = ops.reshape(everything[:, self.starts[i]:self.ends[i]], (self.size,) + self.shapes[i])
+            wholes = wholes + (ops.reshape(ops.transpose(pieces, self.orders[i]), self.wholes[i]),)
+        return wholes
+
+
 class ReduceScatter(nn.Cell):
     """This rank's part along axis 0 of the sum over the group: (size · n, …) → (n, …). Gradient: an all-gather."""
 

@@ -25,12 +25,12 @@ from mindspore import dtype as mstype
 
 from pangu_lab import memory
 from pangu_lab.config import RunConfig, TokenizerConfig
-from pangu_lab.data import TokenDataset, open_dataset
+from pangu_lab.data import Batch, TokenDataset, open_dataset
 from pangu_lab.errors import InputError
 from pangu_lab.locking import LockLost
 from pangu_lab.model.moe import Experts
 from pangu_lab.model.pangu import PanguLoss, PanguStage, Parts, Weights
-from pangu_lab.model.parameters import WORD, OneByOne, parameter_specs
+from pangu_lab.model.parameters import WORD, OneByOne, is_matrix, parameter_specs
 from pangu_lab.ops.backend import training_backend
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import group_of, start_communication
@@ -45,14 +45,15 @@ from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
-from pangu_lab.train.offload import HostAdamW, is_half
+from pangu_lab.train.muon import Muon
+from pangu_lab.train.offload import HostAdamW
 from pangu_lab.train.pipeline import PipelineGradients, PipelineLoss
 from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
 from pangu_lab.train.saving import newest_together, save_together
-from pangu_lab.train.schedule import LossScale, learning_rate, rate_change
+from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AdamW, AddGradients, GradientStep
 
@@ -156,7 +157,7 @@ class Trainer:
         return loss if mesh.size("pipeline") == 1 else PipelineLoss(mesh, stage, loss, config.model.hidden_size)
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
-        """AdamW over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
+        """The optimizer over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
         self.moment_shards = {name: moment_shard(specs[name], shard, self.mesh)
                               for name, shard in self.shards.items()}
         rows = [None if self.moment_shards[name] == shard else
@@ -168,21 +169,28 @@ class Trainer:
         if self.config.train.offload == "optimizer":
 
             def read_own(name: str, shape: tuple[int, ...]):
-                shard = self.moment_shards[name.removeprefix("adam_m.").removeprefix("adam_v.")]
+                shard = self.moment_shards[_parameter_of(name)]
                 return read(name, shard.offset, shard.shape)
 
             self.optimizer = HostAdamW(weights, decay, self.config.train, read_own, read_own if moments else None,
                                        *common)
             return
-        shards = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items()
-                  for kind in ("adam_m", "adam_v")}
+        shards = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items() for kind in self._moments(name)}
         values = OneByOne(shards, lambda name: read(name, shards[name].offset, shards[name].shape)) if moments else {}
-        self.optimizer = AdamW(weights, decay, self.config.train, values, *common, self.backend)
+        if self.config.train.optimizer == "muon":
+            self.optimizer = Muon(weights, list(specs.values()), self.config.train, values, self.step, rows, self.mesh,
+                                  self.backend)
+        else:
+            self.optimizer = AdamW(weights, decay, self.config.train, values, *common, self.backend)
+
+    def _moments(self, name: str) -> tuple[str, ...]:
+        """The kinds of optimizer states that a parameter has, as their names begin."""
+        return ("muon_m",) if self.config.train.optimizer == "muon" and is_matrix(name) else ("adam_m", "adam_v")
 
     def _device_value(self, name: str, value):
         """The device's copy of a parameter: with offload, matrices are there in the compute type alone."""
         config = self.config
-        half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_half(name)
+        half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_matrix(name)
         return value.astype("float16") if half else value
 
     def restore(self, checkpoint) -> None:
@@ -196,7 +204,7 @@ class Trainer:
 
     def gradients(self, batch):
         """Σ loss over the batch and the gradients of (scaled) mean loss, in ``train.accumulation`` × micro-batches."""
-        count = self.config.train.accumulation * self.config.parallel.micro_batches
+        count = self.config.train.accumulation * self.config.parallel.micro_batches * self._batches()
         rows = len(batch.samples) // count
         parts = [batch_tensors(batch, slice(part * rows, (part + 1) * rows)) for part in range(count)]
         scale = Tensor(self.scale.value / max(batch.weight_total, 1.0), mstype.float32)
@@ -210,6 +218,10 @@ class Trainer:
             gradients = new if gradients is None else self.add_gradients(*gradients, *new)
         return total, gradients
 
+    def _batches(self) -> int:
+        """How many batches the next step takes."""
+        return batches_of_step(self.config.train, self.step + 1)
+
     def train_batch(self, batch) -> dict[str, Any]:
         """Run one batch; returns its event."""
         config = self.config
@@ -222,15 +234,17 @@ class Trainer:
             squared = float(self.squared_norm(*gradients))
         squared = self.ranks.sum_over_all(squared)
         norm = math.sqrt(squared) / self.scale.value
-        self.records += config.data.batch_size
+        records = config.data.batch_size * self._batches()
+        self.records += records
         if not math.isfinite(norm):
             return self._overflow()
         lr = learning_rate(config.train, self.step + 1)
-        with self._compiling("update"):
+        muon = config.train.optimizer == "muon"
+        with self.graphs.compiling("update") if muon != isinstance(self.backend, Portable) else contextlib.nullcontext():
             self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
         self.scale.good()
         self.step += 1
-        tokens = config.data.batch_size * config.data.seq_length
+        tokens = records * config.data.seq_length
         self.tokens += tokens
         self.last_loss = total / max(batch.weight_total, 1.0)
         seconds = time.perf_counter() - started
@@ -294,7 +308,7 @@ class Trainer:
             if is_owner(specs[name], self.mesh) and name not in self.optimizer.masters:
                 tensors[name], regions[name] = self.weights(name).asnumpy(), (shard.whole, shard.offset)
         for name, value in {**self.optimizer.masters, **self.optimizer.moments()}.items():
-            parameter = name.removeprefix("adam_m.").removeprefix("adam_v.")
+            parameter = _parameter_of(name)
             shard, spec = self.moment_shards[parameter], specs[parameter]
             sliced = shard != self.shards[parameter]
             if is_owner(spec, self.mesh) or sliced and is_first_copy(spec, self.mesh):
@@ -304,7 +318,7 @@ class Trainer:
     def report_memory(self) -> None:
         """Write every rank's memory to an event; every rank must call it."""
         weights = sum(value.nbytes for value in (self.weights(name) for name in self.shards))
-        moments = sum(2 * 4 * math.prod(shard.shape) for shard in self.moment_shards.values())
+        moments = sum(4 * math.prod(shard.shape) * len(self._moments(name)) for name, shard in self.moment_shards.items())
         own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
         self.run.event("memory", step=self.step, ranks=by_rank(self.ranks.by_rank(own)))
 
@@ -318,7 +332,8 @@ class Trainer:
         reason = None
         while self.step < config.steps and reason is None:
             before = self.step
-            self._step_and_report(next(batches), progress)
+            batch = Batch.joined([next(batches) for _ in range(self._batches())])
+            self._step_and_report(batch, progress)
             if self.step > before:
                 if self.step % config.eval_every == 0:
                     self.evaluate()
@@ -345,6 +360,12 @@ class Trainer:
             self.run.event(kind, **event)
         self.run.status(state="training", step=self.step)
         progress(self.step, self.config.train.steps, _progress_text(kind, event))
+
+
+def _parameter_of(name: str) -> str:
+    """The parameter that an optimizer's state (or a master weight) belongs to."""
+    kind, _, rest = name.partition(".")
+    return rest if kind in ("adam_m", "adam_v", "muon_m") else name
 
 
 def _progress_text(kind: str, event: dict[str, Any]) -> str:

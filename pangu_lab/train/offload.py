@@ -183,9 +183,3 @@ def _gathers(weights, own, rows, group) -> list[GatherWeights]:
         if part is not None:
             pairs.setdefault(weight.dtype, []).append((weight, mine))
     return [GatherWeights(group, items) for items in pairs.values()]
-
-
-def is_half(name: str) -> bool:
-    """Whether the device needs a parameter only in the compute type: the matrices of attention, feed-forward networks
-    and experts; embeddings, LayerNorms, biases and routers stay in fp32."""
-    return name.endswith(".weight") and (".attention." in name or ".output." in name) and ".router." not in name

@@ -1,4 +1,4 @@
-"""Learning rate and loss scale: the two numbers that change during training. Both are plain Python and resumable."""
+"""Learning rate, batch growth and loss scale: the numbers that change during training. Both are plain Python and resumable."""
 
 from __future__ import annotations
 
@@ -9,17 +9,30 @@ from pangu_lab.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """The rate of update number ``step`` (from 1): linear warm-up, then a half cosine from start_lr to end_lr."""
+    """The rate of update number ``step`` (from 1): linear warm-up from 0 to start_lr, then on to end_lr.
+
+    "cosine" goes there by a half cosine. "wsd" (warm-up, stable, decay) keeps start_lr and goes down in a straight line
+    over the last ``cooldown`` of the steps: until that begins, the number of steps can still be changed.
+    """
     if step <= config.warmup_steps:
         return config.start_lr * step / config.warmup_steps
     last = max(last_step(config), config.warmup_steps + 1)
-    part = min(1.0, (step - config.warmup_steps) / (last - config.warmup_steps))
+    first = config.warmup_steps
+    if config.schedule == "wsd":
+        first = min(last - 1, max(first, round(last * (1.0 - config.cooldown))))
+        return config.start_lr + (config.end_lr - config.start_lr) * min(1.0, max(0.0, (step - first) / (last - first)))
+    part = min(1.0, (step - first) / (last - first))
     return config.end_lr + 0.5 * (config.start_lr - config.end_lr) * (1.0 + math.cos(math.pi * part))
 
 
 def last_step(config: TrainConfig) -> int:
     """The step at which the rate reaches its final value."""
     return config.decay_steps or config.steps
+
+
+def batches_of_step(config: TrainConfig, step: int) -> int:
+    """How many batches of ``data.batch_size`` records make update number ``step`` (from 1)."""
+    return 2 ** sum(step > doubling for doubling in config.batch_doublings)
 
 
 def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str:

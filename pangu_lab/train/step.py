@@ -21,7 +21,7 @@ from pangu_lab.config import TrainConfig
 from pangu_lab.ops.adamw import AdamWState
 from pangu_lab.ops.backend import Backend
 from pangu_lab.ops.portable import Portable
-from pangu_lab.parallel.collectives import AllGather, Group
+from pangu_lab.parallel.collectives import GatherParts, Group
 
 
 class GradientStep(nn.Cell):
@@ -67,23 +67,16 @@ class GatherWeights(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weights = ParameterTuple([weight for weight, _ in pairs])
         self.own = ParameterTuple([own for _, own in pairs])
-        self.shapes = [weight.shape for weight, _ in pairs]
-        sizes = [int(np.prod(own.shape)) for _, own in pairs]
-        self.ends = [int(end) for end in np.cumsum(sizes)]
-        self.starts = [end - size for end, size in zip(self.ends, sizes)]
-        self.gather = AllGather(group)
-        self.size = group.size
-        self.concat = ops.Concat(0)
+        self.gather = GatherParts(group, [own.shape for _, own in pairs], [0] * len(pairs))
 
     def construct(self):
-        flat = ()
+        parts = ()
         for own in self.own:
-            flat = flat + (ops.reshape(own, (-1,)),)
-        parts = ops.reshape(self.gather(self.concat(flat)), (self.size, -1))
+            parts = parts + (own,)
+        wholes = self.gather(*parts)
         done = ()
         for i in range(len(self.weights)):
-            whole = ops.reshape(parts[:, self.starts[i]:self.ends[i]], self.shapes[i])
-            done = done + (ops.assign(self.weights[i], whole),)
+            done = done + (ops.assign(self.weights[i], wholes[i]),)
         return ops.depend(ops.zeros((), mstype.float32), done)
 
 

@@ -19,7 +19,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.launch import launch
 from pangu_lab.runs import read_curves
 from pangu_lab.train import train
-from pangu_lab.train.offload import PIECE, HostAdamW, StateStore, is_half
+from pangu_lab.model.parameters import is_matrix
+from pangu_lab.train.offload import PIECE, HostAdamW, StateStore
 from pangu_lab.train.step import AdamW
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -74,7 +75,7 @@ def test_in_half_precision_the_device_keeps_halves_and_the_host_and_checkpoints_
     assert np.allclose(losses(tmp_path / "host"), losses(tmp_path / "device"), rtol=2e-3)
     saved = Checkpoint(result.checkpoint)
     name = "backbone.blocks.0.attention.dense1.weight"
-    assert is_half(name) and saved.read(name).dtype == np.float32
+    assert is_matrix(name) and saved.read(name).dtype == np.float32
     assert (saved.read(name) != saved.read(name).astype(np.float16)).any()  # the master, not the device's half
 
 
