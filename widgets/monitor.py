@@ -20,6 +20,7 @@ import traitlets
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.runs import list_runs, request_stop
+from pangu_lab.runs.units import BITS, common_unit
 from widgets.base import LabWidget
 from widgets.launching import launch_note, resume_run
 from widgets.run_data import RunFollower
@@ -40,6 +41,8 @@ class RunMonitor(LabWidget):
 
     Attributes:
         axis, log, smoothing: how curves are drawn: over "step", "time" or "tokens"; logarithmic; 0 to 0.99.
+        unit: of the loss curves: "loss" (nats a token), "bits" per character where the runs' vocabularies differ, or
+            "none" where they differ and a run does not know its characters.
     """
 
     _script = "monitor"
@@ -47,6 +50,7 @@ class RunMonitor(LabWidget):
     axis = traitlets.Enum(("step", "time", "tokens"), default_value="step").tag(sync=True)
     log = traitlets.Bool(False).tag(sync=True)
     smoothing = traitlets.Float(0.9, min=0.0, max=0.99).tag(sync=True)
+    unit = traitlets.Unicode("loss").tag(sync=True)
     heads = traitlets.List().tag(sync=True)
     data = traitlets.List().tag(sync=True)
     others = traitlets.List().tag(sync=True)
@@ -138,7 +142,9 @@ class RunMonitor(LabWidget):
 
     def _send_whole(self) -> None:
         self._whole_at = time.monotonic()
+        self.unit = common_unit([run.vocabulary for run in self._followers])
         self.data = [{"name": run.name, "version": self._version(run), "columns": _packed(run.steps.rows()),
+                      "scale": run.bits(1.0) if self.unit == BITS else 1.0,
                       "evals": run.evals, "marks": _marks(run)} for run in self._followers]
         for run in self._followers:
             self._sent[run.name] = (*self._version(run), len(run.steps), len(run.evals), len(run.marks))

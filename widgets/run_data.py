@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import bisect
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 
 from pangu_lab.runs.events import EventReader
+from pangu_lab.runs.units import Vocabulary, bits_per_character
 
 MAX_BUCKETS = 512
 PLACES = ("step", "time", "tokens")  # what a curve can be drawn over
+EVALUATION = ("step", "time", "loss", "perplexity", "bits_per_character", "records", "of_records")
 METRICS = ("loss", "lr", "grad_norm", "loss_scale", "tokens_per_second", "memory_mb", "aux_loss", "drop_rate")
 
 
@@ -121,7 +123,8 @@ class RunFollower:
 
     Attributes:
         steps: its curves.
-        evals: {"step", "time", "tokens", "loss", "perplexity"} of every evaluation.
+        evals: {"step", "time", "tokens", "loss", "perplexity", "bits_per_character", "records", "of_records"} of every
+            evaluation; the last three are None where they were not told.
         marks: {"kind", "step", "time", …} of overflows, resumes, checkpoints and warnings.
         facts: of the last start: preset, parameters, device …
         last_event: the newest event, None before the first.
@@ -166,7 +169,7 @@ class RunFollower:
         if kind == "step":
             self.steps.add(event)
         elif kind == "eval":
-            self.evals.append({**{key: event.get(key) for key in ("step", "time", "loss", "perplexity")},
+            self.evals.append({**{key: event.get(key) for key in EVALUATION},
                                "tokens": self.steps.last("tokens") or 0.0})
         elif kind in ("overflow", "checkpoint", "warning", "compile"):
             self.marks.append({key: event.get(key) for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
@@ -194,6 +197,15 @@ class RunFollower:
         """Of the newest compilation, None while there was none."""
         return next((mark.get("seconds") for mark in reversed(self.marks) if mark["kind"] == "compile"), None)
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.facts, int(self.facts.get("vocab_size", 0)))
+
+    def bits(self, loss: float) -> float:
+        """A training loss as bits per character; NaN where the characters are not known."""
+        found = bits_per_character(float(loss), self.vocabulary.characters_per_token)
+        return np.nan if found is None else found
+
     def seconds_a_step(self) -> Optional[float]:
         """Wall-clock seconds from step to step over the last 50 since the run (re)started, evaluations included."""
         begun = float(self.facts.get("time", 0.0))
@@ -208,17 +220,19 @@ class RunFollower:
         evals = {item["step"]: item for item in self.evals}
         names = [name for name in (*PLACES, *METRICS) if not np.isnan(np.frombuffer(self.steps.columns[name])).all()] \
             if len(self.steps) else list(PLACES)
-        lines = [",".join(["run", *names, "eval_loss", "eval_perplexity"])]
+        told = [key for key in ("loss", "perplexity", "bits_per_character")
+                if key != "bits_per_character" or any(item.get(key) is not None for item in self.evals)]
+        lines = [",".join(["run", *names, *(f"eval_{key}" for key in told)])]
         columns = [self.steps.columns[name] for name in names]
         if 0 in evals:
-            lines.append(self._csv_line(names, [0.0 if name == "step" else np.nan for name in names], evals[0]))
+            lines.append(self._csv_line([0.0 if name == "step" else np.nan for name in names], told, evals[0]))
         for values in zip(*columns):
-            lines.append(self._csv_line(names, values, evals.get(int(values[0]), {})))
+            lines.append(self._csv_line(values, told, evals.get(int(values[0]), {})))
         return "\n".join(lines) + "\n"
 
-    def _csv_line(self, names, values, evaluation: Mapping[str, Any]) -> str:
+    def _csv_line(self, values, told: Sequence[str], evaluation: Mapping[str, Any]) -> str:
         cells = [_csv_number(value) for value in values]
-        cells += [_csv_number(evaluation.get(key)) for key in ("loss", "perplexity")]
+        cells += [_csv_number(evaluation.get(key)) for key in told]
         name = '"' + self.name.replace('"', '""') + '"' if set(self.name) & set(',"\n') else self.name
         return ",".join([name, *cells])
 

@@ -9,6 +9,7 @@ from typing import Any, Optional
 import numpy as np
 
 from pangu_lab.runs.curves import smoothed
+from pangu_lab.runs.units import BITS, common_unit
 from widgets.base import escape
 from widgets.run_data import RunFollower
 
@@ -45,6 +46,8 @@ def head_line(head: dict[str, Any], word: Word) -> str:
         parts.append(f"{word('loss')} {figure(head['last']['loss'])}")
     if head.get("evaluation"):
         parts.append(f"{word('perplexity')} {figure(head['evaluation'].get('perplexity'))}")
+        if head["evaluation"].get("bits_per_character") is not None:
+            parts.append(f"{word('bits_per_character')} {figure(head['evaluation']['bits_per_character'])}")
     if head["reason"] and head["reason"] != head["state"]:
         parts.append(head["reason"])
     return ", ".join(parts)
@@ -67,13 +70,14 @@ def monitor_html(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]], w
 
 def loss_svg(runs: Sequence[RunFollower], word: Word) -> str:
     """Training loss (pale), the same smoothed, and held-out loss (dots) over the steps; nothing without points."""
-    curves = [(run, *_points(run)) for run in runs]
+    unit = common_unit([run.vocabulary for run in runs])
+    curves = [(run, *_points(run, unit == BITS)) for run in runs]
     values = [value for _, _, loss, evals in curves for value in (*loss, *(e for _, e in evals))]
     if not values:
         return ""
     last = max([step for _, steps, _, evals in curves for step in (*steps, *(s for s, _ in evals))] + [1.0])
     scale = _Scale(last, min(values), max(values))
-    parts = [scale.frame(word)]
+    parts = [scale.frame(word, unit)]
     for number, (run, steps, loss, evals) in enumerate(curves):
         color = COLORS[number % len(COLORS)]
         parts.append(scale.line(steps, loss, color, 0.3))
@@ -86,11 +90,12 @@ def loss_svg(runs: Sequence[RunFollower], word: Word) -> str:
             f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>')
 
 
-def _points(run: RunFollower) -> tuple[list[float], list[float], list[tuple[float, float]]]:
-    rows = run.steps.rows()
-    pairs = [(float(s), float(v)) for s, v in zip(rows.get("step", ()), rows.get("loss", ())) if np.isfinite(v)]
-    evals = [(float(e["step"]), float(e["loss"])) for e in run.evals
-             if isinstance(e.get("loss"), (int, float)) and math.isfinite(e["loss"])]
+def _points(run: RunFollower, bits: bool) -> tuple[list[float], list[float], list[tuple[float, float]]]:
+    rows, name = run.steps.rows(), "bits_per_character" if bits else "loss"
+    pairs = [(float(s), run.bits(v) if bits else float(v)) for s, v in zip(rows.get("step", ()), rows.get("loss", ()))
+             if np.isfinite(v)]
+    evals = [(float(e["step"]), float(e[name])) for e in run.evals
+             if isinstance(e.get(name), (int, float)) and math.isfinite(e[name])]
     return [s for s, _ in pairs], [v for _, v in pairs], evals
 
 
@@ -112,7 +117,7 @@ class _Scale:
         return (f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
                 f'stroke-width="{1 if opacity < 1 else 2}"/>')
 
-    def frame(self, word: Word) -> str:
+    def frame(self, word: Word, unit: str) -> str:
         parts = []
         for value in ticks(self.low, self.high, 5):
             parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
@@ -122,5 +127,5 @@ class _Scale:
         for step in ticks(0, self.last, 6, whole=True):
             parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 18}" text-anchor="middle" fill="#667">{step:,.0f}</text>')
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">{word("axis_step")}</text>')
-        parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">{word("loss_nats")}</text>')
+        parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">{word(f"unit_{unit}")}</text>')
         return "".join(parts)

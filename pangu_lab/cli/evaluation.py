@@ -90,8 +90,9 @@ def _perplexity(args: argparse.Namespace) -> int:
         raise InputError("perplexity needs --from DIR and one data set made by `pangu-lab prepare`")
     with progress_bar("evaluate perplexity") as progress:
         result = perplexity(args.source, args.data[0], max_records=args.limit, progress=progress)
-    say(f"perplexity {result.perplexity:.2f} (loss {result.loss:.4f}) over {result.tokens:,} tokens in "
-        f"{result.records:,} records")
+    bits = "" if result.bits_per_character is None else f", {result.bits_per_character:.3f} bits per character"
+    say(f"perplexity {result.perplexity:.2f} (loss {result.loss:.4f}{bits}) over {result.tokens:,} tokens in "
+        f"{result.records:,} of {result.of_records:,} records")
     return finish(args, dataclasses.asdict(result))
 
 

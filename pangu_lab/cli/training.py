@@ -14,6 +14,9 @@ from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
 
 SECONDS = 1.0  # how often --follow polls
+DIFFERENT = {"bits": "their vocabularies differ: losses and perplexities do not compare, bits per character do",
+             "none": "their vocabularies differ: losses and perplexities do not compare, and a run does not know its bits per "
+                     "character: evaluate both with `pangu-lab evaluate perplexity` on a data set prepared for each"}
 
 
 def register(verbs: Any) -> None:
@@ -61,12 +64,18 @@ def run_train(args: argparse.Namespace) -> int:
         return 1
     for note in result.notes:
         say(note)
-    perplexity = "" if result.eval_perplexity is None else f", held-out perplexity {result.eval_perplexity:.2f}"
-    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{perplexity}")
+    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{_held_out(result)}")
     say(f"checkpoint: {result.checkpoint}")
     for line in memory_lines(run):
         say(line)
     return finish(args, result)
+
+
+def _held_out(result: Any) -> str:
+    if result.eval_perplexity is None:
+        return ""
+    bits = result.eval_bits_per_character
+    return f", held-out perplexity {result.eval_perplexity:.2f}" + ("" if bits is None else f" ({bits:.3f} bits per character)")
 
 
 def show_runs(args: argparse.Namespace) -> int:
@@ -89,8 +98,9 @@ def show_runs(args: argparse.Namespace) -> int:
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
-        table(("run", "state", "step", "of", "loss", "perplexity", "tokens/s", "heard of", "why it ended"),
-              [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.tokens_per_second,
+        table(("run", "state", "step", "of", "loss", "perplexity", "bits/char", "tokens/s", "heard of", "why it ended"),
+              [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.eval_bits_per_character,
+                run.tokens_per_second,
                 f"{duration(time.time() - run.heartbeat)} ago", run.reason) for run in found])
     for run in found:
         if run.damaged_events:
@@ -168,11 +178,14 @@ def _follow(args: argparse.Namespace, out: str) -> dict[str, Any]:
 def _show_comparison(comparison: Any) -> None:
     runs = comparison.runs
     names = [run.name for run in runs]
-    table(("run", "state", "step", "loss", "perplexity", "tokens/s", "loss, smoothed, from the first step to the last"),
-          [(run.name, run.state, run.step, run.loss, run.eval_perplexity, run.tokens_per_second, curve)
-           for run, curve in zip(runs, comparison.curves)])
+    unit = "bits per character" if comparison.unit == "bits" else "training loss"
+    table(("run", "state", "step", "loss", "perplexity", "bits/char", "tokens/s", f"{unit}, smoothed, from the first step to the last"),
+          [(run.name, run.state, run.step, run.loss, run.eval_perplexity, run.eval_bits_per_character,
+            run.tokens_per_second, curve) for run, curve in zip(runs, comparison.curves)])
     table(("step", *names), [(step, *losses) for step, losses in comparison.losses.items()],
-          title="training loss, smoothed")
+          title=f"{unit}, smoothed" + (" (training)" if comparison.unit == "bits" else ""))
+    if comparison.unit != "loss":
+        say(DIFFERENT[comparison.unit])
     if comparison.settings:
         table(("setting", *names), [(key, *map(str, values)) for key, values in comparison.settings.items()],
               title="settings that differ")

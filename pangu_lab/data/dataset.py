@@ -52,6 +52,7 @@ class _Description(Schema):
     records: Positive
     rows: list[Positive]
     files: list[_File]
+    characters: Optional[Count] = None  # of the text; data sets made by other means may not know
     tokens: Count
     vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     eod_id: Count
@@ -110,6 +111,12 @@ class TokenDataset:
 
     def __len__(self) -> int:
         return self.metadata["records"]
+
+    @property
+    def characters_per_token(self) -> Optional[float]:
+        """Characters of the text for each token, ends of documents included; None where it was not recorded."""
+        characters = self.metadata.get("characters")
+        return characters / self.tokens if characters and self.tokens else None
 
     @property
     def tokenizer_folder(self) -> Path:

@@ -17,13 +17,21 @@ from pangu_lab.progress import Progress, silent
 
 @dataclass(frozen=True)
 class PerplexityResult:
-    """Mean negative log-likelihood a token (nats), its exp, and over how much text."""
+    """Mean negative log-likelihood a token (nats), its exp, and over how much text.
+
+    Attributes:
+        bits_per_character: the same loss in a unit that compares between vocabularies; None where the data set does
+            not know its characters.
+        records, of_records: how many of the data set's records were used.
+    """
 
     perplexity: float
     loss: float
     tokens: int
     records: int
     model: str
+    of_records: int = 0
+    bits_per_character: Optional[float] = None
 
 
 def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_size: int = 8,
@@ -54,8 +62,8 @@ def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_si
     batches = -(-wanted // batch_size)
     measured = _loss_of_bundle(model) if model.bundle is not None else _loss_cell(model, length)
     loss = held_out_loss(measured, dataset, batch_size, batches, settings.eod_reset, progress)
-    records = min(len(dataset), batches * batch_size)
-    return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, records, model.name)
+    return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, loss.records, model.name, loss.of,
+                            loss.bits_per_character)
 
 
 def _loss_of_bundle(model: Model):

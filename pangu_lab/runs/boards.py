@@ -22,7 +22,7 @@ from pangu_lab.runs.events import EventReader, read_curves
 from pangu_lab.runs.status import STATUS
 
 GROUPS = {"step": "train", "eval": "eval"}
-NOT_SCALARS = {"v", "time", "kind", "step"}
+NOT_SCALARS = {"v", "time", "kind", "step", "records", "of_records"}
 MODE = "SWANLAB_MODE"  # SwanLab's own variable
 
 

@@ -12,8 +12,9 @@ from pangu_lab.config import all_keys
 from pangu_lab.errors import InputError
 from pangu_lab.presets import load_yaml
 from pangu_lab.runs.curves import smoothed
-from pangu_lab.runs.events import read_curves
+from pangu_lab.runs.events import Curves, read_curves
 from pangu_lab.runs.status import STATUS, RunSummary, summarise
+from pangu_lab.runs.units import BITS, LOSS, Vocabulary, bits_per_character, common_unit
 
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -26,12 +27,15 @@ class Comparison:
         settings: those that are not the same in all runs: key → values.
         losses: step → smoothed training losses, at up to ten steps; None where a run has not got that far.
         curves: each run's smoothed loss as a line of bars over the steps of the longest run, all on one scale.
+        unit: of ``losses`` and ``curves``: "loss" (nats a token), or "bits" per character where the vocabularies differ;
+            "none": they differ, and a run does not know its characters, so its loss compares with no other.
     """
 
     runs: list[RunSummary]
     settings: dict[str, list[Any]]
     losses: dict[int, list[Optional[float]]]
     curves: list[str]
+    unit: str = LOSS
 
 
 def compare_runs(folders: Sequence[Path | str]) -> Comparison:
@@ -48,11 +52,15 @@ def compare_runs(folders: Sequence[Path | str]) -> Comparison:
             raise InputError(f"{folder}: no run here")
     configs = [load_yaml(folder / "config.yaml") for folder in folders]
     values = {key: [_value(config, key) for config in configs] for key in all_keys(configs[0])}
-    curves = [_loss(folder) for folder in folders]
+    read = [read_curves(folder) for folder in folders]
+    vocabularies = [Vocabulary.of(one.start, config.model.vocab_size) for one, config in zip(read, configs)]
+    unit = common_unit(vocabularies)
+    curves = [_loss(one, vocabulary.characters_per_token if unit == BITS else None)
+              for one, vocabulary in zip(read, vocabularies)]
     last = max((max(curve, default=0) for curve in curves), default=0)
     return Comparison([summarise(folder) for folder in folders],
                       {key: settings for key, settings in values.items() if any(s != settings[0] for s in settings)},
-                      {step: [_at(curve, step) for curve in curves] for step in _steps(last)}, _bars(curves, last))
+                      {step: [_at(curve, step) for curve in curves] for step in _steps(last)}, _bars(curves, last), unit)
 
 
 def _value(config: Any, key: str) -> Any:
@@ -60,11 +68,18 @@ def _value(config: Any, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _loss(folder: Path) -> dict[int, float]:
-    """Smoothed training loss by step; steps without a finite loss are left out."""
-    steps = [event for event in read_curves(folder).steps
+def _loss(curves: Curves, characters_per_token: Optional[float]) -> dict[int, float]:
+    """Smoothed training loss by step; steps without a finite loss are left out.
+
+    Args:
+        characters_per_token: gives bits per character; None leaves nats a token.
+    """
+    steps = [event for event in curves.steps
              if isinstance(event.get("loss"), (int, float)) and math.isfinite(event["loss"])]
-    return dict(zip((int(event["step"]) for event in steps), smoothed([float(event["loss"]) for event in steps])))
+    values = [float(event["loss"]) for event in steps]
+    if characters_per_token is not None:
+        values = [bits_per_character(value, characters_per_token) for value in values]
+    return dict(zip((int(event["step"]) for event in steps), smoothed(values)))
 
 
 def _steps(last: int, count: int = 10) -> list[int]:

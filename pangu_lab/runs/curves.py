@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.plotting import new_figure
 from pangu_lab.runs.events import Curves, read_curves
+from pangu_lab.runs.units import BITS, LOSS, NONE, Vocabulary, bits_per_character, common_unit
+
+TITLES = {LOSS: "loss (nats a token)", BITS: "bits per character (the vocabularies differ)",
+          NONE: "loss (nats a token; the vocabularies differ: do not compare)"}
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
@@ -25,6 +29,8 @@ def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
 def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
     """Loss (raw, smoothed, held-out), learning rate and gradient norm of one or more runs, to a PNG file.
 
+    Runs of different vocabularies are drawn in bits per character, where each knows its characters.
+
     Where a run has a loss scale (fp16), a further panel shows it, with a cross at each step that overflowed.
 
     Raises:
@@ -34,9 +40,11 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
     curves = [_curves(run) for run in runs]
     small = ["lr", "norm"] + ["scale"] * any(e.get("loss_scale", 1.0) != 1.0 for one in curves for e in one.steps)
     axes = figure.subplot_mosaic([["loss"] * len(small), small], height_ratios=[2, 1])
-    for number, (run, one) in enumerate(zip(runs, curves)):
-        _draw(axes, one, f"C{number}", Path(run).name)
-    for name, title in (("loss", "loss (nats a token)"), ("lr", "learning rate"), ("norm", "gradient norm"),
+    vocabularies = [Vocabulary.of(one.start, one.start.get("vocab_size", 0)) for one in curves]
+    unit = common_unit(vocabularies)
+    for number, (run, one, vocabulary) in enumerate(zip(runs, curves, vocabularies)):
+        _draw(axes, one, f"C{number}", Path(run).name, vocabulary.characters_per_token if unit == BITS else None)
+    for name, title in (("loss", TITLES[unit]), ("lr", "learning rate"), ("norm", "gradient norm"),
                         ("scale", "loss scale (×: overflow)")):
         if name in axes:
             axes[name].set(title=title, xlabel="step")
@@ -54,13 +62,16 @@ def _curves(run: Path | str) -> Curves:
     return curves
 
 
-def _draw(axes, curves: Curves, color: str, name: str) -> None:
+def _draw(axes, curves: Curves, color: str, name: str, characters_per_token: Optional[float]) -> None:
     steps, losses = [e["step"] for e in curves.steps], [e["loss"] for e in curves.steps]
+    evals = [(e["step"], e["loss"]) for e in curves.evals]
+    if characters_per_token is not None:
+        losses = [_nan(bits_per_character(loss, characters_per_token)) for loss in losses]
+        evals = [(e["step"], _nan(e.get("bits_per_character"))) for e in curves.evals]
     axes["loss"].plot(steps, losses, color=color, alpha=0.25, linewidth=1)
     axes["loss"].plot(steps, smoothed(losses), color=color, label=f"{name}: training, smoothed")
-    if curves.evals:
-        axes["loss"].plot([e["step"] for e in curves.evals], [e["loss"] for e in curves.evals], "o--", color=color,
-                          label=f"{name}: held out")
+    if evals:
+        axes["loss"].plot(*zip(*evals), "o--", color=color, label=f"{name}: held out")
     axes["lr"].plot(steps, _values(curves.steps, "lr"), color=color)
     axes["norm"].plot(steps, _values(curves.steps, "grad_norm"), color=color)
     if "scale" in axes:
@@ -72,7 +83,11 @@ def _draw(axes, curves: Curves, color: str, name: str) -> None:
 
 
 def _values(events: Sequence[dict[str, Any]], name: str) -> list[float]:
-    return [math.nan if event.get(name) is None else event[name] for event in events]
+    return [_nan(event.get(name)) for event in events]
+
+
+def _nan(value: Optional[float]) -> float:
+    return math.nan if value is None else value
 
 
 def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:

@@ -5,6 +5,11 @@ Every line has ``v`` (schema version), ``time`` (seconds since 1970) and ``kind`
 that is still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
 steps after that number, which the resumed run repeats.
 
+A ``start`` names the vocabulary (its fingerprint) and the characters of the training text that a token stands for. An
+``eval`` has the held-out ``loss`` (nats a token), its ``perplexity`` and ``bits_per_character``, measured on the first
+``records`` of the data set's ``of_records``. Runs of older versions lack these, and data sets may not know their
+characters.
+
 A ``step`` of a model with experts also has ``expert_load``, one list per block with experts (in the order of
 ``model.moe_layers``): the share of that block's tokens that its router sent to each expert (each list sums to 1; in an
 even one all entries are 1 / experts). ``drop_rate`` is the share of all tokens that were dropped because their expert
@@ -21,9 +26,9 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Annotated, Any, Optional, Union
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from pangu_lab.errors import InputError
 from pangu_lab.reading import checked, parse_json
@@ -42,6 +47,8 @@ class _Event(Schema):
 
 class _Start(_Event):
     resumed_from: Count = 0
+    vocabulary: str = ""
+    characters_per_token: Optional[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = None
 
 
 class _Step(_Event):
@@ -73,6 +80,9 @@ class _Evaluation(_Event):
     step: Count
     loss: float
     perplexity: Optional[float] = None
+    bits_per_character: Optional[float] = None
+    records: Optional[Count] = None
+    of_records: Optional[Count] = None
 
 
 class _RankMemory(Schema):
@@ -184,6 +194,11 @@ class Curves:
         if kind == "start":
             self._discard_after(event.get("resumed_from", 0))
         {"step": self.steps, "eval": self.evals, "overflow": self.overflows}.get(kind, self.others).append(event)
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The newest ``start``; empty before there is one."""
+        return next((event for event in reversed(self.others) if event["kind"] == "start"), {})
 
     def _discard_after(self, step: int) -> None:
         for events in (self.steps, self.evals, self.overflows):

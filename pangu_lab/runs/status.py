@@ -66,6 +66,7 @@ class RunSummary:
     heartbeat: float
     reason: str
     damaged_events: int = 0
+    eval_bits_per_character: Optional[float] = None
 
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def summarise(run_folder: Path | str) -> RunSummary:
     return RunSummary(folder.name, folder, status["state"], last.get("step", status.get("step", 0)),
                       status.get("steps", 0), last.get("loss"), evaluation.get("perplexity"),
                       last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""),
-                      curves.damaged)
+                      curves.damaged, evaluation.get("bits_per_character"))
 
 
 def list_runs(folder: Path | str = "runs") -> list[RunSummary]:

@@ -5,25 +5,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor
 
 from pangu_lab.data import TokenDataset
 from pangu_lab.progress import Progress, silent
+from pangu_lab.runs.units import bits_per_character
 
 
 @dataclass(frozen=True)
 class HeldOutLoss:
-    """Mean negative log-likelihood per token (nats) over ``tokens`` tokens."""
+    """Mean negative log-likelihood per token (nats) over ``tokens`` tokens.
+
+    Attributes:
+        records, of: how many of the data set's records were used.
+        characters_per_token: of the data set's text; None where it is not known.
+    """
 
     loss: float
     tokens: int
+    records: int = 0
+    of: int = 0
+    characters_per_token: Optional[float] = None
 
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
+
+    @property
+    def bits_per_character(self) -> Optional[float]:
+        """The loss in a unit that compares between vocabularies; None where the characters are not known."""
+        return bits_per_character(self.loss, self.characters_per_token)
+
+    def figures(self) -> dict[str, Any]:
+        """The values of an ``eval`` event; what is not known is left out."""
+        bits = {} if self.bits_per_character is None else {"bits_per_character": self.bits_per_character}
+        return {"loss": self.loss, "perplexity": self.perplexity, **bits, "tokens": self.tokens,
+                "records": self.records, "of_records": self.of}
 
 
 def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
@@ -54,4 +74,4 @@ def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch
         progress(done, wanted, "records")
         if done >= wanted:
             break
-    return HeldOutLoss(total / max(tokens, 1.0), int(tokens))
+    return HeldOutLoss(total / max(tokens, 1.0), int(tokens), wanted, len(dataset), dataset.characters_per_token)

@@ -60,7 +60,14 @@ from pangu_lab.train.step import AdamW, AddGradients, GradientStep
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a call of ``train`` ended. ``reason``: "finished", "stopped", "signal", "time budget" or "failed"."""
+    """How a call of ``train`` ended.
+
+    Attributes:
+        reason: "finished", "stopped", "stop file", "signal", "time budget" or "stopped with the other ranks".
+        eval_loss, eval_perplexity, eval_bits_per_character: of the last evaluation; None where there was none. The last
+            one is also None for a data set that does not know its characters.
+        notes: what was done to the weights of ``train.init_from``.
+    """
 
     run: Path
     step: int
@@ -69,7 +76,8 @@ class TrainResult:
     eval_perplexity: Optional[float]
     reason: str
     checkpoint: Path
-    notes: tuple[str, ...] = ()  # what was done to the weights of train.init_from
+    notes: tuple[str, ...] = ()
+    eval_bits_per_character: Optional[float] = None
 
 
 class TrainingFailed(RuntimeError):
@@ -279,8 +287,7 @@ class Trainer:
         batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is split
         self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
                                        config.data.eod_reset)
-        self.run.event("eval", step=self.step, loss=self.last_eval.loss, perplexity=self.last_eval.perplexity,
-                       tokens=self.last_eval.tokens)
+        self.run.event("eval", step=self.step, **self.last_eval.figures())
 
     def _eval_loss(self, *inputs):
         with self.graphs.compiling("evaluation"):
@@ -424,7 +431,8 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
         run.finish("finished" if reason == "finished" else "stopped", trainer.step, reason)
     last = trainer.last_eval
     return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
-                       last.perplexity if last else None, reason, path, trainer.notes)
+                       last.perplexity if last else None, reason, path, trainer.notes,
+                       last.bits_per_character if last else None)
 
 
 def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]:
@@ -474,6 +482,8 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
+              vocab_size=config.model.vocab_size, vocabulary=trainer.dataset.fingerprint,
+              characters_per_token=trainer.dataset.characters_per_token,
               init_from=config.train.init_from,
               processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
     if trainer.step == 0:

@@ -255,3 +255,25 @@ def test_weights_load_from_a_run_and_from_a_checkpoint(debug_run):
     assert config.preset == "debug" and all((from_run[n] == from_checkpoint[n]).all() for n in from_run)
     assert json.loads((list_checkpoints(debug_run / "checkpoints")[-1] / "state.json").read_text())["step"] == 20
     assert os.path.exists(debug_run / "config.yaml")
+
+
+def test_an_evaluation_tells_bits_per_character_and_on_how_many_records_it_rests(debug_config, debug_run):
+    from pangu_lab.data import open_dataset
+
+    heldout, event = open_dataset(debug_config.data.eval_path), read_curves(debug_run).evals[-1]
+    tokens_per_character = heldout.metadata["tokens"] / heldout.metadata["characters"]
+    assert event["bits_per_character"] == pytest.approx(event["loss"] / np.log(2) * tokens_per_character)
+    assert (event["records"], event["of_records"]) == (8, len(heldout))  # two batches of four
+
+
+def test_a_data_set_that_does_not_know_its_characters_gives_no_bits_per_character(debug_config, tmp_path):
+    import shutil
+
+    shutil.copytree(debug_config.data.eval_path, tmp_path / "old")
+    path = tmp_path / "old" / "dataset.json"
+    described = json.loads(path.read_text())
+    del described["characters"]
+    path.write_text(json.dumps(described))
+    result = train(debug_config.replace(**{"data.eval_path": str(tmp_path / "old"), "train.steps": 1}), tmp_path / "run")
+    assert result.eval_loss > 0 and result.eval_bits_per_character is None
+    assert "bits_per_character" not in read_curves(tmp_path / "run").evals[-1]

@@ -18,7 +18,7 @@ class Runs {
     this.list = (data || []).map((run) => {
       const columns = {};
       for (const [name, view] of Object.entries(run.columns)) columns[name] = numbers(name, view);
-      return { name: run.name, version: String(run.version), columns, evals: run.evals, marks: run.marks };
+      return { name: run.name, version: String(run.version), columns, scale: run.scale ?? 1, evals: run.evals, marks: run.marks };
     });
   }
 
@@ -63,6 +63,9 @@ function places(run, axis) {
   const at = workClock(run);
   return [Float64Array.from(column, at), (item) => at(item.time)];
 }
+
+// A loss in the unit that the runs are drawn in.
+function scaled(run, values) { return values && run.scale !== 1 ? values.map((value) => value * run.scale) : values; }
 
 function smooth(values, counts, weight) {
   let [average, total] = [0, 0];
@@ -428,6 +431,7 @@ class Monitor {
     const last = head.last;
     const tiles = [["loss", short(last.loss)]];
     if (head.evaluation) tiles.push(["perplexity", short(head.evaluation.perplexity)]);
+    if (head.evaluation && Number.isFinite(head.evaluation.bits_per_character)) tiles.push(["bits_per_character", short(head.evaluation.bits_per_character)]);
     tiles.push(["lr", short(last.lr, 3)], ["grad_norm", short(last.grad_norm, 3)], ["tokens_per_second", short(last.tokens_per_second)]);
     tiles.push(["memory", last.memory_mb === null ? "–" : last.memory_mb < 10000 ? `${short(last.memory_mb)} MB` : `${short(last.memory_mb / 1024, 3)} GB`]);
     if (head.scaled) tiles.push(["loss_scale", last.loss_scale ? `2^${short(Math.log2(last.loss_scale), 3)}` : "–"], ["overflows", String(head.overflows)]);
@@ -504,7 +508,7 @@ class Monitor {
     const axis = this.model.get("axis");
     this.shown = this.runs.list.map((run, number) => {
       const [x, placeOf] = places(run, axis);
-      const loss = run.columns.loss || new Float32Array(x.length).fill(NaN);
+      const loss = scaled(run, run.columns.loss) || new Float32Array(x.length).fill(NaN);
       return { run, x, placeOf, color: paintOf(this.node, number), loss, smoothed: smooth(loss, run.columns.count || [], this.model.get("smoothing")) };
     });
     const ends = this.shown.flatMap(({ x, run, placeOf }) => [x.length ? x[x.length - 1] : 0, ...run.evals.map(placeOf)]).filter(Number.isFinite);
@@ -539,10 +543,10 @@ class Monitor {
     for (const item of this.shown) {
       const { run, x, color, loss, smoothed, placeOf } = item;
       if (x.length) {
-        series.push({ x, y: loss, low: run.columns["loss.low"], high: run.columns["loss.high"], color, pale: this.model.get("smoothing") > 0 });
+        series.push({ x, y: loss, low: scaled(run, run.columns["loss.low"]), high: scaled(run, run.columns["loss.high"]), color, pale: this.model.get("smoothing") > 0 });
         if (this.model.get("smoothing") > 0) series.push({ x, y: smoothed, color, thick: true });
       }
-      if (run.evals.length) series.push({ x: run.evals.map(placeOf), y: run.evals.map((one) => one.loss ?? NaN), color, dots: true });
+      if (run.evals.length) series.push({ x: run.evals.map(placeOf), y: run.evals.map((one) => (this.model.get("unit") === "bits" ? one.bits_per_character : one.loss) ?? NaN), color, dots: true });
       marks.push(...this.marksOf(item, "resume", style(this.node, "--pgl-muted")), ...this.marksOf(item, "overflow", style(this.node, "--pgl-bad"), true));
     }
     this.chart.scale = drawChart(this.chart.canvas, this.chart.height, { series, marks, across, format, log: this.model.get("log") });
@@ -603,7 +607,7 @@ class Monitor {
     const t = this.t;
     const keys = this.shown.length > 1 ? this.shown.map(({ run, color }) => el("span", { class: "pgl-key" }, el("i", { style: `background:${color}` }), run.name)) : [];
     const words = `${t("legend_train")}${this.shown.some(({ run }) => run.evals.length) ? `, ${t("legend_eval")}` : ""}`;
-    fill(this.legend, t("loss_nats"), keys, el("span", { class: "pgl-muted", style: "font-weight:400" }, words));
+    fill(this.legend, t(`unit_${this.model.get("unit")}`), keys, el("span", { class: "pgl-muted", style: "font-weight:400" }, words));
   }
 
   showTip() {
@@ -614,7 +618,7 @@ class Monitor {
     for (const { run, x, color, loss, smoothed } of this.shown) {
       if (!x.length) continue;
       const row = nearest(x, this.pointer);
-      const values = [`${this.t("axis_step")} ${run.columns.step[row].toLocaleString("en-US")}`, `${this.t("loss")} ${short(loss[row])}`];
+      const values = [`${this.t("axis_step")} ${run.columns.step[row].toLocaleString("en-US")}`, `${this.t(this.model.get("unit") === "bits" ? "bits" : "loss")} ${short(loss[row])}`];
       if (this.model.get("smoothing") > 0) values.push(`${this.t("smoothed")} ${short(smoothed[row])}`);
       for (const { name } of SMALL.filter((item) => this.told(run, item))) values.push(`${this.t(name)} ${short(run.columns[name][row], 3)}`);
       if (run.columns.expert_load) values.push(`${this.t("expert_load")} ${loadsAt(run, row).join(" ")}`);
