@@ -179,6 +179,9 @@ class TrainConfig:
     eval_batches: int = 16
     checkpoint_every: int = 100
     keep_checkpoints: int = 3
+    patience: Optional[int] = None  # stop after so many evaluations in a row without a lower held-out loss
+    sample_prompts: tuple[str, ...] = ()  # texts that every evaluation continues, to see what the model has learned
+    sample_tokens: int = 48
     offload: str = "none"  # "optimizer": Adam's moments and the fp32 weights are kept and updated in host memory
     offload_folder: Optional[str] = None  # keep them in memory-mapped files here, for states larger than memory
 
@@ -190,8 +193,9 @@ class TrainConfig:
                      cooldown=(0.0, 1.0), clip_norm=(1e-12, None), loss_scale=(1.0, 2.0**40),
                      loss_scale_window=(1, None), loss_scale_floor=(2.0**-24, None), log_every=(1, None),
                      eval_every=(1, None), eval_batches=(1, None), checkpoint_every=(1, None),
-                     keep_checkpoints=(1, None), seed=(0, 2**31 - 1))
+                     keep_checkpoints=(1, None), patience=(1, None), sample_tokens=(1, None), seed=(0, 2**31 - 1))
         _check_choices("train", self)
+        check(all(self.sample_prompts), "train.sample_prompts holds an empty text")
         check(self.offload_folder is None or self.offload != "none",
                f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
         check(self.optimizer == "adamw" or self.offload == "none",

@@ -13,6 +13,7 @@ from typing import Optional
 
 import numpy as np
 
+from pangu_lab.checkpoint.best import MARK, named
 from pangu_lab.checkpoint.source import StoredWeights, resolve_checkpoint, tokenizer_folder
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig
 from pangu_lab.errors import InputError
@@ -61,7 +62,7 @@ class Model:
         """The model in ``source``.
 
         Args:
-            source: a run (its newest whole checkpoint), a checkpoint, a release that ``pangu-lab convert`` wrote, a
+            source: a run (its newest whole checkpoint; its best with ``@best`` behind it), a checkpoint, a release that ``pangu-lab convert`` wrote, a
                 bundle; or the name of a folder below ``runs`` or ``exports``.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
             slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
@@ -76,9 +77,10 @@ class Model:
                 raise InputError(f"{source}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
             return cls._of_bundle(folder, int8)
         checkpoint = resolve_checkpoint(folder)
+        name = Path(source).name if str(source).endswith(MARK) else folder.resolve().name
         settings, place = checkpoint.config, checkpoint.folder.resolve()
         of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
-        return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, folder.resolve().name,
+        return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, name,
                    of_run, StoredWeights(checkpoint, settings), settings, slots=slots, int8=int8)
 
     @classmethod
@@ -143,7 +145,8 @@ class Model:
 
 
 def find(source: str | Path) -> Path:
-    """The folder that ``source`` names: itself, or one of that name below ``runs`` or ``exports``.
+    """The folder that ``source`` names: itself, or one of that name below ``runs`` or ``exports``; with ``@best`` behind
+    it, the best checkpoint of that run.
 
     Raises:
         InputError: there is none.
@@ -151,10 +154,13 @@ def find(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
+    run = Path(str(source).removesuffix(MARK))
+    if run.is_dir() and run != folder:
+        return named(folder)
     if len(folder.parts) == 1:
         for parent in FOLDERS:
-            if (Path(parent) / folder).is_dir():
-                return Path(parent) / folder
+            if (Path(parent) / run).is_dir():
+                return named(Path(parent) / folder)
         raise InputError(f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint or "
                          "a bundle")
     raise InputError(f"{source}: no such folder; give a run (runs/NAME), a checkpoint or a bundle")

@@ -45,12 +45,18 @@ def head_line(head: dict[str, Any], word: Word) -> str:
     if head["last"].get("loss") is not None:
         parts.append(f"{word('loss')} {figure(head['last']['loss'])}")
     if head.get("evaluation"):
-        parts.append(f"{word('perplexity')} {figure(head['evaluation'].get('perplexity'))}")
+        parts.append(f"{word('perplexity')} {figure(head['evaluation'].get('perplexity'))}{_of_records(head, word)}")
         if head["evaluation"].get("bits_per_character") is not None:
             parts.append(f"{word('bits_per_character')} {figure(head['evaluation']['bits_per_character'])}")
     if head["reason"] and head["reason"] != head["state"]:
         parts.append(head["reason"])
     return ", ".join(parts)
+
+
+def _of_records(head: dict[str, Any], word: Word) -> str:
+    """On how many records the evaluation rests, when they are not all."""
+    part, whole = (head["evaluation"].get(key) for key in ("records", "of_records"))
+    return f" ({word('of_records', part=f'{part:,}', whole=f'{whole:,}')})" if part and whole and part < whole else ""
 
 
 def monitor_text(heads: Sequence[dict[str, Any]], word: Word) -> str:

@@ -136,16 +136,20 @@ class Keeper:
         self.tell(f"checkpoint {path.name} is damaged ({error}); set aside as {target.name}{then}")
         return target
 
-    def prune(self, keep: int) -> None:
-        """Delete all but the newest ``keep`` good checkpoints; what is not good is never deleted."""
-        good = 0
+    def prune(self, keep: int, best: Optional[int] = None) -> None:
+        """Delete all but the newest ``keep`` good checkpoints; what is not good is never deleted.
+
+        Args:
+            best: the step of a checkpoint that stays besides.
+        """
+        good, kept = 0, None if best is None else step_folder(self.folder, best)
         for path in reversed(list_checkpoints(self.folder)):
             error = self.why_not(path)
             if isinstance(error, Damaged):
                 self.set_aside(path, error)
             elif error is None:
                 good += 1
-                if good > keep and not path.is_symlink():  # a link was made by a user
+                if good > keep and path != kept and not path.is_symlink():  # a link was made by a user
                     self._delete(path)
 
     def _delete(self, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from pangu_lab.checkpoint.best import named
 from pangu_lab.checkpoint.layouts import LM_HEAD, NPY_FILES, gpt_name, is_gpt_buffer, published_name
 from pangu_lab.checkpoint.mindspore_ckpt import Entry, index_ckpt, read_entry
 from pangu_lab.checkpoint.source import resolve_checkpoint
@@ -385,7 +386,7 @@ def open_source(where: Path | str, strategy: Path | str | None = None, progress:
     Raises:
         InputError: nothing known there, more than one thing, or something damaged.
     """
-    where = Path(where)
+    where = named(where)
     if where.is_file():
         return _open_file(where)
     if not where.is_dir():

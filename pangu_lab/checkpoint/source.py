@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pangu_lab.checkpoint.best import named
 from pangu_lab.checkpoint.folder import Checkpoint, latest_checkpoint
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
@@ -13,12 +14,12 @@ from pangu_lab.model.parameters import OneByOne, parameter_specs
 
 
 def resolve_checkpoint(folder: Path | str) -> Checkpoint:
-    """The checkpoint in ``folder``: the folder itself, or the newest intact one of a run.
+    """The checkpoint in ``folder``: the folder itself, or the newest intact one of a run, or its best (``runs/NAME@best``).
 
     Raises:
         InputError: there is none.
     """
-    folder = Path(folder)
+    folder = named(folder)
     if (folder / "manifest.json").exists():
         return Checkpoint(folder)
     if not folder.is_dir():
@@ -90,7 +91,7 @@ def tokenizer_folder(folder: Path | str) -> Path:
     Raises:
         InputError: there is none.
     """
-    folder = Path(folder)
+    folder = named(folder)
     for parent in (folder, folder.parent.parent):
         if (parent / "tokenizer").is_dir():
             return parent / "tokenizer"

@@ -92,7 +92,9 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
     elif fallback is not None and fallback.is_file():
         config = load_yaml(fallback)
     elif getattr(args, "init_from", None):
-        config = _network_of(Path(args.init_from))
+        from pangu_lab.checkpoint.best import named
+
+        config = _network_of(named(args.init_from))
     else:
         raise InputError(f"give --preset NAME ({', '.join(PRESETS)}) or --config FILE.yaml")
     own = {key.replace("__", "."): value for key, value in values.items() if value is not None}

@@ -66,6 +66,8 @@ def run_train(args: argparse.Namespace) -> int:
         say(note)
     say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{_held_out(result)}")
     say(f"checkpoint: {result.checkpoint}")
+    if result.best is not None and result.best.step != result.step:
+        say(f"best: held-out loss {result.best.loss:.3f} at step {result.best.step}, kept: --from {args.run}@best")
     for line in memory_lines(run):
         say(line)
     return finish(args, result)
@@ -74,8 +76,10 @@ def run_train(args: argparse.Namespace) -> int:
 def _held_out(result: Any) -> str:
     if result.eval_perplexity is None:
         return ""
-    bits = result.eval_bits_per_character
-    return f", held-out perplexity {result.eval_perplexity:.2f}" + ("" if bits is None else f" ({bits:.3f} bits per character)")
+    bits = "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"
+    part, whole = result.eval_records, result.eval_of_records
+    on = f"all {whole:,} records" if part == whole else f"{part:,} of {whole:,} records (train.eval_batches)"
+    return f", held-out perplexity {result.eval_perplexity:.2f}{bits} on {on}"
 
 
 def show_runs(args: argparse.Namespace) -> int:

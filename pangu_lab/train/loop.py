@@ -24,6 +24,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from pangu_lab import memory
+from pangu_lab.checkpoint.best import Best
 from pangu_lab.config import RunConfig, TokenizerConfig
 from pangu_lab.data import Batch, TokenDataset, open_dataset
 from pangu_lab.errors import InputError
@@ -56,6 +57,7 @@ from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AdamW, AddGradients, GradientStep
+from pangu_lab.train.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,13 @@ class TrainResult:
     """How a call of ``train`` ended.
 
     Attributes:
-        reason: "finished", "stopped", "stop file", "signal", "time budget" or "stopped with the other ranks".
+        reason: "finished", "stopped", "stop file", "signal", "time budget", "no gain" (``train.patience``) or "stopped
+            with the other ranks".
         eval_loss, eval_perplexity, eval_bits_per_character: of the last evaluation; None where there was none. The last
             one is also None for a data set that does not know its characters.
+        eval_records, eval_of_records: how many of the held-out records it used; training uses the first
+            ``train.eval_batches`` batches.
+        best: the step with the lowest held-out loss, kept as ``run@best``; None where there was no evaluation.
         notes: what was done to the weights of ``train.init_from``.
     """
 
@@ -78,6 +84,9 @@ class TrainResult:
     checkpoint: Path
     notes: tuple[str, ...] = ()
     eval_bits_per_character: Optional[float] = None
+    eval_records: int = 0
+    eval_of_records: int = 0
+    best: Optional[Best] = None
 
 
 class TrainingFailed(RuntimeError):
@@ -99,6 +108,7 @@ class Trainer:
         self.scale = LossScale.from_config(config.train, config.model.compute_dtype == "float16")
         self.last_loss = math.nan
         self.last_eval: Optional[HeldOutLoss] = None
+        self.watch = Watch(run, config.train.eval_every, config.train.patience)
         self.first_step_done = False
         self.notes: tuple[str, ...] = ()
 
@@ -296,8 +306,15 @@ class Trainer:
     def _eval_batch(self) -> int:
         return max(1, self.config.data.batch_size // self.config.train.accumulation)
 
-    def save(self) -> Path:
-        """Save a checkpoint of the current state."""
+    def evaluate_and_judge(self) -> bool:
+        """Evaluate; whether the current step is the best so far, the same answer on every rank."""
+        self.evaluate()
+        if self.last_eval is None:
+            return False
+        return self.ranks.any(self.ranks.is_first and self.watch.is_best(self.step, self.last_eval))
+
+    def save(self, best: bool = False) -> Path:
+        """Save a checkpoint of the current state; ``best``: its held-out loss is the lowest so far."""
         self.run.status(state="saving", step=self.step)
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
@@ -305,7 +322,9 @@ class Trainer:
         path = save_together(self.run, self.step, *self._own_tensors(), state, self.config, self.ranks)
         if self.ranks.is_first:
             self.run.event("checkpoint", step=self.step, path=path.name)
-            self.run.keeper.prune(self.config.train.keep_checkpoints)
+            if best:
+                self.watch.keep(self.step, self.last_eval)
+            self.run.keeper.prune(self.config.train.keep_checkpoints, self.watch.best and self.watch.best.step)
         return path
 
     def _own_tensors(self):
@@ -342,15 +361,14 @@ class Trainer:
             batch = Batch.joined([next(batches) for _ in range(self._batches())])
             self._step_and_report(batch, progress)
             if self.step > before:
-                if self.step % config.eval_every == 0:
-                    self.evaluate()
-                path = self.save() if self.step % config.checkpoint_every == 0 else None
-            reason = stop_reason()
+                best = self.step % config.eval_every == 0 and self.evaluate_and_judge()
+                path = self.save(best) if best or self.step % config.checkpoint_every == 0 else None
+            reason = stop_reason() or ("no gain" if self.watch.hopeless else None)
             if self.ranks.any(reason is not None):  # one rank's reason stops all
                 reason = reason or "stopped with the other ranks"
         path = path or self.save()  # before anything else: the sender of a signal may not wait long
-        if self.step % config.eval_every and reason != "signal":
-            self.evaluate()
+        if self.step % config.eval_every and reason != "signal" and self.evaluate_and_judge() and self.ranks.is_first:
+            self.watch.keep(self.step, self.last_eval)
         self.report_memory()
         return reason or "finished", path
 
@@ -358,6 +376,8 @@ class Trainer:
         self.run.status(state="training" if self.first_step_done else "compiling", step=self.step)
         event = self.train_batch(batch)
         kind = event.pop("kind")
+        if kind == "step":
+            self.watch.step(self.last_loss)
         if not self.first_step_done:
             self.first_step_done = True
             self.run.event("compile", step=self.step, seconds=event.get("seconds"), graphs_taken=self.graphs.taken)
@@ -432,7 +452,8 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     last = trainer.last_eval
     return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
                        last.perplexity if last else None, reason, path, trainer.notes,
-                       last.bits_per_character if last else None)
+                       last.bits_per_character if last else None, last.records if last else 0, last.of if last else 0,
+                       trainer.watch.best)
 
 
 def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]:
@@ -479,6 +500,8 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
             run.warn(note)
     else:
         trainer.build(_first_values(trainer))
+    if run.owner and not created:
+        trainer.watch.resume(trainer.step)
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),

@@ -38,9 +38,10 @@ RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # freed at the end, so that the f
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
 MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
-              "train.offload", "train.offload_folder", "train.init_from"}
+              "train.offload", "train.offload_folder", "train.init_from", "train.patience", "train.sample_prompts",
+              "train.sample_tokens"}
 # half-written files and folders that a killed owner leaves
-_LEFT = re.compile(rf"\.(status\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
+_LEFT = re.compile(rf"\.(status\.json|best\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
 

@@ -277,3 +277,13 @@ def test_a_data_set_that_does_not_know_its_characters_gives_no_bits_per_characte
     result = train(debug_config.replace(**{"data.eval_path": str(tmp_path / "old"), "train.steps": 1}), tmp_path / "run")
     assert result.eval_loss > 0 and result.eval_bits_per_character is None
     assert "bits_per_character" not in read_curves(tmp_path / "run").evals[-1]
+
+
+def test_a_run_that_evaluates_on_all_records_ends_with_the_perplexity_that_evaluate_gives(debug_config, tmp_path):
+    from pangu_lab.evaluate import perplexity
+
+    result = train(debug_config.replace(**{"train.eval_batches": 10_000, "train.steps": 2}), tmp_path / "run")
+    again = perplexity(tmp_path / "run", debug_config.data.eval_path)
+    assert result.eval_records == result.eval_of_records == again.records == again.of_records
+    assert result.eval_perplexity == pytest.approx(again.perplexity, rel=1e-5)
+    assert result.eval_bits_per_character == pytest.approx(again.bits_per_character, rel=1e-6)

@@ -117,6 +117,31 @@ def test_without_widgets_there_is_a_picture_and_text_with_nothing_that_runs(writ
     assert "<svg" in data["text/html"] and "<polyline" in data["text/html"] and "<script" not in data["text/html"]
 
 
+def test_the_monitor_says_on_how_many_held_out_records_the_perplexity_rests(written_run, monitor_of):
+    run = written_run()
+    run.step(5, 2.0)
+    run.write("eval", step=5, loss=2.0, perplexity=7.4, bits_per_character=1.5, records=8, of_records=90)
+    run.status("training", 5)
+    text = monitor_of(run.folder).still_text()
+    assert "held-out perplexity 7.4 (8 of 90 held-out records), held-out bits per character 1.5" in text
+
+
+def test_curves_of_different_vocabularies_are_drawn_in_bits_per_character(written_run, monitor_of):
+    folders = []
+    for name, vocabulary, characters in (("small", "a", 1.0), ("large", "b", 2.0)):
+        run = written_run(name)
+        run.write("start", step=0, resumed_from=0, steps=20, vocabulary=vocabulary, characters_per_token=characters)
+        run.step(1, 4.0)
+        run.write("eval", step=1, loss=4.0, perplexity=54.6, bits_per_character=4.0 / np.log(2) / characters)
+        run.status("finished", 1)
+        folders.append(run.folder)
+    monitor = monitor_of(*folders)
+    assert monitor.unit == "bits"
+    assert [data["scale"] for data in monitor.data] == pytest.approx([1 / np.log(2), 0.5 / np.log(2)])
+    assert "bits per character (the vocabularies differ)" in monitor.still_html()
+    assert monitor_of(folders[0]).unit == "loss"
+
+
 def test_a_monitor_shows_a_real_run(debug_run, monitor_of):
     monitor = monitor_of(debug_run)
     follower = RunFollower(debug_run)

@@ -435,7 +435,10 @@ class Monitor {
     tiles.push(["lr", short(last.lr, 3)], ["grad_norm", short(last.grad_norm, 3)], ["tokens_per_second", short(last.tokens_per_second)]);
     tiles.push(["memory", last.memory_mb === null ? "–" : last.memory_mb < 10000 ? `${short(last.memory_mb)} MB` : `${short(last.memory_mb / 1024, 3)} GB`]);
     if (head.scaled) tiles.push(["loss_scale", last.loss_scale ? `2^${short(Math.log2(last.loss_scale), 3)}` : "–"], ["overflows", String(head.overflows)]);
-    fill(this.tiles, tiles.map(([name, value]) => el("div", { class: "pgl-tile", "data-name": name }, el("div", { title: t(name) }, t(name)), el("div", {}, value))));
+    const { records, of_records: whole } = head.evaluation || {};
+    const on = records && whole && records < whole ? t("of_records", { part: records.toLocaleString("en-US"), whole: whole.toLocaleString("en-US") }) : "";
+    const hint = (name) => (on && ["perplexity", "bits_per_character"].includes(name) ? `${t(name)}: ${on}` : t(name));
+    fill(this.tiles, tiles.map(([name, value]) => el("div", { class: "pgl-tile", "data-name": name }, el("div", { title: hint(name) }, t(name)), el("div", {}, value))));
   }
 
   // What moves with the clock alone: elapsed compile time and the time left.
@@ -452,6 +455,8 @@ class Monitor {
     if (head.ended && head.reason && head.state === "stopped") parts.push(t(`reason_${head.reason.replace(/ /g, "_")}`).replace(/^reason_.*/, head.reason));
     const facts = head.facts || {};
     if (facts.parameters) parts.push(`${compact(facts.parameters)} ${t("parameters")}`);
+    const { records, of_records: whole } = head.evaluation || {};
+    if (records && whole && records < whole) parts.push(t("of_records", { part: records.toLocaleString("en-US"), whole: whole.toLocaleString("en-US") }));
     if (facts.processes > 1) parts.push(t("processes", { number: facts.processes }));
     this.progress.textContent = parts.join("  ·  ");
   }
