@@ -17,11 +17,16 @@ TITLES = {LOSS: "loss (nats a token)", BITS: "bits per character (the vocabulari
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
-    """Exponential moving average without the bias towards the first value."""
+    """Exponential moving average without the bias towards the first value (divided by 1 − weightᵗ).
+
+    At value t the weight is at most 1 − 10 / t: a loss falls fast at first, and an average over more than a tenth of what
+    there is would lie far above it.
+    """
     result, average, total = [], 0.0, 0.0
-    for value in values:
-        average = weight * average + (1 - weight) * value
-        total = weight * total + (1 - weight)
+    for number, value in enumerate(values, 1):
+        kept = min(weight, max(0.0, 1 - 10 / number))
+        average = kept * average + (1 - kept) * value
+        total = kept * total + (1 - kept)
         result.append(average / total)
     return result
 

@@ -38,6 +38,13 @@ def test_smoothing_keeps_a_constant_and_has_no_start_bias():
     assert smoothed([2.0] * 5) == pytest.approx([2.0] * 5)
 
 
+def test_the_smoothed_line_of_a_run_of_30_steps_lies_on_its_data():
+    losses = [6.0 + 2.0 * 0.9**step for step in range(30)]
+    assert max(abs(line - loss) for line, loss in zip(smoothed(losses), losses)) < 0.1
+    noisy = [(-1.0) ** step for step in range(300)]
+    assert max(map(abs, smoothed(noisy)[100:])) < 0.06  # and a long one is as smooth as ever
+
+
 def test_events_are_read_bit_by_bit_and_a_half_written_line_waits(tmp_path):
     log, reader = EventLog(tmp_path), EventReader(tmp_path)
     log.write("step", step=1, loss=5.0)

@@ -67,11 +67,13 @@ function places(run, axis) {
 // A loss in the unit that the runs are drawn in.
 function scaled(run, values) { return values && run.scale !== 1 ? values.map((value) => value * run.scale) : values; }
 
+// As `smoothed` in pangu_lab/runs/curves.py: at step t the weight is at most 1 - 10 / t.
 function smooth(values, counts, weight) {
-  let [average, total] = [0, 0];
+  let [average, total, steps] = [0, 0, 0];
   return Float32Array.from(values, (value, row) => {
     if (Number.isFinite(value)) {
-      const kept = weight ** (counts[row] || 1);
+      steps += counts[row] || 1;
+      const kept = Math.min(weight, Math.max(0, 1 - 10 / steps)) ** (counts[row] || 1);
       average = kept * average + (1 - kept) * value;
       total = kept * total + (1 - kept);
     }
