@@ -127,18 +127,41 @@ class _RichBar:
 
     def __init__(self, title: str) -> None:
         from rich.console import Console
-        from rich.progress import (BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn,
-                                   TimeRemainingColumn)
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+        self.deadline = math.inf
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            TimeElapsedColumn(), TextColumn("left"), self._remaining_column(),
             TextColumn("{task.fields[news]}", markup=False),
             console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stdout.isatty())
         self.task = self.progress.add_task(title, total=None, news="")
         self.done, self.total = 0, None
         self.drawn = 0.0
+
+    def _remaining_column(self) -> Any:
+        """rich's time left, and no more than the budget has."""
+        from rich.progress import TimeRemainingColumn
+        from rich.text import Text
+
+        bar = self
+
+        class Remaining(TimeRemainingColumn):
+            max_refresh = 0.0
+
+            def render(self, task: Any) -> Text:
+                left = bar.deadline - time.monotonic()
+                if math.isinf(left) or task.finished or task.time_remaining is not None and task.time_remaining < left:
+                    return super().render(task)
+                hours, seconds = divmod(max(0, math.ceil(left)), 3600)
+                return Text(f"{hours}:{seconds // 60:02d}:{seconds % 60:02d}", style="progress.remaining")
+
+        return Remaining()
+
+    def until(self, seconds: float) -> None:
+        """The work ends in so many seconds at the latest."""
+        self.deadline = time.monotonic() + seconds
 
     def __call__(self, done: int, total: int | None, text: str = "") -> None:
         if _new_work((self.done, self.total), done, total):
@@ -160,6 +183,11 @@ class _PlainBar:
         self.last: tuple[int, int | None, str] = (0, None, "")
         self.written: tuple[int, int | None, str] | None = None
         self.next_line = time.monotonic() + PLAIN_SECONDS
+        self.deadline = math.inf
+
+    def until(self, seconds: float) -> None:
+        """The work ends in so many seconds at the latest."""
+        self.deadline = time.monotonic() + seconds
 
     def __call__(self, done: int, total: int | None, text: str = "") -> None:
         now = time.monotonic()
@@ -180,5 +208,6 @@ class _PlainBar:
         parts = [f"{done:,}" if total is None else f"{done:,} of {total:,} ({done / max(total, 1):.0%})"]
         started, first = self.start or (now, 0)
         if total is not None and done > first and done < total:
-            parts.append(f"{duration((now - started) / (done - first) * (total - done))} left")
+            left = min((now - started) / (done - first) * (total - done), self.deadline - now)
+            parts.append(f"{duration(left)} left")
         complain(f"{self.title}: " + ", ".join(parts + [text] if text else parts))

@@ -133,3 +133,15 @@ terminal.say_json({"done": "好"})
     assert "20/20" in shown and "[tokens]/s" in shown and "prepare [x]" in shown
     assert "春天 [red]half way\r\n" in shown
     assert json.loads(shown[shown.rindex('{"done"'):]) == {"done": "好"}
+
+
+def test_no_more_time_is_promised_than_the_budget_has(capsys, monkeypatch):
+    from pangu_lab import terminal
+
+    clock = iter((0.0, 0.0, 1.0, 60.0))  # made, budget told, first news, the line
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    bar = terminal._PlainBar("train")
+    bar.until(180.0)
+    bar(1, 1000, "")
+    bar(10, 1000, "")
+    assert capsys.readouterr().err == "train: 10 of 1,000 (1%), 2 min 0 s left\n"

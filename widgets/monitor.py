@@ -53,6 +53,7 @@ class RunMonitor(LabWidget):
     unit = traitlets.Unicode("loss").tag(sync=True)
     heads = traitlets.List().tag(sync=True)
     data = traitlets.List().tag(sync=True)
+    samples = traitlets.List().tag(sync=True)
     others = traitlets.List().tag(sync=True)
     log_view = traitlets.Dict().tag(sync=True)
 
@@ -87,6 +88,7 @@ class RunMonitor(LabWidget):
             for run in self._followers:
                 run.poll()
             self.heads = [self._head(run) for run in self._followers]
+            self.samples = list(self._followers[0].samples)
             self._send_whole()
             self._list_others()
 
@@ -105,6 +107,8 @@ class RunMonitor(LabWidget):
             ended_now = [head["state"] for head in heads] != [head["state"] for head in self.heads]
             if self._alive() or any(changed) or ended_now:
                 self.heads = heads
+            if self.samples != self._followers[0].samples:
+                self.samples = list(self._followers[0].samples)
             for number, run in enumerate(self._followers):
                 if changed[number]:
                     self._send_tail(number, run)

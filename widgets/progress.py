@@ -6,6 +6,7 @@ its text says the same; a saved notebook keeps the final text.
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any, Optional
 
@@ -23,18 +24,25 @@ def notebook_progress(title: str) -> Progress:
     box, started = _bar(title), time.monotonic()
     handle: Optional[Any] = None
     ended = False
+    deadline = math.inf
+
+    def until(seconds: float) -> None:
+        nonlocal deadline
+        deadline = time.monotonic() + seconds
 
     def progress(done: int, total: int | None, text: str = "") -> None:
         nonlocal handle, ended
         bar, news = box.children
         bar.max, bar.value = total or max(done, 1), done
-        news.value = " · ".join(part for part in (text, time_left(done, total, time.monotonic() - started)) if part)
+        news.value = " · ".join(part for part in (text, time_left(done, total, time.monotonic() - started,
+                                                                          deadline - time.monotonic())) if part)
         if handle is None:
             handle = display(box, display_id=True)
         if total and done >= total and not ended and handle is not None:
             ended = True
             handle.update(box)  # what is kept with the notebook says how it ended
 
+    progress.until = until
     return progress
 
 
@@ -50,13 +58,13 @@ def _bar(title: str) -> Any:
     return Bar([ipywidgets.IntProgress(description=title, layout=ipywidgets.Layout(width="50%")), ipywidgets.Label()])
 
 
-def time_left(done: int, total: int | None, elapsed: float) -> str:
-    """``1:05 left``, or an empty string while nothing can be said."""
+def time_left(done: int, total: int | None, elapsed: float, budget: float = math.inf) -> str:
+    """``1:05 left``, or an empty string while nothing can be said; no more than the seconds of the budget."""
     if not total or not done:
         return ""
     if done >= total:
         return f"done in {_clock(elapsed)}"
-    return f"{_clock(elapsed / done * (total - done))} left"
+    return f"{_clock(min(elapsed / done * (total - done), max(0.0, budget)))} left"
 
 
 def _clock(seconds: float) -> str:

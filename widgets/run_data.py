@@ -126,8 +126,9 @@ class RunFollower:
         evals: {"step", "time", "tokens", "loss", "perplexity", "bits_per_character", "records", "of_records"} of every
             evaluation; the last three are None where they were not told.
         marks: {"kind", "step", "time", …} of overflows, resumes, checkpoints and warnings.
+        samples: {"step", "prompt", "text"} of every continuation of ``train.sample_prompts``.
         facts: of the last start: preset, parameters, device …
-        last_event: the newest event, None before the first.
+        last_event: the newest event, None before the first. ``last_step`` is the newest step, empty before the first.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -140,8 +141,10 @@ class RunFollower:
         self.steps = StepTable()
         self.evals: list[dict[str, Any]] = []
         self.marks: list[dict[str, Any]] = []
+        self.samples: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
         self.last_event: Optional[dict[str, Any]] = None
+        self.last_step: dict[str, Any] = {}
         self._identity: Optional[tuple[int, int]] = None
 
     def poll(self) -> bool:
@@ -168,9 +171,12 @@ class RunFollower:
         self.last_event = event
         if kind == "step":
             self.steps.add(event)
+            self.last_step = event
         elif kind == "eval":
             self.evals.append({**{key: event.get(key) for key in EVALUATION},
                                "tokens": self.steps.last("tokens") or 0.0})
+        elif kind == "sample":
+            self.samples.append({key: event[key] for key in ("step", "prompt", "text")})
         elif kind in ("overflow", "checkpoint", "warning", "compile"):
             self.marks.append({key: event.get(key) for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
                                if key in event})
@@ -182,6 +188,7 @@ class RunFollower:
         self.facts = event
         self.steps.take_back(step)
         self.evals = [item for item in self.evals if item["step"] <= step]
+        self.samples = [item for item in self.samples if item["step"] <= step]
         self.marks = [mark for mark in self.marks if mark.get("step") is None or mark["step"] <= step]
         if step or len(self.steps):
             self.marks.append({"kind": "resume", "step": step, "time": event.get("time")})

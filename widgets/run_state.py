@@ -20,7 +20,7 @@ from pangu_lab.identity import lives, parse_identity
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.presets import load_yaml
 from pangu_lab.reading import read_json
-from pangu_lab.runs.status import STATUS, read_status
+from pangu_lab.runs.status import STATUS, read_status, seen
 from pangu_lab.schema import Count, Schema, Seconds
 from widgets.run_data import RunFollower
 
@@ -143,6 +143,8 @@ def head_of(run: RunFollower, config: Optional[RunConfig]) -> dict[str, Any]:
             "overflows": run.overflows, "compile_seconds": run.compile_seconds, "logs": logs_of(run.folder),
             "lines": why_it_ended(run.folder) if state in ("failed", "died") else [],
             "evaluation": run.evals[-1] if run.evals else None,
+            "seen": dict(zip(("epochs", "tokens_per_parameter"), seen(run.last_step, run.facts))),
+            "warning": next((str(mark.get("text")) for mark in reversed(run.marks) if mark["kind"] == "warning"), ""),
             "scaled": bool(config and config.model.compute_dtype == "float16"),
             "facts": {key: run.facts[key] for key in ("preset", "parameters", "processes", "device", "mindspore")
                       if key in run.facts}}

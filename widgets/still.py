@@ -42,6 +42,7 @@ def head_line(head: dict[str, Any], word: Word) -> str:
     parts = [f"{head['name']}: {word('state_' + head['state'])}"]
     if head["steps"]:
         parts.append(word("step_of", step=f"{head['step']:,}", steps=f"{head['steps']:,}"))
+    parts += [word(key, number=figure(value, 3)) for key, value in head.get("seen", {}).items() if value is not None]
     if head["last"].get("loss") is not None:
         parts.append(f"{word('loss')} {figure(head['last']['loss'])}")
     if head.get("evaluation"):
@@ -64,6 +65,7 @@ def monitor_text(heads: Sequence[dict[str, Any]], word: Word) -> str:
     lines = []
     for head in heads:
         lines.append(head_line(head, word))
+        lines += [f"  ! {head['warning']}"] if head.get("warning") else []
         lines += [f"  | {line}" for line in head["lines"][:6]]
     return "\n".join(lines)
 
@@ -71,7 +73,14 @@ def monitor_text(heads: Sequence[dict[str, Any]], word: Word) -> str:
 def monitor_html(runs: Sequence[RunFollower], heads: Sequence[dict[str, Any]], word: Word) -> str:
     """The lines of ``monitor_text`` over the loss curves as SVG."""
     lines = "".join(f"<div>{escape(line)}</div>" for line in monitor_text(heads, word).splitlines())
-    return f'<div style="font-family:sans-serif;font-size:13px">{lines}{loss_svg(runs, word)}</div>'
+    return f'<div style="font-family:sans-serif;font-size:13px">{lines}{loss_svg(runs, word)}{_samples(runs[0], word)}</div>'
+
+
+def _samples(run: RunFollower, word: Word) -> str:
+    """What the first run wrote at its last evaluation."""
+    last = [one for one in run.samples if one["step"] == run.samples[-1]["step"]]
+    lines = "".join(f"<div><b>{escape(one['prompt'])}</b>{escape(one['text'])}</div>" for one in last)
+    return f"<div>{word('samples')}, {word('sample_step', step=last[0]['step'])}</div>{lines}" if last else ""
 
 
 def loss_svg(runs: Sequence[RunFollower], word: Word) -> str:

@@ -36,6 +36,8 @@ def register(verbs: Any) -> None:
     runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
                       help="the folder with the runs, or one run (default %(default)s)")
     runs.add_argument("--stop", metavar="NAME", help="ask this run (its name, or its folder) to finish its step, save and end")
+    runs.add_argument("--samples", action="store_true",
+                      help="print what one run (its folder, or its name in runs) wrote at its evaluations (train.sample_prompts)")
     runs.add_argument("--compare", nargs="+", metavar="NAME",
                       help="compare these runs: curves, losses at the same steps, settings that differ")
     runs.add_argument("--tensorboard", metavar="OUT",
@@ -90,6 +92,8 @@ def show_runs(args: argparse.Namespace) -> int:
         request_stop(_run_named(args, args.stop))
         say(f"asked {args.stop} to stop after the step it is in")
         return finish(args, {"run": args.stop, "asked": "stop"})
+    if args.samples:
+        return _show_samples(args)
     if args.compare:
         from pangu_lab.runs.comparison import compare_runs
 
@@ -102,14 +106,33 @@ def show_runs(args: argparse.Namespace) -> int:
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
-        table(("run", "state", "step", "of", "loss", "perplexity", "bits/char", "tokens/s", "heard of", "why it ended"),
-              [(run.name, run.state, run.step, run.steps, run.loss, run.eval_perplexity, run.eval_bits_per_character,
-                run.tokens_per_second,
+        table(("run", "state", "step", "of", "epochs", "tokens/parameter", "loss", "perplexity", "bits/char", "tokens/s", "heard of", "why it ended"),
+              [(run.name, run.state, run.step, run.steps, run.epochs, run.tokens_per_parameter, run.loss, run.eval_perplexity,
+                run.eval_bits_per_character, run.tokens_per_second,
                 f"{duration(time.time() - run.heartbeat)} ago", run.reason) for run in found])
     for run in found:
         if run.damaged_events:
             say(f"{run.name}: {run.damaged_events} damaged lines of its events were skipped")
     return finish(args, found)
+
+
+def _show_samples(args: argparse.Namespace) -> int:
+    from pangu_lab.runs import read_curves
+
+    folder = Path(args.folder) if _is_run(Path(args.folder)) else Path("runs") / args.folder
+    if not _is_run(folder):
+        raise InputError(f"{args.folder}: no run here: name one, such as `pangu-lab runs runs/first --samples`")
+    samples = read_curves(folder).samples
+    if not samples:
+        say(f"{folder}: no samples: a run writes them with --set train.sample_prompts='[\"春天来了，\"]' and held-out data")
+    for sample in samples:
+        say(f"step {sample['step']}: {_shown(sample['prompt'])} ▸ {_shown(sample['text'])}")
+    return finish(args, [{key: sample[key] for key in ("step", "prompt", "text")} for sample in samples])
+
+
+def _shown(text: str) -> str:
+    """A model's text for a terminal: line ends as ↵, and nothing that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "�" for letter in text)
 
 
 def _boards(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,7 +16,7 @@ CPU:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -92,13 +92,30 @@ class Parameters:
         check_group(config, group)
         self.weights = _Part(weights, config, group) if group.size > 1 else weights
         self.made: dict[str, Parameter] = {}
+        self._makes: dict[str, Optional[Callable[[], np.ndarray]]] = {}
 
     def __call__(self, name: str, make=None) -> Parameter:
         """The parameter ``name``: the weight of that name, or the result of ``make``."""
         if name not in self.made:
             value = self.weights[name] if make is None else make()
             self.made[name] = Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
+            self._makes[name] = make
         return self.made[name]
+
+    def renew(self, weights: Weights) -> None:
+        """Replace the values by those of other weights of the same network, whole; graphs and kernels over these
+        parameters go on with the new ones. What the cache holds is of no use afterwards."""
+        self.weights = weights
+        in_place = ms.get_context("device_target") == "CPU"  # the kernels know the parameters by their addresses
+        for name, parameter in self.made.items():
+            if ".cache." in name:
+                continue
+            make = self._makes[name]
+            value = np.ascontiguousarray(weights[name] if make is None else make(), np.float32)
+            if in_place:
+                parameter.asnumpy()[...] = value
+            else:
+                parameter.set_data(Tensor(value))
 
     def whole(self, name: str) -> nn.Cell:
         return nn.Identity()

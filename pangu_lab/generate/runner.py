@@ -112,6 +112,7 @@ class Runner:
             not depend on its batch (see ``batch_invariant.py``); empty for the fastest way of each call.
         reload: returns another runner of the same network, whose graphs replace those that failed; None if that is
             not possible.
+        renew: replaces the weights by others of the same network, between two generations; None for a bundle.
     """
 
     def __init__(self, graph: Graph, vocab_size: int, max_length: int, slots: int,
@@ -126,6 +127,7 @@ class Runner:
         self.batch_sizes: tuple[int, ...] = ()
         self._native = native
         self.reload: Optional[Callable[[], Runner]] = None
+        self.renew: Optional[Callable[[Mapping[str, np.ndarray]], None]] = None
 
     def use_int8(self) -> None:
         """Keep weights as int8 with a scale for each output: decode steps read a quarter of the memory.
@@ -280,8 +282,10 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots
     network.set_inputs(*dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
     native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots)
-    return Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
-                  tokens_at_once(config), native)
+    runner = Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
+                    tokens_at_once(config), native)
+    runner.renew = parts.parameters.renew
+    return runner
 
 
 def default_slots(config: ModelConfig, slots: Optional[int] = None) -> int:

@@ -1,7 +1,7 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
 Every line has ``v`` (schema version), ``time`` (seconds since 1970) and ``kind``; kinds are ``start``, ``compile``,
-``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``warning`` and ``end``. A reader copes with a last line
+``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``sample``, ``warning`` and ``end``. A reader copes with a last line
 that is still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
 steps after that number, which the resumed run repeats.
 
@@ -97,12 +97,18 @@ class _Memory(_Event):
     ranks: list[_RankMemory]
 
 
+class _Sample(_Event):
+    step: Count
+    prompt: str
+    text: str
+
+
 class _Warning(_Event):
     text: str
 
 
 _KINDS: dict[str, type[_Event]] = {"start": _Start, "step": _LoggedStep, "overflow": _Step, "eval": _Evaluation,
-                                   "memory": _Memory, "warning": _Warning}
+                                   "memory": _Memory, "warning": _Warning, "sample": _Sample}
 
 
 class EventLog:
@@ -186,6 +192,7 @@ class Curves:
     steps: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
     overflows: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
     others: list[dict[str, Any]] = field(default_factory=list)
     damaged: int = 0  # lines that were skipped
 
@@ -193,7 +200,8 @@ class Curves:
         kind = event["kind"]
         if kind == "start":
             self._discard_after(event.get("resumed_from", 0))
-        {"step": self.steps, "eval": self.evals, "overflow": self.overflows}.get(kind, self.others).append(event)
+        {"step": self.steps, "eval": self.evals, "overflow": self.overflows,
+         "sample": self.samples}.get(kind, self.others).append(event)
 
     @property
     def start(self) -> dict[str, Any]:
@@ -201,7 +209,7 @@ class Curves:
         return next((event for event in reversed(self.others) if event["kind"] == "start"), {})
 
     def _discard_after(self, step: int) -> None:
-        for events in (self.steps, self.evals, self.overflows):
+        for events in (self.steps, self.evals, self.overflows, self.samples):
             while events and events[-1]["step"] > step:
                 events.pop()
 

@@ -67,6 +67,8 @@ class RunSummary:
     reason: str
     damaged_events: int = 0
     eval_bits_per_character: Optional[float] = None
+    epochs: Optional[float] = None  # how often the training data was gone through
+    tokens_per_parameter: Optional[float] = None  # tokens of training, repetitions included
 
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
@@ -152,7 +154,15 @@ def summarise(run_folder: Path | str) -> RunSummary:
     return RunSummary(folder.name, folder, status["state"], last.get("step", status.get("step", 0)),
                       status.get("steps", 0), last.get("loss"), evaluation.get("perplexity"),
                       last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""),
-                      curves.damaged, evaluation.get("bits_per_character"))
+                      curves.damaged, evaluation.get("bits_per_character"), *seen(last, curves.start))
+
+
+def seen(step: dict[str, Any], start: dict[str, Any]) -> tuple[Optional[float], Optional[float]]:
+    """Epochs, and tokens a parameter, of a run's last ``step`` and its ``start``; None where they do not tell."""
+    tokens, parameters = step.get("tokens"), start.get("parameters")
+    numbers = all(isinstance(value, (int, float)) and value > 0 for value in (tokens, parameters))
+    epoch = step.get("epoch")
+    return (epoch if isinstance(epoch, (int, float)) else None), (tokens / parameters if numbers else None)
 
 
 def list_runs(folder: Path | str = "runs") -> list[RunSummary]:

@@ -38,7 +38,7 @@ from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
 from pangu_lab.parallel.sharding import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_shard,
                                           parameter_shards)
-from pangu_lab.progress import Progress, silent
+from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.runs import heartbeat
 from pangu_lab.runs.pipeline_log import PipelineLog
 from pangu_lab.tokenizer import load_tokenizer
@@ -53,6 +53,7 @@ from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.recompute import Pieces, by_pieces
 from pangu_lab.train.routing import CountingStep, RoutedGradientStep, RoutingCounts
 from pangu_lab.train.run_folder import RunFolder
+from pangu_lab.train.samples import Samples
 from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
@@ -109,6 +110,7 @@ class Trainer:
         self.last_loss = math.nan
         self.last_eval: Optional[HeldOutLoss] = None
         self.watch = Watch(run, config.train.eval_every, config.train.patience)
+        self.samples = Samples(config, run, dataset.load_tokenizer())
         self.first_step_done = False
         self.notes: tuple[str, ...] = ()
 
@@ -298,6 +300,8 @@ class Trainer:
         self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
                                        config.data.eod_reset)
         self.run.event("eval", step=self.step, **self.last_eval.figures())
+        if self.ranks.is_first:
+            self.samples.write(self.step, self.weights)
 
     def _eval_loss(self, *inputs):
         with self.graphs.compiling("evaluation"):
@@ -386,7 +390,7 @@ class Trainer:
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
         self.run.status(state="training", step=self.step)
-        progress(self.step, self.config.train.steps, _progress_text(kind, event))
+        progress(self.step, self.config.train.steps, _progress_text(kind, event, self.config.model.num_parameters))
 
 
 def _parameter_of(name: str) -> str:
@@ -395,11 +399,11 @@ def _parameter_of(name: str) -> str:
     return rest if kind in ("adam_m", "adam_v", "muon_m") else name
 
 
-def _progress_text(kind: str, event: dict[str, Any]) -> str:
+def _progress_text(kind: str, event: dict[str, Any], parameters: int) -> str:
     if kind == "overflow":
         return f"overflow, loss scale now {event['loss_scale']:g}"
-    speed = event.get("tokens_per_second")
-    return f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
+    speed, seen = event.get("tokens_per_second"), f"epoch {event['epoch']:.2f}, {event['tokens'] / parameters:.2g} tokens a parameter"
+    return f"loss {event['loss']:.3f} · {seen}" + (f" · {speed:,.0f} tokens/s" if speed else "")
 
 
 # ---------------------------------------------------------------------------------------------------- entry point
@@ -512,6 +516,7 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     if trainer.step == 0:
         trainer.evaluate()
     deadline = _deadline(config.train.max_minutes)
+    tell_budget(progress, None if math.isinf(deadline) else deadline - time.monotonic())
     if trainer.step >= config.train.steps:
         trainer.evaluate()  # no steps left: report the held-out loss
         return "finished", checkpoint.folder if checkpoint else trainer.save()

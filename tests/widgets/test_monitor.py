@@ -113,7 +113,7 @@ def test_without_widgets_there_is_a_picture_and_text_with_nothing_that_runs(writ
     run.status("stopped", 5, reason="stop file")
     data, _ = monitor_of(run.folder)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    assert "stopped, step 5 of 20, loss 1, held-out perplexity 7.4, stop file" in data["text/plain"]
+    assert "stopped, step 5 of 20, 0.0179 tokens a parameter, loss 1, held-out perplexity 7.4, stop file" in data["text/plain"]
     assert "<svg" in data["text/html"] and "<polyline" in data["text/html"] and "<script" not in data["text/html"]
 
 
@@ -124,6 +124,32 @@ def test_the_monitor_says_on_how_many_held_out_records_the_perplexity_rests(writ
     run.status("training", 5)
     text = monitor_of(run.folder).still_text()
     assert "held-out perplexity 7.4 (8 of 90 held-out records), held-out bits per character 1.5" in text
+
+
+def test_the_monitor_says_epochs_tokens_a_parameter_and_the_last_warning(written_run, monitor_of):
+    run = written_run()
+    run.step(5, 2.0, epoch=1.25)
+    run.write("warning", step=5, text="from step 2 on it learns <by> heart")
+    run.status("training", 5)
+    monitor = monitor_of(run.folder)
+    assert "1.25 epochs, 0.0179 tokens a parameter" in monitor.still_text()
+    assert "! from step 2 on it learns &lt;by&gt; heart" in monitor.still_html()
+
+
+def test_samples_follow_the_run_and_are_text_and_never_markup(written_run, monitor_of):
+    run = written_run()
+    run.write("sample", step=0, prompt="春", text="a")
+    run.step(5)
+    run.status("training", 5)
+    monitor = monitor_of(run.folder)
+    run.write("sample", step=5, prompt="<b>", text="<script>alert(1)</script>")
+    monitor.tick()
+    assert [one["step"] for one in monitor.samples] == [0, 5]
+    html = monitor.still_html()
+    assert "&lt;script&gt;alert(1)" in html and "<script" not in html and "Samples, step 5" in html
+    run.write("start", step=2, resumed_from=2, steps=20)
+    monitor.tick()
+    assert [one["step"] for one in monitor.samples] == [0]
 
 
 def test_curves_of_different_vocabularies_are_drawn_in_bits_per_character(written_run, monitor_of):

@@ -26,9 +26,9 @@ def test_a_run_is_told_in_the_language_of_its_monitor(tmp_path):
     run.status("finished", 7)
     monitor = RunMonitor(tmp_path / "runs" / "first")
     try:
-        assert monitor.still_text() == "first: finished, step 7 of 20, loss 5.25"
+        assert monitor.still_text() == "first: finished, step 7 of 20, 0.0251 tokens a parameter, loss 5.25"
         monitor.language = "zh"
-        assert monitor.still_text() == "first: 已完成, 第 7 / 20 步, 损失 5.25" and "已完成" in monitor.still_html()
+        assert monitor.still_text() == "first: 已完成, 第 7 / 20 步, 每参数 0.0251 个词元, 损失 5.25" and "已完成" in monitor.still_html()
     finally:
         monitor.close()
 

@@ -245,7 +245,7 @@ class Monitor {
     this.listeners = [
       ["change:data", () => { this.runs.replace(model.get("data")); this.draw(); }],
       ["change:heads", () => this.showHead()], ["change:others", () => this.showOthers()],
-      ["change:log_view", () => this.showLog()],
+      ["change:samples", () => this.showSamples()], ["change:log_view", () => this.showLog()],
       ["change:axis change:log change:smoothing", () => { this.showControls(); this.draw(); }],
       ["msg:custom", (message, buffers) => this.receive(message, buffers)],
     ];
@@ -291,6 +291,7 @@ class Monitor {
     this.bar = el("div", { class: "pgl-bar" }, this.fillBar);
     this.refusal = el("div", { class: "pgl-error", hidden: true, role: "alert" });
     this.trouble = el("div", { hidden: true, style: "margin-bottom:10px" });
+    this.warning = el("div", { hidden: true, class: "pgl-muted", style: "margin-bottom:10px", "data-name": "warning" });
     this.tiles = el("div", { class: "pgl-tiles" });
     this.chart = this.makeChart(270);
     this.small = el("div", { class: "pgl-small" });
@@ -301,7 +302,7 @@ class Monitor {
     this.chart.frame.append(this.tip);
     fill(this.node,
       el("div", { class: "pgl-row" }, this.badge, this.title, this.progress, el("span", { class: "pgl-row pgl-push" }, this.stop, this.resume, languageSwitch(this.model))),
-      this.bar, this.refusal, this.trouble, this.tiles, this.controls(), this.legend, this.waiting, this.chart.frame, this.small, this.logs());
+      this.bar, this.refusal, this.trouble, this.warning, this.tiles, this.controls(), this.legend, this.waiting, this.chart.frame, this.small, this.samples(), this.logs());
     this.showControls();
     this.showOthers();
     this.showHead();
@@ -402,6 +403,9 @@ class Monitor {
     this.bar.toggleAttribute("data-busy", busy);
     this.fillBar.style.width = `${head.steps ? Math.min(100, (100 * head.step) / head.steps) : 0}%`;
     this.showTrouble(head);
+    this.showSamples();
+    this.warning.hidden = !head.warning;
+    this.warning.textContent = head.warning ? `⚠ ${head.warning}` : "";
     this.showTiles(head);
     this.showTimes();
     const chosen = this.logChoice.value;
@@ -410,6 +414,29 @@ class Monitor {
       if (head.logs.includes(chosen)) this.logChoice.value = chosen;
     }
     this.showOthersNames(heads);
+  }
+
+  // What the model wrote at its evaluations: a slider by step. The texts are a model's, and only ever set as text.
+  samples() {
+    this.sampleSlider = el("input", { type: "range", min: 0, step: 1, "aria-label": this.t("samples"), oninput: () => { this.sampleAt = Number(this.sampleSlider.value); this.showSamples(); } });
+    this.sampleStep = el("span", { class: "pgl-muted" });
+    this.sampleTexts = el("div", { "data-name": "samples" });
+    this.sampleBox = el("div", { hidden: true, style: "margin-top:10px" }, el("div", { class: "pgl-charttitle" }, this.t("samples"), " ", this.sampleSlider, " ", this.sampleStep), this.sampleTexts);
+    return this.sampleBox;
+  }
+
+  showSamples() {
+    if (!this.sampleBox) return;
+    const samples = this.model.get("samples") || [];
+    const steps = [...new Set(samples.map((one) => one.step))];
+    this.sampleBox.hidden = !steps.length;
+    if (!steps.length) return;
+    const row = Math.min(this.sampleAt ?? steps.length - 1, steps.length - 1);
+    if (row === steps.length - 1) this.sampleAt = undefined; // stays with the newest
+    this.sampleSlider.max = String(steps.length - 1);
+    this.sampleSlider.value = String(row);
+    this.sampleStep.textContent = this.t("sample_step", { step: steps[row].toLocaleString("en-US") });
+    fill(this.sampleTexts, samples.filter((one) => one.step === steps[row]).map((one) => el("div", { style: "white-space:pre-wrap;margin:4px 0" }, el("b", {}, one.prompt), one.text)));
   }
 
   showOthersNames(heads) {
@@ -451,6 +478,7 @@ class Monitor {
     const now = Date.now() / 1000 + this.skew;
     const parts = [];
     if (head.steps) parts.push(t("step_of", { step: head.step.toLocaleString("en-US"), steps: head.steps.toLocaleString("en-US") }));
+    for (const [key, value] of Object.entries(head.seen || {})) if (Number.isFinite(value)) parts.push(t(key, { number: short(value, 3) }));
     if (head.state === "compiling") parts.push(t("compiling_for", { time: clock(now - head.since) }));
     else if (head.compile_seconds && head.step < 50 && !head.ended) parts.push(t("compiled_in", { time: short(head.compile_seconds, 2) }));
     if (head.left !== null) parts.push(t("left", { time: clock(head.left - (now - head.now)) }));
