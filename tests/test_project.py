@@ -30,7 +30,7 @@ LAYERS = (
     ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading",
      "schema", "cache"),
     ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
-    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("train",), ("launch",), ("generate",),
+    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("generate",), ("train",), ("launch",),
     ("export", "loading"), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
