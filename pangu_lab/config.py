@@ -20,6 +20,7 @@ import yaml
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.ranges import check, check_choice, check_range, number, shown
 from pangu_lab.reading import parse_yaml
+from pangu_lab.shipped import shipped_names
 
 MOST_LAYERS = 1 << 12  # ten times those of any model; a number typed wrongly must not take minutes to refuse
 ACTIVATIONS = ("gelu", "gelu_erf", "fast_gelu")
@@ -372,7 +373,9 @@ class RunConfig:
         Absolute, and not relative to the run: data sets and runs are rarely moved together.
         """
         given = {key: _value(self, key) for key in PATHS}
-        return self.replace(**{key: os.path.abspath(path) for key, path in given.items() if path and path != "pangu"})
+        names = ("pangu", *shipped_names())  # of what comes with the lab
+        return self.replace(**{key: os.path.abspath(path) for key, path in given.items()
+                               if path and (path not in names or os.path.exists(path))})
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain values, in the order of the fields."""

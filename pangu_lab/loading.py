@@ -22,6 +22,7 @@ from pangu_lab.export.loading import load_bundle, load_bundle_tokenizer, model_c
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.memory import check, generation_need
+from pangu_lab.shipped import shipped_folder, shipped_names
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 FOLDERS = ("runs", "exports")  # where a bare name is looked for
@@ -146,7 +147,7 @@ class Model:
 
 def find(source: str | Path) -> Path:
     """The folder that ``source`` names: itself, or one of that name below ``runs`` or ``exports``; with ``@best`` behind
-    it, the best checkpoint of that run.
+    it, the best checkpoint of that run. Last, a model that comes with the lab (``verse``).
 
     Raises:
         InputError: there is none.
@@ -154,6 +155,8 @@ def find(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
+    if (shipped := shipped_folder(source)) is not None and not any((Path(parent) / folder).is_dir() for parent in FOLDERS):
+        return shipped
     run = Path(str(source).removesuffix(MARK))
     if run.is_dir() and run != folder:
         return named(folder)
@@ -161,8 +164,8 @@ def find(source: str | Path) -> Path:
         for parent in FOLDERS:
             if (Path(parent) / run).is_dir():
                 return named(Path(parent) / folder)
-        raise InputError(f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint or "
-                         "a bundle")
+        raise InputError(f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint, "
+                         f"a bundle, or a model that comes with the lab ({', '.join(shipped_names())})")
     raise InputError(f"{source}: no such folder; give a run (runs/NAME), a checkpoint or a bundle")
 
 

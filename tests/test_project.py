@@ -27,7 +27,7 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading",
+    ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading", "shipped",
      "schema", "cache"),
     ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("generate",), ("train",), ("launch",),

@@ -16,6 +16,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import write_json_atomic
 from pangu_lab.reading import read_json
 from pangu_lab.schema import Count, Schema
+from pangu_lab.shipped import shipped_folder
 
 FILE, MARK = "best.json", "@best"
 
@@ -53,11 +54,14 @@ def read_best(run: Path | str) -> Optional[Best]:
 
 
 def named(place: Path | str) -> Path:
-    """The folder that ``place`` means: itself, or for ``runs/NAME@best`` that run's best checkpoint.
+    """The folder that ``place`` means: itself, for ``runs/NAME@best`` that run's best checkpoint, for the name of a model
+    that comes with the lab the folder of that.
 
     Raises:
         InputError: the run has no best checkpoint.
     """
+    if (shipped := shipped_folder(place)) is not None:
+        return shipped
     folder = Path(place)
     if not folder.name.endswith(MARK) or folder.exists():
         return folder
