@@ -2,7 +2,8 @@
 
 ``corpus.py`` is the whole of it; ``finding.py`` decides which files are taken, ``containers.py`` opens what is
 compressed or archived, ``encoding.py`` finds how a text is encoded, ``rows.py`` and ``documents.py`` cut documents.
-``verse.py`` makes a corpus of regulated verse.
+``verse.py`` makes a corpus of regulated verse; ``prosody.py`` measures the form of a poem, ``poem_index.py`` what it has in
+common with others.
 """
 
 from __future__ import annotations
@@ -12,5 +13,7 @@ from pangu_lab.lazy import lazy_names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "corpus": ["Corpus", "Reading", "Report"],
     "finding": ["Inputs", "find_files"],
+    "poem_index": ["BigramModel", "Nearest", "PoemIndex", "read_poems"],
+    "prosody": ["Prosody", "lines_of", "prosody"],
     "verse": ["make_verse"],
 })
