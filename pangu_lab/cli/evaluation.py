@@ -14,7 +14,10 @@ from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say, table
 
 DETAILS = ("TASK is a published task such as c3, read from your own files in their published form; 'perplexity' of a "
-           "prepared data set; or 'list', which shows every task with its metric, template and file format.")
+           "prepared data set; 'verse', poems that the model writes to the titles of --data; or 'list', which shows every task with its metric, template and file format.")
+
+
+VERSE_OPTIONS = ("train", "temperature", "top_p", "seed")
 
 
 def register(verbs: Any) -> None:
@@ -32,7 +35,11 @@ def register(verbs: Any) -> None:
                         help="instead of the paper's; \\n is a line break, {|} marks where scoring begins")
     parser.add_argument("--negatives", type=int, metavar="N",
                         help="of tnews and iflytek: wrong labels to offer (default 3; 0: all)")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N questions only; of verse: N poems (default 200)")
+    parser.add_argument("--train", metavar="FILE.jsonl", help="of verse: the training poems, to find copies of them")
+    parser.add_argument("--temperature", type=float, metavar="T", help="of verse (default 1)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="of verse (default 0.9)")
+    parser.add_argument("--seed", type=int, metavar="N", help="of verse: draws titles and poems (default 1)")
     parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one kept with the model")
     parser.add_argument("--out", metavar="FILE.json",
                         help="store every question's outcome; an interrupted evaluation resumes from there")
@@ -49,6 +56,11 @@ def run_evaluate(args: argparse.Namespace) -> int:
         raise InputError("give one of --from DIR, --server URL and --baselines-only")
     if args.task == "perplexity":
         return _perplexity(args)
+    if args.task == "verse":
+        return _verse(args)
+    for name in VERSE_OPTIONS:
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')} belongs to the task verse")
     template = args.template.replace("\\n", "\n") if args.template is not None else None
     task = make_task(args.task, scoring=args.scoring, template=template, negatives=args.negatives)
     source = args.server if args.server is not None else args.source
@@ -94,6 +106,43 @@ def _perplexity(args: argparse.Namespace) -> int:
     say(f"perplexity {result.perplexity:.2f} (loss {result.loss:.4f}{bits}) over {result.tokens:,} tokens in "
         f"{result.records:,} of {result.of_records:,} records")
     return finish(args, dataclasses.asdict(result))
+
+
+def _verse(args: argparse.Namespace) -> int:
+    from pangu_lab.evaluate.verse import SAMPLING, evaluate_verse
+
+    if args.server is not None or len(args.data) != 1:
+        raise InputError("verse needs --from DIR, and in --data the heldout.jsonl of `pangu-lab corpus verse`")
+    given = {key: getattr(args, key) for key in VERSE_OPTIONS[1:] if getattr(args, key) is not None}
+    sampling = dataclasses.replace(SAMPLING, **given)
+    limit = 200 if args.limit is None else args.limit
+    model = args.source if args.source is None or args.tokenizer is None else _with_tokenizer(args)
+    with progress_bar("evaluate verse") as progress, _sigterm_interrupts():
+        result = evaluate_verse(model, args.data[0], args.train, limit=limit, sampling=sampling, out=args.out, progress=progress)
+    _show_verse(result)
+    return finish(args, result.to_dict())
+
+
+def _with_tokenizer(args: argparse.Namespace) -> Any:
+    from pangu_lab.loading import Model
+
+    return Model.load(args.source, args.tokenizer)
+
+
+def _show_verse(result: Any) -> None:
+    """The measures side by side, then a few poems, each with the training poem nearest to it."""
+    names = {"n": "poems", "form": "right form", "rhyme": "rhyme", "loose_rhyme": "loose rhyme", "pattern": "tonal pattern",
+             "tones": "tones that fit", "copied": "copied 7-spans", "repeated": "repeated poems"}
+    rows = []
+    for key, name in names.items():
+        values = [getattr(column, key) for column in result.columns.values()]
+        rows.append((name, *(str(value) if key == "n" else "–" if value is None else f"{value:.1%}" for value in values)))
+    table(("", *result.columns), rows)
+    for poem in result.poems:
+        say(f"\n《{poem.title}》\n{poem.text.strip()}")
+        if poem.nearest is not None:
+            near = poem.nearest
+            say(f"nearest: 《{near.title}》 {near.text.replace(chr(10), '')}  (both have {near.span}; Jaccard {near.jaccard:.2f})")
 
 
 def _show(result: Any, title: str) -> None:

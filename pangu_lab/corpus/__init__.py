@@ -14,6 +14,6 @@ __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "corpus": ["Corpus", "Reading", "Report"],
     "finding": ["Inputs", "find_files"],
     "poem_index": ["BigramModel", "Nearest", "PoemIndex", "read_poems"],
-    "prosody": ["Prosody", "lines_of", "prosody"],
+    "prosody": ["Prosody", "lines_of", "prosody_of"],
     "verse": ["make_verse"],
 })

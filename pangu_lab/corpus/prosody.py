@@ -90,7 +90,7 @@ class Prosody:
         return self.tones == 1.0
 
 
-def prosody(lines: Sequence[str]) -> Prosody:
+def prosody_of(lines: Sequence[str]) -> Prosody:
     """Measure a poem, given as its lines."""
     ends = [line[-1] for line in lines[1::2]]
     strict = frozenset.intersection(*(rhymes().get(end, frozenset()) for end in ends))

@@ -15,8 +15,9 @@ from pangu_lab.evaluate.scoring import LocalScorer, Score, Scorer, TokenScorer
 from pangu_lab.evaluate.server import ServerScorer
 from pangu_lab.evaluate.statistics import mean_interval, perplexity_interval, standard_error, wilson_interval
 from pangu_lab.evaluate.tasks import TASKS, Task, make_task
+from pangu_lab.evaluate.verse import VerseMeasure, VerseResult, evaluate_verse
 
 __all__ = ["LocalScorer", "PerplexityResult", "Result", "Score", "Scorer", "ServerScorer", "TASKS", "Task",
-           "TokenScorer", "engine_writer", "evaluate", "find_files", "make_task", "mean_interval", "open_scorer",
-           "perplexity", "perplexity_interval", "plot_results", "plot_routed_text", "route_text", "standard_error",
-           "wilson_interval"]
+           "TokenScorer", "VerseMeasure", "VerseResult", "engine_writer", "evaluate", "evaluate_verse", "find_files",
+           "make_task", "mean_interval", "open_scorer", "perplexity", "perplexity_interval", "plot_results",
+           "plot_routed_text", "route_text", "standard_error", "wilson_interval"]

@@ -158,15 +158,20 @@ def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = N
 
 
 def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[SamplingConfig] = None,
-                  progress: Progress = silent, explain: bool = False) -> list[Completion]:
-    """Continue every prompt, several at a time; each as ``generate`` would by itself."""
+                  progress: Progress = silent, explain: bool = False,
+                  seeds: Optional[Sequence[int]] = None) -> list[Completion]:
+    """Continue every prompt, several at a time; each as ``generate`` would by itself.
+
+    Args:
+        seeds: one for each prompt; without them all have that of ``sampling``, and so the same draws.
+    """
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 and explain:
         raise InputError("beam search ranks whole texts, not the next token: explain needs "
                          "sampling.num_beams of 1")
-    seed = seed_of(config)
-    groups = [_requests_of(engine, prompt, config, seed, explain) for prompt in prompts]
+    seeds = seeds or [seed_of(config)] * len(prompts)
+    groups = [_requests_of(engine, prompt, config, seed, explain) for prompt, seed in zip(prompts, seeds, strict=True)]
     requests, done = [request for group in groups for request in group], 0
     total = sum(request.policy.width for request in requests)
     progress(0, total, "sequences")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_lab.corpus.prosody import LEVEL, OBLIQUE, _WIDER, lines_of, prosody, rhymes, tones
+from pangu_lab.corpus.prosody import LEVEL, OBLIQUE, _WIDER, lines_of, prosody_of, rhymes, tones
 
 HERON = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
 MOON = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"
@@ -22,15 +22,15 @@ def test_another_form_has_no_lines(wrong):
 
 
 def test_a_regulated_poem_fits_and_one_of_the_old_style_does_not():
-    heron, moon = prosody(lines_of(HERON)), prosody(lines_of(MOON))
+    heron, moon = prosody_of(lines_of(HERON)), prosody_of(lines_of(MOON))
     assert heron.rhyme and heron.loose_rhyme and heron.pattern and heron.tones == 1
     assert moon.rhyme and not moon.pattern and moon.tones == 0.75
 
 
 def test_neighbouring_rhymes_are_loose_and_others_none():
-    neighbours = prosody(("白日依山东", "白日依山东", "白日依山东", "白日依山冬"))
+    neighbours = prosody_of(("白日依山东", "白日依山东", "白日依山东", "白日依山冬"))
     assert not neighbours.rhyme and neighbours.loose_rhyme
-    other = prosody(("白日依山东", "白日依山东", "白日依山东", "白日依山天"))
+    other = prosody_of(("白日依山东", "白日依山东", "白日依山东", "白日依山天"))
     assert not other.rhyme and not other.loose_rhyme
 
 
@@ -40,7 +40,7 @@ def test_the_entering_tone_is_oblique_and_a_character_with_two_readings_fits_bot
 
 
 def test_a_character_that_the_book_lacks_rhymes_with_nothing():
-    assert not prosody(("白日依山东", "白日依山卍", "白日依山东", "白日依山卍")).loose_rhyme
+    assert not prosody_of(("白日依山东", "白日依山卍", "白日依山东", "白日依山卍")).loose_rhyme
 
 
 def test_the_book_has_its_106_rhymes_and_each_has_its_wider_class():
