@@ -12,7 +12,7 @@ operation after the other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, Optional, overload
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.engine import EngineScorer
 from pangu_lab.evaluate.scoring import Score
+from pangu_lab.generate.constraint import Constraint
 from pangu_lab.generate.engine import CompletionStream, generate, generate_many, stream
 from pangu_lab.generate.runner import ONE_AT_A_TIME
 from pangu_lab.generate.sampling import Stage, explain
@@ -37,18 +38,21 @@ class PanguLM(Model):
         return EngineScorer(self.engine, name=self.name)
 
     @overload
-    def generate(self, prompt: str, explain: bool = ..., **sampling: Any) -> Completion: ...
+    def generate(self, prompt: str, explain: bool = ..., constraint: Optional[Constraint] = ...,
+                 **sampling: Any) -> Completion: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], explain: bool = ..., **sampling: Any) -> list[Completion]: ...
+    def generate(self, prompt: Sequence[str], explain: bool = ..., constraint: Optional[Constraint] = ...,
+                 **sampling: Any) -> list[Completion]: ...
 
-    def generate(self, prompt, explain=False, **sampling):
+    def generate(self, prompt, explain=False, constraint=None, **sampling):
         """Continue a prompt, or each of several.
 
         Args:
             prompt: a text, or a list of texts, which are then written several at a time.
             explain: keep in ``Completion.explained``, for every token, the distribution after each step of the
                 sampling chain, the model's own first.
+            constraint: what the text is held to, such as ``pangu_lab.generate.Verse(lines=4, length=7, rhyme=True)``.
             sampling: any field of ``SamplingConfig``, such as max_new_tokens, temperature, top_p, stop, seed; over
                 the model's own. Or ``sampling=``, a whole ``SamplingConfig``.
 
@@ -60,12 +64,12 @@ class PanguLM(Model):
         """
         chosen = self._sampling(sampling)
         if isinstance(prompt, str):
-            return generate(self.engine, prompt, chosen, explain)
-        return generate_many(self.engine, list(prompt), chosen, explain=explain)
+            return generate(self.engine, prompt, chosen, explain, constraint)
+        return generate_many(self.engine, list(prompt), chosen, explain=explain, constraint=constraint)
 
-    def stream(self, prompt: str, **sampling: Any) -> CompletionStream:
+    def stream(self, prompt: str, constraint: Optional[Constraint] = None, **sampling: Any) -> CompletionStream:
         """Continue a prompt, giving the text piece by piece; settings as ``generate``."""
-        return stream(self.engine, prompt, self._sampling(sampling))
+        return stream(self.engine, prompt, self._sampling(sampling), constraint)
 
     def logits(self, ids: Any) -> np.ndarray:
         """The logits of the network after every token.

@@ -33,6 +33,10 @@ def register(verbs: Any) -> None:
     parser.add_argument("--stop", action="append", metavar="TEXT", type=escaped_text,
                         help="end before this text; \\n is a line end, \\\\ a backslash")
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
+    parser.add_argument("--verse", metavar="LINESxLENGTH",
+                        help="hold the text to this form of verse: 4x5, 4x7, 8x5 or 8x7; the prompt is its title")
+    parser.add_argument("--rhyme", action="store_true", help="with --verse: the even lines rhyme")
+    parser.add_argument("--acrostic", metavar="TEXT", help="with --verse: the first characters of its lines")
     parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
                         help="any other sampling setting, such as sampling.min_p=0.05")
 
@@ -71,22 +75,38 @@ def _decoded(content: bytes) -> str:
 
 def run_generate(args: argparse.Namespace) -> int:
     sampling(args, SamplingConfig())  # report a wrong setting before anything is loaded
-    texts = prompts(args)
+    texts, held_to = prompts(args), _verse(args)
     check_signature(args.source, args.verify)
     from pangu_lab.lm import PanguLM
 
     engine = PanguLM.load(args.source, args.tokenizer, int8=args.int8).engine
     chosen = sampling(args, engine.sampling)
+    if held_to is not None and args.max_new_tokens is None:  # the form says how long it is
+        chosen = dataclasses.replace(chosen, max_new_tokens=max(chosen.max_new_tokens, held_to.tokens))
     one_text = chosen.num_beams == 1 and chosen.num_return_sequences == 1
-    results = [(_stream if one_text else _several)(engine, text, chosen) for text in texts]
+    results = [(_stream if one_text else _several)(engine, text, chosen, held_to) for text in texts]
     return finish(args, [{"prompt": text, **dataclasses.asdict(result)} for text, result in zip(texts, results)])
 
 
-def _stream(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
+def _verse(args: argparse.Namespace) -> Any:
+    """The constraint that the options name; None without --verse."""
+    from pangu_lab.generate.constraint import Verse
+
+    if args.verse is None:
+        if args.rhyme or args.acrostic:
+            raise InputError(f"--{'rhyme' if args.rhyme else 'acrostic'} needs --verse, such as --verse 4x7")
+        return None
+    lines, _, length = args.verse.partition("x")
+    if not (lines.isdecimal() and length.isdecimal()):
+        raise InputError(f"--verse {args.verse}: give lines x characters, such as 4x7")
+    return Verse(int(lines), int(length), args.rhyme, args.acrostic or "")
+
+
+def _stream(engine: Any, prompt: str, chosen: SamplingConfig, held_to: Any) -> Any:
     """Print the prompt and its continuation while it is generated."""
     from pangu_lab.generate import stream
 
-    pieces = stream(engine, prompt, chosen)
+    pieces = stream(engine, prompt, chosen, held_to)
     write(prompt)
     for piece in pieces:
         write(piece)
@@ -95,10 +115,10 @@ def _stream(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
     return pieces.completion
 
 
-def _several(engine: Any, prompt: str, chosen: SamplingConfig) -> Any:
+def _several(engine: Any, prompt: str, chosen: SamplingConfig, held_to: Any) -> Any:
     from pangu_lab.generate import generate
 
-    done = generate(engine, prompt, dataclasses.replace(chosen, echo=False))
+    done = generate(engine, prompt, dataclasses.replace(chosen, echo=False), constraint=held_to)
     for number, completion in enumerate(done.all, 1):
         say(f"{number}. {prompt}{completion.text}")
     _warn(done)

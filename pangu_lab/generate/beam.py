@@ -15,6 +15,7 @@ from typing import Optional
 import numpy as np
 
 from pangu_lab.config import SamplingConfig
+from pangu_lab.generate.constraint import Constraint
 from pangu_lab.generate.sampling import History, constrain, log_softmax
 from pangu_lab.generate.sequence import (END_OF_DOCUMENT, FULL, LENGTH, STOP, Completion, Delta, Prompt, TokenLogprob,
                                          token_logprob)
@@ -36,10 +37,12 @@ class BeamSearch:
 
     whole_prompt = False
 
-    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig) -> None:
+    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig,
+                 constraint: Optional[Constraint] = None) -> None:
         self.tokenizer, self.prompt, self.config = tokenizer, prompt, config
         self.limit = min(config.max_new_tokens, prompt.room)
         self.width, self.new_slots = config.num_beams, config.num_beams * max(self.limit - 1, 0)
+        self._allowed = constraint.start(tokenizer, self.limit) if constraint is not None else None
         self.ends = (tokenizer.eod_id, *config.stop_ids)
         self.stop = written_forms(tokenizer, config.stop)
         self.bad_words = BadWords(tokenizer, config.bad_words)
@@ -97,8 +100,9 @@ class BeamSearch:
     def _constrained(self, beam: _Beam, logits: np.ndarray) -> np.ndarray:
         read = [*self.prompt.ids, *beam.new_ids]
         banned = self.bad_words.banned(self.bad_words.tail(self.tokenizer, read)) if self.config.bad_words else ()
+        allowed = self._allowed(beam.new_ids) if self._allowed is not None else None
         return constrain(logits, self.config, History(self.prompt.ids, list(beam.new_ids), self.ends, banned,
-                                                        unknown_ids(self.tokenizer)))
+                                                        unknown_ids(self.tokenizer), allowed))
 
     def _told(self, parent: _Beam, logits: np.ndarray, index: int) -> tuple[TokenLogprob, ...]:
         if self.config.logprobs is None or index in self.ends:

@@ -23,6 +23,7 @@ import numpy as np
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.beam import BeamSearch
+from pangu_lab.generate.constraint import Constraint
 from pangu_lab.generate.decode_loop import MAX_BATCH, DecodeLoop, FairQueue, Request, prefill
 from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import check_ids, seed_of
@@ -141,12 +142,13 @@ def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, 
 
 
 def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
-             explain: bool = False) -> Completion:
+             explain: bool = False, constraint: Optional[Constraint] = None) -> Completion:
     """Continue ``prompt``.
 
     Args:
         explain: keep, for every token, the distribution after each step of the sampling chain
             (``Completion.explained``). Each step that changes it costs 8 bytes × vocabulary a token.
+        constraint: what the text is held to, such as a ``Verse``.
 
     Returns:
         The completion; of several (``num_return_sequences``) the first, with the rest in ``others``.
@@ -154,16 +156,18 @@ def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = N
     Raises:
         InputError: a setting cannot work with this model, or the cache is too small for so many sequences.
     """
-    return generate_many(engine, [prompt], sampling, explain=explain)[0]
+    return generate_many(engine, [prompt], sampling, explain=explain, constraint=constraint)[0]
 
 
 def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[SamplingConfig] = None,
                   progress: Progress = silent, explain: bool = False,
-                  seeds: Optional[Sequence[int]] = None) -> list[Completion]:
+                  seeds: Optional[Sequence[int]] = None,
+                  constraint: Optional[Constraint] = None) -> list[Completion]:
     """Continue every prompt, several at a time; each as ``generate`` would by itself.
 
     Args:
         seeds: one for each prompt; without them all have that of ``sampling``, and so the same draws.
+        constraint: what every text is held to.
     """
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
@@ -171,7 +175,8 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
         raise InputError("beam search ranks whole texts, not the next token: explain needs "
                          "sampling.num_beams of 1")
     seeds = seeds or [seed_of(config)] * len(prompts)
-    groups = [_requests_of(engine, prompt, config, seed, explain) for prompt, seed in zip(prompts, seeds, strict=True)]
+    groups = [_requests_of(engine, prompt, config, seed, explain, constraint)
+              for prompt, seed in zip(prompts, seeds, strict=True)]
     requests, done = [request for group in groups for request in group], 0
     total = sum(request.policy.width for request in requests)
     progress(0, total, "sequences")
@@ -182,7 +187,8 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     return [grouped([one for request in group for one in request.policy.completions()]) for group in groups]
 
 
-def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None) -> CompletionStream:
+def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
+           constraint: Optional[Constraint] = None) -> CompletionStream:
     """Continue ``prompt``, giving the text piece by piece.
 
     Returns:
@@ -195,7 +201,7 @@ def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = Non
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 or config.num_return_sequences > 1:
         raise InputError("a stream generates one text: set sampling.num_beams and sampling.num_return_sequences to 1")
-    return CompletionStream(engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config)
+    return CompletionStream(engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config, constraint)
 
 
 class CompletionStream(Iterator[str]):
@@ -207,8 +213,10 @@ class CompletionStream(Iterator[str]):
         slots_needed: of the cache, taken when the iteration begins.
     """
 
-    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig) -> None:
-        self._request = _StreamedRequest(prompt, Sampling(engine.tokenizer, prompt, config, seed_of(config)))
+    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig,
+                 constraint: Optional[Constraint] = None) -> None:
+        policy = Sampling(engine.tokenizer, prompt, config, seed_of(config), constraint=constraint)
+        self._request = _StreamedRequest(prompt, policy)
         self._steps = _decode(engine, [self._request])
 
     def __next__(self) -> str:
@@ -248,15 +256,17 @@ class _StreamedRequest(Request):
         self.pieces.extend(delta.text for delta in deltas if delta.text)
 
 
-def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, explain: bool) -> list[Request]:
+def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, explain: bool,
+                 constraint: Optional[Constraint]) -> list[Request]:
     """The sequences of a prompt in parts that fit the cache and the size of a batch."""
     prompt = prepare_prompt(text, engine.tokenizer, config, engine.max_length)
     if config.num_beams > 1:
-        return [Request(prompt, BeamSearch(engine.tokenizer, prompt, config))]
+        return [Request(prompt, BeamSearch(engine.tokenizer, prompt, config, constraint))]
     free = engine.runner.pool.slots - len(prompt.ids)
     size = max(1, min(free // max(min(config.max_new_tokens, prompt.room) - 1, 1), MAX_BATCH))
     numbers = range(config.num_return_sequences)
-    return [Request(prompt, Sampling(engine.tokenizer, prompt, config, seed, numbers[start:start + size], explain))
+    return [Request(prompt, Sampling(engine.tokenizer, prompt, config, seed, numbers[start:start + size], explain,
+                                     constraint))
             for start in range(0, len(numbers), size)]
 
 

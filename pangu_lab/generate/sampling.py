@@ -1,7 +1,7 @@
 """From logits to the next token: a chain of small named steps over numpy, in a fixed and visible order.
 
-First come the steps that apply to every decoding method (``CONSTRAINTS``): bias, bans and penalties, in the order of
-the list. Then, unless decoding is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step
+First come the steps that apply to every decoding method (``CONSTRAINTS``): the constraint (``constraint.py``), bias, bans
+and penalties, in the order of the list. Then, unless decoding is greedy, the samplers (``SAMPLERS``): temperature, top-k, top-p, min-p. A step
 takes scores (vocab,) and returns new ones; a forbidden token has −inf. ``explain`` returns the distribution after each
 step.
 
@@ -37,6 +37,7 @@ class History:
         ends: ids that end a generation (end of document and stop ids).
         banned: ids that would complete a bad word now.
         unknown: ids that stand for "some character the vocabulary lacks": nothing a reader could read.
+        allowed: ids that a constraint leaves, (n,); None where there is no constraint.
     """
 
     prompt: Sequence[int] = ()
@@ -44,6 +45,7 @@ class History:
     ends: tuple[int, ...] = ()
     banned: Sequence[int] = ()
     unknown: Sequence[int] = ()
+    allowed: Optional[np.ndarray] = None
 
 
 Step = Callable[[np.ndarray, SamplingConfig, History], np.ndarray]
@@ -53,6 +55,15 @@ def _forbid(scores: np.ndarray, ids: Sequence[int]) -> np.ndarray:
     scores = scores.copy()
     scores[np.asarray(ids, np.int64)] = -np.inf
     return scores
+
+
+def constraint(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
+    """Keep the tokens that the constraint of this generation allows here."""
+    if history.allowed is None:
+        return scores
+    kept = np.full_like(scores, -np.inf)
+    kept[history.allowed] = scores[history.allowed]
+    return kept
 
 
 def logit_bias(scores: np.ndarray, config: SamplingConfig, history: History) -> np.ndarray:
@@ -160,7 +171,7 @@ def min_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
     return np.where(scores >= edge, scores, -np.inf).astype(scores.dtype)
 
 
-CONSTRAINTS: tuple[Step, ...] = (logit_bias, bad_words, no_unknown, no_repeat_ngram, min_new_tokens,
+CONSTRAINTS: tuple[Step, ...] = (constraint, logit_bias, bad_words, no_unknown, no_repeat_ngram, min_new_tokens,
                                  repetition_penalty, frequency_and_presence)
 SAMPLERS: tuple[Step, ...] = (temperature, top_k, top_p, min_p)
 
@@ -201,7 +212,7 @@ def constrain(logits: np.ndarray, config: SamplingConfig, history: History) -> n
 
 def _check_some_left(scores: np.ndarray, logits: np.ndarray) -> None:
     if not np.isfinite(scores.max()):
-        raise InputError("no token is left to choose from: bad_words, no_repeat_ngram, min_new_tokens or "
+        raise InputError("no token is left to choose from: a constraint, bad_words, no_repeat_ngram, min_new_tokens or "
                          "logit_bias forbid them all" if np.isfinite(logits).all() else
                          "the model's logits are not finite: its weights are damaged or its training diverged")
 

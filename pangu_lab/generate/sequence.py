@@ -14,6 +14,7 @@ from typing import Optional
 import numpy as np
 
 from pangu_lab.config import SamplingConfig
+from pangu_lab.generate.constraint import Constraint
 from pangu_lab.generate.sampling import Draws, History, Stage, choose, explain, log_softmax
 from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, top_tokens, unknown_ids, written_forms
 
@@ -140,7 +141,7 @@ class SequenceInProgress:
     """
 
     def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
-                 number: int = 0, explained: bool = False) -> None:
+                 number: int = 0, explained: bool = False, constraint: Optional[Constraint] = None) -> None:
         self.prompt, self.tokenizer, self.config, self.seed, self.number = prompt, tokenizer, config, seed, number
         self._explained: Optional[list[tuple[Stage, ...]]] = [] if explained else None
         self.slots: list[int] = []
@@ -152,6 +153,7 @@ class SequenceInProgress:
         self._logprobs: list[TokenLogprob] = []
         self.prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
         self.limit = min(config.max_new_tokens, prompt.room)
+        self._allowed = constraint.start(tokenizer, self.limit) if constraint is not None else None
         self.finish_reason: Optional[str] = None if self.limit else LENGTH
 
     @property
@@ -173,6 +175,8 @@ class SequenceInProgress:
         if self.config.bad_words:
             read = [*self.prompt.ids, *self._history.new]
             self._history.banned = self._bad_words.banned(self._bad_words.tail(self.tokenizer, read))
+        if self._allowed is not None:
+            self._history.allowed = self._allowed(self._history.new)
         return self._history
 
     def accept(self, logits: np.ndarray) -> Delta:
@@ -225,12 +229,15 @@ class Sampling:
     Args:
         numbers: of the sequences; with the seed they are the keys of their draws.
         explained: keep the distributions after each step of the sampling chain.
+        constraint: what the texts are held to.
     """
 
     def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, seed: int,
-                 numbers: Sequence[int] = (0,), explained: bool = False) -> None:
+                 numbers: Sequence[int] = (0,), explained: bool = False,
+                 constraint: Optional[Constraint] = None) -> None:
         self.prompt, self.config = prompt, config
-        self.sequences = [SequenceInProgress(prompt, tokenizer, config, seed, number, explained) for number in numbers]
+        self.sequences = [SequenceInProgress(prompt, tokenizer, config, seed, number, explained, constraint)
+                          for number in numbers]
         self.width = len(self.sequences)
         self.new_slots = sum(sequence.new_slots for sequence in self.sequences)
         self.whole_prompt = config.echo and config.logprobs is not None

@@ -140,15 +140,15 @@ def test_explain_shows_the_distribution_after_every_step_in_order():
     settings = config(temperature=0.5, top_k=3, top_p=0.9, min_p=0.01, presence_penalty=1.0)
     stages = explain(np.array([1.0, 2.0, 3.0, 0.0]), settings, History(new=[2]))
     assert [stage.name for stage in stages] == [
-        "model", "logit_bias", "bad_words", "no_unknown", "no_repeat_ngram", "min_new_tokens", "repetition_penalty",
-        "frequency_and_presence", "temperature", "top_k", "top_p", "min_p"]
+        "model", "constraint", "logit_bias", "bad_words", "no_unknown", "no_repeat_ngram", "min_new_tokens",
+        "repetition_penalty", "frequency_and_presence", "temperature", "top_k", "top_p", "min_p"]
     assert [stage.name for stage in stages if stage.changed] == [
         "model", "frequency_and_presence", "temperature", "top_k", "top_p"]
     for stage in stages:
         np.testing.assert_allclose(stage.probabilities.sum(), 1.0)
     np.testing.assert_allclose(stages[0].probabilities, softmax(np.array([1.0, 2.0, 3.0, 0.0])))
     assert [index for index, _ in stages[-1].top(2)] == [1, 2]
-    assert np.count_nonzero(stages[9].probabilities) == 3
+    assert np.count_nonzero(stages[10].probabilities) == 3
 
 
 def test_explain_of_greedy_ends_with_one_token():
