@@ -91,16 +91,17 @@ class PanguLM(Model):
         parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
         return np.concatenate(parts)
 
-    def explain(self, prompt: str, **sampling: Any) -> list[Stage]:
+    def explain(self, prompt: str, constraint: Optional[Constraint] = None, **sampling: Any) -> list[Stage]:
         """How the token after ``prompt`` would be chosen: the distribution after each step of the sampling chain.
 
         Settings as ``generate``. The first stage is the model's own distribution.
         """
         chosen, engine = self._sampling(sampling), self.engine
         read = prepare_prompt(prompt, engine.tokenizer, chosen, engine.max_length)
+        begun = SequenceInProgress(read, engine.tokenizer, chosen, 0, constraint=constraint)
         logits = engine.prefill(read.ids)[:engine.tokenizer.vocab_size]
         engine.reset()
-        return explain(logits, chosen, SequenceInProgress(read, engine.tokenizer, chosen, 0).history())
+        return explain(logits, chosen, begun.history())
 
     def attention(self, text: str) -> Attention:
         """The attention of every head of every layer over ``text``, with the query layer; for small models and texts.

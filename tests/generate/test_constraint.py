@@ -11,7 +11,7 @@ from pangu_lab.corpus.prosody import lines_of, prosody_of
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, Verse, explain, generate, generate_many, stream
 from pangu_lab.generate.sampling import History
-from tests.generate.fakes import CharacterTokenizer, TableRunner
+from tests.generate.fakes import CharacterTokenizer, TableRunner, small_lm
 
 POETS = "春夏秋冬东风空红中同通天年前边田山间关还白日人入月色木石不上下，。\n"
 
@@ -76,6 +76,13 @@ def test_the_chain_shows_the_constraint_as_its_first_step(engine):
     names = [[stage.name for stage in stages if stage.changed] for stages in done.explained]
     assert all(stages[:2] == ["model", "constraint"] for stages in names)
     assert done.explained[5][1].top(1) == [(engine.tokenizer.id_of("，"), 1.0)]
+
+
+def test_a_model_explains_its_next_token_under_a_constraint():
+    lm = small_lm()
+    stage = lm.explain("春", constraint=Verse(4, 5), max_new_tokens=30)[1]
+    kept = {lm.tokenizer.piece(index) for index in np.flatnonzero(stage.probabilities)}
+    assert stage.changed and kept == set("好的春天不行")
 
 
 def test_without_a_constraint_its_step_returns_the_same_array():
