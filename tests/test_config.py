@@ -16,13 +16,14 @@ from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, load_yaml, preset
 
 VALUES = {**CHOICES, "data.column": ("input_ids", "text", "_x9"), "sampling.logprobs": (None, 0, 5), "sampling.num_beams": (1, 4),
-          "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0))), "parallel.optimizer": (False, True)}
+          "sampling.logit_bias": ((), ((3, -1.5), (4, 2.0))), "parallel.optimizer": (False, True),
+          "train.batch_doublings": ((), (1,), (5, 90))}
 FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accumulation", "parallel.data",
          "parallel.micro_batches", "sampling.min_new_tokens", "sampling.num_return_sequences", "data.seq_length", "model.num_positions",
          "tokenizer.eod", "tokenizer.pad", "model.num_experts", "model.experts_per_token", "model.moe_every",
          "model.num_layers",
          "parallel.expert", "parallel.all_to_all", "parallel.sequence", "train.offload",
-         "train.offload_folder"}  # bound to each other: each has tests of its own below
+         "train.offload_folder", "train.optimizer"}  # bound to each other: each has tests of its own below
 
 
 def field_of(key: str):
@@ -236,3 +237,14 @@ def test_the_parameter_count_is_that_of_the_parts():
     model = ModelConfig(vocab_size=331, num_positions=48, hidden_size=64, num_layers=4, num_heads=4)
     attention, feed_forward, norms = 4 * (64 * 64 + 64), 2 * 64 * 256 + 256 + 64, 4 * 64
     assert model.num_parameters == (331 + 96) * 64 + 4 * (attention + feed_forward + norms) + 128
+
+
+@pytest.mark.parametrize("steps", [(2, 2), (9, 5), (0,), tuple(range(1, 18))])
+def test_doublings_of_the_batch_are_steps_in_rising_order(steps):
+    with pytest.raises(InputError, match="train.batch_doublings"):
+        RunConfig().replace(**{"train.batch_doublings": steps})
+
+
+def test_muon_keeps_no_states_on_the_host():
+    with pytest.raises(InputError, match="train.optimizer=muon works on the device: set train.offload=none"):
+        RunConfig().replace(**{"train.optimizer": "muon", "train.offload": "optimizer"})

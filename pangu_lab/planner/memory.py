@@ -19,7 +19,7 @@ import math
 from dataclasses import dataclass
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
-from pangu_lab.model.parameters import parameter_specs
+from pangu_lab.model.parameters import is_matrix, parameter_specs
 from pangu_lab.ops.native.train import library_for
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.sharding import is_plain, is_spread, moment_shard, parameter_shards
@@ -79,6 +79,7 @@ class Held:
 
     ``weights``: all; ``experts``: those of experts among them; ``matrices``: those that products are made with;
     ``largest`` and ``largest_layer``: of one tensor and one layer; ``moments``: elements of one of Adam's moments;
+    ``momenta``: of those, elements that Muon has one state of, not two;
     ``own``: weights whose moments are sliced: their rows are kept once more, as the optimizer's own parameters.
     """
 
@@ -88,6 +89,7 @@ class Held:
     largest: int
     largest_layer: int
     moments: int
+    momenta: int
     own: int
 
 
@@ -116,6 +118,7 @@ def _held(model: ModelConfig, parallel: ParallelConfig, expert: int, stage: int)
     return Held(weights=sum(sizes.values()), experts=sum(size for name, size in sizes.items() if specs[name].expert),
                 matrices=sum(size for name, size in sizes.items() if len(specs[name].shape) > 1),
                 largest=max(sizes.values()), largest_layer=max(layers.values()), moments=sum(moments.values()),
+                momenta=sum(size for name, size in moments.items() if is_matrix(name)),
                 own=sum(moments[name] for name, size in sizes.items() if moments[name] != size))
 
 
@@ -226,8 +229,9 @@ def stage_memory(config: RunConfig, hardware: Hardware, stage: int) -> dict[str,
     if hardware.is_cpu:  # nothing is let go between the moments: the first has what the later ones need
         moments["backward"] = {**moments["backward"], "gradients": _gradient(config) * own.weights,
                                "workspace": _cpu_workspace(config, stage, own)}
+    states = 8 * own.moments - (4 * own.momenta if config.train.optimizer == "muon" else 0)
     base = {"weights": (4 if not offloaded(config) else _gradient(config)) * own.weights,
-            "optimizer": _gradient(config) * own.own if offloaded(config) else 8 * own.moments + 4 * own.own}
+            "optimizer": _gradient(config) * own.own if offloaded(config) else states + 4 * own.own}
     return {name: {kind: int({**base, **kinds}.get(kind, 0)) for kind in KINDS} for name, kinds in moments.items()}
 
 

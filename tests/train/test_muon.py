@@ -16,11 +16,10 @@ from pangu_lab.train import train
 
 MUON = {"train.optimizer": "muon", "train.schedule": "wsd", "train.start_lr": 5e-3, "train.batch_doublings": (6, 12),
         "train.steps": 16, "train.eval_every": 8, "train.checkpoint_every": 8}
-LAYOUTS = {"dp2": {"parallel.data": 2}, "tp2": {"parallel.data": 1, "parallel.tensor": 2},
-           "pp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2},
-           "states2": {"parallel.data": 2, "parallel.optimizer": True},
-           "parameters2": {"parallel.data": 2, "parallel.optimizer": "parameters"},
-           "recompute": {"parallel.data": 2, "parallel.recompute": True}}
+LAYOUTS = {"tp2": {"parallel.data": 1, "parallel.tensor": 2}, "states2": {"parallel.data": 2, "parallel.optimizer": True}}
+MORE = {"dp2": {"parallel.data": 2}, "parameters2": {"parallel.data": 2, "parallel.optimizer": "parameters"},
+        "pp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2},
+        "recompute": {"parallel.data": 2, "parallel.recompute": True}}
 LAYOUTS_OF_4 = {"tp2xdp2": {"parallel.data": 2, "parallel.tensor": 2},
                 "tp2xstates2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": True},
                 "tp2xparameters2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": "parameters"},
@@ -115,6 +114,13 @@ def check_layouts(layouts, processes, alone, config, folder) -> None:
 @pytest.mark.timeout(900)
 def test_every_layout_gives_the_losses_of_one_process(alone, config, tmp_path):
     check_layouts(LAYOUTS, 2, alone, config, tmp_path / "launch")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(900)
+def test_further_layouts_give_them_too(alone, config, tmp_path):
+    check_layouts(MORE, 2, alone, config, tmp_path / "launch")
 
 
 @pytest.mark.slow

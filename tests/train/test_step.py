@@ -15,7 +15,7 @@ from pangu_lab.model.parameters import initial_weights, parameter_specs
 from pangu_lab.ops.adamw import SquaredNorm
 from pangu_lab.ops.portable import Portable
 from pangu_lab.presets import preset
-from pangu_lab.train.schedule import LossScale, learning_rate
+from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate
 from pangu_lab.train.step import AdamW, GradientStep
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -103,6 +103,28 @@ def test_learning_rate_warms_up_and_ends_at_end_lr():
     assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
     assert all(a >= b for a, b in zip(rates[9:], rates[10:])) and rates[-1] == pytest.approx(0.1)
     assert learning_rate(config, 55) == pytest.approx(0.55)
+
+
+def test_wsd_keeps_the_rate_until_its_cool_down_whatever_the_number_of_steps():
+    config = TrainConfig(steps=100, warmup_steps=10, start_lr=1.0, end_lr=0.0, schedule="wsd", cooldown=0.2)
+    rates = [learning_rate(config, step) for step in range(1, 101)]
+    assert rates[:10] == pytest.approx([i / 10 for i in range(1, 11)])
+    assert rates[9:80] == [1.0] * 71
+    assert rates[80:] == pytest.approx([1 - i / 20 for i in range(1, 21)])
+    longer = TrainConfig(steps=200, warmup_steps=10, start_lr=1.0, end_lr=0.0, schedule="wsd", cooldown=0.2)
+    assert [learning_rate(longer, step) for step in range(1, 81)] == rates[:80]
+
+
+@pytest.mark.parametrize("changes", [{"cooldown": 0.0}, {"cooldown": 1.0}, {"warmup_steps": 500}, {"warmup_steps": 0}])
+def test_every_wsd_schedule_ends_at_end_lr_and_stays_between_the_two(changes):
+    config = TrainConfig(**{"steps": 100, "warmup_steps": 10, "start_lr": 1.0, "end_lr": 0.1, "schedule": "wsd", **changes})
+    rates = [learning_rate(config, step) for step in range(1, 701)]
+    assert all(0 < rate <= 1.0 for rate in rates) and rates[-1] == pytest.approx(0.1)
+
+
+def test_a_batch_doubles_after_each_of_the_steps_named():
+    config = TrainConfig(batch_doublings=(2, 4))
+    assert [batches_of_step(config, step) for step in range(1, 7)] == [1, 1, 2, 2, 4, 4]
 
 
 def test_loss_scale_doubles_after_a_window_and_halves_down_to_its_floor():
