@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser test-native bench bench-large notebooks audit clean
+.PHONY: help demo lab test test-all test-browser test-native bench bench-large verse notebooks audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,6 +42,9 @@ bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (insta
 
 bench-large: $(VENV)/.installed  ## the whole 2.6B on this machine: import, generate, export (15 GB of memory, 32 GB of disk)
 	$(BIN)/python -m tests.benchmarks.large $(ARGS)
+
+verse: $(VENV)/.installed-corpus  ## the model that comes with the lab, made again: FROM=COLLECTION (40 minutes on two cores)
+	@sh scripts/make_verse.sh $(if $(FROM),"$(FROM)") $(ARGS)
 
 notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipynb, and keep its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \

@@ -76,6 +76,8 @@ def _decoded(content: bytes) -> str:
 def run_generate(args: argparse.Namespace) -> int:
     sampling(args, SamplingConfig())  # report a wrong setting before anything is loaded
     texts, held_to = prompts(args), _verse(args)
+    if held_to is not None:  # a poem begins on a line of its own, below its title
+        texts = [text if text.endswith("\n") else text + "\n" for text in texts]
     check_signature(args.source, args.verify)
     from pangu_lab.lm import PanguLM
 
