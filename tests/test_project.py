@@ -288,9 +288,10 @@ def test_what_is_installed_and_what_may_be_has_no_known_hole(name):
 
 def test_no_tracked_file_is_large_or_made_by_running():
     for path in tracked_files():
-        assert path.stat().st_size < 2_000_000, f"{label(path)} is large"
+        weights = label(path).startswith("pangu_lab/weights/")  # of the models that come with the lab; see test_shipped
+        assert path.stat().st_size < (10_000_000 if weights else 2_000_000), f"{label(path)} is large"
         made = path.suffix in {".ckpt", ".mindir", ".safetensors", ".mindrecord", ".pyc", ".so"}
-        assert not made or label(path).startswith("tests/fixtures/"), label(path)
+        assert not made or weights or label(path).startswith("tests/fixtures/"), label(path)
 
 
 # --------------------------------------------------------------------------------------------- the two commands
