@@ -110,7 +110,7 @@ class Trainer:
         self.last_loss = math.nan
         self.last_eval: Optional[HeldOutLoss] = None
         self.watch = Watch(run, config.train.eval_every, config.train.patience)
-        self.samples = Samples(config, run, dataset.load_tokenizer())
+        self.samples = Samples(config, run, dataset.load_tokenizer() if config.train.sample_prompts else None)
         self.first_step_done = False
         self.notes: tuple[str, ...] = ()
 
@@ -484,7 +484,7 @@ def _with_tokenizer(config: RunConfig, dataset: TokenDataset) -> RunConfig:
 def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenDataset:
     if dataset.vocab_size > config.model.vocab_size:
         raise InputError(f"{key}: its tokenizer has {dataset.vocab_size} pieces, more than "
-                         f"model.vocab_size={config.model.vocab_size}")
+                         f"model.vocab_size={config.model.vocab_size}; set model.vocab_size={dataset.vocab_size}")
     if dataset.record_length != config.data.seq_length + 1:
         raise InputError(f"{key}: its records hold {dataset.record_length} tokens, data.seq_length="
                          f"{config.data.seq_length} needs {config.data.seq_length + 1}; set data.seq_length="

@@ -212,7 +212,7 @@ def test_the_scale_at_its_floor_stops_the_run_and_names_a_setting(debug_config, 
 
 @pytest.mark.parametrize("change,words", [
     ({"data.seq_length": 32}, "data.seq_length"),
-    ({"model.vocab_size": 256}, "model.vocab_size"),
+    ({"model.vocab_size": 256}, r"more than model.vocab_size=256; set model.vocab_size=\d+"),
     ({"data.column": "tokens"}, "tokens"),
     ({"data.path": "/nowhere/at/all"}, "/nowhere/at/all"),
     ({"data.path": ""}, "data.path"),
