@@ -24,14 +24,13 @@ def kept_output(notebook: str, pattern: str) -> str:
     return re.search(pattern, "\n".join(texts), re.DOTALL)[1]
 
 
-@pytest.mark.skip(reason="the notebooks keep outputs of the earlier tiny preset until `make notebooks` renews them")
 @pytest.mark.parametrize("name", losses.READMES)
 def test_the_readmes_expect_what_the_notebooks_found(name):
     """After `make notebooks` comes `python -m tests.benchmarks.losses`."""
-    rows = re.findall(r"^\| ([\d.]+) \| (\d+) \| (\d+) \| (.*?) ?\|(?: |$)", (losses.ROOT / name).read_text(encoding="utf-8"),
+    rows = re.findall(r"^\| ([\d.]+) \| (\d+) \| [\d.]+ \| (\d+) \| (.*?) ?\|(?: |$)", (losses.ROOT / name).read_text(encoding="utf-8"),
                       re.MULTILINE)
     told = {int(step): (loss, perplexity, text) for loss, perplexity, step, text in rows}
-    assert sorted(told) == [0, 20, 60, 100, 300]
+    assert sorted(told) == [0, 20, 60, 150, 300]
     before, after = (kept_output("00_quickstart", rf"(\d+) {word}") for word in ("before training", "after"))
     assert (told[0][1], told[300][1]) == (before, after)
     assert told[60][0] == f"{float(kept_output('03_train_and_watch', r'straight +held-out loss ([0-9.]+)')):.2f}"
@@ -43,7 +42,7 @@ def test_losses_are_read_from_runs(debug_run, monkeypatch):
     step = int(list_checkpoints(debug_run / "checkpoints")[-1].name.split("-")[1])
     monkeypatch.setattr(losses, "RUNS", {debug_run: (0, step)})
     rows, training = losses.measured()
-    assert re.fullmatch(rf"\| [\d.]+ \| \d+ \| {step} \| .+ \|", rows[step]) and 0 < training < 10
-    text = f"| 7 | 1 | 0 | | why |\n| 7 | 1 | {step} | x \\| y | because |\n"
+    assert re.fullmatch(rf"\| [\d.]+ \| \d+ \| [\d.]+ \| {step} \| .+ \|", rows[step]) and 0 < training < 10
+    text = f"| 7 | 1 | 2 | 0 | | why |\n| 7 | 1 | 2 | {step} | x \\| y | because |\n"
     assert losses.with_rows(text, rows) == f"{rows[0]} why |\n{rows[step]} because |\n"
-    assert losses.row(1.5, 4.5, 3, "a|b*\nc") == r"| 1.50 | 4 | 3 | a\|b\*↵c |"
+    assert losses.row(1.5, 4.5, 2.5, 3, "a|b*\nc") == r"| 1.50 | 4 | 2.50 | 3 | a\|b\*↵c |"

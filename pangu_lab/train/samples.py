@@ -26,10 +26,10 @@ class Samples:
     """Writes ``sample`` events.
 
     Args:
-        tokenizer: of the data set.
+        tokenizer: of the data set; None where there are no prompts.
     """
 
-    def __init__(self, config: RunConfig, run: RunFolder, tokenizer: Tokenizer):
+    def __init__(self, config: RunConfig, run: RunFolder, tokenizer: Optional[Tokenizer]):
         self.config, self.run, self.tokenizer = config, run, tokenizer
         self.prompts = config.train.sample_prompts
         self._engine: Optional[Engine] = None

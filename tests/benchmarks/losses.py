@@ -19,14 +19,14 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = ("README.md", "README.zh-CN.md")
 PROMPT = "春天来了，"
 SETTINGS = {"max_new_tokens": 24, "temperature": 0.8, "top_p": 0.9, "seed": 1}
-RUNS = {ROOT / "runs" / "train_and_watch" / "straight": (20, 60), ROOT / "runs" / "quickstart" / "run": (0, 100, 300)}
+RUNS = {ROOT / "runs" / "train_and_watch" / "straight": (20, 60), ROOT / "runs" / "quickstart" / "run": (0, 150, 300)}
 TRAINING = {"README.md": r"(training loss is )[\d.]+", "README.zh-CN.md": r"(训练损失为 )[\d.]+"}
 
 
-def row(loss: float, perplexity: float, step: int, text: str) -> str:
+def row(loss: float, perplexity: float, bits: float, step: int, text: str) -> str:
     """The row without its remark. Line ends are marked, and nothing in the text is taken for Markdown."""
     shown = re.sub(r"([\\`*_|<>#])", r"\\\1", text.replace("\n", "↵"))
-    return f"| {loss:.2f} | {perplexity:.0f} | {step} | {shown} |".replace("|  |", "| |")
+    return f"| {loss:.2f} | {perplexity:.0f} | {bits:.2f} | {step} | {shown} |".replace("|  |", "| |")
 
 
 def measured() -> tuple[dict[int, str], float]:
@@ -37,14 +37,15 @@ def measured() -> tuple[dict[int, str], float]:
         evals = {event["step"]: event for event in curves.evals}
         for step in steps:
             text = str(PanguLM.load(kept[step]).generate(PROMPT, **SETTINGS)) if step else ""
-            rows[step] = row(evals[step]["loss"], evals[step]["perplexity"], step, text)
+            one = evals[step]
+            rows[step] = row(one["loss"], one["perplexity"], one["bits_per_character"], step, text)
     return rows, float(smoothed([event["loss"] for event in curves.steps])[-1])
 
 
 def with_rows(text: str, rows: dict[int, str]) -> str:
     """``text`` with the rows of these steps in the place of those that it has."""
     for step, new in rows.items():
-        text, count = re.subn(rf"^\| [\d.]+ \| \d+ \| {step} \| (?:.*?(?<!\\))??\|(?= )", lambda _: new, text, flags=re.MULTILINE)
+        text, count = re.subn(rf"^\| [\d.]+ \| \d+ \| [\d.]+ \| {step} \| (?:.*?(?<!\\))??\|(?= )", lambda _: new, text, flags=re.MULTILINE)
         assert count == 1, f"step {step} has no row"
     return text
 
