@@ -32,6 +32,8 @@ def register(verbs: Any) -> None:
     prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
     prepare.add_argument("--shards", type=int, default=1, metavar="N", help="number of output files (default 1)")
     prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
+    prepare.add_argument("--whole-documents", action="store_true",
+                         help="never cut a document that fits into a record: fill the record instead")
 
 
 def _register_tokenizer(verbs: Any) -> None:
@@ -156,12 +158,15 @@ def run_prepare(args: argparse.Namespace) -> int:
     with progress_bar("prepare") as progress:
         result = prepare(inputs(args), args.out, tokenizer, record_length=args.seq_length, workers=args.workers,
                          how=_reading(args), column=args.column, pad_last=args.pad_last, shards=args.shards,
-                         progress=progress)
+                         whole_documents=args.whole_documents, progress=progress)
     say(f"{result.documents:,} documents, {result.characters:,} characters, {result.tokens:,} tokens: "
         f"{result.records:,} records of {result.record_length} in {result.folder}")
     if result.leftover_tokens:
         say(f"{result.leftover_tokens} tokens at the end did not fill a record and were dropped; "
             "--pad-last keeps them")
+    if args.whole_documents:
+        share = result.padding_tokens / (result.records * result.record_length)
+        say(f"no document was cut that fits into a record; padding fills {share:.1%} of the records")
     for warning in result.warnings():
         complain(warning)
     return finish(args, result)

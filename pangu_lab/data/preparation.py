@@ -22,7 +22,7 @@ import numpy as np
 
 from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.data.encoding import encode_all
-from pangu_lab.data.records import Packer, RecordWriter
+from pangu_lab.data.records import Packer, RecordWriter, WholeDocumentPacker
 from pangu_lab.errors import InputError
 from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.progress import Progress, silent
@@ -80,6 +80,7 @@ class _Options:
     column: str
     pad_last: bool
     shards: int
+    whole_documents: bool
 
     def __post_init__(self) -> None:
         if self.record_length < 2:
@@ -93,7 +94,7 @@ class _Options:
 def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, record_length: int = 1025,
             workers: Optional[int] = None, how: Optional[Reading] = None, text_format: str = "auto",
             documents: str = "line", column: str = "input_ids", pad_last: bool = False, shards: int = 1,
-            progress: Progress = silent) -> PreparedData:
+            whole_documents: bool = False, progress: Progress = silent) -> PreparedData:
     """Make a data set folder of texts.
 
     Args:
@@ -107,12 +108,14 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
         column: the name of the MindRecord column.
         pad_last: fill the last record with padding instead of leaving the left-over tokens out.
         shards: number of MindRecord files.
+        whole_documents: never cut a document that fits into a record; padding fills what stays free. For documents
+            shorter than a record, such as poems: what follows a cut is learned without what it depends on.
         progress: called with characters done, of how many, and the tokens a second.
 
     Raises:
         InputError: unreadable, empty or too little input; ``out`` exists; a worker died; the disk is full.
     """
-    options = _Options(record_length, column, pad_last, shards)
+    options = _Options(record_length, column, pad_last, shards, whole_documents)
     how = how or Reading(text_format, documents)
     check_destination(out)
     started = time.monotonic()
@@ -148,7 +151,8 @@ def _write_records(corpus: Corpus, folder: Path, tokenizer: Tokenizer, options: 
     """Encode, pack and write everything; returns the closed writer, the counts of ``PreparedData``, and the commonest
     unknown characters."""
     total = corpus.characters
-    packer = Packer(options.record_length)
+    packer = (WholeDocumentPacker(options.record_length, tokenizer.pad_id, tokenizer.eod_id) if options.whole_documents
+              else Packer(options.record_length, tokenizer.pad_id))
     writer = RecordWriter(folder, options.record_length, options.column, options.shards, 4 * total)
     counts = {"documents": 0, "characters": 0, "tokens": 0, "unknown_tokens": 0}
     letters: collections.Counter[str] = collections.Counter()
@@ -165,16 +169,13 @@ def _write_records(corpus: Corpus, folder: Path, tokenizer: Tokenizer, options: 
     if not counts["documents"]:
         why = "; ".join(corpus.report.lines())
         raise InputError("no document in the input: " + (why or ", ".join(str(one.path) for one in corpus.sources[:3])))
-    leftover = len(packer.rest)
-    padding = options.record_length - leftover if options.pad_last and leftover else 0
-    if padding:
-        writer.write(packer.add(np.full(padding, tokenizer.pad_id, np.int32)))
-    if counts["tokens"] + padding < options.record_length:
+    writer.write(packer.finish(options.pad_last))
+    if counts["tokens"] + packer.padding < options.record_length:
         raise InputError(f"the text gives only {counts['tokens']} tokens, less than one record of "
                          f"{options.record_length}: give more text, shorter records, or fill the last one (pad_last)")
     writer.close()
     progress(total, total, f"{counts['tokens']:,} tokens")
-    counts |= {"records": writer.records, "leftover_tokens": len(packer.rest), "padding_tokens": padding}
+    counts |= {"records": writer.records, "leftover_tokens": packer.leftover, "padding_tokens": packer.padding}
     return writer, counts, _unknown(tokenizer, letters) if counts["unknown_tokens"] else {}
 
 
@@ -197,7 +198,7 @@ def _metadata(corpus: Corpus, writer: RecordWriter, tokenizer: Tokenizer, option
     files = [path for shard in writer.paths for path in (shard, shard.with_name(shard.name + ".db"))]
     return {
         "format": FORMAT, "version": VERSION, "column": options.column, "record_length": options.record_length,
-        **counts, "eod_id": tokenizer.eod_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size,
+        "whole_documents": options.whole_documents, **counts, "eod_id": tokenizer.eod_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size,
         "tokenizer": tokenizer.describe(), "reading": corpus.how.to_dict(),
         "unknown_characters": unknown, "left_out": dict(corpus.report.left_out),
         "rows": writer.rows,

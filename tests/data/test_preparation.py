@@ -52,6 +52,51 @@ def test_the_last_record_can_be_filled(text_file: Path, pangu: Tokenizer, tmp_pa
     assert len(found) == made.tokens + made.padding_tokens == made.records * 33
 
 
+def documents_of(folder: Path) -> list[list[list[int]]]:
+    """The documents of each record: what its ends divide, without the padding behind the last."""
+    dataset = open_dataset(folder)
+    made = []
+    for record in dataset.records(np.arange(len(dataset))):
+        pieces = np.split(record, np.flatnonzero(record == dataset.eod_id) + 1)
+        made.append([piece.tolist() for piece in pieces if (piece != dataset.pad_id).any()])
+    return made
+
+
+def test_whole_documents_are_never_cut_where_they_fit_into_a_record(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+    longest = max(len(pangu.encode(line)) + 1 for line in lines(200))
+    made = prepare(text_file, tmp_path / "set", pangu, record_length=longest, whole_documents=True)
+    found = documents_of(tmp_path / "set")
+    expected = [[*pangu.encode(line), pangu.eod_id] for line in lines(200)]
+    assert sorted(piece for record in found for piece in record) == sorted(expected)
+    assert any(len(record) > 1 for record in found)
+    assert made.leftover_tokens == 0 and made.records * longest == made.tokens + made.padding_tokens
+    at_least = -(-made.tokens // longest)  # records, if nothing stayed free
+    assert made.records <= 1.2 * at_least + 1
+
+
+def test_a_document_longer_than_a_record_gives_full_ones_and_a_rest(pangu: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("".join(lines(40)), encoding="utf-8")
+    prepare(tmp_path / "long.txt", tmp_path / "set", pangu, record_length=33, whole_documents=True)
+    found = [index for record in documents_of(tmp_path / "set") for piece in record for index in piece]
+    assert found == [*pangu.encode("".join(lines(40))), pangu.eod_id]
+
+
+def test_a_packer_with_many_open_records_packs_as_well_as_the_sizes_allow() -> None:
+    sizes = [5, 3] * 3000  # of documents with their ends: two of a kind leave room, one of each fills a record of 8
+    packer = records.WholeDocumentPacker(8, pad_id=0, eod_id=9)
+    made = [packer.add(np.array([7] * (size - 1) + [9], np.int32)) for size in sizes] + [packer.finish()]
+    assert sum(map(len, made)) == 3000 and packer.padding == 0
+
+
+def test_whole_documents_are_the_same_for_any_number_of_workers(
+        tmp_path: Path, text_file: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "WORKER_SECONDS", 1e-9)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
+    for workers in (1, 2):
+        prepare(text_file, tmp_path / f"set{workers}", pangu, record_length=33, workers=workers, whole_documents=True)
+    assert content(tmp_path / "set1") == content(tmp_path / "set2")
+
+
 def test_the_result_is_the_same_for_any_number_of_workers(
         tmp_path: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "WORKER_SECONDS", 1e-9)  # start them for this little text
