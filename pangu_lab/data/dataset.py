@@ -47,7 +47,7 @@ class _MadeWith(Schema):
 class _Description(Schema):
     """``dataset.json``, as ``prepare`` writes it."""
 
-    column: str
+    column: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=100)]
     record_length: Annotated[int, Field(ge=2, le=1 << 24)]
     records: Positive
     rows: list[Positive]

@@ -26,6 +26,7 @@ from pangu_lab.data.records import Packer, RecordWriter, WholeDocumentPacker
 from pangu_lab.errors import InputError
 from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.progress import Progress, silent
+from pangu_lab.ranges import shown
 from pangu_lab.tokenizer import Tokenizer
 
 METADATA, CHECKSUMS = "dataset.json", "records.crc32"
@@ -85,8 +86,8 @@ class _Options:
     def __post_init__(self) -> None:
         if self.record_length < 2:
             raise InputError(f"a record of {self.record_length} tokens is too short: 2 are an input and its label")
-        if not (self.column.isascii() and self.column.isidentifier()):
-            raise InputError(f"column '{self.column}' must be letters, digits and underscores")
+        if not (self.column.isascii() and self.column.isidentifier() and len(self.column) <= 100):
+            raise InputError(f"column '{shown(self.column)}' must be letters, digits and underscores, at most 100")
         if not 1 <= self.shards <= 1000:
             raise InputError(f"shards={self.shards} must be between 1 and 1000")
 

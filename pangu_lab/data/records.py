@@ -224,7 +224,7 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines()]
     lines = [line for line in lines if line and not line.startswith(("Exception thrown", "Dataset Pipeline Error"))]
     marked = [line for line in lines if "ERROR" in line]
-    return (marked or lines or [type(error).__name__])[0]
+    return (marked or lines or [type(error).__name__])[0][:300]  # it may quote a file's content
 
 
 def _sizes(expected_bytes: int, record_bytes: int) -> tuple[int, int]:

@@ -306,3 +306,12 @@ def test_records_of_another_length_than_told_are_refused(large: Path) -> None:
     (large / "dataset.json").write_text(json.dumps({**said, "record_length": 17}))
     with pytest.raises(InputError, match="its records hold 33 tokens instead of 17"):
         open_dataset(large).records(np.arange(3))
+
+
+def test_a_column_that_is_no_name_is_refused_in_one_short_line(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+    prepare(text_file, tmp_path / "set", pangu, record_length=33)
+    described = tmp_path / "set" / "dataset.json"
+    described.write_text(described.read_text("utf-8").replace('"input_ids"', '"' + "x" * 4000 + '"'), "utf-8")
+    with pytest.raises(InputError, match="column") as told:
+        open_dataset(tmp_path / "set")
+    assert len(str(told.value)) < 300 and "\n" not in str(told.value)
