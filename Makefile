@@ -43,7 +43,7 @@ bench: $(VENV)/.installed-bench  ## speed beside PyTorch and transformers (insta
 bench-large: $(VENV)/.installed  ## the whole 2.6B on this machine: import, generate, export (15 GB of memory, 32 GB of disk)
 	$(BIN)/python -m tests.benchmarks.large $(ARGS)
 
-verse: $(VENV)/.installed-corpus  ## the model that comes with the lab, made again: FROM=COLLECTION (40 minutes on two cores)
+verse: $(VENV)/.installed-corpus  ## the model that comes with the lab, made again: FROM=COLLECTION (an hour on two cores)
 	@sh scripts/make_verse.sh $(if $(FROM),"$(FROM)") $(ARGS)
 
 notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipynb, and keep its outputs

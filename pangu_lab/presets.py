@@ -54,17 +54,18 @@ def small() -> RunConfig:
 
 
 def verse() -> RunConfig:
-    """Writes regulated verse after half an hour on two cores; the model that comes with the lab (``make verse``).
+    """Writes regulated verse that rhymes after an hour on two cores; the model that comes with the lab (``make verse``).
 
     One token is one character. Muon reaches the loss of AdamW's 300th step (rate 3e-3) at step 110; the rate stays until
-    the last fifth of the steps, so that a run can be made longer or shorter while it goes on.
+    the last fifth of the steps, so that a run can be made longer or shorter while it goes on. Form and tones are there
+    after 1,400 steps, when 3.5 % of the poems rhyme; after 3,000 steps 79 % do.
     """
     return RunConfig(
         preset="verse",
         model=ModelConfig(vocab_size=6000, num_positions=128, hidden_size=256, num_layers=4, num_heads=4,
                           hidden_act="fast_gelu", dropout_rate=0.0),
         data=DataConfig(seq_length=128, batch_size=32),
-        train=TrainConfig(steps=1400, optimizer="muon", schedule="wsd", start_lr=1e-2, end_lr=0.0, warmup_steps=50,
+        train=TrainConfig(steps=3000, optimizer="muon", schedule="wsd", start_lr=1e-2, end_lr=0.0, warmup_steps=50,
                           eval_every=200, eval_batches=20, checkpoint_every=200, log_every=10),
     )
 

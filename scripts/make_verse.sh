@@ -2,7 +2,7 @@
 # Makes the model `verse` again, from the collection chinese-poetry (a folder or an archive) to its measured poems:
 #   scripts/make_verse.sh COLLECTION [FOLDER] [options of `pangu-lab train`]
 # Everything goes into FOLDER (default: runs/verse-recipe); what is there already is not made twice, and an interrupted
-# training goes on. Forty minutes on two cores.
+# training goes on. An hour on two cores.
 set -eu
 if [ $# -eq 0 ]; then
     echo "usage: make verse FROM=COLLECTION: \`npm pack chinese-poetry\` gives an archive to name here, or" >&2
@@ -20,10 +20,10 @@ mkdir -p "$to"
     --template "$template" --out "$to/tokenizer"
 for side in train heldout; do
     [ -d "$to/$side" ] || pangu-lab prepare --input "$to/poems/$side.jsonl" --template "$template" \
-        --tokenizer "$to/tokenizer" --seq-length 129 --out "$to/$side"
+        --tokenizer "$to/tokenizer" --seq-length 129 --whole-documents --out "$to/$side"
 done
 pangu-lab train --preset verse --data "$to/train" --eval-data "$to/heldout" --run "$to/run" "$@"
 [ -d "$to/verse" ] || pangu-lab convert --from "$to/run" --dtype float16 --out "$to/verse" \
-    --set preset=verse --set data.path= --set data.eval_path=
+    --set preset=verse --set 'data.path=""' --set 'data.eval_path=""'
 pangu-lab evaluate perplexity --from "$to/verse" --data "$to/heldout"
 pangu-lab evaluate verse --from "$to/verse" --data "$to/poems/heldout.jsonl" --train "$to/poems/train.jsonl" --limit 1000
