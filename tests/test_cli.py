@@ -10,6 +10,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -447,3 +448,40 @@ def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch
         lines = [line for line in err.splitlines() if line.startswith("pangu-lab")]
         assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
         assert not Path("x").exists()
+
+
+# ------------------------------------------------------------------------------------- every verb, in that folder
+
+FURTHER = (  # what no test above runs there
+    ("plan", "--preset debug --devices 2 --hardware cpu"),
+    ("ranktable create", "--server 10.0.0.1 --devices 0-1 --device-ips 192.168.1.1,192.168.1.2 --out '甲 (一).json'"),
+    ("ranktable create", "--server 10.0.0.2 --devices 0-1 --device-ips 192.168.2.1,192.168.2.2 --out '乙 (二).json'"),
+    ("ranktable merge", "'甲 (一).json' '乙 (二).json' --out 表+.json"),
+    ("ranktable check", "表+.json"),
+    ("launch", "--preset debug --set model.vocab_size=1024 --set parallel.data=2 --nproc 2 --data data --run 'runs/双 机' --steps 2"),
+    ("convert", "--from 'runs/双 机' --to gpt_pangu --out '外 (三)'"),
+    ("corpus verse", "--from '诗 集' --out 诗+"),
+)
+ABOVE = {"tokenizer train", "tokenizer show", "prepare", "train", "runs", "generate", "evaluate", "export", "serve"}
+ELSEWHERE = {"demo",  # minutes of training: tests/test_demo.py runs it in a folder named like these
+             "doctor", "bench serve"}  # touch no folder
+
+
+def test_every_verb_is_tried_in_a_folder_as_people_name_them():
+    assert set(VERBS) == {verb for verb, _ in FURTHER} | ABOVE | ELSEWHERE
+
+
+def test_the_further_verbs_work_in_a_folder_as_people_name_them(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    Path("诗 集").mkdir()
+    letters = "".join(chr(0x4e00 + number) for number in range(400))
+    poems = [{"title": "题", "author": "人", "paragraphs": [f"{text[:5]}，{text[5:10]}。", f"{text[10:15]}，{text[15:]}。"]}
+             for text in (letters[start:start + 20] for start in range(0, 400, 20))]
+    Path("诗 集", "a.json").write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
+    for verb, arguments in FURTHER:
+        if verb == "corpus verse":
+            pytest.importorskip("opencc")
+        code, _, err = run(*verb.split(), *shlex.split(arguments), capsys=capsys)
+        assert code == 0, (verb, err)
+    assert json.loads(Path("表+.json").read_text("utf-8"))["server_count"] == "2"
+    assert list(Path("外 (三)").glob("*.safetensors")) and Path("诗+", "heldout.jsonl").is_file()
