@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from starlette._utils import get_route_path  # the router's own: a different parser could be bypassed
+from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
 from pangu_lab.serve.protocol import Refused, hung_up, parse_json
@@ -55,7 +56,14 @@ class Gate:
             if path != FORM and holds_file(parse_json(body)):
                 raise Refused(400, "this page takes texts and numbers, and no files", code="no_files")
             receive = _again(body, receive)
-        await self.app(scope, receive, send)
+        try:
+            await self.app(scope, receive, send)
+        except RuntimeError as error:
+            # The news of a session that nobody has: Gradio tells so in the stream and then raises "404" into an answer
+            # that has begun. A stranger's guess is no fault of the server: end the answer, without a traceback.
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _path(self, scope: Any) -> str:
         """The path as Gradio's router sees it: without its own root path, if it has one."""

@@ -181,6 +181,12 @@ def test_a_very_deep_body_is_refused_and_not_an_error_of_the_server(client):
     assert client.post("gradio_api/run/predict", content=b'{"a":' * 100_000).status_code == 400
 
 
+def test_the_news_of_a_session_that_nobody_has_end_without_a_traceback(client, caplog):
+    answer = client.get("gradio_api/queue/data", params={"session_hash": "nobody"})
+    assert answer.status_code == 200 and '"session_not_found":true' in answer.text
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_gradios_own_check_of_paths_works_behind_the_gate(page, secret):
     """The second lock: were the gate open, a file that nobody uploaded would not be copied all the same."""
     gradio = gate_of(page).app
