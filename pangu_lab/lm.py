@@ -103,25 +103,35 @@ class PanguLM(Model):
         engine.reset()
         return explain(logits, chosen, begun.history())
 
-    def attention(self, text: str) -> Attention:
+    @overload
+    def attention(self, text: str) -> Attention: ...
+
+    @overload
+    def attention(self, text: Sequence[str]) -> list[Attention]: ...
+
+    def attention(self, text):
         """The attention of every head of every layer over ``text``, with the query layer; for small models and texts.
 
+        Args:
+            text: a text, or a list of texts, which are then looked at together.
+
         Returns:
-            Tokens, layers, and probabilities (layers, heads, seq, seq).
+            Tokens, layers, and probabilities (layers, heads, seq, seq); a list of them for several texts.
 
         Raises:
-            InputError: the model is a bundle, the text is empty or longer than the model's positions, or the memory
+            InputError: the model is a bundle, a text is empty or longer than the model's positions, or the memory
                 does not suffice.
         """
         weights, tokenizer = self.require_weights("looked into"), self.require_tokenizer()
-        ids = tokenizer.encode(text)
-        if not ids:
+        texts = [tokenizer.encode(one) for one in ([text] if isinstance(text, str) else text)]
+        if not texts or not all(texts):
             raise InputError("the text is empty: attention needs at least one token")
         try:
             with ONE_AT_A_TIME:
-                return attention(weights, self.config, ids, [tokenizer.piece(index) for index in ids])
+                found = attention(weights, self.config, texts, [[tokenizer.piece(index) for index in ids] for ids in texts])
         except OSError as error:
             raise InputError(f"{self.name}: its weights cannot be read any more, load the model again ({error})") from None
+        return found[0] if isinstance(text, str) else found
 
     def score(self, context: str, continuation: str) -> Score:
         """How probable ``continuation`` is after ``context``: its log-probability in nats, tokens, and mean.

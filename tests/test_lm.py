@@ -154,8 +154,12 @@ def test_attention_is_that_of_the_network_written_in_numpy_the_query_layers_too(
     assert seen.layers == ("blocks.0", "blocks.1", "query_layer") and seen.probabilities.shape == (3, 4, 7, 7)
     want = attention_by_hand(random_weights(lm.config), lm.config, list(seen.ids))
     assert np.abs(seen.probabilities - want).max() < 1e-5 and np.abs(want[2] - want[1]).max() > 0.1
-    with pytest.raises(InputError, match="the text is empty"):
-        lm.attention("")
+    alone, both = lm.attention("春天"), lm.attention(["春天好。ab!", "春天"])
+    assert np.array_equal(both[0].probabilities, seen.probabilities) and both[1].tokens == ("春", "天")
+    assert np.allclose(both[1].probabilities, alone.probabilities, atol=1e-5)
+    for nothing in ("", [], ["春天", ""]):
+        with pytest.raises(InputError, match="the text is empty"):
+            lm.attention(nothing)
     with pytest.raises(InputError, match="at most 32 tokens"):
         lm.attention("a" * 33)
 

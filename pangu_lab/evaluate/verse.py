@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -21,7 +21,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.evaluate.record import Record
 from pangu_lab.evaluate.tasks import Outcome
 from pangu_lab.files import sha256_file
-from pangu_lab.generate import generate_many
+from pangu_lab.generate import Constraint, generate_many
 from pangu_lab.generate.engine import Engine
 from pangu_lab.loading import Model
 from pangu_lab.progress import Progress, silent
@@ -124,6 +124,17 @@ def measure(texts: Sequence[str], index: Optional[PoemIndex] = None) -> VerseMea
         sum(poem.loose_rhyme for poem in found) / max(n, 1), sum(poem.pattern for poem in found) / max(n, 1),
         sum(poem.tones for poem in found) / len(found) if found else None,
         None if copied is None else float(copied[0] / max(copied[1], 1)), 1 - len(counts) / max(n, 1))
+
+
+def measure_temperatures(engine: Engine, titles: Sequence[str], temperatures: Sequence[float], *,
+                         constraint: Optional[Constraint] = None, sampling: SamplingConfig = SAMPLING) -> dict[float, VerseMeasure]:
+    """Measure a poem for each title, written at each temperature; the same seeds at all of them, one a title."""
+    found, first = {}, sampling.seed or 0
+    for temperature in temperatures:
+        made = generate_many(engine, [f"《{title}》\n" for title in titles], replace(sampling, temperature=temperature),
+                             seeds=range(first, first + len(titles)), constraint=constraint)
+        found[temperature] = measure([one.text for one in made])
+    return found
 
 
 def _drawn(poems: list[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:

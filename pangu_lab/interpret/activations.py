@@ -97,23 +97,28 @@ class Attention:
     probabilities: np.ndarray
 
 
-def attention_need(config: ModelConfig, tokens: int) -> Need:
-    """To trace ``tokens`` tokens: the weights once more, and all that is kept."""
-    return Need({"weights": weight_bytes(config), "what is kept": forward_bytes(config, tokens, tokens)})
+def attention_need(config: ModelConfig, texts: int, tokens: int) -> Need:
+    """To trace ``texts`` texts of ``tokens`` tokens: the weights once more, and all that is kept."""
+    return Need({"weights": weight_bytes(config), "what is kept": forward_bytes(config, texts * tokens, tokens)})
 
 
-def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: Sequence[int],
-              tokens: Sequence[str]) -> Attention:
-    """Where the network looks in one text of (seq,) ``ids``, spelled ``tokens``.
+def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, texts: Sequence[Sequence[int]],
+              tokens: Sequence[Sequence[str]]) -> list[Attention]:
+    """Where the network looks in some texts of (seq,) ids each, spelled ``tokens``; all in one trace.
 
     Raises:
         InputError: no ids, too many, or one outside the vocabulary; or what would be kept exceeds the free memory.
     """
-    estimate(f"attention of {len(ids)} tokens", attention_need(config, len(ids)))
-    activations = trace(weights, config, np.array([ids], np.int32))
+    longest = max(map(len, texts))
+    estimate(f"attention of {len(texts)} × {longest} tokens", attention_need(config, len(texts), longest))
+    padded = np.zeros((len(texts), longest), np.int32)
+    for row, ids in zip(padded, texts):
+        row[:len(ids)] = ids  # what stands behind a text is seen by nothing in it
+    activations = trace(weights, config, padded)
     layers = attention_layers(activations)
-    found = np.stack([activations[f"{layer}.attention.probabilities"][0] for layer in layers]).astype(np.float32)
-    return Attention(tuple(tokens), tuple(int(index) for index in ids), layers, found)
+    found = np.stack([activations[f"{layer}.attention.probabilities"] for layer in layers], 1).astype(np.float32)
+    return [Attention(tuple(pieces), tuple(int(index) for index in ids), layers, looks[..., :len(ids), :len(ids)])
+            for ids, pieces, looks in zip(texts, tokens, found)]
 
 
 def _kept(name: str) -> bool:

@@ -8,11 +8,11 @@ import pytest
 
 from pangu_lab import cli
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate import evaluate_verse
+from pangu_lab.evaluate import evaluate_verse, measure_temperatures
 from pangu_lab.evaluate import verse as module
 from pangu_lab.evaluate.verse import measure
 from pangu_lab.corpus import PoemIndex
-from pangu_lab.generate import Completion, Engine
+from pangu_lab.generate import Completion, Engine, Verse
 
 HERON = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
 MOON = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"
@@ -107,3 +107,17 @@ def test_wrong_options_are_refused_in_one_line(files, capsys, options, words):
 def test_no_poems_are_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         evaluate_verse(None, tmp_path / "none.jsonl")
+
+
+def test_at_each_temperature_the_same_titles_are_written_with_the_same_seeds_and_the_constraint(monkeypatch):
+    asked = []
+
+    def write(engine, prompts, sampling, seeds, constraint):
+        asked.append((list(prompts), sampling.temperature, sampling.top_p, list(seeds), constraint))
+        return [Completion(text, (1,), (1,), "end_of_document", 0) for text in (MOON, "白日依山尽。")]
+
+    monkeypatch.setattr(module, "generate_many", write)
+    held = Verse(4, 5, rhyme=True)
+    found = measure_temperatures(Poet(), ["甲", "乙"], (0.5, 1.2), constraint=held)
+    assert asked == [(["《甲》\n", "《乙》\n"], temperature, 0.9, [1, 2], held) for temperature in (0.5, 1.2)]
+    assert list(found) == [0.5, 1.2] and (found[0.5].n, found[0.5].form, found[0.5].rhyme) == (2, 0.5, 0.5)
