@@ -13,6 +13,7 @@ from pangu_lab.ops.attention import Attention, DocumentMask, Heads
 from pangu_lab.ops.dropout import Dropout
 from pangu_lab.ops.linear import BiasLinear
 from pangu_lab.ops.loss import TiedEmbedding, TiedHeadLoss
+from pangu_lab.ops.muon import MuonState, MuonUpdate
 from pangu_lab.ops.norm import LayerNorm
 
 
@@ -58,3 +59,6 @@ class Portable:
 
     def adamw(self, state: AdamWState, beta1: float, beta2: float) -> AdamWUpdate:
         return AdamWUpdate(state, beta1, beta2)
+
+    def muon(self, state: MuonState, beta: float, gather=None) -> MuonUpdate:
+        return MuonUpdate(state, beta, gather)

@@ -259,8 +259,8 @@ class Trainer:
         if not math.isfinite(norm):
             return self._overflow()
         lr = learning_rate(config.train, self.step + 1)
-        muon = config.train.optimizer == "muon"
-        with self.graphs.compiling("update") if muon != isinstance(self.backend, Portable) else contextlib.nullcontext():
+        muon = config.train.optimizer == "muon"  # it has two graphs, and AdamW's is small then
+        with contextlib.nullcontext() if muon else self._compiling("update"):
             self.optimizer.update(gradients, norm, 1.0 / self.scale.value, lr)
         self.scale.good()
         self.step += 1

@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore import dtype as mstype
 
 from pangu_lab.config import TrainConfig
 from pangu_lab.model.parameters import ParameterSpec, is_matrix
 from pangu_lab.ops.backend import Backend
-from pangu_lab.ops.muon import orthogonalised
+from pangu_lab.ops.muon import MuonState
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import GatherParts, Group, group_of
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.parallel.sharding import is_spread
 from pangu_lab.train.step import AdamW, GatherWeights, own_rows
-
-
-STACK = 1 << 23  # elements of the matrices that go through one product; a step needs four times this
 
 
 @dataclass(frozen=True)
@@ -60,63 +57,27 @@ class Matrix:
         return tuple(cut)
 
 
-class MuonUpdate(nn.Cell):
-    """One step of Muon over all matrices, in place.
+class Gather(nn.Cell):
+    """Puts matrices together from the parts that ranks hold: one message for all of them, or for each kind of slices.
 
-    Where ranks hold parts of a matrix, each gathers the momentum's other parts (one message for all matrices) and
-    makes the whole orthogonal, so the result is that of one process; the products are done again on every rank.
+    Every rank then makes the whole orthogonal, so the result is that of one process; the products are done again on
+    every rank.
     """
 
-    def __init__(self, matrices: Sequence[Matrix], beta: float):
+    def __init__(self, matrices: Sequence[Matrix]):
         super().__init__(auto_prefix=False)
-        self.weights = ParameterTuple([matrix.weight for matrix in matrices])
-        self.momenta = ParameterTuple([matrix.momentum for matrix in matrices])
-        self.rows = [matrix.rows for matrix in matrices]
-        self.own = [matrix.own for matrix in matrices]
-        self.split = [bool(matrix.split) for matrix in matrices]
         self.gathers, self.gathered = _gathers(matrices)
-        self.beta = beta
-        self.scale = [0.2 * max(matrix.whole[-2:]) ** 0.5 for matrix in matrices]
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for number, matrix in enumerate(matrices):
-            alike.setdefault(matrix.whole, []).append(number)
-        self.alike = []  # matrices of one shape go through one product, as many as ``STACK`` allows
-        for shape, numbers in alike.items():
-            count = max(1, STACK // int(np.prod(shape)))
-            self.alike += [numbers[first:first + count] for first in range(0, len(numbers), count)]
-        self.stack = ops.Stack()
 
-    def construct(self, factor, lr, decay_factor, *gradients):
-        """Scalars, fp32: ``factor`` multiplies the gradients (unscale and clip), ``decay_factor`` is 1 − lr · decay."""
-        wholes = []
-        for i in range(len(self.weights)):
-            gradient = gradients[i]
-            if self.rows[i] is not None:
-                gradient = gradient[self.rows[i][0]:self.rows[i][1]]
-            gradient = ops.cast(gradient, mstype.float32) * (factor * (1.0 - self.beta))
-            momentum = ops.assign(self.momenta[i], self.momenta[i] * self.beta + gradient)
-            wholes.append(momentum * self.beta + gradient)  # Nesterov's
+    def construct(self, *parts):
+        wholes = list(parts)
         for i in range(len(self.gathers)):
-            parts = ()
+            given = ()
             for j in self.gathered[i]:
-                parts = parts + (wholes[j],)
-            parts = self.gathers[i](*parts)
+                given = given + (wholes[j],)
+            got = self.gathers[i](*given)
             for k in range(len(self.gathered[i])):
-                wholes[self.gathered[i][k]] = parts[k]
-        done = ()
-        for numbers in self.alike:
-            same = ()
-            for i in numbers:
-                same = same + (wholes[i],)
-            updates = orthogonalised(self.stack(same))
-            for k in range(len(numbers)):
-                i = numbers[k]
-                update = updates[k]
-                if self.split[i]:
-                    update = update[self.own[i]]
-                step = self.weights[i] * decay_factor - update * (lr * self.scale[i])
-                done = done + (ops.assign(self.weights[i], step),)
-        return ops.depend(factor, done)
+                wholes[self.gathered[i][k]] = got[k]
+        return tuple(wholes)
 
 
 def _gathers(matrices: Sequence[Matrix]) -> tuple[nn.CellList, list[list[int]]]:
@@ -173,7 +134,10 @@ class Muon:
                 self.matrices.append(Matrix(own, momentum, part, _split(spec, part is not None, mesh)))
                 if part is not None:
                     pairs.append((weight, own))
-        self.apply = MuonUpdate(self.matrices, config.muon_momentum)
+        state = MuonState(*([getattr(matrix, name) for matrix in self.matrices]
+                            for name in ("weight", "momentum", "rows", "whole", "own")))
+        split = any(matrix.split for matrix in self.matrices)
+        self.apply = backend.muon(state, config.muon_momentum, Gather(self.matrices) if split else None)
         self.gather = GatherWeights(group, pairs) if pairs else None
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:

@@ -58,13 +58,17 @@ def test_a_gradient_of_zeros_stays_zero():
     assert not orthogonalised(np.zeros((4, 8), np.float32)).any()
 
 
-def test_a_first_step_is_the_formula(debug_config, tmp_path):
+@pytest.mark.parametrize("native", ["0", "1"], ids=["operators", "kernels"])
+def test_a_first_step_is_the_formula(debug_config, native):
     """Against numpy: weight · (1 − lr · decay) − lr · 0.2 √max(n, m) · orthogonal(1.95 g)."""
     from mindspore import Parameter, Tensor
 
     from pangu_lab.model.parameters import parameter_specs
+    from pangu_lab.ops.backend import training_backend
+    from pangu_lab.ops.portable import Portable
     from pangu_lab.train.muon import Muon
 
+    backend = Portable() if native == "0" else training_backend(debug_config.model)
     name = "backbone.blocks.0.output.mapping.weight"
     specs = [parameter_specs(debug_config.model)[n] for n in (name, "backbone.blocks.0.output.mapping.bias")]
     generator = np.random.default_rng(3)
@@ -72,7 +76,7 @@ def test_a_first_step_is_the_formula(debug_config, tmp_path):
     gradients = [generator.standard_normal(spec.shape).astype(np.float32) for spec in specs]
     weights = [Parameter(Tensor(value.copy()), name=spec.name) for value, spec in zip(values, specs)]
     train_config = dataclasses.replace(debug_config.train, optimizer="muon")
-    optimizer = Muon(weights, specs, train_config)
+    optimizer = Muon(weights, specs, train_config, backend=backend)
     optimizer.update([Tensor(gradient) for gradient in gradients], 0.5, 1.0, 0.01)
     rate = 0.01 * train_config.muon_lr
     expected = values[0] * (1 - rate * 0.1) - rate * 0.2 * max(specs[0].shape) ** 0.5 * orthogonalised(gradients[0])

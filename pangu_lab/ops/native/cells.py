@@ -14,6 +14,7 @@ from pangu_lab.config import ModelConfig
 from pangu_lab.ops.adamw import AdamWState
 from pangu_lab.ops.attention import Heads
 from pangu_lab.ops.dropout import Dropout
+from pangu_lab.ops.muon import MuonState
 from pangu_lab.ops.native import train
 
 FLOAT = mstype.float32
@@ -74,6 +75,9 @@ class Kernels:
 
     def adamw(self, state: AdamWState, beta1: float, beta2: float) -> AdamWUpdate:
         return AdamWUpdate(self.library, state, beta1, beta2)
+
+    def muon(self, state: MuonState, beta: float, gather=None) -> MuonUpdate:
+        return MuonUpdate(self.library, state, beta, gather)
 
 
 def kernels_for(config: ModelConfig) -> Kernels | None:
@@ -316,6 +320,35 @@ class AdamWUpdate:
             arrays = (parameter.asnumpy() for parameter in (state.weights[i], state.first[i], state.second[i]))
             tensors.append((*arrays, _contiguous(gradient), state.decay[i]))
         train.update(self.library, tensors, factor, rate, decay_factor, self.beta1, self.beta2, eps)
+
+
+class MuonUpdate:
+    """``ops.muon.MuonUpdate`` with the same interface; in place, as ``AdamWUpdate``.
+
+    Of the graph's 0.41 s a step for the preset ``verse`` (one core), 0.27 went into passes over memory around the products.
+    """
+
+    def __init__(self, library: train.Library, state: MuonState, beta: float, gather=None):
+        self.library, self.state, self.beta, self.gather = library, state, beta, gather
+
+    def __call__(self, factor, lr, decay_factor, *gradients) -> None:
+        state, wholes = self.state, []
+        for i, gradient in enumerate(gradients):
+            gradient, momentum = gradient.asnumpy(), state.momenta[i].asnumpy()
+            if state.rows[i] is not None:
+                gradient = gradient[state.rows[i][0]:state.rows[i][1]]
+            new = np.multiply(gradient, float(factor) * (1.0 - self.beta), dtype=np.float32)
+            momentum *= np.float32(self.beta)
+            momentum += new
+            new += momentum * np.float32(self.beta)
+            wholes.append(new)
+        if self.gather is not None:
+            wholes = [whole.asnumpy() for whole in self.gather(*map(Tensor, wholes))]
+        for i, whole in enumerate(wholes):
+            update, weight = train.orthogonalised(self.library, _contiguous(whole)), state.weights[i].asnumpy()
+            update *= np.float32(float(lr) * state.scale(i))
+            weight *= np.float32(float(decay_factor))
+            weight -= update[state.own[i]]
 
 
 def _contiguous(array: np.ndarray) -> np.ndarray:

@@ -1,8 +1,10 @@
-/* AdamW and the norm of gradients, in place in the tensors' memory. */
+/* AdamW and the norm of gradients, in place in the tensors' memory; Muon's orthogonal update. */
 
 #include <math.h>
 #include <stdlib.h>
 
+#include "gemm.h"
+#include "scratch.h"
 #include "thread_pool.h"
 
 enum { GRAIN = 16384 }; /* numbers per work item */
@@ -71,4 +73,60 @@ EXPORT void update(const struct tensor *tensors, int64_t count, float factor, fl
         struct update u = {tensors + i, factor, rate, keep, beta1, beta2, epsilon, NULL};
         parallel_for(adamw, &u, tensors[i].size, GRAIN);
     }
+}
+
+/* Muon: ops/muon.py has the formula. */
+enum { STEPS = 5 };
+
+static const float A = 3.4445f, B = -4.7750f, C = 2.0315f, EPSILON = 1e-7f;
+
+struct polynomial {
+    float *square; /* (side, side): gram², then A + B gram + C gram² */
+    const float *gram;
+    int64_t side;
+};
+
+static void polynomial_rows(void *context, int64_t first, int64_t last) {
+    const struct polynomial *p = context;
+    for (int64_t row = first; row < last; row++) {
+        float *restrict to = p->square + row * p->side;
+        const float *restrict gram = p->gram + row * p->side;
+        for (int64_t i = 0; i < p->side; i++)
+            to[i] = B * gram[i] + C * to[i];
+        to[row] += A;
+    }
+}
+
+/* out = x (rows, columns) with singular values near 1; ``other`` has the same size, ``gram`` and ``square`` the smaller
+   side's square. */
+static void orthogonalise(const float *x, float *out, float *other, float *gram, float *square, int64_t rows,
+                          int64_t columns) {
+    int tall = rows > columns;
+    int64_t side = tall ? columns : rows, length = tall ? rows : columns;
+    float scale = 1.0f / ((float)sqrt(squared_norm(x, rows * columns)) + EPSILON);
+    for (int64_t i = 0; i < rows * columns; i++)
+        other[i] = x[i] * scale;
+    float *from = other, *to = out; /* STEPS is odd: the last one ends in ``out`` */
+    for (int step = 0; step < STEPS; step++) {
+        gemm(product(tall, !tall, side, side, length, from, columns, from, columns, gram, side));
+        gemm(product(0, 0, side, side, side, gram, side, gram, side, square, side));
+        parallel_for(polynomial_rows, &(struct polynomial){square, gram, side}, side, 32);
+        gemm(tall ? product(0, 0, rows, side, side, from, columns, square, side, to, columns)
+                  : product(0, 0, side, columns, side, square, side, from, columns, to, columns));
+        float *given = from;
+        from = to;
+        to = given;
+    }
+}
+
+/* out = each of the matrices x (matrices, rows, columns) made orthogonal; not 0 if memory runs out. */
+EXPORT int orthogonalised(const float *x, float *out, int64_t matrices, int64_t rows, int64_t columns) {
+    int64_t size = rows * columns, side = smaller(rows, columns);
+    float *work = aligned_floats(size + 2 * side * side);
+    if (!work)
+        return 1;
+    for (int64_t i = 0; i < matrices; i++)
+        orthogonalise(x + i * size, out + i * size, work, work + size, work + size + side * side, rows, columns);
+    free(work);
+    return 0;
 }

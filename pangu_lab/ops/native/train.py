@@ -48,6 +48,7 @@ def _opened(path: Path) -> Library:
     found.set_up.argtypes, found.set_up.restype = (_INTEGER, ctypes.c_int), ctypes.c_int
     found.squared_norm.argtypes, found.squared_norm.restype = (_POINTER, _INTEGER), ctypes.c_double
     found.update.argtypes, found.update.restype = (_POINTER, _INTEGER, *[_FLOAT] * 6), None
+    found.orthogonalised.argtypes, found.orthogonalised.restype = (_POINTER, _POINTER, *[_INTEGER] * 3), ctypes.c_int
     found.set_up(thread_count(), 512)
     return Library(str(path), found)
 
@@ -73,3 +74,18 @@ def update(library: Library, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.
     rows = (_Tensor * len(tensors))(*(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays)
                                       for *arrays, decays in tensors))
     library.functions.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)
+
+
+def orthogonalised(library: Library, x: np.ndarray) -> np.ndarray:
+    """``ops.muon.orthogonalised`` of a contiguous fp32 array (…, n, m).
+
+    Raises:
+        MemoryError: there is not enough to work in.
+    """
+    if x.dtype != np.float32 or not x.flags.c_contiguous:
+        raise ValueError("Muon's update takes a contiguous fp32 array")
+    found = np.empty_like(x)
+    rows, columns = x.shape[-2:]
+    if library.functions.orthogonalised(x.ctypes.data, found.ctypes.data, x.size // (rows * columns), rows, columns):
+        raise MemoryError("not enough memory for Muon's update")
+    return found

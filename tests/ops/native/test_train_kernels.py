@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pangu_lab.compiling import compiler
+from pangu_lab.ops.muon import orthogonalised
 from pangu_lab.ops.native import train
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
@@ -61,6 +62,22 @@ def test_linear_and_its_gradients(rows, inner, outer, transposed, seed):
     close(dx, D @ straight.T)
     close(dw, D.T @ X if transposed else X.T @ D)
     close(db, D.sum(0))
+
+
+@many
+@given(st.integers(1, 3), sizes, sizes, seeds)
+def test_muons_orthogonal_update(count, rows, columns, seed):
+    x, = normal(seed, (count, rows, columns))
+    found = train.orthogonalised(train.library(), x)
+    np.testing.assert_allclose(found, orthogonalised(*double(x)), rtol=0, atol=2e-3)  # five steps enlarge what is rounded
+
+
+def test_muons_update_of_zeros_is_zero_and_of_nan_is_nan():
+    assert not train.orthogonalised(train.library(), np.zeros((2, 5, 7), np.float32)).any()
+    x = np.ones((2, 5, 7), np.float32)
+    x[1, 2, 3] = np.nan
+    found = train.orthogonalised(train.library(), x)
+    assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
 
 
 @pytest.mark.parametrize("bits", [128, 256, 512])
