@@ -33,6 +33,9 @@ def _register_launch(verbs: Any) -> None:
                         help="the rendezvous port (default: a free one; 8118 with several hosts)")
     launch.add_argument("--node-rank", type=int, metavar="K",
                         help="this host's index, from 0 (default: found by its name)")
+    launch.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help=(
+        "an environment variable for the ranks of every host, such as LD_LIBRARY_PATH; can be given many times "
+        "(NCCL_*, HCCL_*, UCX_* and PANGU_LAB_* reach them always)"))
     launch.add_argument("--restarts", type=int, default=0, metavar="K",
                         help="restart from the last good checkpoint, at most K times (default 0)")
     launch.add_argument("--dry-run", action="store_true", help="print what would run on each host, but run nothing")
@@ -46,7 +49,7 @@ def _register_launch(verbs: Any) -> None:
     watch.add_argument("--heartbeat-timeout", type=float, default=30.0, metavar="S",
                        help="without a heartbeat (default %(default)g)")
     watch.add_argument("--join-timeout", type=float, default=600.0, metavar="S",
-                       help="waiting for the other ranks at the start (default %(default)g)")
+                       help="waiting for the other ranks at the start, HCCL's too (default %(default)g)")
     watch.add_argument("--compile-timeout", type=float, default=3600.0, metavar="S",
                        help="compiling, until the first step is done (default %(default)g)")
     watch.add_argument("--step-timeout", type=float, default=600.0, metavar="S",
@@ -68,10 +71,10 @@ def run_launch(args: argparse.Namespace) -> int:
                       train__init_from=init_from(args))
     backend = args.backend or ("ranktable" if args.rank_table else "local")
     where = dict(hosts=args.hosts, rank_table=args.rank_table, master_addr=args.master_addr,
-                 master_port=args.master_port, node_rank=args.node_rank,
+                 master_port=args.master_port, node_rank=args.node_rank, variables=args.env,
                  program=(*WORKER, "--start-over") if args.start_over else WORKER)
     if args.dry_run:
-        config, plan = prepare(config, run, args.nproc, backend, **where)
+        config, plan = prepare(config, run, args.nproc, backend, **where, join_seconds=args.join_timeout)
         for line in plan.lines():
             say(line)
         return finish(args, plan.to_dict())

@@ -116,7 +116,7 @@ def fit_layout(config: RunConfig, world: int, ascend: bool = False) -> RunConfig
 def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local",
             hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
             master_port: Optional[int] = None, node_rank: Optional[int] = None, program: Sequence[str] = WORKER,
-            join_seconds: float = 600.0) -> tuple[RunConfig, LaunchPlan]:
+            join_seconds: float = 600.0, variables: Sequence[str] = ()) -> tuple[RunConfig, LaunchPlan]:
     """The settings, fitted to the number of processes, and the plan of what runs where; starts and writes nothing.
 
     Arguments as for ``launch``.
@@ -124,7 +124,8 @@ def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = No
     Raises:
         InputError: hosts, rank table, layout and back end do not go together.
     """
-    request = Request(Path(run_folder).absolute(), backend, (), program=tuple(program), join_seconds=int(join_seconds))
+    request = Request(Path(run_folder).absolute(), backend, (), program=tuple(program), join_seconds=int(join_seconds),
+                      variables=tuple(variables))
     if rank_table is not None or backend == "ranktable":
         request = _with_table(request, rank_table, hosts, nproc, node_rank)
     else:
@@ -178,8 +179,8 @@ def _own_node(names: list[str], node_rank: Optional[int]) -> int:
 def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local", *,
            hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
            master_port: Optional[int] = None, node_rank: Optional[int] = None, restarts: int = 0,
-           patience: Patience = Patience(), program: Sequence[str] = WORKER, on_event: Optional[OnEvent] = None,
-           progress: Progress = silent, stop: Optional[Callable[[], bool]] = None) -> LaunchResult:
+           patience: Patience = Patience(), program: Sequence[str] = WORKER, variables: Sequence[str] = (),
+           on_event: Optional[OnEvent] = None, progress: Progress = silent, stop: Optional[Callable[[], bool]] = None) -> LaunchResult:
     """Train ``config`` in ``run_folder`` with several processes, and wait until they have ended.
 
     Args:
@@ -194,6 +195,8 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
         restarts: how many times a failed launch is restarted, from its last good checkpoint.
         patience: when a silent or idle rank counts as hanging.
         program: what each rank runs, as arguments of the Python interpreter; ``--run FOLDER`` is added.
+        variables: environment variables for ranks on every host, as NAME or NAME=VALUE, beside those of NCCL, HCCL, UCX
+            and this project, which always reach them.
         on_event: called with {"kind", …}: "started", "rank" (a rank's new state), "waiting", "stopping", "failed",
             "restart", "warning" (from a rank), "ended".
         progress: called with the step reached.
@@ -204,7 +207,7 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
         LaunchFailed: a rank failed or hung; all others have been ended.
     """
     config, plan = prepare(config, run_folder, nproc, backend, hosts, rank_table, master_addr, master_port, node_rank,
-                           program, patience.join)
+                           program, patience.join, variables)
     _check_machine(plan)
     launcher = Launcher(config, plan, patience, on_event or (lambda event: None), progress, stop,
                         own_port=master_port is None and len(plan.hosts) == 1)

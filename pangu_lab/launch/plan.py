@@ -10,6 +10,7 @@ variables.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -31,6 +32,8 @@ LAUNCHER = "PANGU_LAB_LAUNCHER"  # PID@HOST of the process that watches a rank, 
 STALE = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "RANK_ID",
          "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "PANGU_LAB_RANK_LOG")
 STALE_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
+PASSED_PREFIXES = ("NCCL_", "HCCL_", "UCX_", "PANGU_LAB_")  # of collectives, and this project's own
+SECRETS = ("PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY")  # of the server; plans are printed
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,8 @@ class LaunchPlan:
         else:
             words += ["--hosts", str(request.hosts_file), "--nproc", str(request.hosts[node].slots),
                       "--master-addr", request.master_addr, "--master-port", str(request.master_port)]
-        return [*words, "--node-rank", str(node)]
+        asked = [word for variable in request.variables for word in ("--env", variable)]
+        return [*words, *asked, "--node-rank", str(node)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -160,6 +164,7 @@ class Request:
     devices: Sequence[Sequence[tuple[int, int]]] = ()  # from the rank table: (rank, device id) on each host
     program: Sequence[str] = WORKER
     join_seconds: int = 600
+    variables: Sequence[str] = ()  # NAME or NAME=VALUE: what ranks on every host get in their environment, as asked
 
     @property
     def world(self) -> int:
@@ -247,8 +252,10 @@ def _mpirun(request: Request, node: int) -> list[Command]:
 
 def _rank_table(request: Request, node: int) -> list[Command]:
     """Ascend's way without a scheduler: the table tells every rank where the others are."""
-    return [_worker(request, rank, {**_common(request, node), "RANK_TABLE_FILE": str(request.rank_table),
-                                    "RANK_ID": str(rank), "RANK_SIZE": str(request.world), "DEVICE_ID": str(device)})
+    # the time that ranks wait for each other; HCCL's default of 120 s is shorter than a host may need to start
+    common = {"HCCL_CONNECT_TIMEOUT": str(request.join_seconds), **_common(request, node),
+              "RANK_TABLE_FILE": str(request.rank_table), "RANK_SIZE": str(request.world)}
+    return [_worker(request, rank, {**common, "RANK_ID": str(rank), "DEVICE_ID": str(device)})
             for rank, device in request.devices[node]]
 
 
@@ -268,10 +275,10 @@ def _scheduler(request: Request, cluster: dict[str, str]) -> Command:
 
 def _common(request: Request, node: int) -> dict[str, str]:
     env = {"PYTHONUNBUFFERED": "1", "GLOG_v": os.environ.get("GLOG_v", "3"),
-           "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots)}
+           "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots), **passed_environment(request.variables)}
     package_home = str(Path(pangu_lab.__file__).resolve().parent.parent)
     if package_home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        path = os.environ.get("PYTHONPATH", "")
+        path = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
         if package_home not in path.split(os.pathsep):
             path = package_home + (os.pathsep + path if path else "")
         env["PYTHONPATH"] = path
@@ -299,6 +306,32 @@ def _python_folder() -> str:
 
 def _log(request: Request, name: str) -> str:
     return str(request.run / "logs" / f"{name}.log")
+
+
+def passed_environment(asked: Sequence[str] = ()) -> dict[str, str]:
+    """The variables that every rank gets, wherever it runs and whoever starts it.
+
+    Those of NCCL, HCCL and UCX and this project's own come from this process's environment; processes that mpirun starts
+    elsewhere would not have them otherwise.
+
+    Args:
+        asked: more of them, as NAME (its value here) or NAME=VALUE.
+
+    Raises:
+        InputError: a name is none, has no value here, or is one that the launch itself sets.
+    """
+    found = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PASSED_PREFIXES)
+             and name not in (*SECRETS, *STALE, LAUNCHER, "PANGU_LAB_LOCAL_RANKS")}
+    for word in asked:
+        name, given, value = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            raise InputError(f"--env {word}: write NAME or NAME=VALUE")
+        if name in (*STALE, LAUNCHER) or name.startswith(STALE_PREFIXES):
+            raise InputError(f"--env {name}: the launch sets it for each rank itself")
+        if not given and name not in os.environ:
+            raise InputError(f"--env {name}: it is not set here; write {name}=VALUE")
+        found[name] = value if given else os.environ[name]
+    return found
 
 
 def clean_environment(added: dict[str, str]) -> dict[str, str]:

@@ -57,6 +57,32 @@ def test_msrun_finds_this_python_first(tmp_path):
     assert words[-5:] == ["python", "-m", "pangu_lab.launch.worker", "--run", str(tmp_path / "run")]
 
 
+def test_variables_of_collectives_and_what_is_asked_for_reach_every_rank_and_secrets_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth1")
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
+    monkeypatch.setenv("PANGU_LAB_TOKEN", "secret")
+    hosts = hosts_file(tmp_path, "one slots=2\ntwo slots=2\n")
+    for backend in ("local", "msrun", "mpirun"):
+        plan = plan_of(tmp_path, backend=backend, hosts=hosts, node_rank=0, master_addr="10.0.0.1",
+                       variables=["LD_LIBRARY_PATH", "MY_FLAG=a b"])
+        for command in (command for host in plan.hosts for command in host.commands):
+            assert command.env["NCCL_SOCKET_IFNAME"] == "eth1" and command.env["LD_LIBRARY_PATH"] == "/opt/lib"
+            assert command.env["MY_FLAG"] == "a b" and "PANGU_LAB_TOKEN" not in command.env
+            if command.role == "mpirun":
+                words = list(command.argv)
+                assert {"NCCL_SOCKET_IFNAME", "LD_LIBRARY_PATH", "MY_FLAG"} < {
+                    words[i + 1] for i, word in enumerate(words) if word == "-x"}
+        if backend != "mpirun":
+            assert any("--env LD_LIBRARY_PATH --env 'MY_FLAG=a b'" in line for line in plan.lines())
+
+
+@pytest.mark.parametrize("word, said", [("RANK_ID=3", "sets it"), ("OMPI_COMM_WORLD_RANK=1", "sets it"),
+                                        ("NOT SET", "NAME or NAME=VALUE"), ("SURELY_UNSET", "not set here")])
+def test_a_variable_that_cannot_be_handed_over_is_refused(tmp_path, word, said):
+    with pytest.raises(InputError, match=said):
+        plan_of(tmp_path, nproc=2, variables=[word])
+
+
 def test_mpirun_hands_every_variable_over(tmp_path):
     scheduler, mpirun = plan_of(tmp_path, nproc=2, backend="mpirun").here.commands
     assert scheduler.env["MS_ROLE"] == "MS_SCHED" and mpirun.env["MS_ROLE"] == "MS_WORKER"
