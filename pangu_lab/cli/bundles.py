@@ -69,6 +69,8 @@ def register(verbs: Any) -> None:
         "an HCCL rank table instead of --nproc and --master-addr: the server runs on its first host, an agent on "
         "each of the others"))
     several.add_argument("--node-rank", type=int, metavar="N", help="this host's index in the rank table (default 0)")
+    several.add_argument("--log-dir", metavar="DIR", help="what these processes print goes into files there; the last five "
+                                                          "of each are kept")
     serve.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY "
                        "(export --sign)")
     serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
@@ -119,6 +121,7 @@ def run_serve(args: argparse.Namespace) -> int:
     if not args.bundle:
         raise InputError("give --bundle DIR, or --stop with --pid-file")
     check_signature(args.bundle, args.verify)
+    args.devices = ()
     if args.rank_table or args.node_rank is not None:
         _from_rank_table(args)
     if args.agent:
@@ -128,7 +131,7 @@ def run_serve(args: argparse.Namespace) -> int:
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
-                   master_port=args.master_port, cluster_key=os.environ.get(KEY), root_path=args.root_path,
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, root_path=args.root_path,
                    origins=args.allow_origin, proxies=args.proxy, tls_cert=args.tls_cert,
                    tls_key=args.tls_key) as server:
             signals.ready()
@@ -163,6 +166,7 @@ def _from_rank_table(args: argparse.Namespace) -> None:
         raise InputError("the server runs on host 0 of the rank table and an agent on each of the others: "
                          + ("give --node-rank" if args.agent else "give --agent here"))
     args.nproc, args.master_addr = len(servers[node].devices), servers[0].server_id
+    args.devices = [device.device_id for device in sorted(servers[node].devices, key=lambda device: device.rank_id)]
 
 
 def _be_agent(args: argparse.Namespace) -> int:
@@ -182,7 +186,8 @@ def _be_agent(args: argparse.Namespace) -> int:
     with _signals() as signals, pid_file(args.pid_file):
         signals.ready()
         port = MASTER_PORT if args.master_port is None else args.master_port
-        keeper = Keeper(args.bundle, nproc, (args.master_addr, port), key.encode(), local=False)
+        keeper = Keeper(args.bundle, nproc, (args.master_addr, port), key.encode(), local=False,
+                        devices=args.devices, log_dir=args.log_dir)
         try:
             say(f"{nproc} process(es) for the server at {args.master_addr}:{port} (Ctrl-C stops them)")
             code = finish(args, {"pid": os.getpid(), "ranks": ranks})

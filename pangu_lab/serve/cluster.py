@@ -38,7 +38,7 @@ from pangu_lab.generate.runner import NetworkLost, Runner
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.plan import LAUNCHER, clean_environment
 from pangu_lab.memory import tokens_at_once
-from pangu_lab.serve.rank import Keeper
+from pangu_lab.serve.rank import Keeper, process_log
 from pangu_lab.serve.wire import Gone, Link, authenticated, cut
 
 logger = logging.getLogger(__name__)
@@ -88,6 +88,7 @@ class Cluster:
         nproc: ranks on this host; agents bring the others.
         address, port: where agents reach this front end; a free port when 0.
         key: shared with the agents.
+        devices, log_dir: of this host's ranks, as ``Keeper`` takes them.
 
     Attributes:
         world: the number of ranks.
@@ -95,7 +96,9 @@ class Cluster:
         state: a readable description.
     """
 
-    def __init__(self, bundle: Path | str, nproc: int, address: str, port: int, key: bytes) -> None:
+    def __init__(self, bundle: Path | str, nproc: int, address: str, port: int, key: bytes,
+                 devices: Sequence[int] = (), log_dir: Optional[Path | str] = None) -> None:
+        self._log_dir = log_dir
         self.folder, self.description = Path(bundle), read_bundle(bundle)
         self.world = self.description["parallel"]["tensor"]
         check_ranks(bundle, nproc, self.world)
@@ -113,7 +116,8 @@ class Cluster:
                              "--master-port") from None
         self.port = self._listener.address[1]
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
-        self._keeper = Keeper(bundle, nproc, (address, self.port), key, local=True)
+        self._keeper = Keeper(bundle, nproc, (address, self.port), key, local=True, devices=devices,
+                              log_dir=log_dir)
 
     # ------------------------------------------------------------------------------------------ who offers itself
 
@@ -232,10 +236,11 @@ class Cluster:
 
     def _start_scheduler(self, environment: dict[str, str]) -> None:
         launcher = {LAUNCHER: f"{os.getpid()}@{socket.gethostname()}"}
-        self._scheduler = subprocess.Popen(
-            [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
+        with process_log(self._log_dir, "scheduler") as log:
+            self._scheduler = subprocess.Popen(
+                [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."], stdin=subprocess.DEVNULL,
+                stdout=log or subprocess.DEVNULL, stderr=log or subprocess.DEVNULL,
+                env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
 
     def _let_go(self) -> None:
         """End the group: the processes of all its ranks, which cannot compute without the lost one."""

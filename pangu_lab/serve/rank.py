@@ -11,6 +11,7 @@ interrupted in a collective whose other ranks are gone. Its keeper then starts a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import queue
@@ -19,8 +20,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, BinaryIO, Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
@@ -29,7 +31,32 @@ from pangu_lab.serve.wire import Gone, Link, connected
 
 KEY = "PANGU_LAB_CLUSTER_KEY"  # not an option: all users of the machine can read options
 REFUSED = 2
+KEPT_LOGS = 5  # of each process; a process that is started again begins a new one
 logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def process_log(folder: Optional[Path | str], name: str) -> Iterator[Optional[BinaryIO]]:
+    """The file ``NAME.log`` of a process that starts now, or None without a folder; the last ``KEPT_LOGS`` are kept.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    if folder is None:
+        yield None
+        return
+    path = Path(folder) / f"{name}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        older = [path, *(path.with_name(f"{path.name}.{age}") for age in range(1, KEPT_LOGS))]
+        for newer, old in reversed(list(zip(older, older[1:]))):
+            if newer.exists():
+                newer.replace(old)
+        log = path.open("xb")
+    except OSError as error:
+        raise InputError(f"--log-dir {folder}: cannot write {path.name} ({error.strerror})") from None
+    with log:
+        yield log
 
 
 class Keeper:
@@ -37,12 +64,17 @@ class Keeper:
 
     Args:
         local: whether they run on the front end's host, where rank 0 belongs.
+        devices: the device of each process; counted from 0 when not given, or DEVICE_ID for all.
+        log_dir: what the processes print goes to ``process_N.log`` there; without it, only errors, to this one's.
 
     Attributes:
         refused: the message of a process that can never run with these settings.
     """
 
-    def __init__(self, bundle: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool) -> None:
+    def __init__(self, bundle: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
+                 devices: Sequence[int] = (), log_dir: Optional[Path | str] = None) -> None:
+        self._log_dir = log_dir
+        self._devices = [str(device) for device in devices] or [os.environ.get("DEVICE_ID", str(n)) for n in range(count)]
         self._command = [sys.executable, "-m", "pangu_lab.serve.rank", "--bundle", str(Path(bundle).resolve()),
                          "--front", f"{front[0]}:{front[1]}", *(["--local"] if local else [])]
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -54,8 +86,10 @@ class Keeper:
         self._thread.start()
 
     def _start(self, number: int) -> subprocess.Popen:
-        environment = clean_environment({**self._environment, "DEVICE_ID": os.environ.get("DEVICE_ID", str(number))})
-        return subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        environment = clean_environment({**self._environment, "DEVICE_ID": self._devices[number]})
+        with process_log(self._log_dir, f"process_{number}") as log:
+            return subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL,
+                                    stdout=log or subprocess.DEVNULL, stderr=log)
 
     def _keep(self) -> None:
         while not self._closed.wait(0.5):
@@ -64,7 +98,8 @@ class Keeper:
                     self.refused.set()
                 elif process.poll() is not None and not self._closed.is_set():
                     self._closed.wait(1.0)
-                    self._processes[number] = self._start(number)
+                    with contextlib.suppress(InputError):  # no room for a log: tried again
+                        self._processes[number] = self._start(number)
 
     @property
     def pids(self) -> list[int]:

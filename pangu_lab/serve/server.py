@@ -82,7 +82,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: Optional[int] = None,
           cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
           proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
-          tls_key: Optional[Path | str] = None) -> Server:
+          tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
+          log_dir: Optional[Path | str] = None) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -106,6 +107,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         origins: of other sites (``https://example.com``), whose pages may use the API.
         proxies: addresses of proxies, which say in ``X-Forwarded-For`` for whom they ask.
         tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
+        devices: of a bundle for several processes, the device of each process on this host; counted from 0 by default.
+        log_dir: a folder for what these processes print.
 
     Raises:
         InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
@@ -118,7 +121,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
-            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key)
+            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir)
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
@@ -144,7 +147,7 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 
 def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int],
-          key: Optional[str]) -> tuple[Engine, Any]:
+          key: Optional[str], devices: Sequence[int], log_dir: Optional[Path | str]) -> tuple[Engine, Any]:
     """The engine over a model, and the cluster behind it where the bundle is for several processes."""
     model = Model.load(bundle)
     described = read_bundle(model.bundle) if model.bundle is not None else {}
@@ -159,7 +162,8 @@ def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_por
                          "the environment variable PANGU_LAB_CLUSTER_KEY on each")
     if master_port is None:
         master_port = MASTER_PORT if nproc < world else 0
-    cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode())
+    cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode(), devices,
+                      log_dir)
     return cluster_engine(cluster), cluster
 
 

@@ -31,6 +31,7 @@ from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, wr
 from pangu_lab.serve import cluster as clustering
 from pangu_lab.serve import wire
 from pangu_lab.serve.cluster import HANDSHAKES, Cluster
+from pangu_lab.serve.rank import Keeper, process_log
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
 from pangu_lab.serve.server import MASTER_PORT
 from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
@@ -188,6 +189,30 @@ def test_two_processes_write_what_one_writes_and_come_back_when_one_is_lost(shar
                 assert same(http)
             server.signal()
             assert server.end()[0] == 0
+
+
+def test_the_processes_of_a_rank_table_have_its_devices_and_their_prints_go_to_files(tmp_path, monkeypatch):
+    started, Popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *words, **how: started.append(how["env"]) or Popen(*words, **how))
+    for _ in range(2):
+        keeper = Keeper(tmp_path / "nothing", 2, ("127.0.0.1", 1), b"key", local=True, devices=(6, 4), log_dir=tmp_path / "logs")
+        assert [environment["DEVICE_ID"] for environment in started[-2:]] == ["6", "4"]
+        assert keeper.refused.wait(60)
+        keeper.close()
+    logs = tmp_path / "logs"
+    assert {path.name for path in logs.iterdir()} == {f"process_{n}.log{age}" for n in (0, 1) for age in ("", ".1")}
+    wait_for(lambda: "nothing" in (logs / "process_0.log.1").read_text() + (logs / "process_1.log.1").read_text())
+
+
+def test_the_last_five_logs_of_a_process_are_kept(tmp_path):
+    for number in range(8):
+        with process_log(tmp_path, "scheduler") as log:
+            log.write(b"%d" % number)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "scheduler.log": "7", **{f"scheduler.log.{age}": str(7 - age) for age in range(1, 5)}}
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="--log-dir"), process_log(tmp_path / "file", "x"):
+        pass
 
 
 # ------------------------------------------------------------------------------------------- without real processes
