@@ -11,11 +11,14 @@ operation after the other.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Optional, overload
 
 import numpy as np
 
+from pangu_lab.cluster import Cluster, ClusterRunner, Places, find_places
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.engine import EngineScorer
@@ -26,11 +29,46 @@ from pangu_lab.generate.runner import ONE_AT_A_TIME
 from pangu_lab.generate.sampling import Stage, explain
 from pangu_lab.generate.sequence import Completion, SequenceInProgress, prepare_prompt
 from pangu_lab.interpret.activations import Attention, attention
-from pangu_lab.loading import Model
+from pangu_lab.loading import Model, find
 
 
 class PanguLM(Model):
     """A model ready to generate, to score, and to be inspected. ``PanguLM.load`` opens one; see ``Model``."""
+
+    _cluster: Optional[Cluster] = None
+
+    @classmethod
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False,
+             processes: int | Places = 1, log_dir: Optional[str | Path] = None):
+        """As ``Model.load``; over several processes if asked, which share weights and work (tensor parallelism).
+
+        Args:
+            processes: how many on this machine, or ``pangu_lab.cluster.find_places`` of hosts or a rank table. They end
+                with ``close``, or with this process.
+            log_dir: a folder for what they print.
+
+        Raises:
+            InputError: as ``Model.load``; or so many processes cannot share this model.
+        """
+        if isinstance(processes, int):
+            if processes == 1:
+                return super().load(source, tokenizer, slots, int8)
+            processes = find_places(processes)
+        if int8 or slots is not None:
+            raise InputError("a model over several processes has fp32 weights and one whole sequence of cache: leave out "
+                             "int8 and slots")
+        cluster = processes.open(find(source), tokenizer, log_dir)
+        shared = cluster.shared
+        made = cls(shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin,
+                   runner=ClusterRunner(cluster))
+        made._cluster = cluster
+        weakref.finalize(made, cluster.close)
+        return made
+
+    def close(self) -> None:
+        """End the processes, if the model has any."""
+        if self._cluster is not None:
+            self._cluster.close()
 
     @property
     def scorer(self) -> EngineScorer:

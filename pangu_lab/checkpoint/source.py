@@ -33,7 +33,7 @@ def resolve_checkpoint(folder: Path | str) -> Checkpoint:
 class StoredWeights(OneByOne):
     """The parameters of a checkpoint by published name, each read from the disk when it is accessed.
 
-    ``shapes`` lists them without reading.
+    ``shapes`` lists them without reading; ``checkpoint`` is where they lie.
     """
 
     def __init__(self, checkpoint: Checkpoint, config: RunConfig) -> None:
@@ -41,6 +41,7 @@ class StoredWeights(OneByOne):
         check_parameters(checkpoint, specs)
         super().__init__(specs, checkpoint.read)
         self.shapes = {name: spec.shape for name, spec in specs.items()}
+        self.checkpoint = checkpoint
 
 
 def open_weights(folder: Path | str) -> tuple[StoredWeights, RunConfig]:

@@ -55,8 +55,8 @@ def register(verbs: Any) -> None:
                        help="change a limit; can be given many times (an unknown name lists them all)")
     _add_network(serve)
     several = serve.add_argument_group("a model over several processes", (
-        "The bundle comes from `pangu-lab export --tensor-parallel N`. The environment variable "
-        f"{KEY} holds a secret that this server and its agents share. They prove that they know it, but what they "
+        "The bundle comes from `pangu-lab export --tensor-parallel N`; of a run or a checkpoint each process reads its "
+        f"part. The environment variable {KEY} holds a secret that this server and its agents share. They prove that they know it, but what they "
         "send is not encrypted, nor are MindSpore's collectives: across a network that others read, use a tunnel "
         "(WireGuard, IPsec)."))
     several.add_argument("--nproc", type=int, metavar="N", help="processes on this host (default: all; an agent: 1)")
@@ -121,7 +121,7 @@ def run_serve(args: argparse.Namespace) -> int:
     if not args.bundle:
         raise InputError("give --bundle DIR, or --stop with --pid-file")
     check_signature(args.bundle, args.verify)
-    args.devices = ()
+    args.devices, args.world = (), None
     if args.rank_table or args.node_rank is not None:
         _from_rank_table(args)
     if args.agent:
@@ -131,7 +131,7 @@ def run_serve(args: argparse.Namespace) -> int:
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
-                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, root_path=args.root_path,
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, world=args.world, root_path=args.root_path,
                    origins=args.allow_origin, proxies=args.proxy, tls_cert=args.tls_cert,
                    tls_key=args.tls_key) as server:
             signals.ready()
@@ -146,7 +146,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def _from_rank_table(args: argparse.Namespace) -> None:
     """Take from the rank table how many processes this host has and where the server is."""
-    from pangu_lab.export.loading import read_bundle
+    from pangu_lab.cluster.shared import SharedModel
     from pangu_lab.launch.rank_table import read_rank_table
 
     if not args.rank_table:
@@ -155,37 +155,35 @@ def _from_rank_table(args: argparse.Namespace) -> None:
         raise InputError("--nproc and --rank-table both set the number of processes: give one of them")
     servers, node = read_rank_table(args.rank_table).servers, args.node_rank or 0
     world = sum(len(server.devices) for server in servers)
-    shared = read_bundle(args.bundle).get("parallel", {}).get("tensor", 1)
-    if world != shared:
-        raise InputError(f"{args.rank_table}: has {world} ranks, {args.bundle} was exported for {shared}: export "
-                         f"with --tensor-parallel {world}")
+    SharedModel.open(args.bundle, world)
     if not 0 <= node < len(servers):
         raise InputError(f"{args.rank_table}: has {len(servers)} hosts, so --node-rank {node} must be from 0 to "
                          f"{len(servers) - 1}")
     if args.agent == (node == 0):
         raise InputError("the server runs on host 0 of the rank table and an agent on each of the others: "
                          + ("give --node-rank" if args.agent else "give --agent here"))
+    args.world = world
     args.nproc, args.master_addr = len(servers[node].devices), servers[0].server_id
     args.devices = [device.device_id for device in sorted(servers[node].devices, key=lambda device: device.rank_id)]
 
 
 def _be_agent(args: argparse.Namespace) -> int:
     """Run rank processes for a server on another host; they connect, and reconnect, by themselves."""
-    from pangu_lab.export.loading import rank_folders, read_bundle
+    from pangu_lab.cluster.places import PORT
+    from pangu_lab.cluster.shared import SharedModel
     from pangu_lab.serve.pid_file import pid_file
-    from pangu_lab.serve.rank import Keeper
-    from pangu_lab.serve.server import MASTER_PORT
+    from pangu_lab.cluster.rank import Keeper
 
     key, nproc = os.environ.get(KEY), 1 if args.nproc is None else args.nproc
     if not key:
         raise InputError(f"an agent authenticates to the server with a key: set {KEY} to the server's")
-    read_bundle(args.bundle)
-    ranks = sorted(rank_folders(args.bundle))
-    if not 1 <= nproc <= len(ranks):
-        raise InputError(f"{args.bundle}: holds bundles for {len(ranks)} ranks, which is too few for --nproc {nproc}")
+    shared = SharedModel.open(args.bundle)
+    ranks = shared.ranks  # None: all of them
+    if nproc < 1 or (ranks is not None and nproc > len(ranks)):
+        raise InputError(f"{args.bundle}: holds bundles for {len(ranks or ())} ranks, which is too few for --nproc {nproc}")
     with _signals() as signals, pid_file(args.pid_file):
         signals.ready()
-        port = MASTER_PORT if args.master_port is None else args.master_port
+        port = PORT if args.master_port is None else args.master_port
         keeper = Keeper(args.bundle, nproc, (args.master_addr, port), key.encode(), local=False,
                         devices=args.devices, log_dir=args.log_dir)
         try:

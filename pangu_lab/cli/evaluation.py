@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.processes import add_processes, opened, places
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say, table
 
@@ -43,6 +44,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one kept with the model")
     parser.add_argument("--out", metavar="FILE.json",
                         help="store every question's outcome; an interrupted evaluation resumes from there")
+    add_processes(parser)
 
 
 def run_evaluate(args: argparse.Namespace) -> int:
@@ -54,6 +56,10 @@ def run_evaluate(args: argparse.Namespace) -> int:
         raise InputError("give --data: the task's files or their folder")
     if (args.source is not None) + (args.server is not None) + args.baselines_only != 1:
         raise InputError("give one of --from DIR, --server URL and --baselines-only")
+    where = places(args)
+    if where is not None and (args.source is None or args.task == "perplexity"):
+        raise InputError("several processes (--nproc, --hosts, --rank-table) are for tasks with --from DIR; for perplexity "
+                         "leave them out")
     if args.task == "perplexity":
         return _perplexity(args)
     if args.task == "verse":
@@ -66,9 +72,15 @@ def run_evaluate(args: argparse.Namespace) -> int:
     source = args.server if args.server is not None else args.source
     if args.server is not None and not args.server.startswith(("http://", "https://")):
         raise InputError(f"--server {args.server}: an address begins with http:// or https://")
-    with progress_bar(f"evaluate {args.task}") as progress, _sigterm_interrupts():
+    with contextlib.ExitStack() as held:
+        if where is not None:
+            source = held.enter_context(opened(args, args.source, args.tokenizer))
+            if source is None:
+                return finish(args, {})
+        progress = held.enter_context(progress_bar(f"evaluate {args.task}"))
+        held.enter_context(_sigterm_interrupts())
         result = evaluate(task, source, args.data, split=args.split, half=args.half, limit=args.limit,
-                          tokenizer=args.tokenizer, out=args.out, progress=progress)
+                          tokenizer=None if where is not None else args.tokenizer, out=args.out, progress=progress)
     _show(result, task.title)
     return finish(args, dataclasses.asdict(result))
 
@@ -116,17 +128,15 @@ def _verse(args: argparse.Namespace) -> int:
     given = {key: getattr(args, key) for key in VERSE_OPTIONS[1:] if getattr(args, key) is not None}
     sampling = dataclasses.replace(SAMPLING, **given)
     limit = 200 if args.limit is None else args.limit
-    model = args.source if args.source is None or args.tokenizer is None else _with_tokenizer(args)
-    with progress_bar("evaluate verse") as progress, _sigterm_interrupts():
+    with contextlib.ExitStack() as held:
+        model = args.source if args.source is None else held.enter_context(opened(args, args.source, args.tokenizer))
+        if model is None and args.dry_run:
+            return finish(args, {})
+        progress = held.enter_context(progress_bar("evaluate verse"))
+        held.enter_context(_sigterm_interrupts())
         result = evaluate_verse(model, args.data[0], args.train, limit=limit, sampling=sampling, out=args.out, progress=progress)
     _show_verse(result)
     return finish(args, result.to_dict())
-
-
-def _with_tokenizer(args: argparse.Namespace) -> Any:
-    from pangu_lab.loading import Model
-
-    return Model.load(args.source, args.tokenizer)
 
 
 def _show_verse(result: Any) -> None:

@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from pangu_lab.cli.common import add_verb, check_signature, escaped_text, finish, text_argument
+from pangu_lab.cli.processes import add_processes, opened
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
 from pangu_lab.corpus.encoding import EURO, find_encoding
 from pangu_lab.errors import InputError
@@ -39,6 +40,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--acrostic", metavar="TEXT", help="with --verse: the first characters of its lines")
     parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
                         help="any other sampling setting, such as sampling.min_p=0.05")
+    add_processes(parser)
 
 
 def sampling(args: argparse.Namespace, base: SamplingConfig) -> SamplingConfig:
@@ -79,9 +81,11 @@ def run_generate(args: argparse.Namespace) -> int:
     if held_to is not None:  # a poem begins on a line of its own, below its title
         texts = [text if text.endswith("\n") else text + "\n" for text in texts]
     check_signature(args.source, args.verify)
-    from pangu_lab.lm import PanguLM
+    with opened(args, args.source, args.tokenizer, args.int8) as model:
+        return finish(args, []) if model is None else _write_all(args, model.engine, texts, held_to)
 
-    engine = PanguLM.load(args.source, args.tokenizer, int8=args.int8).engine
+
+def _write_all(args: argparse.Namespace, engine: Any, texts: list[str], held_to: Any) -> int:
     chosen = sampling(args, engine.sampling)
     if held_to is not None and args.max_new_tokens is None:  # the form says how long it is
         chosen = dataclasses.replace(chosen, max_new_tokens=max(chosen.max_new_tokens, held_to.tokens))

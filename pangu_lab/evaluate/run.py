@@ -126,7 +126,7 @@ def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, st
         return ServerScorer(str(source), tokenizer=tokenizer)
     model = source if isinstance(source, Model) else Model.load(source, tokenizer)
     free, batched = available(), scoring_need(model.config, BATCH_TOKENS)
-    if model.bundle is not None or batched.total > free >= generation_need(model.config).total:
+    if model.weights is None or batched.total > free >= generation_need(model.config).total:
         return EngineScorer(model.engine, name=model.origin)
     return LocalScorer.of(model)
 

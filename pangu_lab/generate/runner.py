@@ -262,26 +262,29 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
-def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: Optional[int] = None) -> Runner:
+def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: Optional[int] = None,
+                   group: Any = None) -> Runner:
     """Compile the network for ``weights`` (released names) on this machine.
 
     Args:
         weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
         slots: of the cache, one per position; by default one full sequence, and at least 1024.
+        group: the ranks that share the network (``pangu_lab.parallel.collectives.Group``), which this process has joined.
 
     Raises:
         InputError: the weights are not those of ``config``.
     """
     import mindspore as ms
 
-    from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs
+    from pangu_lab.generate.network import ALONE, CachedNetwork, cached_parts, dynamic_inputs
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    parts = cached_parts(weights, config, default_slots(config, slots))
+    parts = cached_parts(weights, config, default_slots(config, slots), group or ALONE)
     network = CachedNetwork(parts)
     network.set_inputs(*dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
-    native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots)
+    alone = parts.group.size == 1
+    native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots) if alone else None
     runner = Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
                     tokens_at_once(config), native)
     runner.renew = parts.parameters.renew

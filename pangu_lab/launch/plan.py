@@ -237,17 +237,18 @@ def _mpirun(request: Request, node: int) -> list[Command]:
         return []
     cluster = {**_common(request, node), **_cluster(request)}
     env = {**cluster, "MS_ROLE": "MS_WORKER", "PANGU_LAB_RANK_LOG": "1"}
-    argv = [shutil.which("mpirun") or "mpirun", "-np", str(request.world), "--bind-to", "none"]
-    if request.hosts_file is not None:
-        argv += ["--hostfile", str(request.hosts_file)]
-    else:
-        argv += ["--oversubscribe"]
+    argv = mpirun_command(request.world, request.hosts_file, [*env],
+                          [sys.executable, *request.program, "--run", str(request.run)])
+    return [_scheduler(request, cluster), Command("mpirun", None, tuple(argv), env, _log(request, "mpirun"))]
+
+
+def mpirun_command(ranks: int, hosts_file: Optional[Path], variables: Sequence[str], words: Sequence[str]) -> list[str]:
+    """Open MPI's command that starts ``words`` so many times, with these variables of its own environment."""
+    argv = [shutil.which("mpirun") or "mpirun", "-np", str(ranks), "--bind-to", "none"]
+    argv += ["--hostfile", str(hosts_file)] if hosts_file is not None else ["--oversubscribe"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         argv += ["--allow-run-as-root"]
-    for name in env:
-        argv += ["-x", name]
-    argv += [sys.executable, *request.program, "--run", str(request.run)]
-    return [_scheduler(request, cluster), Command("mpirun", None, tuple(argv), env, _log(request, "mpirun"))]
+    return [*argv, *(word for name in variables for word in ("-x", name)), *words]
 
 
 def _rank_table(request: Request, node: int) -> list[Command]:
@@ -276,13 +277,17 @@ def _scheduler(request: Request, cluster: dict[str, str]) -> Command:
 def _common(request: Request, node: int) -> dict[str, str]:
     env = {"PYTHONUNBUFFERED": "1", "GLOG_v": os.environ.get("GLOG_v", "3"),
            "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots), **passed_environment(request.variables)}
+    return {**env, **package_path(env.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")))}
+
+
+def package_path(path: str) -> dict[str, str]:
+    """PYTHONPATH with this package in it, before ``path``; nothing where Python finds it by itself."""
     package_home = str(Path(pangu_lab.__file__).resolve().parent.parent)
-    if package_home not in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
-        path = env.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-        if package_home not in path.split(os.pathsep):
-            path = package_home + (os.pathsep + path if path else "")
-        env["PYTHONPATH"] = path
-    return env
+    if package_home in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return {}
+    if package_home not in path.split(os.pathsep):
+        path = package_home + (os.pathsep + path if path else "")
+    return {"PYTHONPATH": path}
 
 
 def _cluster(request: Request) -> dict[str, str]:

@@ -20,11 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
+from pangu_lab.cluster.front import Cluster, cluster_engine
+from pangu_lab.cluster.places import PORT
+from pangu_lab.cluster.shared import SharedModel
 from pangu_lab.errors import InputError
 from pangu_lab.export.loading import read_bundle
 from pangu_lab.generate.engine import Engine
 from pangu_lab.loading import Model
-from pangu_lab.serve.cluster import Cluster, cluster_engine
 from pangu_lab.serve.guard import Guard, loopback_names, origin_of
 from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.metrics import Metrics
@@ -32,7 +34,6 @@ from pangu_lab.serve.page import build_page, mount_page
 from pangu_lab.serve.scheduler import Scheduler
 
 USER = "pangu"
-MASTER_PORT = 8119  # where a front waits for agents
 BACKLOG = 2048
 ANYWHERE = ("0.0.0.0", "::")
 
@@ -83,32 +84,29 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
           proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
           tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
-          log_dir: Optional[Path | str] = None) -> Server:
+          log_dir: Optional[Path | str] = None, world: Optional[int] = None) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
         bundle: a model as ``PanguLM.load`` opens it, or an engine.
         host: an address of this machine. Addresses other than 127.0.0.1 need a password or a token.
         port: 0 takes a free one.
-        password: the page asks for it, with the user name ``pangu``; defaults to the token.
-        token: the API expects it as ``Authorization: Bearer``; defaults to the password.
+        password, token: the page asks for the one (user name ``pangu``), the API for the other as ``Authorization:
+            Bearer``; each defaults to the other.
         insecure: serve on any address even without a secret.
         limits: what requests may ask for.
         page: whether the page is served beside the API.
-        names: host names, besides this machine's own, under which the server may be reached; empty for any when it is
-            served beyond this machine.
+        names: further host names of the server; empty for any when it is served beyond this machine.
         quick: let a graph decode in batches of any size: faster with few requests at once, but the last bits of a
             text's numbers then depend on the other requests. The C kernels are batch-invariant by themselves.
-        nproc: of a bundle for several processes, how many run on this host; all by default. Agents bring the others.
-        master_addr, master_port: where agents of other hosts reach this process; by default port 8119, or any free one
-            when there are none.
+        nproc, world: of the ``world`` processes that share a model, how many run on this host; agents bring the others.
+        master_addr, master_port: where agents reach this process; by default port 8119, any free one without agents.
         cluster_key: a secret shared with the agents.
         root_path: the path under which a proxy serves this server, if the proxy strips it from requests.
-        origins: of other sites (``https://example.com``), whose pages may use the API.
-        proxies: addresses of proxies, which say in ``X-Forwarded-For`` for whom they ask.
+        origins, proxies: of other sites (``https://example.com``), whose pages may use the API; addresses of proxies,
+            which say in ``X-Forwarded-For`` for whom they ask.
         tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
-        devices: of a bundle for several processes, the device of each process on this host; counted from 0 by default.
-        log_dir: a folder for what these processes print.
+        devices, log_dir: the device of each of them, counted from 0 by default; a folder for what they print.
 
     Raises:
         InputError: no usable bundle, the port is taken, or the address is open to others without a secret.
@@ -121,7 +119,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
-            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir)
+            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir, world)
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
@@ -146,24 +144,27 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{shown}:{port}/"
 
 
-def _load(bundle: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int],
-          key: Optional[str], devices: Sequence[int], log_dir: Optional[Path | str]) -> tuple[Engine, Any]:
-    """The engine over a model, and the cluster behind it where the bundle is for several processes."""
-    model = Model.load(bundle)
-    described = read_bundle(model.bundle) if model.bundle is not None else {}
-    world = described.get("parallel", {}).get("tensor", 1)
+def _load(source: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int], key: Optional[str],
+          devices: Sequence[int], log_dir: Optional[Path | str], world: Optional[int]) -> tuple[Engine, Any]:
+    """The engine over a model, and the cluster behind it where several processes share it."""
+    model = Model.load(source)
+    if model.bundle is not None:
+        held = read_bundle(model.bundle).get("parallel", {}).get("tensor", 1)
+        if held == 1 and (nproc or 1) == 1 and (world or 1) == 1:
+            return model.engine, None
+        world = held if world is None and held > 1 else world or nproc
+    else:
+        world = world or nproc or 1
+        if world == 1:
+            return model.engine, None
+    shared = SharedModel.open(source, world)
     nproc = world if nproc is None else nproc
-    if world == 1:
-        if nproc != 1:
-            raise InputError(f"{bundle}: exported for one process; export it with --tensor-parallel {nproc} first")
-        return model.engine, None
     if not key and (nproc < world or not is_loopback(master_addr)):
         raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one into "
                          "the environment variable PANGU_LAB_CLUSTER_KEY on each")
     if master_port is None:
-        master_port = MASTER_PORT if nproc < world else 0
-    cluster = Cluster(bundle, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode(), devices,
-                      log_dir)
+        master_port = PORT if nproc < world else 0
+    cluster = Cluster(shared, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode(), devices, log_dir)
     return cluster_engine(cluster), cluster
 
 

@@ -1,6 +1,6 @@
 """One model over several processes, on this host and others: which processes compute, and recovery when one is lost.
 
-The front end is the process that listens to clients; it runs no network. It runs this host's rank processes, agents
+The front end is the process that generates, evaluates or listens to clients; it runs no network. It runs this host's rank processes, agents
 (``pangu-lab serve --agent``) run those of other hosts, and each process registers here. When there is one for every
 rank, the front end starts MindSpore's scheduler, assigns the ranks, and from then on sends every call of the network
 to all of them; rank 0, which is always on this host, answers. When a rank ends, fails or stops responding, the others
@@ -30,16 +30,15 @@ from typing import Any, Optional
 
 import numpy as np
 
-from pangu_lab.config import RunConfig, config_from_dict
+from pangu_lab.cluster.rank import ANY, Keeper, Mpirun, process_log
+from pangu_lab.cluster.shared import SharedModel
+from pangu_lab.cluster.wire import Gone, Link, authenticated, cut
 from pangu_lab.errors import InputError
-from pangu_lab.export.loading import load_bundle_tokenizer, model_config, rank_folders, read_bundle
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.runner import NetworkLost, Runner
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.plan import LAUNCHER, clean_environment
 from pangu_lab.memory import tokens_at_once
-from pangu_lab.serve.rank import Keeper, process_log
-from pangu_lab.serve.wire import Gone, Link, authenticated, cut
 
 logger = logging.getLogger(__name__)
 LOADING_SECONDS = 1800.0  # for all ranks to join and load
@@ -81,12 +80,13 @@ class _Member:
 
 
 class Cluster:
-    """The ranks of a tensor-parallel bundle.
+    """The ranks of a tensor-parallel model.
 
     Args:
-        bundle: a folder with a ``rank_N`` folder for each rank that runs here, rank 0 among them.
-        nproc: ranks on this host; agents bring the others.
-        address, port: where agents reach this front end; a free port when 0.
+        shared: the model.
+        nproc: ranks on this host; agents bring the others, unless
+        mpirun: is given, which then starts all of them.
+        address, port: where ranks reach this front end; a free port when 0.
         key: shared with the agents.
         devices, log_dir: of this host's ranks, as ``Keeper`` takes them.
 
@@ -96,12 +96,12 @@ class Cluster:
         state: a readable description.
     """
 
-    def __init__(self, bundle: Path | str, nproc: int, address: str, port: int, key: bytes,
-                 devices: Sequence[int] = (), log_dir: Optional[Path | str] = None) -> None:
+    def __init__(self, shared: SharedModel, nproc: int, address: str, port: int, key: bytes, devices: Sequence[int] = (),
+                 log_dir: Optional[Path | str] = None, mpirun: Optional[Mpirun] = None) -> None:
         self._log_dir = log_dir
-        self.folder, self.description = Path(bundle), read_bundle(bundle)
-        self.world = self.description["parallel"]["tensor"]
-        check_ranks(bundle, nproc, self.world)
+        self.shared, self.world = shared, shared.world
+        if mpirun is None:
+            shared.check_ranks(nproc)
         self.address, self.key, self.state = address, key, "the processes start"
         self._members: list[_Member] = []
         self._gathered: list[_Member] = []
@@ -116,8 +116,9 @@ class Cluster:
                              "--master-port") from None
         self.port = self._listener.address[1]
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
-        self._keeper = Keeper(bundle, nproc, (address, self.port), key, local=True, devices=devices,
-                              log_dir=log_dir)
+        count = nproc if mpirun is None else 1
+        self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, world=shared.asked,
+                              devices=devices, log_dir=log_dir, mpirun=mpirun)
 
     # ------------------------------------------------------------------------------------------ who offers itself
 
@@ -161,10 +162,12 @@ class Cluster:
         """
         head, _ = link.receive()
         ranks = head.get("ranks")
+        if ranks == ANY:
+            ranks = list(range(self.world))
         if head["kind"] != "offer" or not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
             raise ValueError("it sent something that is no offer")
-        if head.get("export_id") != self.description["parallel"]["export_id"]:
-            raise ValueError(f"{head.get('host')} has the ranks of another export: copy the same one there")
+        if head.get("export_id") != self.shared.identity:
+            raise ValueError(f"{head.get('host')} has the ranks of another export or checkpoint: copy the same one there")
         return _Member(link, str(head.get("host")), tuple(ranks), bool(head.get("local")))
 
     def _notify(self) -> None:
@@ -182,10 +185,12 @@ class Cluster:
         """Wait until every rank has registered and loaded its part, while ``go_on()``.
 
         Raises:
-            InputError: a rank cannot use its bundle.
+            InputError: a rank cannot use its part of the model.
         """
         self._let_go()
         while go_on() and not self._closed:
+            if self._keeper.refused.is_set():
+                raise InputError(f"{self.shared.source}: a process cannot open it{self._keeper.said()}")
             chosen = self._choose()
             if chosen and self._begin(chosen, go_on):
                 self._gathered = chosen
@@ -305,28 +310,12 @@ class Cluster:
         self._keeper.close()
 
 
-def check_ranks(bundle: Path | str, nproc: int, world: int) -> None:
-    """Refuse a number of processes for which this folder has too few bundles.
-
-    Raises:
-        InputError: says what fits.
-    """
-    here = rank_folders(bundle)
-    if not 1 <= nproc <= world:
-        raise InputError(f"{bundle}: exported for {world} processes, so --nproc {nproc} must be from 1 to {world}; "
-                         "agents on other hosts bring the rest")
-    if 0 not in here or len(here) < nproc:
-        raise InputError(f"{bundle}: holds the ranks {', '.join(map(str, sorted(here)))}; {nproc} on this host, rank 0 "
-                         "among them, need a folder each: copy them here")
-
-
 class ClusterRunner(Runner):
     """A runner whose network is in the ranks of a cluster."""
 
     def __init__(self, cluster: Cluster) -> None:
-        model = cluster.description["model"]
-        super().__init__(None, model["vocab_size"], model["num_positions"], model["places"],
-                         at_once=tokens_at_once(model_config(cluster.description)))
+        config = cluster.shared.config
+        super().__init__(None, config.vocab_size, config.num_positions, cluster.shared.slots, at_once=tokens_at_once(config))
         self.cluster, self._calling = cluster, threading.Lock()
 
     def call(self, *arrays: np.ndarray) -> np.ndarray:
@@ -342,7 +331,5 @@ class ClusterRunner(Runner):
 
 def cluster_engine(cluster: Cluster) -> Engine:
     """An engine over a cluster."""
-    description = cluster.description
-    sampling = config_from_dict({"sampling": description["sampling"]}, RunConfig()).sampling
-    tokenizer = load_bundle_tokenizer(rank_folders(cluster.folder)[0], description)
-    return Engine(ClusterRunner(cluster), tokenizer, sampling, description["name"])
+    shared = cluster.shared
+    return Engine(ClusterRunner(cluster), shared.require_tokenizer(), shared.sampling, shared.name)

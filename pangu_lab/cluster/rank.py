@@ -1,11 +1,11 @@
-"""One process of a distributed server: ``python -m pangu_lab.serve.rank``, run by a front end or by an agent.
+"""One process of a model over several: ``python -m pangu_lab.cluster.rank``, run by a front end or by an agent.
 
-It registers with the front end, is assigned a rank, joins the others, loads that rank's bundle, and then makes
+It registers with the front end, is assigned a rank, joins the others, loads that rank's part, and then makes
 every call of the network that the front end sends to all of them. It lives only as long as its group: when any rank is
 lost the front end closes all connections, and each process ends itself by ``os._exit``, because MindSpore cannot be
 interrupted in a collective whose other ranks are gone. Its keeper then starts another.
 
-``Keeper`` runs a number of such processes, on the front end's host and on those of the agents.
+``Keeper`` runs a number of such processes, on the front end's host and on those of the agents, or lets mpirun start all.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
+from pangu_lab.cluster.shared import SharedModel
+from pangu_lab.cluster.wire import Gone, Link, connected
 from pangu_lab.errors import InputError
-from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
+from pangu_lab.export.bundle import GROUP
 from pangu_lab.launch.plan import clean_environment
-from pangu_lab.serve.wire import Gone, Link, connected
 
 KEY = "PANGU_LAB_CLUSTER_KEY"  # not an option: all users of the machine can read options
 REFUSED = 2
+ANY = "any"  # what a process offers that can be each of the ranks
 KEPT_LOGS = 5  # of each process; a process that is started again begins a new one
 logger = logging.getLogger(__name__)
+# from the words of a rank and the variables that it needs to the command that starts all of them, and its environment
+Mpirun = Callable[[Sequence[str], Mapping[str, str]], "tuple[list[str], dict[str, str]]"]
 
 
 @contextlib.contextmanager
@@ -59,11 +63,19 @@ def process_log(folder: Optional[Path | str], name: str) -> Iterator[Optional[Bi
         yield log
 
 
+def rank_command(source: Path | str, front: tuple[str, int], world: Optional[int], local_on: Optional[str]) -> list[str]:
+    """The command of a rank; ``local_on`` is the front end's host, where that may be this one."""
+    return [sys.executable, "-m", "pangu_lab.cluster.rank", "--from", str(Path(source).resolve()),
+            "--front", f"{front[0]}:{front[1]}", *(["--world", str(world)] if world else []),
+            *(["--local-on", local_on] if local_on else [])]
+
+
 class Keeper:
     """Keeps ``count`` rank processes running until it is closed; one that ends is started again after a moment.
 
     Args:
         local: whether they run on the front end's host, where rank 0 belongs.
+        world: how many processes share the model; None where it says so itself, or the front end does.
         devices: the device of each process; counted from 0 when not given, or DEVICE_ID for all.
         log_dir: what the processes print goes to ``process_N.log`` there; without it, only errors, to this one's.
 
@@ -71,15 +83,17 @@ class Keeper:
         refused: the message of a process that can never run with these settings.
     """
 
-    def __init__(self, bundle: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
-                 devices: Sequence[int] = (), log_dir: Optional[Path | str] = None) -> None:
+    def __init__(self, source: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
+                 world: Optional[int] = None, devices: Sequence[int] = (), log_dir: Optional[Path | str] = None,
+                 mpirun: Optional[Mpirun] = None) -> None:
         self._log_dir = log_dir
         self._devices = [str(device) for device in devices] or [os.environ.get("DEVICE_ID", str(n)) for n in range(count)]
-        self._command = [sys.executable, "-m", "pangu_lab.serve.rank", "--bundle", str(Path(bundle).resolve()),
-                         "--front", f"{front[0]}:{front[1]}", *(["--local"] if local else [])]
+        self._command = rank_command(source, front, world, socket.gethostname() if local else None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(count, 1))))
         self._environment = {KEY: key.decode(), "OMP_NUM_THREADS": threads}
+        if mpirun is not None:
+            self._command, self._environment = mpirun(self._command, self._environment)
         self._processes = [self._start(number) for number in range(count)]
         self._closed, self.refused = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -100,6 +114,10 @@ class Keeper:
                     self._closed.wait(1.0)
                     with contextlib.suppress(InputError):  # no room for a log: tried again
                         self._processes[number] = self._start(number)
+
+    def said(self) -> str:
+        """Where to read why one refused, to end a message with."""
+        return f"; see {self._log_dir}" if self._log_dir is not None else ", as it says above"
 
     @property
     def pids(self) -> list[int]:
@@ -122,23 +140,20 @@ class Keeper:
 # ------------------------------------------------------------------------------------------------- in the process
 
 
-def serve_rank(bundle: Path, front: tuple[str, int], key: bytes, local: bool) -> None:
+def serve_rank(shared: SharedModel, front: tuple[str, int], key: bytes, local: bool) -> None:
     """Be a rank until the front ends it.
 
     Raises:
-        InputError: the bundle, the key or the front cannot be used.
+        InputError: the model, the key or the front cannot be used.
         Gone: the front is not there.
     """
-    folders = rank_folders(bundle)
-    if not folders:
-        raise InputError(f"{bundle}: holds no rank_N folders: export it with --tensor-parallel")
     link = connected(front, key, patience=30.0)
-    link.send("offer", ranks=sorted(folders), local=local, host=socket.gethostname(), pid=os.getpid(),
-              export_id=read_bundle(bundle)["parallel"]["export_id"])
+    link.send("offer", ranks=ANY if shared.ranks is None else list(shared.ranks), local=local, host=socket.gethostname(),
+              pid=os.getpid(), export_id=shared.identity)
     inbox = _listening(link)
     order, _ = inbox.get()
     try:
-        runner = _join_and_load(folders[order["rank"]], order)
+        runner = _join_and_load(shared, order)
     except InputError as error:
         link.send("refused", text=str(error))
         raise
@@ -172,28 +187,31 @@ def _listening(link: Link) -> queue.SimpleQueue:
     return inbox
 
 
-def _join_and_load(folder: Path, order: dict[str, Any]) -> Any:
-    """Meet the other ranks, and load this one's graphs."""
+def _join_and_load(shared: SharedModel, order: dict[str, Any]) -> Any:
+    """Meet the other ranks, and load this one's part."""
     os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(order["rank"]), **order["environment"])
     from mindspore import communication
 
     communication.init()
-    description = read_bundle(folder)
-    communication.create_group(description["parallel"]["group"], list(range(order["world"])))
-    return load_runner(folder, description)[0]
+    communication.create_group(GROUP, list(range(order["world"])))
+    return shared.runner(order["rank"], order["world"])
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
     """The command line of a rank."""
-    parser = argparse.ArgumentParser(prog="python -m pangu_lab.serve.rank")
-    parser.add_argument("--bundle", required=True, metavar="DIR")
+    parser = argparse.ArgumentParser(prog="python -m pangu_lab.cluster.rank")
+    parser.add_argument("--from", dest="source", required=True, metavar="DIR")
     parser.add_argument("--front", required=True, metavar="HOST:PORT")
-    parser.add_argument("--local", action="store_true")
+    parser.add_argument("--world", type=int, metavar="N")
+    parser.add_argument("--local-on", metavar="HOST")
     args = parser.parse_args(arguments)
     host, _, port = args.front.rpartition(":")
+    if (number := os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK")) is not None:
+        os.environ["DEVICE_ID"] = number
     code = 1
     try:
-        serve_rank(Path(args.bundle), (host, int(port)), os.environ[KEY].encode(), args.local)
+        serve_rank(SharedModel.open(args.source, args.world), (host, int(port)), os.environ[KEY].encode(),
+                   args.local_on == socket.gethostname())
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         code = REFUSED

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from multiprocessing.connection import Client, Listener
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -28,13 +29,15 @@ from pangu_lab.generate import generate
 from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, write_rank_table
-from pangu_lab.serve import cluster as clustering
-from pangu_lab.serve import wire
-from pangu_lab.serve.cluster import HANDSHAKES, Cluster
-from pangu_lab.serve.rank import Keeper, process_log
+from pangu_lab.presets import preset
+from pangu_lab.cluster import front as clustering
+from pangu_lab.cluster import wire
+from pangu_lab.cluster.front import HANDSHAKES, Cluster
+from pangu_lab.cluster.rank import Keeper, process_log
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
-from pangu_lab.serve.server import MASTER_PORT
-from pangu_lab.serve.wire import Gone, authenticated, connected, unpacked
+from pangu_lab.cluster.places import PORT as MASTER_PORT
+from pangu_lab.cluster.shared import SharedModel
+from pangu_lab.cluster.wire import Gone, authenticated, connected, unpacked
 
 from tests.serve.running import ROOT, running, scripted
 
@@ -347,10 +350,10 @@ class NoKeeper:
 @pytest.fixture
 def front(monkeypatch):
     """A front that waits for two ranks and has no process of its own."""
-    monkeypatch.setattr(clustering, "read_bundle", lambda bundle: {"parallel": {"tensor": 2, "export_id": "this"}})
-    monkeypatch.setattr(clustering, "check_ranks", lambda *values: None)
     monkeypatch.setattr(clustering, "Keeper", NoKeeper)
-    cluster = Cluster("nothing", 1, "127.0.0.1", 0, b"right")
+    debug = preset("debug").model
+    model = SharedModel(Path("nothing"), 2, "this", debug, 64, None, SamplingConfig(), "debug", "debug", ranks=(0, 1))
+    cluster = Cluster(model, 1, "127.0.0.1", 0, b"right")
     yield cluster
     cluster.close()
 

@@ -1,0 +1,102 @@
+"""Generation and evaluation over several processes: where they run, and the texts and scores of one process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from pangu_lab import PanguLM
+from pangu_lab.cli import main
+from pangu_lab.cluster import find_places
+from pangu_lab.errors import InputError
+from tests.cluster.test_cluster import table_of
+from tests.evaluate.published import write_c3
+
+PROMPTS = ("春天来了，", "老师说：")
+PAIRS = (("春天", "来了"), ("老师", "说"))
+KEY = "PANGU_LAB_CLUSTER_KEY"
+
+
+def test_places_are_this_machine_the_hosts_of_a_file_or_the_servers_of_a_rank_table(tmp_path):
+    here = find_places(2)
+    assert here.world == 2 and here.backend == "local" and here.address == "127.0.0.1" and here.port == 0
+    hosts = tmp_path / "hosts"
+    hosts.write_text("127.0.0.1 slots=2\n127.0.0.2\n")
+    assert find_places(1, hosts=hosts).world == 3 and find_places(1, hosts=hosts).port == 8119
+    assert find_places(2, "mpirun", hosts).port == 0
+    table = find_places(rank_table=table_of(tmp_path / "hccl.json", "127.0.0.1", "127.0.0.2"))
+    assert (table.backend, table.world, table.devices, table.port) == ("ranktable", 2, (0,), 8119)
+
+
+@pytest.mark.parametrize("given, said", [({"nproc": 0}, "--nproc"), ({"backend": "mpi"}, "mpirun"),
+                                         ({"backend": "ranktable"}, "--rank-table"), ({"rank_table": "x", "nproc": 2}, "--nproc"),
+                                         ({"hosts": "/nowhere"}, "hosts file")])
+def test_places_that_make_no_sense_are_refused_in_one_line(given, said):
+    with pytest.raises(InputError, match=said):
+        find_places(**given)
+
+
+def test_a_dry_run_prints_what_runs_on_each_host(debug_run, tmp_path, capsys):
+    table = table_of(tmp_path / "hccl.json", "127.0.0.1", "127.0.0.2")
+    base = ["generate", "--from", str(debug_run), "--prompt", "x", "--dry-run"]
+    assert main([*base, "--rank-table", str(table)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("env DEVICE_ID=0 ") and "pangu_lab.cluster.rank" in said[1] and "127.0.0.1:8119" in said[1]
+    assert "serve --agent" in said[3] and said[3].endswith(f"--rank-table {table} --node-rank 1")
+    (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    assert main([*base, "--hosts", str(tmp_path / "hosts"), "--backend", "mpirun", "--env", "A=1"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert f"--hostfile {tmp_path / 'hosts'}" in said[1] and f"-x {KEY}" in said[1] and "-x A" in said[1]
+    assert main(["generate", "--from", str(debug_run), "--prompt", "x", "--dry-run"]) == 2
+
+
+@pytest.mark.parametrize("options, said", [(["--nproc", "3"], "cannot split"), (["--nproc", "2", "--int8"], "int8")])
+def test_what_several_processes_cannot_do_is_refused_in_one_line(debug_run, options, said, capsys):
+    assert main(["generate", "--from", str(debug_run), "--prompt", "x", *options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1
+
+
+def test_agents_need_a_key(debug_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(KEY, raising=False)
+    table = table_of(tmp_path / "hccl.json", "127.0.0.1", "127.0.0.2")
+    assert main(["generate", "--from", str(debug_run), "--prompt", "x", "--rank-table", str(table)]) == 2
+    assert KEY in capsys.readouterr().err
+
+
+def test_two_processes_write_and_score_as_one_does(debug_run, tmp_path, capsys):
+    alone = PanguLM.load(debug_run)
+    wanted = [completion.text for completion in alone.generate(PROMPTS, max_new_tokens=12, temperature=0)]
+    scores = [alone.score(*pair).logprob for pair in PAIRS]
+    both = PanguLM.load(debug_run, processes=2, log_dir=tmp_path / "logs")
+    try:
+        assert [completion.text for completion in both.generate(PROMPTS, max_new_tokens=12, temperature=0)] == wanted
+        assert [both.score(*pair).logprob for pair in PAIRS] == pytest.approx(scores, abs=1e-4)
+    finally:
+        both.close()
+    assert {path.name for path in (tmp_path / "logs").iterdir()} >= {"process_0.log", "process_1.log", "scheduler.log"}
+
+
+def test_a_task_is_evaluated_over_two_processes_to_the_result_of_one(debug_run, tmp_path, capsys):
+    write_c3(tmp_path / "c3")
+    base = ["evaluate", "c3", "--json", "--from", str(debug_run), "--data", str(tmp_path / "c3"), "--limit", "6"]
+    results = []
+    for more in ([], ["--nproc", "2"]):
+        assert main([*base, "--out", str(tmp_path / f"outcomes{len(more)}.json"), *more]) == 0
+        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    one, two = ({key: value for key, value in result.items() if key != "seconds"} for result in results)
+    assert one == two and one["n"] == 6
+    assert main(["evaluate", "perplexity", "--from", str(debug_run), "--data", "x", "--nproc", "2"]) == 2
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed: apt-get install openmpi-bin")
+def test_mpirun_starts_the_processes_and_they_write_the_text_of_one(debug_run, capsys):
+    base = ["generate", "--json", "--from", str(debug_run), "--prompt", PROMPTS[0], "--max-new-tokens", "12",
+            "--temperature", "0"]
+    texts = []
+    for more in ([], ["--nproc", "2", "--backend", "mpirun"]):
+        assert main([*base, *more]) == 0
+        texts.append(json.loads(capsys.readouterr().out.splitlines()[-1])[0]["text"])
+    assert texts[0] == texts[1]
