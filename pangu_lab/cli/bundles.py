@@ -34,6 +34,9 @@ def register(verbs: Any) -> None:
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
                         help="one bundle for each of N processes that share the model (serve --nproc)")
+    export.add_argument("--rank-start", type=int, metavar="R", help="with --tensor-parallel: write only the ranks from this "
+                                                                    "one on, as each host of a cluster does")
+    export.add_argument("--ranks", type=int, metavar="N", help="how many of them (default: to the last)")
     export.add_argument("--sign", metavar="KEY", help="sign it with the secret key in the file KEY (HMAC-SHA256): `serve "
                         "--verify KEY` then refuses one that others made or changed")
     serve = add_verb(verbs, "serve", run_serve, "serve a bundle: a web page and an OpenAI-compatible API",
@@ -100,10 +103,14 @@ def _numbers(text: str) -> tuple[int, ...]:
 def run_export(args: argparse.Namespace) -> int:
     from pangu_lab.export import export_run
 
+    ranks = None
+    if args.rank_start is not None or args.ranks is not None:
+        first = args.rank_start or 0
+        ranks = range(first, args.tensor_parallel if args.ranks is None else first + args.ranks)
     with progress_bar("export") as progress:
         batches = args.decode_batches
         bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress, sign_with=args.sign,
-                            prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss,
+                            prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss, ranks=ranks,
                             decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     say(f"{bundle}: {size / 2**20:.1f} MiB")

@@ -20,6 +20,7 @@ from pangu_lab.errors import InputError, nearest
 from pangu_lab.launch.hosts import Host, address_of, read_hosts
 from pangu_lab.launch.plan import mpirun_command, package_path, passed_environment
 from pangu_lab.launch.rank_table import read_rank_table
+from pangu_lab.shipped import shipped_folder
 
 PORT = 8119  # where a front end waits for agents
 BACKENDS = ("local", "mpirun", "ranktable")
@@ -78,12 +79,13 @@ class Places:
         return mpirun_command(self.world, self.hosts_file, [*own], words), own
 
     def lines(self, source: Path | str, tokenizer: Optional[str] = None) -> list[str]:
-        """What would run on each host, as one could type it.
+        """What would run on each host, as one could type it; on another machine than the model's too.
 
         Raises:
-            InputError: as ``open``, for what shows without starting anything.
+            InputError: so many processes cannot share the model, where it is here.
         """
-        source = SharedModel.open(source, self.world, tokenizer).source.resolve()
+        if Path(source).exists() or shipped_folder(source) is not None:
+            source = SharedModel.open(source, self.world, tokenizer).source.resolve()
         front = (self.address, self.port or PORT)
         words = functools.partial(rank_command, source, front, self.world)
         own = package_path(os.environ.get("PYTHONPATH", ""))

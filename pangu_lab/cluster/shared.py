@@ -72,8 +72,14 @@ class SharedModel:
             made = "one process" if parallel["tensor"] == 1 else f"{parallel['tensor']} processes"
             raise InputError(f"{model.bundle}: exported for {made}; export it with --tensor-parallel {world} first, or "
                              "give the run that it was made from")
+        folders = rank_folders(model.bundle)
+        for rank, folder in folders.items():
+            held = read_bundle(folder).get("parallel", {})
+            if (held.get("rank"), held.get("export_id")) != (rank, parallel["export_id"]):
+                raise InputError(f"{folder}: this is rank {held.get('rank')} of another export than {model.bundle}'s first: "
+                                 "copy the ranks of one export")
         return cls(model.bundle, parallel["tensor"], parallel["export_id"], model.config, description["model"]["places"],
-                   model.tokenizer, model.sampling, model.name, model.origin, tuple(sorted(rank_folders(model.bundle))))
+                   model.tokenizer, model.sampling, model.name, model.origin, tuple(sorted(folders)))
 
     @property
     def asked(self) -> Optional[int]:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import hashlib
 import platform
 import secrets
 from collections.abc import Mapping, Sequence
@@ -31,6 +32,7 @@ from typing import Any, Optional
 import numpy as np
 
 from pangu_lab import __version__
+from pangu_lab.checkpoint.source import StoredWeights
 from pangu_lab.config import ModelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export.description import (DESCRIPTION, EVAL_LOSS, FORMAT, VERSION, cache_graph, read_key, sign,
@@ -82,13 +84,14 @@ class Variants:
 
 
 def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
-               progress: Progress = silent, sign_with: Optional[Path | str] = None, **variants: Any) -> Path:
+               progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
+               **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
-        slots, tensor_parallel, sign_with, variants: as ``export_bundle``.
+        slots, tensor_parallel, sign_with, ranks, variants: as ``export_bundle``.
 
     Returns:
         ``out``.
@@ -100,12 +103,13 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     model = Model.load(run)
     check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
     return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
-                         model.sampling, slots, tensor_parallel, progress, sign_with, **variants)
+                         model.sampling, slots, tensor_parallel, progress, sign_with, ranks, **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
                   sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
-                  progress: Progress = silent, sign_with: Optional[Path | str] = None, **variants: Any) -> Path:
+                  progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
+                  **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -116,6 +120,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         slots: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
         tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
         sign_with: a file with a secret key, to sign the bundle with (see ``description.py``).
+        ranks: those to write, where each host exports its own; all by default. Of a checkpoint's weights only: what
+            several hosts export of the same one belongs together.
         variants: the fields of ``Variants``.
 
     Returns:
@@ -134,12 +140,17 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
                          "give the tokenizer that the model was trained with")
     if tensor_parallel < 1:
         raise InputError(f"tensor_parallel={tensor_parallel} must be at least 1")
-    groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in range(tensor_parallel)]
+    ranks = range(tensor_parallel) if ranks is None else ranks
+    if not ranks or ranks[0] < 0 or ranks[-1] >= tensor_parallel:
+        raise InputError(f"ranks {ranks.start} to {ranks.stop - 1} are not among the {tensor_parallel} of this export")
+    groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in ranks]
     check_group(config, groups[0])
     Variants(**variants).fixed(config)
     key = None if sign_with is None else read_key(sign_with)
-    writing = _Writing(weights, config, tokenizer, sampling, default_slots(config, slots), out.name,
-                       Variants(**variants), secrets.token_hex(8), key, progress)
+    slots = default_slots(config, slots)
+    name = _export_id(weights, config, slots, tensor_parallel, variants, whole=len(ranks) == tensor_parallel)
+    writing = _Writing(weights, config, tokenizer, sampling, slots, out.name, Variants(**variants), name, ranks, key,
+                       progress)
     with whole_folder(out) as folder:
         for group in groups:
             target = folder
@@ -149,6 +160,24 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
             writing.write(target, group)
     progress(1, 1, str(out))
     return out
+
+
+def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: int, processes: int, variants: dict[str, Any],
+               whole: bool) -> str:
+    """What all ranks of an export have in common, wherever they are written.
+
+    Raises:
+        InputError: a part is to be written of weights that no checkpoint names.
+    """
+    import mindspore as ms
+
+    if not isinstance(weights, StoredWeights):
+        if not whole:
+            raise InputError("only a checkpoint can be exported in parts: its ranks would not know each other")
+        return secrets.token_hex(8)
+    manifest = sha256_file(weights.checkpoint.folder / "manifest.json")
+    facts = (manifest, config, slots, processes, sorted(variants.items()), __version__, ms.__version__)
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -163,6 +192,7 @@ class _Writing:
     name: str
     variants: Variants
     export_id: str
+    ranks: range
     key: Optional[bytes]
     progress: Progress
 
@@ -172,8 +202,8 @@ class _Writing:
         graphs = {"prefill": cache_graph("batch", "n", "m"),
                   **{name: cache_graph(batch, n, batch) for name, (batch, n) in fixed.items()},
                   **({"eval_loss": EVAL_LOSS} if self.variants.eval_loss else {})}
-        steps = (len(graphs) + 2) * group.size
-        done = group.index * (len(graphs) + 2)
+        steps = (len(graphs) + 2) * len(self.ranks)
+        done = self.ranks.index(group.index) * (len(graphs) + 2)
         self._write_graphs(folder, group, fixed, lambda number, text: self.progress(done + number, steps, text))
         self.tokenizer.save(folder / "tokenizer")
         self.progress(done + len(graphs) + 1, steps, "checksums")

@@ -9,7 +9,7 @@ import pytest
 
 from pangu_lab import PanguLM
 from pangu_lab.cli import main
-from pangu_lab.cluster import find_places
+from pangu_lab.cluster import SharedModel, find_places
 from pangu_lab.errors import InputError
 from tests.cluster.test_cluster import table_of
 from tests.evaluate.published import write_c3
@@ -100,3 +100,22 @@ def test_mpirun_starts_the_processes_and_they_write_the_text_of_one(debug_run, c
         assert main([*base, *more]) == 0
         texts.append(json.loads(capsys.readouterr().out.splitlines()[-1])[0]["text"])
     assert texts[0] == texts[1]
+
+
+def test_hosts_that_export_their_own_ranks_make_parts_of_one_export_and_a_mixture_is_refused(debug_run, tmp_path, capsys):
+    base = ["export", "--from", str(debug_run), "--tensor-parallel", "2", "--no-eval-loss", "--decode-batches", "0"]
+    for number, host in enumerate(("one", "two")):
+        assert main([*base, "--rank-start", str(number), "--ranks", "1", "--out", str(tmp_path / host)]) == 0
+        assert [path.name for path in (tmp_path / host).iterdir()] == [f"rank_{number}"]
+    one, two = (SharedModel.open(tmp_path / host) for host in ("one", "two"))
+    assert one.identity == two.identity and (one.ranks, two.ranks) == ((0,), (1,))
+    (tmp_path / "two" / "rank_1").rename(tmp_path / "one" / "rank_1")
+    assert SharedModel.open(tmp_path / "one").ranks == (0, 1)
+    assert main([*base, "--cache-slots", "128", "--rank-start", "1", "--out", str(tmp_path / "other")]) == 0
+    shutil.rmtree(tmp_path / "one" / "rank_1")
+    (tmp_path / "other" / "rank_1").rename(tmp_path / "one" / "rank_1")
+    with pytest.raises(InputError, match="copy the ranks of one export"):
+        SharedModel.open(tmp_path / "one")
+    capsys.readouterr()
+    assert main([*base, "--rank-start", "2", "--out", str(tmp_path / "none")]) == 2
+    assert "not among the 2" in capsys.readouterr().err
