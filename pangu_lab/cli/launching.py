@@ -16,6 +16,19 @@ from pangu_lab.terminal import complain, progress_bar, say
 def register(verbs: Any) -> None:
     _register_launch(verbs)
     _register_ranktable(verbs)
+    translate = add_verb(verbs, "translate", run_translate, "the command here for a line of the reference implementation",
+                         "Paste a line such as 'bash scripts/run_distribute_train.sh DATASET hccl.json 8 fp32 2.6B 1 1 8 0 8'. "
+                         "Nothing is run.")
+    translate.add_argument("line", nargs="+", metavar="LINE", help="in quotation marks, or word by word after --")
+
+
+def run_translate(args: argparse.Namespace) -> int:
+    from pangu_lab.launch.reference import translated_line
+
+    commands = translated_line(args.line[0] if len(args.line) == 1 else shlex.join(args.line))
+    for command in commands:
+        say(command)
+    return finish(args, commands)
 
 
 def _register_launch(verbs: Any) -> None:

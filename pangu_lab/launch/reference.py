@@ -1,17 +1,19 @@
-"""Translates training launches of the reference implementation into this project's, argument by argument.
+"""Translates launches of the reference implementation into this project's commands, argument by argument.
 
-The reference starts training with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
+The reference trains, predicts, evaluates and exports with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
 order, ``ARGUMENTS`` maps each one, and ``translate`` turns a script's name and arguments into the command of this
 project. The tables in the README and in notebook 04 are made from these, and a test dry-runs every command they show,
 so they stay correct.
 
-Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts and README. Settings that its training script chooses
-for each size (tensor parallelism over 8 devices, sharded optimizer states, recomputation) are explicit here.
+Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts, configuration and README. Settings that its training
+script chooses for each size (tensor parallelism over 8 devices, sharded optimizer states, recomputation; for 200B also
+stages, micro-batches and rates) are explicit here.
 """
 
 from __future__ import annotations
 
 import functools
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +28,10 @@ WEIGHTS = "WEIGHTS"  # where converted weights go in the commands shown
 TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sharded optimizer states
 ASCEND = ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "STAGE_NUM", "MICRO_SIZE", "PER_BATCH", "RANK_START",
           "LOCAL_DEVICE_NUM")
+SOURCE = ("STRATEGY", "TOKENIZER", "CKPT_PATH", "CKPT_NAME", "MODE")
+EXPORTED = 8  # ranks of the reference's distributed export
+TRAINED = {"200B": {"parallel.pipeline": 16, "parallel.micro_batches": 32, "train.start_lr": 6e-5, "train.end_lr": 6e-6},
+           "13B": {"train.start_lr": 5e-5, "train.end_lr": 1e-6}}  # whatever the arguments say
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,20 @@ LAUNCHES = {item.script: item for item in (
                      "CKPT_NAME"), "DATASET hccl.json 8 fp32 2.6B 8 STRATEGY.ckpt CKPT_PATH filerted"),
     ReferenceLaunch("run_distribute_train_auto_parallel", (*ASCEND, "SEARCH_MODE"),
                     "DATASET hccl.json 8 fp16 2.6B 1 1 16 0 8 recursive_programming", optional=1),
+    ReferenceLaunch("run_standalone_predict", (*SOURCE, "DEVICE_TARGET"),
+                    "STRATEGY.ckpt TOKENIZER CKPT_PATH filitered 2.6B Ascend"),
+    ReferenceLaunch("run_distribute_predict", ("RANK_SIZE", "RANK_TABLE", *SOURCE, "TYPE"),
+                    "8 hccl.json STRATEGY.ckpt TOKENIZER CKPT_PATH filitered 2.6B fp32"),
+    ReferenceLaunch("run_standalone_eval", (*SOURCE, "DEVICE_TARGET", "TASK", "TASK_PATH"),
+                    "STRATEGY.ckpt TOKENIZER CKPT_PATH filitered 2.6B Ascend c3 C3"),
+    ReferenceLaunch("run_distribute_eval", ("RANK_SIZE", "RANK_TABLE", "STRATEGY", "TOKENIZER", "CKPT_PATH", "MODE", "TYPE",
+                                            "TASK", "TASK_PATH"),
+                    "8 hccl.json STRATEGY.ckpt TOKENIZER CKPT_PATH 13B fp32 c3 C3"),
+    ReferenceLaunch("run_standalone_export", ("STRATEGY", "CKPT_PATH", "MODE", "DEVICE_TARGET", "TASK"),
+                    "STRATEGY.ckpt CKPT_PATH 2.6B Ascend c3", optional=3),
+    ReferenceLaunch("run_distribute_export", ("STRATEGY", "CKPT_PATH", "TASK"), "STRATEGY.ckpt CKPT_PATH", optional=1),
+    ReferenceLaunch("run_cluster_export", ("STRATEGY", "CKPT_PATH", "RANK_TABLE", "RANK_SIZE", "RANK_START"),
+                    "STRATEGY.ckpt CKPT_PATH hccl.json 16 8"),
 )}
 
 # argument → its counterpart here, in English and Chinese
@@ -69,18 +89,24 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "MICRO_SIZE": ("`parallel.micro_batches`", "`parallel.micro_batches`"),
     "PER_BATCH": ("`data.batch_size` = PER_BATCH × data ranks × micro-batches (here it counts the whole step)",
                   "`data.batch_size` = PER_BATCH × 数据并行数 × 微批数（此处按整步计）"),
-    "RANK_START": ("`--node-rank` = RANK_START / LOCAL_DEVICE_NUM", "`--node-rank` = RANK_START / LOCAL_DEVICE_NUM"),
+    "RANK_START": ("`--node-rank` = RANK_START / LOCAL_DEVICE_NUM; of an export `--rank-start`",
+                   "`--node-rank` = RANK_START / LOCAL_DEVICE_NUM；导出时为 `--rank-start`"),
     "LOCAL_DEVICE_NUM": ("the rank table says it", "由 rank table 给出"),
     "EXPERT_NUM_PER_EP": ("`model.num_experts` = EXPERT_NUM_PER_EP × EXPERT_PARALLEL_NUM",
                           "`model.num_experts` = EXPERT_NUM_PER_EP × EXPERT_PARALLEL_NUM"),
     "ENABLE_ALLTOALL": ("`parallel.all_to_all`", "`parallel.all_to_all`"),
     "EXPERT_PARALLEL_NUM": ("`parallel.expert`", "`parallel.expert`"),
     "STRATEGY": ("`convert --strategy FILE`; found by itself beside the files", "`convert --strategy FILE`；在文件旁时自动找到"),
-    "CKPT_PATH": ("`convert --from PATH`, once; then `--init-from DIR`",
-                  "先用 `convert --from PATH` 转换一次，再 `--init-from DIR`"),
+    "CKPT_PATH": ("`convert --from PATH`, once; then `--init-from DIR`, or `--from DIR`",
+                  "先用 `convert --from PATH` 转换一次，再 `--init-from DIR` 或 `--from DIR`"),
     "CKPT_NAME": ("recognised", "自动识别"),
     "SEARCH_MODE": ("`pangu-lab plan` searches, before the launch and on any machine; the command has what it found",
                     "由 `pangu-lab plan` 在启动前搜索，任何机器均可；命令中是其结果"),
+    "TOKENIZER": ("`convert --tokenizer DIR`: it is kept with the weights", "`convert --tokenizer DIR`：与权重保存在一起"),
+    "DEVICE_TARGET": ("no counterpart: the device that MindSpore finds", "无对应项：使用 MindSpore 找到的设备"),
+    "TASK": ("`evaluate TASK`; for an export nothing: a bundle generates and scores",
+             "`evaluate TASK`；导出时无需给出：导出包既能生成也能打分"),
+    "TASK_PATH": ("`--data PATH`", "`--data PATH`"),
 }
 
 
@@ -100,6 +126,10 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
         raise InputError(f"{launch.script} takes {least} to {len(launch.arguments)} arguments "
                          f"({' '.join(launch.arguments)}), not {len(arguments)}")
     given = dict(zip(launch.arguments, arguments))
+    kind = launch.script.removeprefix("run_").partition("_")[2]
+    for name, make in (("predict", _predict), ("eval", _evaluate), ("export", _export)):
+        if kind == name:
+            return make(launch.script, given)
     words = ["pangu-lab", "launch", "--preset", _preset(given["MODE"]), *_where(given), "--data", given["DATASET"]]
     if "CKPT_PATH" in given:
         words += ["--init-from", WEIGHTS]
@@ -107,17 +137,107 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
     return [*words, "--run", "DIR", *(word for key, value in settings.items() for word in ("--set", f"{key}={value}"))]
 
 
+def _predict(script: str, given: Mapping[str, str]) -> list[str]:
+    table = ["--rank-table", given["RANK_TABLE"]] if "RANK_TABLE" in given else []
+    return ["pangu-lab", "generate", "--from", WEIGHTS, *table, "--prompt", "TEXT"]
+
+
+def _evaluate(script: str, given: Mapping[str, str]) -> list[str]:
+    table = ["--rank-table", given["RANK_TABLE"]] if "RANK_TABLE" in given else []
+    return ["pangu-lab", "evaluate", given["TASK"], "--from", WEIGHTS, *table, "--data", given["TASK_PATH"]]
+
+
+def _export(script: str, given: Mapping[str, str]) -> list[str]:
+    words = ["pangu-lab", "export", "--from", WEIGHTS, "--out", "BUNDLE"]
+    if "distribute" in script:
+        words += ["--tensor-parallel", str(EXPORTED)]
+    if "cluster" in script:
+        ranks, first = number(given, "RANK_SIZE", EXPORTED), number(given, "RANK_START", 0)
+        words += ["--tensor-parallel", str(ranks), "--rank-start", str(first), "--ranks", str(min(EXPORTED, ranks - first))]
+    return words
+
+
 def before(script: str, arguments: Sequence[str]) -> list[str]:
     """The command to run before ``translate``'s, if any: it converts weights or searches for a layout."""
     launch = _launch(script)
     given = dict(zip(launch.arguments, arguments))
     if "CKPT_PATH" in given:
-        return ["pangu-lab", "convert", "--from", given["CKPT_PATH"], "--strategy", given["STRATEGY"], "--out", WEIGHTS]
+        tokenizer = ["--tokenizer", given["TOKENIZER"]] if "TOKENIZER" in given else []
+        return ["pangu-lab", "convert", "--from", given["CKPT_PATH"], "--strategy", given["STRATEGY"], *tokenizer,
+                "--out", WEIGHTS]
     if launch.script.endswith("auto_parallel"):
         batch = dict(word.split("=") for word in translate(script, arguments) if "=" in word)["data.batch_size"]
         return ["pangu-lab", "plan", "--preset", _preset(given["MODE"]), "--devices", given["RANK_SIZE"],
                 "--batch", batch]
     return []
+
+
+def translated_line(line: str) -> list[str]:
+    """The commands for a line as one pastes it: ``bash scripts/run_distribute_train.sh DATASET …``.
+
+    Variables such as ``${FILE_PATH}`` stay as they are. Also the reference's preprocessing, its evaluation through a
+    server, and the start and stop of its server.
+
+    Raises:
+        InputError: it is none of the reference's.
+    """
+    try:
+        words = shlex.split(line.replace("\\\n", " "))
+    except ValueError as error:
+        raise InputError(f"cannot read this line ({error}): paste it as it would be typed") from None
+    words = [word for word in words if not (word in ("bash", "sh", "export", "python", "python3", "-m", "-s")
+                                            or re.fullmatch(r"[A-Z_]+=\S*", word))]
+    if not words:
+        raise InputError("paste a line of the reference, such as 'bash scripts/run_distribute_train.sh DATASET …'")
+    name = Path(words[0]).name.removesuffix(".sh").removesuffix(".py")
+    if name in OTHERS:
+        return [_typed(OTHERS[name](words[1:]))]
+    return [_typed(command) for command in (before(words[0], words[1:]), translate(words[0], words[1:])) if command]
+
+
+def _typed(words: Sequence[str]) -> str:
+    """The words as one line; variables and patterns stay what they are to a shell."""
+    return " ".join(word if re.fullmatch(r"[\w@%+=:,./${}-]+", word) else shlex.quote(word) for word in words)
+
+
+def _options(words: Sequence[str]) -> dict[str, str]:
+    """``--name value``, ``--name=value`` and bare ``--name``, by name."""
+    found, name = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            found[name] = value
+        elif name:
+            found[name] = word
+    return found
+
+
+def _preprocess(words: Sequence[str]) -> list[str]:
+    given = _options(words)
+    tokenizer = "pangu" if given.get("tokenizer") == "jieba" else given.get("vocab_file", "VOCABULARY")
+    return ["pangu-lab", "prepare", "--input", given.get("input_glob", "data/*.txt"), "--tokenizer", tokenizer,
+            "--eod", given.get("eot", "6"), "--seq-length", given.get("seq_length", "1025"),
+            "--column", given.get("data_column_name", "input_ids"), "--out", given.get("output_file", "output")]
+
+
+def _client(words: Sequence[str]) -> list[str]:
+    given = _options(words)
+    if "enable_client" not in given:
+        raise InputError("predict.py is started by the reference's scripts: paste the line of the script, or one with "
+                         "--enable_client")
+    return ["pangu-lab", "evaluate", given.get("eval_task", "c3"), "--server", "http://127.0.0.1:7860", "--tokenizer",
+            given.get("tokenizer_path", "pangu"), "--data", given.get("eval_data_url", "C3")]
+
+
+OTHERS = {
+    "src.preprocess": _preprocess, "preprocess": _preprocess, "predict": _client,
+    "start_pangu_standalone": lambda words: ["pangu-lab", "serve", "--from", "BUNDLE", "--pid-file", "serve.pid"],
+    "start_pangu_distributed": lambda words: ["pangu-lab", "serve", "--from", "BUNDLE", "--rank-table", "hccl.json",
+                                              "--pid-file", "serve.pid"],
+    "serving_agent": lambda words: ["pangu-lab", "serve", "--agent", "--from", "BUNDLE", "--rank-table", "hccl.json",
+                                    "--node-rank", "1"],
+    "stop_pangu": lambda words: ["pangu-lab", "serve", "--stop", "--pid-file", "serve.pid"],
+}
 
 
 def _launch(script: str) -> ReferenceLaunch:
@@ -151,12 +271,14 @@ def number(given: Mapping[str, str], name: str, otherwise: int) -> int:
 
 def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
     """Settings by dotted key, without those that the preset has already."""
-    stages, micro_batches = number(given, "STAGE_NUM", 1), number(given, "MICRO_SIZE", 1)
+    fixed = TRAINED.get(given["MODE"], {})
+    stages = fixed.get("parallel.pipeline", number(given, "STAGE_NUM", 1))
+    micro_batches = fixed.get("parallel.micro_batches", number(given, "MICRO_SIZE", 1))
     devices = number(given, "RANK_SIZE", 1)
     data, rest = divmod(devices, stages * TENSOR)
     if rest or not data:
         raise InputError(f"RANK_SIZE={devices} must be a multiple of STAGE_NUM × {TENSOR}, the reference's tensor "
-                         f"parallelism: {stages * TENSOR}")
+                         f"parallelism: {stages * TENSOR}" + (" (its 200B always has 16 stages)" if fixed and stages > 1 else ""))
     batch = number(given, "PER_BATCH", 1) * data * (micro_batches if stages > 1 else 1)
     expert = number(given, "EXPERT_PARALLEL_NUM", 1)
     if script.endswith("auto_parallel"):
@@ -173,6 +295,9 @@ def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
         more["model.num_experts"] = str(number(given, "EXPERT_NUM_PER_EP", 1) * expert)
     if script.endswith("host_device"):
         more["train.offload"] = "optimizer"
+    train = preset(_preset(given["MODE"])).train
+    more |= {key: f"{value:g}" for key, value in fixed.items() if key.startswith("train.")
+             and value != getattr(train, key.partition(".")[2])}
     return {**kept, **more}
 
 

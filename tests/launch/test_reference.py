@@ -14,18 +14,21 @@ from pangu_lab.config import parse_overrides
 from pangu_lab.errors import InputError
 from pangu_lab.launch import create_rank_table, launch, merge_rank_tables, write_rank_table
 from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate
+from pangu_lab.presets import preset
 from pangu_lab.runs import read_curves
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
 SCRIPTS = ["run_distribute_train", "run_distribute_train_gpu", "run_distribute_train_moe",
            "run_distribute_train_moe_host_device", "run_distribute_incremental_train",
-           "run_distribute_train_auto_parallel"]
+           "run_distribute_train_auto_parallel", "run_standalone_predict", "run_distribute_predict", "run_standalone_eval",
+           "run_distribute_eval", "run_standalone_export", "run_distribute_export", "run_cluster_export"]
+TRAINING = [name for name in SCRIPTS if "_train" in name]
 
 
 def shown(text: str) -> dict[str, list[list[str]]]:
     """Script → the commands in its row; the launch comes last."""
-    rows = re.findall(r"^\| `(run_distribute\w+)` .*? \| (`pangu-lab .+`) \|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| `(run_\w+)` .*? \| (`pangu-lab .+`) \|$", text, re.MULTILINE)
     return {script: [shlex.split(command) for command in re.findall(r"`([^`]+)`", commands)] for script, commands in rows}
 
 
@@ -58,7 +61,7 @@ def test_every_launch_and_every_argument_has_its_row():
         assert all(f"| `{name}` |" in tables(language) for name in ARGUMENTS)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", TRAINING)
 def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch, capsys):
     monkeypatch.chdir(machines)
     *first, command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
@@ -73,6 +76,57 @@ def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch,
         assert len(started) == int(ranks) and all("RANK_TABLE_FILE=" in line for line in started)
     else:
         assert any(f"-np {ranks} " in line for line in started)
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name not in TRAINING])
+def test_the_commands_of_prediction_evaluation_and_export_parse_and_those_of_several_ranks_dry_run(
+        script, machines, monkeypatch, capsys):
+    monkeypatch.chdir(machines)
+    convert, command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    for words in (convert, command):
+        assert callable(cli.build_parser().parse_args(words[1:]).handler)
+    if "--rank-table" in command:
+        words = ["8.json" if word == "hccl.json" else word for word in command[1:]]
+        assert cli.main([*words, "--dry-run"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert sum(line.startswith("env DEVICE_ID=") for line in lines) == 8
+
+
+@pytest.mark.parametrize("line, command", [
+    ("bash scripts/run_distribute_predict.sh 8 t.json S ${P}/tokenizer/ ${P}/c filitered 2.6B fp32",
+     "pangu-lab generate --from WEIGHTS --rank-table t.json --prompt TEXT"),
+    ("python -m src.preprocess --input_glob  data/*.txt --tokenizer jieba --model_file vocab.model --eot 6",
+     "pangu-lab prepare --input 'data/*.txt' --tokenizer pangu --eod 6 --seq-length 1025 --column input_ids --out output"),
+    ("python -m src.preprocess --input_glob 'data/*.txt' --tokenizer gpt --eot=50256 --seq_length 1025",
+     "pangu-lab prepare --input 'data/*.txt' --tokenizer VOCABULARY --eod 50256 --seq-length 1025 --column input_ids "
+     "--out output"),
+    ("bash run_cluster_export.sh S C t.json 16 8",
+     "pangu-lab export --from WEIGHTS --out BUNDLE --tensor-parallel 16 --rank-start 8 --ranks 8"),
+    ("bash stop_pangu.sh", "pangu-lab serve --stop --pid-file serve.pid"),
+    ("python predict.py --enable_client --eval_task=c3 --tokenizer_path=T --eval_data_url=D",
+     "pangu-lab evaluate c3 --server http://127.0.0.1:7860 --tokenizer T --data D")])
+def test_a_pasted_line_becomes_the_command_here(line, command, capsys):
+    assert cli.main(["translate", line]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == command
+    for words in map(shlex.split, said):
+        assert callable(cli.build_parser().parse_args(words[1:]).handler)
+
+
+def test_200b_has_its_own_stages_micro_batches_and_rates():
+    words = translate("run_distribute_train", "D t.json 2048 fp32 200B 1 1 2 0 8".split())
+    config = preset("200B").replace(**parse_overrides([word for word in words if "=" in word]))
+    assert (config.parallel.pipeline, config.parallel.micro_batches, config.parallel.tensor) == (16, 32, 8)
+    assert config.parallel.world_size == 2048 and (config.train.start_lr, config.train.end_lr) == (6e-5, 6e-6)
+    assert config.data.batch_size == 2 * 16 * 32
+    with pytest.raises(InputError, match="200B always has 16 stages"):
+        translate("run_distribute_train", "D t.json 64 fp32 200B 1 1 2 0 8".split())
+
+
+@pytest.mark.parametrize("line", ["", "bash", "ls -l", "bash 'x", "python predict.py --mode=2.6B"])
+def test_a_line_that_is_not_the_references_is_refused_in_one_line(line, capsys):
+    assert cli.main(["translate", line]) == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
 
 
 def test_each_argument_lands_where_the_table_says():
@@ -94,8 +148,9 @@ def test_each_argument_lands_where_the_table_says():
 
 def test_what_comes_before_a_launch_is_shown_with_it(capsys):
     found = shown(tables("en"))
-    assert [script for script, commands in found.items() if len(commands) > 1] == SCRIPTS[-2:]
-    convert, plan = (found[script][0] for script in SCRIPTS[-2:])
+    assert [script for script, commands in found.items() if len(commands) > 1] == SCRIPTS[4:]
+    convert, plan = (found[script][0] for script in SCRIPTS[4:6])
+    assert all(found[script][0][1] == "convert" for script in SCRIPTS[6:])
     assert convert[1] == "convert" and plan[1] == "plan" and cli.main(plan[1:]) == 0
 
 
