@@ -199,7 +199,8 @@ def _program(name: str, commands: tuple[str, ...], fix: str) -> Check:
 def _font() -> Check:
     font = cjk_font()
     if font is None:
-        return Check("Chinese font", "warning", "none: plots would show boxes", "apt-get install fonts-noto-cjk")
+        return Check("Chinese font", "warning", "none: plots would show boxes",
+                     "apt-get install fonts-noto-cjk, or pip install 'pangu-lab[fonts]' (85 MB)")
     return Check("Chinese font", "ok", font)
 
 

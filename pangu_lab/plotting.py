@@ -2,12 +2,19 @@
 
 Matplotlib's own font has no Chinese glyphs and draws boxes instead, so every plot with Chinese labels asks here
 first. The well-known fonts of the three systems are tried by name, sans serif and simplified forms before others;
-then every other font is asked whether it has a glyph for 中. Matplotlib keeps a cached list of fonts and misses
-those installed after it was made: files it does not know yet are added to the list of this process.
+then every other font is asked whether it has glyphs for some characters, and different ones: matplotlib 3.11 brings
+"Last Resort", which draws the same box for every character of a script. Last comes the font of the package mplfonts (the
+extra ``fonts``), of which nothing is imported. Matplotlib keeps a cached list of fonts and misses those installed after
+it was made: files it does not know yet are added to the list of this process.
 """
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+SOME = "中国说书"  # simplified ones among them
+PACKAGED = "mplfonts", "fonts/NotoSansCJKsc-Regular.otf"
 KNOWN_FONTS = (
     "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
     "Microsoft YaHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti SC", "Hiragino Sans GB", "SimHei",
@@ -25,7 +32,7 @@ def cjk_font() -> str | None:
     name = _by_name(font_manager)
     if name is None and _add_new_files(font_manager):
         name = _by_name(font_manager)
-    return name or _by_glyph(font_manager)
+    return name or _by_glyph(font_manager) or _packaged(font_manager)
 
 
 def font_families() -> list[str]:
@@ -53,11 +60,24 @@ def _add_new_files(font_manager) -> bool:
 def _by_glyph(font_manager) -> str | None:
     for entry in font_manager.fontManager.ttflist:
         try:
-            if font_manager.get_font(entry.fname).get_char_index(ord("中")):
+            glyphs = [font_manager.get_font(entry.fname).get_char_index(ord(character)) for character in SOME]
+            if all(glyphs) and len(set(glyphs)) == len(SOME):
                 return entry.name
         except (OSError, RuntimeError, ValueError):
             continue
     return None
+
+
+def _packaged(font_manager) -> str | None:
+    """The font of a package that was installed for this."""
+    package, name = PACKAGED
+    found = importlib.util.find_spec(package)
+    path = Path(found.origin).parent / name if found is not None and found.origin else None
+    if path is None or not path.is_file():
+        return None
+    known = len(font_manager.fontManager.ttflist)
+    font_manager.fontManager.addfont(str(path))
+    return font_manager.fontManager.ttflist[known].name
 
 
 def new_figure(width: float, height: float):

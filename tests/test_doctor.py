@@ -135,7 +135,8 @@ class FontManager:
 
     def get_font(self, path: str):
         has = any(path.endswith(f"/{name}.ttf") for name in self.glyphs)
-        return type("Font", (), {"get_char_index": staticmethod(lambda code: 7 if has else 0)})
+        return type("Font", (), {"get_char_index": staticmethod(
+            lambda code: 7 if "Last Resort" in path else code if has else 0)})
 
 
 @pytest.mark.parametrize("manager, font", [
@@ -143,13 +144,32 @@ class FontManager:
     (FontManager(["DejaVu Sans"], {"/new.ttf": "SimHei", "/old.pcf": ""}), "SimHei"),
     (FontManager(["DejaVu Sans", "霞鹜文楷"], {}, {"霞鹜文楷"}), "霞鹜文楷"),
     (FontManager(["DejaVu Sans"], {}), None),
-], ids=["best known", "installed after the cache", "unknown name with the glyph", "none"])
+    (FontManager(["DejaVu Sans", "Last Resort HE"], {}, {"Last Resort HE"}), None),
+], ids=["best known", "installed after the cache", "unknown name with the glyph", "none", "only boxes"])
 def test_a_chinese_font_is_found_by_name_then_by_glyph(monkeypatch, manager, font):
     import matplotlib
 
     monkeypatch.setattr(matplotlib, "font_manager", manager, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.font_manager", manager)
+    monkeypatch.setattr(plotting, "PACKAGED", ("no_such_package", ""))
     assert plotting.cjk_font() == font
+
+
+def test_the_font_of_a_package_is_taken_where_the_system_has_none(tmp_path, monkeypatch):
+    from matplotlib import font_manager
+
+    name = plotting.cjk_font()
+    if name is None:
+        pytest.skip("no Chinese font on this machine: apt-get install fonts-noto-cjk")
+    (tmp_path / "package_of_fonts").mkdir()
+    (tmp_path / "package_of_fonts" / "__init__.py").touch()
+    (tmp_path / "package_of_fonts" / "font.otf").symlink_to(font_manager.findfont(name))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(plotting, "PACKAGED", ("package_of_fonts", "font.otf"))
+    monkeypatch.setattr(plotting, "KNOWN_FONTS", ())
+    monkeypatch.setattr(plotting, "_by_glyph", lambda manager: None)
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", list(font_manager.fontManager.ttflist))
+    assert "CJK" in plotting.cjk_font()
 
 
 def test_the_font_found_here_draws_chinese():
