@@ -177,6 +177,8 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
     if name is None and isinstance(source, LabSource):
         with contextlib.suppress(InputError):
             name = str(tokenizer_folder(source.checkpoint.folder))
+    elif name is None and source.tokenizer is not None:
+        name = str(source.tokenizer)
     elif name is None and config.preset in _PUBLISHED:
         name = "pangu"  # the one that all releases were trained with
     if name is None:

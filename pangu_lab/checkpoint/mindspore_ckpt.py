@@ -23,6 +23,19 @@ _WINDOW = 1 << 16  # read at once: small values share it, large ones are skipped
 _PIECE = 512 << 20  # MindSpore's own limit for one value
 
 
+@dataclass(frozen=True)
+class Member:
+    """A file inside an archive that is not unpacked: ``size`` bytes from ``offset``."""
+
+    archive: Path
+    name: str
+    offset: int
+    size: int
+
+    def __str__(self) -> str:
+        return f"{self.archive}: {self.name}"
+
+
 class _Damaged(Exception):
     """What is wrong, without the file's name."""
 
@@ -40,7 +53,14 @@ class Entry:
         return sum(length for _, length in self.chunks)
 
 
-def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
+def _place(path: Path | str | Member) -> tuple[Path, int, int]:
+    """The file to open, where the content begins in it, and its size."""
+    if isinstance(path, Member):
+        return path.archive, path.offset, path.size
+    return Path(path), 0, Path(path).stat().st_size
+
+
+def index_ckpt(path: Path | str | Member, wanted=lambda name: True) -> dict[str, Entry]:
     """Where each parameter of a ``.ckpt`` is; reads only the headers.
 
     Args:
@@ -49,14 +69,13 @@ def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
     Raises:
         InputError: no such file, or not a whole ``.ckpt``.
     """
-    path = Path(path)
     entries: dict[str, Entry] = {}
     try:
-        size = path.stat().st_size
+        file, origin, size = _place(path)
         if size == 0:
             raise _Damaged("is empty")
-        with open(path, "rb", buffering=0) as handle:
-            for name, shape, kind, start, length in _values(handle, size):
+        with open(file, "rb", buffering=0) as handle:
+            for name, shape, kind, start, length in _values(handle, size, origin):
                 if wanted(name):
                     entry = entries.setdefault(name, Entry(shape, kind))
                     if (entry.shape, entry.kind) != (shape, kind):
@@ -71,7 +90,7 @@ def index_ckpt(path: Path | str, wanted=lambda name: True) -> dict[str, Entry]:
     return entries
 
 
-def _check_entry(path: Path, name: str, entry: Entry) -> None:
+def _check_entry(path: Path | str | Member, name: str, entry: Entry) -> None:
     if entry.kind not in _TYPES:
         return  # entries that are not parameters may be of any type; ``read_entry`` refuses them
     count = 1 if entry.shape == (0,) else int(np.prod(entry.shape))  # MindSpore writes a scalar as dims [0]
@@ -83,7 +102,7 @@ def _check_entry(path: Path, name: str, entry: Entry) -> None:
                          f"it is damaged: download it again")
 
 
-def read_entry(path: Path | str, name: str, entry: Entry) -> np.ndarray:
+def read_entry(path: Path | str | Member, name: str, entry: Entry) -> np.ndarray:
     """One parameter's values.
 
     Raises:
@@ -94,10 +113,11 @@ def read_entry(path: Path | str, name: str, entry: Entry) -> np.ndarray:
     shape = () if entry.shape == (0,) else entry.shape
     result = np.empty(shape, _TYPES[entry.kind])
     view = memoryview(result.reshape(-1)).cast("B")
-    with open(path, "rb", buffering=0) as handle:
+    file, origin, _ = _place(path)
+    with open(file, "rb", buffering=0) as handle:
         filled = 0
         for start, length in entry.chunks:
-            handle.seek(start)
+            handle.seek(origin + start)
             while length:
                 count = handle.readinto(view[filled:filled + length])
                 if not count:
@@ -140,13 +160,13 @@ def fields(data: bytes, offset: int = 0, end: int | None = None) -> Iterator[tup
         raise _Damaged("ends in the middle of a value")
 
 
-def _values(handle, size: int) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
-    """(name, shape, type, offset, bytes) of each value in the file."""
+def _values(handle, size: int, origin: int = 0) -> Iterator[tuple[str, tuple[int, ...], str, int, int]]:
+    """(name, shape, type, offset, bytes) of each value in the ``size`` bytes from ``origin``; offsets count from there."""
     offset, data, base = 0, b"", 0
     while offset < size:
         if offset + _HEADER > base + len(data) < size or offset >= base + len(data):
-            handle.seek(offset)
-            data, base = handle.read(_WINDOW), offset
+            handle.seek(origin + offset)
+            data, base = handle.read(min(_WINDOW, size - offset)), offset
         if not data or data[offset - base] != 0x0A:
             raise _Damaged(f"byte {offset} begins no value")
         length, start = varint(data, offset - base + 1)

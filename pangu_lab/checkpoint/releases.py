@@ -17,7 +17,8 @@ import numpy as np
 
 from pangu_lab.checkpoint.best import named
 from pangu_lab.checkpoint.layouts import LM_HEAD, NPY_FILES, gpt_name, is_gpt_buffer, published_name
-from pangu_lab.checkpoint.mindspore_ckpt import Entry, index_ckpt, read_entry
+from pangu_lab.checkpoint.mindspore_ckpt import Entry, Member, index_ckpt, read_entry
+from pangu_lab.checkpoint.release_files import FILES, PART, SHARD, STRATEGY, ReleaseFiles, find_release, is_release
 from pangu_lab.checkpoint.source import resolve_checkpoint
 from pangu_lab.checkpoint.strategy import read_strategy
 from pangu_lab.config import ACTIVATIONS, ModelConfig, RunConfig
@@ -26,8 +27,6 @@ from pangu_lab.model.parameters import FINAL_NORM, WORD, parameter_specs
 from pangu_lab.presets import load_yaml
 from pangu_lab.progress import Progress, silent
 from pangu_lab.reading import read_json
-
-_SHARD = re.compile(r"(?:filerted|filtered)_(\d+)\.ckpt")
 
 
 class Source:
@@ -42,6 +41,7 @@ class Source:
 
     kind = ""
     config: Optional[RunConfig] = None
+    tokenizer: Optional[Path] = None  # a folder that came with the weights
 
     def __init__(self, where: Path):
         self.where = where
@@ -89,7 +89,7 @@ class CkptSource(Source):
         return read_entry(self.where, *self.entries[name])
 
 
-def _published_index(path: Path) -> dict[str, tuple[str, Entry]]:
+def _published_index(path: Path | Member) -> dict[str, tuple[str, Entry]]:
     """Published name → (name in the file, where it is)."""
     result: dict[str, tuple[str, Entry]] = {}
     for name, entry in index_ckpt(path, lambda name: published_name(name) is not None).items():
@@ -104,17 +104,19 @@ def _published_index(path: Path) -> dict[str, tuple[str, Entry]]:
 
 
 class ShardedSource(Source):
-    """``filerted_*.ckpt`` of every rank, three ``.npy`` tables, and the strategy file that says how they were split."""
+    """``filerted_*.ckpt`` of every rank (see ``release_files``), three ``.npy`` tables, and the strategy file that says how they were split."""
 
     kind = "a sharded release"
 
     def __init__(self, where: Path, strategy: Path | str | None = None, progress: Progress = silent):
         super().__init__(where)
-        self.strategy = Path(strategy) if strategy else _find_strategy(where)
+        files = find_release(where)
+        self.where = files.folder
+        self.strategy = Path(strategy) if strategy else _the_strategy(files)
         self.layouts = read_strategy(self.strategy)
         ranks = next(iter(self.layouts.values())).ranks
-        self.paths = _shard_paths(where, ranks)
-        self.tables = {name: where / file for name, file in NPY_FILES.items() if (where / file).is_file()}
+        self.paths = _of_every_rank(files, ranks)
+        self.tables, self.tokenizer = files.tables, files.tokenizer
         self.shards: list[dict[str, tuple[str, Entry]]] = []
         for rank, path in enumerate(self.paths):
             progress(rank, ranks, f"reading the headers of {path.name}")
@@ -217,37 +219,35 @@ def _npy(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not a readable .npy file ({error}); download it again") from None
 
 
-def _find_strategy(where: Path) -> Path:
-    found = sorted(where.glob("*strategy*.ckpt"))
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"{where}: a sharded release needs its strategy file (*strategy*.ckpt) beside the shards, "
-                         f"found {names}; put one there or give --strategy FILE")
-    return found[0]
+def _the_strategy(files: ReleaseFiles) -> Path:
+    """The strategy file; of several, as the release's folder has them, the one that fits the shards."""
+    if len(files.strategies) > 1 and files.shards:
+        held = {*_published_index(files.shards[min(files.shards)]), *files.tables}
+        fitting = [path for path in files.strategies if read_strategy(path).keys() == held]
+        if len(fitting) == 1:
+            return fitting[0]
+    if len(files.strategies) != 1:
+        names = ", ".join(path.name for path in files.strategies) or "none"
+        raise InputError(f"{files.folder}: a sharded release needs its strategy file (*strategy*.ckpt) beside the shards or in "
+                         f"{STRATEGY}/ beside {FILES}/, found {names}; put one there or give --strategy FILE")
+    return files.strategies[0]
 
 
-def _shard_paths(where: Path, ranks: int) -> list[Path]:
+def _of_every_rank(files: ReleaseFiles, ranks: int) -> list[Path | Member]:
     """The file of each rank.
 
     Raises:
-        InputError: shards are missing, surplus or duplicated; the message names them.
+        InputError: shards are missing or surplus; the message names them.
     """
-    found: dict[int, Path] = {}
-    for path in sorted(where.iterdir()):
-        match = _SHARD.fullmatch(path.name)
-        if match:
-            rank = int(match[1])
-            if rank in found:
-                raise InputError(f"{where}: {found[rank].name} and {path.name} are both shard {rank}; keep one")
-            found[rank] = path
-    missing = [rank for rank in range(ranks) if rank not in found]
-    surplus = [path.name for rank, path in found.items() if rank >= ranks]
+    missing = [rank for rank in range(ranks) if rank not in files.shards]
+    surplus = [shard.name for rank, shard in files.shards.items() if rank >= ranks]
     if missing:
         names = ", ".join(f"filerted_{rank}.ckpt" for rank in missing[:8]) + (" …" if len(missing) > 8 else "")
-        raise InputError(f"{where}: {len(missing)} of {ranks} shards missing: {names}")
+        raise InputError(f"{files.folder}: {len(missing)} of {ranks} shards missing: {names}; they are in the release's four "
+                         "parts (*_part0 to *_part3), which are read unpacked or as they are")
     if surplus:
-        raise InputError(f"{where}: {', '.join(surplus[:8])}: the strategy knows shards 0 to {ranks - 1} only")
-    return [found[rank] for rank in range(ranks)]
+        raise InputError(f"{files.folder}: {', '.join(surplus[:8])}: the strategy knows shards 0 to {ranks - 1} only")
+    return [files.shards[rank] for rank in range(ranks)]
 
 
 # ------------------------------------------------------------------------------------------ the PyTorch layout
@@ -393,7 +393,7 @@ def open_source(where: Path | str, strategy: Path | str | None = None, progress:
         raise InputError(f"{where}: no such file or folder")
     if (where / "manifest.json").exists() or (where / "checkpoints").is_dir():
         return LabSource(where)
-    if any(_SHARD.fullmatch(path.name) for path in where.iterdir()):
+    if is_release(where):
         return ShardedSource(where, strategy, progress)
     for pattern, open_files in (("*.safetensors", GptSource), ("*.bin", BinSource)):
         files = sorted(where.glob(pattern))
@@ -405,12 +405,12 @@ def open_source(where: Path | str, strategy: Path | str | None = None, progress:
     if files:
         raise InputError(f"{where}: holds {len(files)} .ckpt files ({files[0].name}, {files[1].name} …); name one of "
                          "them")
-    raise InputError(f"{where}: no weights known here; expected: filerted_*.ckpt with a strategy file, one .ckpt, "
-                     f"*.safetensors or *.bin of gpt_pangu, or a run or checkpoint of this project")
+    raise InputError(f"{where}: no weights known here; expected: filerted_*.ckpt (or their tar parts, or the tree with "
+                     f"{FILES}/) with a strategy file, one .ckpt, *.safetensors or *.bin of gpt_pangu, or a run or checkpoint of this project")
 
 
 def _open_file(path: Path) -> Source:
-    if _SHARD.fullmatch(path.name):
+    if SHARD.fullmatch(path.name) or PART.fullmatch(path.name):
         raise InputError(f"{path}: is one shard of many; give the folder that holds all of them")
     if path.suffix == ".ckpt":
         return CkptSource(path)

@@ -16,8 +16,10 @@ TARGETS = ("lab", "gpt_pangu", "mindspore-ckpt")
 
 def register(verbs: Any) -> None:
     convert = add_verb(verbs, "convert", run_convert, "read released weights, or write them in another layout",
-                       "Recognises the sharded release (filerted_*.ckpt with its strategy file and .npy tables), "
-                       "single .ckpt files, gpt_pangu as safetensors or .bin, and this project's checkpoints. Every "
+                       "Recognises the sharded release (filerted_*.ckpt, or the tar parts that hold them, with the "
+                       "strategy file and embedding tables, in one folder or in the tree checkpoint_file, "
+                       "strategy_load_ckpt, tokenizer), single .ckpt files, gpt_pangu as safetensors or .bin, and this "
+                       "project's checkpoints. Every "
                        "parameter is accounted for, and memory use does not grow with the model.")
     convert.add_argument("--from", dest="source", required=True, metavar="PATH", help="a folder or a file")
     convert.add_argument("--out", required=True, metavar="DIR", help="must not exist yet")
