@@ -39,7 +39,7 @@ class PanguLM(Model):
 
     @classmethod
     def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False,
-             processes: int | Places = 1, log_dir: Optional[str | Path] = None):
+             dtype: str = "float32", processes: int | Places = 1, log_dir: Optional[str | Path] = None):
         """As ``Model.load``; over several processes if asked, which share weights and work (tensor parallelism).
 
         Args:
@@ -52,11 +52,11 @@ class PanguLM(Model):
         """
         if isinstance(processes, int):
             if processes == 1:
-                return super().load(source, tokenizer, slots, int8)
+                return super().load(source, tokenizer, slots, int8, dtype)
             processes = find_places(processes)
-        if int8 or slots is not None:
+        if int8 or slots is not None or dtype != "float32":
             raise InputError("a model over several processes has fp32 weights and one whole sequence of cache: leave out "
-                             "int8 and slots")
+                             "int8, dtype and slots")
         cluster = processes.open(find(source), tokenizer, log_dir)
         shared = cluster.shared
         made = cls(shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin,

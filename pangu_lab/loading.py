@@ -20,7 +20,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.export.description import DESCRIPTION
 from pangu_lab.export.loading import load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
 from pangu_lab.generate.engine import Engine
-from pangu_lab.generate.runner import Runner, network_runner
+from pangu_lab.generate.runner import Runner, half_runner, network_runner
 from pangu_lab.memory import check, generation_need
 from pangu_lab.shipped import shipped_folder, shipped_names
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
@@ -37,6 +37,7 @@ class Model:
         slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
         int8: round every product's weights to int8 with one scale per output: decode steps read a quarter of
             the memory. Needs the C kernels.
+        dtype: of the weights in memory: "float32", or "float16" or "bfloat16", for which the C kernels are needed too.
 
     Attributes:
         config: the network's sizes.
@@ -50,16 +51,20 @@ class Model:
     def __init__(self, config: ModelConfig, tokenizer: Optional[Tokenizer], sampling: SamplingConfig = SamplingConfig(),
                  name: str = "model", origin: str = "", weights: Optional[Mapping[str, np.ndarray]] = None,
                  settings: Optional[RunConfig] = None, runner: Optional[Runner] = None, bundle: Optional[Path] = None,
-                 slots: Optional[int] = None, int8: bool = False) -> None:
+                 slots: Optional[int] = None, int8: bool = False, dtype: str = "float32") -> None:
+        if dtype != "float32" and (int8 or bundle is not None):
+            raise InputError(f"{name}: dtype {dtype} is for a run, checkpoint or release, and without int8; a bundle has fp32 "
+                             "weights")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                              "give the tokenizer that the model was trained with")
         self.config, self.tokenizer, self.sampling, self.name, self.origin = config, tokenizer, sampling, name, origin or name
         self.weights, self.settings, self.bundle = weights, settings, bundle
-        self._runner, self._engine, self._slots, self._int8 = runner, None, slots, int8
+        self._runner, self._engine, self._slots, self._int8, self._dtype = runner, None, slots, int8, dtype
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False):
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False,
+             dtype: str = "float32"):
         """The model in ``source``.
 
         Args:
@@ -67,7 +72,7 @@ class Model:
                 bundle; or the name of a folder below ``runs`` or ``exports``.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
             slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
-            int8: see above.
+            int8, dtype: see above.
 
         Raises:
             InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for int8.
@@ -76,20 +81,21 @@ class Model:
         if (folder / DESCRIPTION).is_file() or any(folder.glob(f"rank_*/{DESCRIPTION}")):
             if tokenizer is not None or slots is not None:
                 raise InputError(f"{source}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
-            return cls._of_bundle(folder, int8)
+            return cls._of_bundle(folder, int8, dtype)
         checkpoint = resolve_checkpoint(folder)
         name = Path(source).name if str(source).endswith(MARK) else folder.resolve().name
         settings, place = checkpoint.config, checkpoint.folder.resolve()
         of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
         return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, name,
-                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, int8=int8)
+                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, int8=int8,
+                   dtype=dtype)
 
     @classmethod
-    def _of_bundle(cls, folder: Path, int8: bool):
+    def _of_bundle(cls, folder: Path, int8: bool, dtype: str):
         description = read_bundle(folder)
         first = folder if (folder / DESCRIPTION).is_file() else min(folder.glob(f"rank_*/{DESCRIPTION}")).parent
         return cls(model_config(description), load_bundle_tokenizer(first, description), sampling_of(description),
-                   description["name"], bundle=folder, int8=int8)
+                   description["name"], bundle=folder, int8=int8, dtype=dtype)
 
     @property
     def runner(self) -> Runner:
@@ -103,8 +109,9 @@ class Model:
                 self._engine = load_bundle(self.bundle)
                 self._runner = self._engine.runner
             else:
-                check(f"{self.name}: generating", generation_need(self.config, self._slots), generation_need)
-                self._runner = network_runner(self.weights, self.config, self._slots)
+                check(f"{self.name}: generating", generation_need(self.config, self._slots, self._dtype), generation_need)
+                self._runner = (network_runner(self.weights, self.config, self._slots) if self._dtype == "float32" else
+                                half_runner(self.weights, self.config, self._dtype, self._slots))
             if self._int8:
                 self._runner.use_int8()
         return self._runner

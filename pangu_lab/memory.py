@@ -113,15 +113,15 @@ def tokens_at_once(model: ModelConfig, limit: int = WORK) -> int:
     return max(16, limit // forward_bytes(model, 1, model.num_positions))
 
 
-def weight_bytes(model: ModelConfig) -> int:
-    return 4 * model.num_parameters
+def weight_bytes(model: ModelConfig, dtype: str = "float32") -> int:
+    return (4 if dtype == "float32" else 2) * model.num_parameters
 
 
-def generation_need(model: ModelConfig, slots: Optional[int] = None) -> Need:
-    """To hold a model and write with it: weights once, cache, the work of one call."""
+def generation_need(model: ModelConfig, slots: Optional[int] = None, dtype: str = "float32") -> Need:
+    """To hold a model and write with it: weights once in ``dtype``, cache, the work of one call."""
     slots = slots or max(model.num_positions, 1024)
     tokens = min(model.num_positions, tokens_at_once(model))
-    return Need({"weights": weight_bytes(model), "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
+    return Need({"weights": weight_bytes(model, dtype), "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
                  "work": forward_bytes(model, tokens, model.num_positions) + 2 * _largest(model), "program": PROGRAM})
 
 

@@ -54,6 +54,9 @@ def register(verbs: Any) -> None:
     serve.add_argument("--no-page", action="store_true", help="serve the API only")
     serve.add_argument("--quick", action="store_true", help=(
         "not batch-invariant: faster with few requests, but the last bits then depend on the other requests"))
+    serve.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", metavar="TYPE",
+                       help="of a run, checkpoint or release: keep its weights in float16 or bfloat16, half the memory and "
+                            "the reading (default %(default)s)")
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                        help="change a limit; can be given many times (an unknown name lists them all)")
     _add_network(serve)
@@ -138,7 +141,7 @@ def run_serve(args: argparse.Namespace) -> int:
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
-                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, world=args.world, root_path=args.root_path,
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, world=args.world, dtype=args.dtype, root_path=args.root_path,
                    origins=args.allow_origin, proxies=args.proxy, tls_cert=args.tls_cert,
                    tls_key=args.tls_key) as server:
             signals.ready()

@@ -48,13 +48,13 @@ def places(args: argparse.Namespace) -> Any:
 
 
 @contextlib.contextmanager
-def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = False) -> Iterator[Any]:
+def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = False, dtype: str = "float32") -> Iterator[Any]:
     """The model over the processes that the options name, which end with the block; None after ``--dry-run``."""
     from pangu_lab.lm import PanguLM
 
     where = places(args)
     if where is None:
-        yield PanguLM.load(source, tokenizer, int8=int8)
+        yield PanguLM.load(source, tokenizer, int8=int8, dtype=dtype)
         return
     if args.dry_run:
         for line in where.lines(source, tokenizer):
@@ -63,7 +63,7 @@ def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = F
         return
     from pangu_lab.generate.runner import NetworkLost
 
-    model = PanguLM.load(source, tokenizer, int8=int8, processes=where, log_dir=args.log_dir)
+    model = PanguLM.load(source, tokenizer, int8=int8, dtype=dtype, processes=where, log_dir=args.log_dir)
     try:
         yield model
     except NetworkLost as error:

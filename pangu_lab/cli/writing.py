@@ -27,6 +27,9 @@ def register(verbs: Any) -> None:
     parser.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY")
     parser.add_argument("--int8", action="store_true",
                         help="int8 weights: each token reads a quarter of the memory (needs a C compiler)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", metavar="TYPE",
+                        help="of the weights in memory: float32, float16 or bfloat16 (default %(default)s; in half each "
+                             "token reads half of it; needs a C compiler)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens; 0: among all")
@@ -81,7 +84,7 @@ def run_generate(args: argparse.Namespace) -> int:
     if held_to is not None:  # a poem begins on a line of its own, below its title
         texts = [text if text.endswith("\n") else text + "\n" for text in texts]
     check_signature(args.source, args.verify)
-    with opened(args, args.source, args.tokenizer, args.int8) as model:
+    with opened(args, args.source, args.tokenizer, args.int8, args.dtype) as model:
         return finish(args, []) if model is None else _write_all(args, model.engine, texts, held_to)
 
 

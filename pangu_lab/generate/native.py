@@ -79,21 +79,26 @@ class NativeDecoder:
 
     Args:
         library: the compiled kernels.
-        parameters: of the graph, by name; see ``network.py`` for their shapes.
+        arrays: the parameters of the graph, by name; see ``network.py`` for their shapes.
         config: the network's sizes.
         slots: positions that the cache holds.
+        dtype: of the products' weights: "float32", or "float16" or "bfloat16", whose arrays are those of
+            ``ops.native.decode.halved``. There is no graph then that has them too.
 
     Attributes:
         steps, prompts: whether the kernels handle one token per sequence, and several.
     """
 
-    def __init__(self, library: ctypes.CDLL, parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> None:
-        self._library, self._config, self._slots = library, config, slots
-        self._arrays = {plain_name(name): value.asnumpy() for name, value in parameters.items()}
+    def __init__(self, library: ctypes.CDLL, arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int,
+                 dtype: str = "float32") -> None:
+        self._library, self._config, self._slots, self._dtype = library, config, slots, dtype
+        self._arrays = {plain_name(name): value for name, value in arrays.items()}
         self._shapes = inference_shapes(config, slots)
         self._kept: list[Any] = []
         self._scratch = np.empty(0, np.float32)
         self.steps, self.prompts = Trust(), Trust()
+        if dtype != "float32":
+            self.steps.value = self.prompts.value = True
         self._network = self._describe(int8=False)
 
     def use_int8(self) -> None:
@@ -107,7 +112,7 @@ class NativeDecoder:
         head = self._matrix(WORD, None, int8)
         return decode.Network(
             config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._slots,
-            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps, self._at(WORD),
+            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps,
             self._at(POSITION) if POSITION in self._arrays else None, self._at(QUERIES),
             self._at(f"{FINAL_NORM}.gamma"), self._at(f"{FINAL_NORM}.beta"), head, layers)
 
@@ -117,21 +122,25 @@ class NativeDecoder:
         products = (self._matrix(f"{prefix}.{part}.weight", f"{prefix}.{part}.bias", int8) for part in parts)
         return decode.Layer(*norms, *products, *(self._at(f"{prefix}.cache.{kind}") for kind in ("keys", "values")))
 
-    def _at(self, name: str) -> int:
-        """The address of a parameter, of exactly as many floats as the kernels will reach for."""
+    def _at(self, name: str, dtype: type = np.float32) -> int:
+        """The address of a parameter, of exactly as many numbers as the kernels will reach for."""
         array = self._arrays[name]
-        if array.shape != self._shapes[name] or array.dtype != np.float32 or not array.flags.c_contiguous:
-            raise InputError(f"{name} is {array.dtype} {array.shape}, the configuration needs float32 {self._shapes[name]}")
+        if array.shape != self._shapes[name] or array.dtype != dtype or not array.flags.c_contiguous:
+            raise InputError(f"{name} is {array.dtype} {array.shape}, the configuration needs {np.dtype(dtype)} "
+                             f"{self._shapes[name]}")
         return array.ctypes.data
 
     def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
         outputs, inputs = self._arrays[weight].shape
-        rest = (bias and self._at(bias), self._at(weight), inputs, outputs)
+        at_bias = bias and self._at(bias)
+        if self._dtype != "float32":
+            return decode.Matrix(self._at(weight, np.uint16), None, at_bias, None, inputs, outputs, decode.KINDS[self._dtype])
+        rest = (at_bias, self._at(weight), inputs, outputs)
         if not int8:
-            return decode.Matrix(self._at(weight), None, *rest)
+            return decode.Matrix(self._at(weight), None, *rest, decode.KINDS["float32"])
         quantised, scale = decode.quantise(self._arrays[weight])
         self._kept += [quantised, scale]
-        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, *rest)
+        return decode.Matrix(quantised.ctypes.data, scale.ctypes.data, *rest, decode.KINDS["int8"])
 
     def trust(self, ids: np.ndarray, rows: np.ndarray) -> Trust:
         """The one of ``steps`` and ``prompts`` that covers such a call."""
@@ -166,9 +175,24 @@ class NativeDecoder:
 
 def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> Optional[NativeDecoder]:
     """The kernels over a graph's parameters; None if they cannot run this model."""
+    library = _library_for(config)
+    return library and NativeDecoder(library, {name: value.asnumpy() for name, value in parameters.items()}, config, slots)
+
+
+def half_decoder(arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int, dtype: str) -> NativeDecoder:
+    """The kernels over arrays that no graph has, the products' weights in ``dtype``.
+
+    Raises:
+        InputError: there are no kernels for this model here.
+    """
+    library = _library_for(config)
+    if library is None:
+        raise InputError(f"weights in {dtype} need the C kernels, which are for dense models in one process on a CPU: "
+                         "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
+    return NativeDecoder(library, arrays, config, slots, dtype)
+
+
+def _library_for(config: ModelConfig) -> Optional[ctypes.CDLL]:
     import mindspore as ms
 
-    if config.moe_layers or ms.get_context("device_target") != "CPU":
-        return None
-    library = decode.library()
-    return library and NativeDecoder(library, parameters, config, slots)
+    return None if config.moe_layers or ms.get_context("device_target") != "CPU" else decode.library()

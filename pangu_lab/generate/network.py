@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -31,6 +31,7 @@ from pangu_lab.model.moe import Router
 from pangu_lab.model.pangu import Stack
 from pangu_lab.model.parameters import POSITION, QUERY, WORD, layer_prefix, parameter_specs
 from pangu_lab.ops.attention import MASKED
+from pangu_lab.ops.native.decode import halved
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
 from pangu_lab.parallel.layers import WordEmbedding
@@ -95,7 +96,8 @@ class Parameters:
         self._makes: dict[str, Optional[Callable[[], np.ndarray]]] = {}
 
     def __call__(self, name: str, make=None) -> Parameter:
-        """The parameter ``name``: the weight of that name, or the result of ``make``."""
+        """The parameter ``name``: the weight of that name, or the result of ``make``, which asks for ``self.weights`` each
+        time: ``renew`` calls it again with others."""
         if name not in self.made:
             value = self.weights[name] if make is None else make()
             self.made[name] = Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
@@ -119,6 +121,35 @@ class Parameters:
 
     def whole(self, name: str) -> nn.Cell:
         return nn.Identity()
+
+
+class HalfParameters(Parameters):
+    """The same as numpy arrays, the weights of products in 16 bits: what the C kernels read where no graph does.
+
+    Args:
+        dtype: "float16" or "bfloat16".
+    """
+
+    def __init__(self, weights: Weights, config: ModelConfig, dtype: str):
+        super().__init__(weights, config)
+        self.dtype = dtype
+
+    def __call__(self, name: str, make=None) -> Any:
+        if name not in self.made:
+            self.made[name], self._makes[name] = self._value(name, make), make
+        return self.made[name]
+
+    def _value(self, name: str, make) -> np.ndarray:
+        value = self.weights[name] if make is None else make()
+        if name == WORD or name.endswith(".weight"):
+            return halved(value, self.dtype)
+        return np.ascontiguousarray(value, np.float32)
+
+    def renew(self, weights: Weights) -> None:
+        self.weights = weights
+        for name, array in self.made.items():
+            if ".cache." not in name:
+                array[...] = self._value(name, self._makes[name])
 
 
 @dataclass(frozen=True)
@@ -239,10 +270,10 @@ def _transposed(parameters: Parameters, name: str, group: Group = ALONE, activat
 
 def _fused(parts: InferenceParts, prefix: str, names: tuple[str, ...]) -> _Linear:
     """Several products of the same input as one; 1/√head_dim folded into the query, which saves a pass per layer."""
-    weights, scale = parts.parameters.weights, parts.config.head_dim**-0.5
+    parameters, scale = parts.parameters, parts.config.head_dim**-0.5
 
     def stacked(kind: str):
-        made = np.concatenate([weights[f"{prefix}.{name}.{kind}"] for name in names])
+        made = np.concatenate([parameters.weights[f"{prefix}.{name}.{kind}"] for name in names])
         if names[0] == "dense1":
             made[:len(made) // len(names)] *= scale
         return made
@@ -346,9 +377,8 @@ class _Experts(nn.Cell):
 
     @staticmethod
     def _stack(parameters: Parameters, name: str):
-        weights = parameters.weights
-        return (parameters(f"{name}.weight", lambda: weights[f"{name}.weight"].transpose(0, 2, 1)),
-                parameters(f"{name}.bias", lambda: weights[f"{name}.bias"][:, 0]))
+        return (parameters(f"{name}.weight", lambda: parameters.weights[f"{name}.weight"].transpose(0, 2, 1)),
+                parameters(f"{name}.bias", lambda: parameters.weights[f"{name}.bias"][:, 0]))
 
     def construct(self, x):
         _, _, chosen, gates = self.router(x)
@@ -404,6 +434,17 @@ def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = N
         InputError: the weights are not those of ``config``, or the group cannot share the network.
     """
     return InferenceParts(config, Parameters(weights, config, group), group, slots or config.num_positions)
+
+
+def half_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> HalfParameters:
+    """The parameters and the cache of ``CachedNetwork`` for the kernels, in ``made``, the products' weights in ``dtype``.
+
+    Raises:
+        InputError: the weights are not those of ``config``, or too large for ``dtype``.
+    """
+    parameters = HalfParameters(weights, config, dtype)
+    CachedNetwork(InferenceParts(config, parameters, ALONE, slots))  # asks for each of them; nothing is compiled
+    return parameters
 
 
 def check_group(config: ModelConfig, group: Group) -> None:

@@ -20,11 +20,12 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.native import NativeDecoder, native_decoder
+from pangu_lab.generate.native import NativeDecoder, half_decoder, native_decoder
 from pangu_lab.memory import tokens_at_once
 
 BUCKET = 64  # the number of slots that the general graph reads is rounded up to this
 DEFAULT_SLOTS = 1024
+HALF_DTYPES = ("float16", "bfloat16")
 SLOTS_TIMEOUT = 60.0  # seconds to wait for slots that others hold; the holder may be the waiting thread itself
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
@@ -288,6 +289,28 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots
     runner = Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
                     tokens_at_once(config), native)
     runner.renew = parts.parameters.renew
+    return runner
+
+
+def half_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: Optional[int] = None) -> Runner:
+    """The network by the C kernels alone, whose products read weights in ``dtype``: half the memory, and half the reading
+    in a decode step. Sums are fp32.
+
+    Args:
+        dtype: "float16" or "bfloat16".
+
+    Raises:
+        InputError: the weights are not those of ``config`` or too large for ``dtype``, or there are no kernels here.
+    """
+    from pangu_lab.generate.network import half_arrays
+
+    slots = default_slots(config, slots)
+    if dtype not in HALF_DTYPES:
+        raise InputError(f"dtype '{dtype}': there are float32, {', '.join(HALF_DTYPES)}")
+    arrays = half_arrays(weights, config, slots, dtype)
+    native = half_decoder(arrays.made, config, slots, dtype)
+    runner = Runner(None, config.vocab_size, config.num_positions, slots, at_once=tokens_at_once(config), native=native)
+    runner.renew = arrays.renew
     return runner
 
 

@@ -84,7 +84,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
           proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
           tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
-          log_dir: Optional[Path | str] = None, world: Optional[int] = None) -> Server:
+          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: str = "float32") -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -106,6 +106,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         origins, proxies: of other sites (``https://example.com``), whose pages may use the API; addresses of proxies,
             which say in ``X-Forwarded-For`` for whom they ask.
         tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
+        dtype: of the weights in memory, as ``PanguLM.load`` takes it.
         devices, log_dir: the device of each of them, counted from 0 by default; a folder for what they print.
 
     Raises:
@@ -119,7 +120,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
-            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir, world)
+            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir, world, dtype)
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
@@ -145,9 +146,10 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 
 def _load(source: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int], key: Optional[str],
-          devices: Sequence[int], log_dir: Optional[Path | str], world: Optional[int]) -> tuple[Engine, Any]:
+          devices: Sequence[int], log_dir: Optional[Path | str], world: Optional[int],
+          dtype: str) -> tuple[Engine, Any]:
     """The engine over a model, and the cluster behind it where several processes share it."""
-    model = Model.load(source)
+    model = Model.load(source, dtype=dtype)
     if model.bundle is not None:
         held = read_bundle(model.bundle).get("parallel", {}).get("tensor", 1)
         if held == 1 and (nproc or 1) == 1 and (world or 1) == 1:

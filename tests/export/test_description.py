@@ -41,7 +41,7 @@ def test_sizes_that_are_not_those_of_the_weights_are_refused(bundle, sizes):
 
 def test_the_kernels_take_no_array_of_another_size_whatever_opened_them(bundle):
     loaded = load_bundle(bundle)
-    parameters = loaded._first.parameters_dict()
+    parameters = {name: value.asnumpy() for name, value in loaded._first.parameters_dict().items()}
     with pytest.raises(InputError, match=r"is float32 \(2048, 8\), the configuration needs float32 \(4096, 8\)"):
         NativeDecoder(None, parameters, loaded.config, slots=2048)
 

@@ -13,15 +13,19 @@ from typing import Optional
 import numpy as np
 
 from pangu_lab.compiling import loaded, thread_count
+from pangu_lab.errors import InputError
 
+KINDS = {"float32": 0, "int8": 1, "float16": 2, "bfloat16": 3}
 ACTIVATIONS = {"gelu": 0, "gelu_erf": 1, "fast_gelu": 2}
+_NONE = 3  # no activation after a product
 _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 
 
 class Matrix(ctypes.Structure):
-    """``struct matrix``: weight (out, in), its scales if it is int8, bias, and the weight in floats."""
+    """``struct matrix``: weight (out, in), its scales if it is int8, bias, the weight in fp32 if that is kept, and KINDS."""
 
-    _fields_ = [*((name, _POINTER) for name in ("weight", "scale", "bias", "floats")), ("inputs", _INTEGER), ("outputs", _INTEGER)]
+    _fields_ = [*((name, _POINTER) for name in ("weight", "scale", "bias", "floats")),
+                *((name, _INTEGER) for name in ("inputs", "outputs", "kind"))]
 
 
 class Layer(ctypes.Structure):
@@ -38,7 +42,7 @@ class Network(ctypes.Structure):
     _fields_ = [*((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "slots", "vocabulary",
                                                 "activation")),
                 ("epsilon", ctypes.c_double),
-                *((name, _POINTER) for name in ("words", "positions", "queries", "gamma", "beta")),
+                *((name, _POINTER) for name in ("positions", "queries", "gamma", "beta")),
                 ("head", Matrix), ("layer", ctypes.POINTER(Layer))]
 
 
@@ -55,7 +59,9 @@ def _opened(path: Path) -> ctypes.CDLL:
     found.scratch_size.argtypes, found.scratch_size.restype = (network, _INTEGER, _INTEGER), _INTEGER
     found.forward.argtypes = (network, *[_POINTER] * 4, *[_INTEGER] * 3, _POINTER, _INTEGER, _POINTER, _POINTER)
     found.quantise.argtypes = (_POINTER, _INTEGER, _INTEGER, _POINTER, _POINTER)
-    found.forward.restype = found.quantise.restype = None
+    found.arrange_brain_floats.argtypes = (_POINTER, _INTEGER, _INTEGER, _POINTER)
+    found.gemv.argtypes = (ctypes.POINTER(Matrix), _POINTER, _POINTER, _INTEGER, ctypes.c_int)
+    found.gemv.restype = found.forward.restype = found.quantise.restype = found.arrange_brain_floats.restype = None
     found.set_up(thread_count(), 512)
     return found
 
@@ -69,3 +75,33 @@ def quantise(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     quantised, scale = np.empty(weight.shape, np.int8), np.empty(len(weight), np.float32)
     library().quantise(weight.ctypes.data, *weight.shape, quantised.ctypes.data, scale.ctypes.data)
     return quantised, scale
+
+
+def halved(weight: np.ndarray, dtype: str) -> np.ndarray:
+    """A weight (out, in) in "float16" or "bfloat16", as uint16 in the order in which the kernels read it.
+
+    Rounded to the nearest, ties to even.
+
+    Raises:
+        InputError: a number is too large for fp16.
+    """
+    if dtype == "bfloat16":
+        bits = np.ascontiguousarray(weight, np.float32).view(np.uint32)
+        halves = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+    else:
+        with np.errstate(over="ignore"):
+            rounded = np.ascontiguousarray(weight, np.float16)
+        if not np.isfinite(rounded).all():
+            raise InputError("a weight is too large for float16 (65504 at most): use bfloat16")
+        return rounded.view(np.uint16)
+    arranged = np.empty_like(halves)
+    library().arrange_brain_floats(halves.ctypes.data, *halves.shape, arranged.ctypes.data)
+    return arranged
+
+
+def product(weight: np.ndarray, x: np.ndarray, dtype: str) -> np.ndarray:
+    """x (rows, in) fp32 · weightᵀ, as a decode step computes it; ``weight`` (out, in) as stored for ``dtype``."""
+    y = np.empty((len(x), len(weight)), np.float32)
+    matrix = Matrix(weight.ctypes.data, None, None, None, *weight.shape[::-1], KINDS[dtype])
+    library().gemv(matrix, x.ctypes.data, y.ctypes.data, len(x), _NONE)
+    return y

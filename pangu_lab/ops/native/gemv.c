@@ -1,4 +1,4 @@
-/* GEMV: products of one or a few rows with fp32 or int8 weights, for decode steps.
+/* GEMV: products of one or a few rows with weights in fp32, fp16, bf16 or int8, for decode steps.
 
    With one row a product reads every weight once and multiplies it once, so the step is bound by memory bandwidth.
    To come close to that bound, one thread reads whole rows of weights, as three sequential streams; bias and residual
@@ -20,19 +20,67 @@
    limited to a few lines. */
 #define AHEAD 6144
 
-/* Vector k of the four that begin at weight i of a row. Bytes are stored so that one vector of words holds all four:
-   lane l has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, each extracted by two shifts (GCC 12 turns a
-   direct conversion of eight bytes into single steps, ten times slower). */
-INLINE vec load_weight(const void *row, int64_t i, int k, int quantised) {
-    if (!quantised)
-        return load((const float *)row + i + k * LANES);
-    ints word;
-    memcpy(&word, (const int8_t *)row + i, sizeof word);
-    return __builtin_convertvector((word << (24 - 8 * k)) >> 24, vec);
+#define F16C_HALVES 4 /* HALVES, where the processor converts them */
+#if defined(__x86_64__) && defined(__GNUC__)
+#define F16C __attribute__((target("avx2,fma,f16c")))
+#endif
+
+INLINE int bytes_of(int kind) { return kind == FLOATS ? 4 : kind == BYTES ? 1 : 2; }
+
+/* Eight fp16 → fp32, exactly, denormals too: exponent and mantissa move to their places in fp32, which makes the number
+   2^112 times too small. Infinity and NaN are not among weights. */
+INLINE vec from_halves(const uint16_t *at) {
+    words half;
+    for (int i = 0; i < LANES; i++)
+        half[i] = at[i];
+    vec value = (vec)((half & 0x7FFF) << 13) * 0x1p112f;
+    return (vec)((words)value | (half & 0x8000) << 16);
 }
 
-INLINE float scalar_weight(const void *row, int64_t i, int quantised) {
-    return quantised ? ((const int8_t *)row)[i] : ((const float *)row)[i];
+#ifdef F16C
+struct eight_halves {
+    uint16_t half[LANES];
+};
+
+/* The same by one instruction. Written in assembly because the compiler's own name for it cannot stand in a function
+   that is inlined into others for any processor. */
+INLINE vec converted_halves(const uint16_t *at) {
+    vec value;
+    __asm__("vcvtph2ps %1, %0" : "=x"(value) : "m"(*(const struct eight_halves *)at));
+    return value;
+}
+#else
+#define converted_halves from_halves
+#endif
+
+/* Vector k of the four that begin at weight i of a row. Bytes are stored so that one vector of words holds all four:
+   lane l has the weights i + l, i + 8 + l, i + 16 + l and i + 24 + l, each extracted by two shifts (GCC 12 turns a
+   direct conversion of eight bytes into single steps, ten times slower). Likewise a word of bf16 has the weights i + l
+   and i + 8 + l. fp16 is stored in plain order. */
+INLINE vec load_weight(const void *row, int64_t i, int k, int kind) {
+    if (kind == FLOATS)
+        return load((const float *)row + i + k * LANES);
+    if (kind == BYTES) {
+        ints word;
+        memcpy(&word, (const int8_t *)row + i, sizeof word);
+        return __builtin_convertvector((word << (24 - 8 * k)) >> 24, vec);
+    }
+    const uint16_t *half = (const uint16_t *)row + i;
+    if (kind != BRAIN_FLOATS)
+        return (kind == HALVES ? from_halves : converted_halves)(half + k * LANES);
+    words word;
+    memcpy(&word, half + k / 2 * 2 * LANES, sizeof word);
+    return (vec)(k % 2 ? word & 0xFFFF0000 : word << 16);
+}
+
+INLINE float scalar_weight(const void *row, int64_t i, int kind) {
+    if (kind == FLOATS)
+        return ((const float *)row)[i];
+    if (kind == BYTES)
+        return ((const int8_t *)row)[i];
+    uint16_t half[LANES] = {((const uint16_t *)row)[i]};
+    words word = {half[0]};
+    return kind == BRAIN_FLOATS ? ((vec)(word << 16))[0] : from_halves(half)[0];
 }
 
 enum {
@@ -42,7 +90,7 @@ enum {
 };
 
 /* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
-INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int quantised,
+INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int kind,
                  float sums[ROWS][MOST]) {
     vec running[ROWS][MOST];
     for (int r = 0; r < rows; r++)
@@ -51,13 +99,13 @@ INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in,
     int64_t i = 0;
     for (; i + STEP <= in; i += STEP) {
         for (int r = 0; count > 1 && r < rows; r++)
-            for (int line = 0; line < STEP * (quantised ? 1 : 4); line += 64)
-                __builtin_prefetch(weight + r * stride + i * (quantised ? 1 : 4) + AHEAD + line, 0, 2);
+            for (int line = 0; line < STEP * bytes_of(kind); line += 64)
+                __builtin_prefetch(weight + r * stride + i * bytes_of(kind) + AHEAD + line, 0, 2);
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             vec w[ROWS];
             for (int r = 0; r < rows; r++)
-                w[r] = load_weight(weight + r * stride, i, k, quantised);
+                w[r] = load_weight(weight + r * stride, i, k, kind);
             for (int b = 0; b < count; b++) {
                 vec value = load(x + b * in + i + k * LANES);
                 for (int r = 0; r < rows; r++)
@@ -69,7 +117,7 @@ INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in,
         for (int b = 0; b < count; b++) {
             sums[r][b] = total(running[r][b]);
             for (int64_t j = i; j < in; j++)
-                sums[r][b] += scalar_weight(weight + r * stride, j, quantised) * x[b * in + j];
+                sums[r][b] += scalar_weight(weight + r * stride, j, kind) * x[b * in + j];
         }
 }
 
@@ -92,18 +140,18 @@ INLINE void finish(const struct gemv *p, int64_t row, int64_t b, float sum) {
 }
 
 /* ``rows`` rows with stride ``apart``, for all sequences. */
-INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t apart, int quantised) {
-    int64_t in = p->matrix->in, line = in * (quantised ? 1 : 4), stride = line * apart;
+INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t apart, int kind) {
+    int64_t in = p->matrix->in, line = in * bytes_of(kind), stride = line * apart;
     const char *weight = (const char *)p->matrix->weight + row * line;
     float sums[ROWS][MOST];
     for (int64_t b = 0; b < p->count; b += MOST) {
         int count = (int)smaller(p->count - b, MOST);
         const float *x = p->x + b * in;
         switch (count) { /* compile-time constants, so that the running sums stay in registers */
-        case 1: tile(weight, stride, x, in, rows, 1, quantised, sums); break;
-        case 2: tile(weight, stride, x, in, rows, 2, quantised, sums); break;
-        case 3: tile(weight, stride, x, in, rows, 3, quantised, sums); break;
-        default: tile(weight, stride, x, in, rows, MOST, quantised, sums);
+        case 1: tile(weight, stride, x, in, rows, 1, kind, sums); break;
+        case 2: tile(weight, stride, x, in, rows, 2, kind, sums); break;
+        case 3: tile(weight, stride, x, in, rows, 3, kind, sums); break;
+        default: tile(weight, stride, x, in, rows, MOST, kind, sums);
         }
         for (int r = 0; r < rows; r++)
             for (int c = 0; c < count; c++)
@@ -113,33 +161,112 @@ INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t a
 
 /* Each third of the rows is one of three streams: a processor prefetches for long sequential reads. Three adjacent
    rows are read at half the speed, because each stream then ends with its row. */
-INLINE void multiply_streams(const struct gemv *p, int64_t first, int64_t last, int quantised) {
+INLINE void multiply_streams(const struct gemv *p, int64_t first, int64_t last, int kind) {
     int64_t third = (last - first) / ROWS, row = first;
     for (; row < first + third; row++)
-        multiply_rows(p, row, ROWS, third, quantised);
+        multiply_rows(p, row, ROWS, third, kind);
     for (row = first + ROWS * third; row < last; row++)
-        multiply_rows(p, row, 1, 1, quantised);
+        multiply_rows(p, row, 1, 1, kind);
 }
 
 CLONES static void multiply_floats(const struct gemv *p, int64_t first, int64_t last) {
-    multiply_streams(p, first, last, 0);
+    multiply_streams(p, first, last, FLOATS);
 }
 
 CLONES static void multiply_bytes(const struct gemv *p, int64_t first, int64_t last) {
-    multiply_streams(p, first, last, 1);
+    multiply_streams(p, first, last, BYTES);
+}
+
+CLONES static void multiply_halves(const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, HALVES);
+}
+
+#ifdef F16C
+static int has_f16c(void) { return __builtin_cpu_supports("f16c") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+F16C static void multiply_f16c_256(const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, F16C_HALVES);
+}
+
+/* With twice the registers, which several sequences need. */
+__attribute__((target("avx512f,avx512vl,avx512dq,avx2,fma,f16c"))) static void multiply_f16c_512(
+    const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, F16C_HALVES);
+}
+
+static void multiply_f16c(const struct gemv *p, int64_t first, int64_t last) {
+    (__builtin_cpu_supports("avx512vl") ? multiply_f16c_512 : multiply_f16c_256)(p, first, last);
+}
+#else
+#define multiply_f16c multiply_halves
+static int has_f16c(void) { return 0; }
+#endif
+
+CLONES static void multiply_brain_floats(const struct gemv *p, int64_t first, int64_t last) {
+    multiply_streams(p, first, last, BRAIN_FLOATS);
 }
 
 static void multiply_range(void *context, int64_t first, int64_t last) {
     const struct gemv *p = context;
-    (p->matrix->scale ? multiply_bytes : multiply_floats)(p, first, last);
+    switch (p->matrix->kind) {
+    case FLOATS: multiply_floats(p, first, last); break;
+    case BYTES: multiply_bytes(p, first, last); break;
+    case HALVES: (has_f16c() ? multiply_f16c : multiply_halves)(p, first, last); break;
+    default: multiply_brain_floats(p, first, last);
+    }
     for (int64_t b = 0; p->after < NONE && b < p->count; b++) {
         float *y = p->y + b * p->matrix->out + first;
         activate(y, NULL, y, last - first, p->after);
     }
 }
 
-void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int after) {
+EXPORT void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int after) {
     parallel_for(multiply_range, &(struct gemv){m, x, y, count, after}, m->out, OUTPUTS);
+}
+
+INLINE void widen_as(const char *row, int64_t in, int kind, float scale, float *to) {
+    int64_t i = 0;
+    for (; i + STEP <= in; i += STEP)
+#pragma GCC unroll 4
+        for (int k = 0; k < 4; k++) {
+            vec value = load_weight(row, i, k, kind) * scale;
+            memcpy(to + i + k * LANES, &value, sizeof value);
+        }
+    for (; i < in; i++)
+        to[i] = scalar_weight(row, i, kind) * scale;
+}
+
+CLONES static void widen_row(const char *row, int64_t in, int kind, float scale, float *to) {
+    switch (kind) {
+    case FLOATS: memcpy(to, row, in * sizeof *to); break;
+    case BYTES: widen_as(row, in, BYTES, scale, to); break;
+    case HALVES: widen_as(row, in, HALVES, 1, to); break;
+    default: widen_as(row, in, BRAIN_FLOATS, 1, to);
+    }
+}
+
+#ifdef F16C
+F16C static void widen_f16c(const char *row, int64_t in, float *to) { widen_as(row, in, F16C_HALVES, 1, to); }
+#else
+#define widen_f16c(row, in, to) (void)0
+#endif
+
+void widen(const struct matrix *m, int64_t row, float *to) {
+    const char *at = (const char *)m->weight + row * m->in * bytes_of((int)m->kind);
+    if (m->kind == HALVES && has_f16c())
+        widen_f16c(at, m->in, to);
+    else
+        widen_row(at, m->in, (int)m->kind, m->scale ? m->scale[row] : 1, to);
+}
+
+/* bf16 (out, in) in the order of ``load_weight``. */
+EXPORT void arrange_brain_floats(const uint16_t *halves, int64_t out, int64_t in, uint16_t *arranged) {
+    for (int64_t row = 0; row < out; row++)
+        for (int64_t i = 0; i < in; i++) {
+            int64_t start = i / STEP * STEP, place = i - start;
+            int64_t at = place / (2 * LANES) * 2 * LANES + place % LANES * 2 + place / LANES % 2;
+            arranged[row * in + (start + STEP <= in ? start + at : i)] = halves[row * in + i];
+        }
 }
 
 /* For each row of ``weight`` (out, in): int8 values in the order of ``load_weight`` and the row's scale; the row itself

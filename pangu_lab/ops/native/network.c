@@ -5,7 +5,6 @@
    of a product or of attention is chosen by whether a call is a decode step (n = 1), and every sum has one order. NaN
    and infinity propagate as in IEEE arithmetic; denormals are kept. */
 
-#include "gemm.h"
 #include "network.h"
 #include "rows.h"
 #include "thread_pool.h"
@@ -19,10 +18,13 @@ CLONES static void embed(void *context, int64_t first, int64_t last) {
     const struct pass *p = context;
     const struct network *n = p->network;
     for (int64_t row = first; row < last; row++) {
-        const float *word = n->words + p->ids[row] * n->hidden;
-        const float *position = n->positions ? n->positions + p->positions[row] * n->hidden : NULL;
+        float *restrict x = p->x + row * n->hidden;
+        widen(&n->head, p->ids[row], x);
+        if (!n->positions)
+            continue;
+        const float *restrict position = n->positions + p->positions[row] * n->hidden;
         for (int64_t i = 0; i < n->hidden; i++)
-            p->x[row * n->hidden + i] = position ? word[i] + position[i] : word[i];
+            x[i] += position[i];
     }
 }
 
@@ -38,8 +40,7 @@ static void logits_of(const struct pass *p, float *logits) {
     if (p->n == 1 || p->rows <= GEMV_ROWS)
         gemv(&n->head, p->x, logits, p->rows, NONE);
     else
-        gemm(product(0, 1, p->rows, n->vocabulary, n->hidden, p->x, n->hidden, n->words, n->hidden, logits,
-                     n->vocabulary));
+        multiply(&n->head, p->x, logits, p->rows);
 }
 
 /* Floats of scratch per row: for the matrices of ``struct pass``. */

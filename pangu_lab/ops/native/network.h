@@ -6,13 +6,16 @@
 
 #include "common.h"
 
-/* (out, in) weights: floats, or int8 with a scale for each row. */
+/* How the weights of a matrix are stored; gemv.c says in which order. */
+enum kind_of_weight { FLOATS, BYTES, HALVES, BRAIN_FLOATS }; /* fp32, int8, fp16, bf16 */
+
+/* (out, in) weights. */
 struct matrix {
     const void *weight;
-    const float *scale;  /* (out,) for int8, NULL for floats */
+    const float *scale;  /* (out,) of bytes, else NULL */
     const float *bias;   /* (out,) or NULL */
-    const float *floats; /* the weights, dequantised if int8 */
-    int64_t in, out;
+    const float *floats; /* the same weights in fp32, for prompts; NULL: they are widened as they are needed */
+    int64_t in, out, kind;
 };
 
 struct layer {
@@ -24,8 +27,8 @@ struct layer {
 struct network {
     int64_t layers, hidden, inner, heads, slots, vocabulary, activation;
     double epsilon;
-    const float *words, *positions, *queries, *gamma, *beta;
-    struct matrix head;
+    const float *positions, *queries, *gamma, *beta;
+    struct matrix head; /* the words' vectors, which are looked up here too */
     const struct layer *layer;
 };
 
@@ -54,6 +57,12 @@ void keep(const struct pass *p, const struct layer *layer, const float *keys, in
 
 /* Every row's query over its sequence's slots up to its own position → mixed (rows, hidden). */
 void attend_to_cache(const struct pass *p, const struct layer *layer, const float *queries, int64_t stride);
+
+/* projection.c: y (rows, out) = x (rows, in) · weightᵀ + bias, for more rows than a decode step has. */
+void multiply(const struct matrix *m, const float *x, float *y, int64_t rows);
+
+/* gemv.c: a row of the weights in fp32 → to (in,). */
+void widen(const struct matrix *m, int64_t row, float *to);
 
 /* gemv.c: y (count, out) = activation(x (count, in) · weightᵀ + bias), or y += that; ``after`` says which. */
 void gemv(const struct matrix *m, const float *x, float *y, int64_t count, int after);

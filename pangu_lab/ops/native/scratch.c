@@ -5,8 +5,8 @@
 float *aligned_floats(int64_t count) { return aligned_alloc(64, (count * sizeof(float) + 63) / 64 * 64); }
 
 float *thread_scratch(int which, int64_t floats) {
-    static _Thread_local float *memory[3];
-    static _Thread_local int64_t size[3];
+    static _Thread_local float *memory[KINDS_OF_SCRATCH];
+    static _Thread_local int64_t size[KINDS_OF_SCRATCH];
     if (floats > size[which]) {
         free(memory[which]);
         memory[which] = aligned_floats(floats);

@@ -11,7 +11,7 @@
    out. */
 float *aligned_floats(int64_t count);
 
-enum { OF_SMALL_GEMM, OF_GEMM, OF_ATTENTION };
+enum { OF_SMALL_GEMM, OF_GEMM, OF_ATTENTION, OF_WIDENED, KINDS_OF_SCRATCH };
 
 /* This thread's own memory for one of these; its earlier content is lost. */
 float *thread_scratch(int which, int64_t floats);

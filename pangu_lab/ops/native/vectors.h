@@ -11,6 +11,7 @@
 #define LANES 8
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 INLINE vec load(const float *at) {
     vec value;

@@ -15,22 +15,13 @@ from hypothesis import strategies as st
 
 from pangu_lab.compiling import compiler
 from pangu_lab.config import ModelConfig
+from pangu_lab.errors import InputError
 from pangu_lab.generate.native import QUERIES, NativeDecoder
 from pangu_lab.ops.native import decode
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
 some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 WORDS, POSITIONS, VOCABULARY, SLOTS = "word_embedding.embedding_table", "position_embedding.embedding_table", 53, 150
-
-
-class Held:
-    """An array, given as MindSpore's parameters give theirs."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def asnumpy(self) -> np.ndarray:
-        return self.array
 
 
 def blocks(config: ModelConfig) -> list[str]:
@@ -69,8 +60,27 @@ class Tight(NativeDecoder):
         return super()._scratch_of(floats)
 
 
-def decoder_of(config: ModelConfig, parameters: dict[str, np.ndarray]) -> NativeDecoder:
-    return Tight(decode.library(), {name: Held(value) for name, value in parameters.items()}, config, SLOTS)
+def decoder_of(config: ModelConfig, parameters: dict[str, np.ndarray], kind: str) -> NativeDecoder:
+    """The products' weights stored as ``kind``; the parameters are rounded likewise."""
+    if kind in ("float32", "int8"):
+        decoder = Tight(decode.library(), parameters, config, SLOTS)
+        if kind == "int8":
+            decoder.use_int8()
+        return decoder
+    arrays = dict(parameters)
+    for name, value in parameters.items():
+        if name.endswith((".weight", WORDS)):
+            arrays[name] = decode.halved(value, kind)
+            value[...] = rounded(value, kind)
+    return Tight(decode.library(), arrays, config, SLOTS, kind)
+
+
+def rounded(value: np.ndarray, kind: str) -> np.ndarray:
+    """To the nearest number of 16 bits, by other means than the kernels'."""
+    if kind == "float16":
+        return value.astype(np.float16).astype(np.float32)
+    mantissa, exponent = np.frexp(value.astype(np.float64))
+    return np.ldexp(np.round(mantissa * 256) / 256, exponent).astype(np.float32)
 
 
 def activated(x: np.ndarray, name: str) -> np.ndarray:
@@ -113,18 +123,16 @@ def reference(parameters: dict[str, np.ndarray], config: ModelConfig, ids: np.nd
 
 @some
 @given(st.integers(2, 3), st.integers(1, 3), st.one_of(st.integers(1, 37), st.sampled_from([40, 64, 75, 128])), st.integers(1, 9), st.integers(1, 6),
-       st.sampled_from(sorted(decode.ACTIVATIONS)), st.booleans(), st.integers(0, 2**31))
+       st.sampled_from(sorted(decode.ACTIVATIONS)), st.sampled_from(sorted(decode.KINDS)), st.integers(0, 2**31))
 @pytest.mark.parametrize("most", [14, 120])  # 120: more queries than a thread takes at once
-def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, name, int8, seed):
+def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, name, kind, seed):
     rng = np.random.default_rng(seed)
     batch = batch if most == 14 else 1
     heads = max(heads, -(-4 // dim))  # the norm of two or three numbers that are nearly equal magnifies any rounding
     prompt = int(rng.integers(2, most - steps + 1))  # one token each is a step
     config = ModelConfig(VOCABULARY, most, heads * dim, layers, heads, hidden_act=name, dropout_rate=0.0)
     parameters = random_parameters(config, seed)
-    decoder = decoder_of(config, parameters)
-    if int8:
-        decoder.use_int8()  # rounds the parameters too
+    decoder = decoder_of(config, parameters, kind)
     ids = rng.integers(0, VOCABULARY, (batch, prompt + steps))
     slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)  # of the cache, in no order
     at = np.tile(np.arange(prompt + steps), (batch, 1))
@@ -140,15 +148,13 @@ def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, nam
 
 
 @some
-@given(st.integers(1, 3), st.integers(4, 37), st.integers(2, 9), st.sampled_from(sorted(decode.ACTIVATIONS)), st.booleans(),
-       st.integers(0, 2**31))
-def test_a_step_gives_a_sequence_the_same_bits_alone_and_in_company(heads, dim, batch, name, int8, seed):
+@given(st.integers(1, 3), st.integers(4, 37), st.integers(2, 9), st.sampled_from(sorted(decode.ACTIVATIONS)),
+       st.sampled_from(sorted(decode.KINDS)), st.integers(0, 2**31))
+def test_a_step_gives_a_sequence_the_same_bits_alone_and_in_company(heads, dim, batch, name, kind, seed):
     """Of widths at which each row begins at another address, as vectors see it."""
     rng = np.random.default_rng(seed)
     config = ModelConfig(VOCABULARY, 14, heads * dim, 2, heads, hidden_act=name, dropout_rate=0.0)
-    decoder = decoder_of(config, random_parameters(config, seed))
-    if int8:
-        decoder.use_int8()
+    decoder = decoder_of(config, random_parameters(config, seed), kind)
     ids, at = rng.integers(0, VOCABULARY, (batch, 6)), np.tile(np.arange(6), (batch, 1))
     slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)
     decoder.run(ids[:, :5], at[:, :5], slots[:, :5], slots[:, :5], np.arange(batch))
@@ -162,3 +168,23 @@ def test_a_step_gives_a_sequence_the_same_bits_alone_and_in_company(heads, dim, 
 def close(found: np.ndarray, wanted: np.ndarray) -> None:
     """To 1e-4 of the largest number: three layers in single precision."""
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(1.0, np.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_every_half_is_widened_exactly(dtype):
+    """All finite numbers of 16 bits, denormals too, as words of a network whose logits are one of their dimensions."""
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = bits.view(np.float16).astype(np.float32) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    values = values[np.isfinite(values)]
+    held = decode.halved(np.repeat(values[:, None], 32, 1), dtype)
+    one = np.zeros((1, 32), np.float32)
+    one[0, 21] = 1.0
+    found = decode.product(held, one, dtype)[0]
+    assert np.array_equal(found.view(np.uint32) << 1, values.view(np.uint32) << 1)  # but for the sign of zero
+    assert np.array_equal(found, values)
+
+
+def test_what_does_not_fit_float16_is_refused():
+    with pytest.raises(InputError, match="bfloat16"):
+        decode.halved(np.full((1, 32), 70000.0, np.float32), "float16")
+    assert decode.halved(np.full((1, 32), 70000.0, np.float32), "bfloat16").any()

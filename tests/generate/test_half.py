@@ -1,0 +1,80 @@
+"""Weights in 16 bits: half the memory, the texts of verse, numbers within stated bounds, and what cannot be is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from pangu_lab import PanguLM
+from pangu_lab.cli import main
+from pangu_lab.compiling import compiler
+from pangu_lab.errors import InputError
+from pangu_lab.generate.runner import half_runner, network_runner
+from pangu_lab.memory import generation_need
+from pangu_lab.model.parameters import initial_weights
+from pangu_lab.presets import preset
+
+pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
+BOUNDS = {"float16": 1e-3, "bfloat16": 2e-2}  # of the largest logit
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_logits_are_those_of_fp32_within_the_bound(debug_run, dtype):
+    exact, half = PanguLM.load(debug_run), PanguLM.load(debug_run, dtype=dtype)
+    ids = np.random.default_rng(1).integers(10, exact.config.vocab_size, (2, 20))
+    wanted, found = exact.logits(ids), half.logits(ids)
+    assert not np.array_equal(found, wanted)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=BOUNDS[dtype] * np.abs(wanted).max())
+
+
+def test_verse_whose_weights_were_fp16_before_writes_the_same_text_from_half_the_memory():
+    exact, half = PanguLM.load("verse"), PanguLM.load("verse", dtype="float16")
+    settings = {"temperature": 0.8, "seed": 3, "max_new_tokens": 60}
+    assert half.generate("《春夜》\n", **settings).text == exact.generate("《春夜》\n", **settings).text
+    held = half.runner._native._arrays
+    products = [array for name, array in held.items() if name.endswith((".weight", "word_embedding.embedding_table"))]
+    assert all(array.itemsize == 2 for array in products)
+    assert sum(array.size for array in products) > 0.95 * half.config.num_parameters
+    need = {dtype: generation_need(half.config, dtype=dtype).parts["weights"] for dtype in ("float32", "float16")}
+    assert need["float32"] == 2 * need["float16"]
+
+
+@pytest.mark.parametrize("name, dtype", [("debug", "bfloat16"), ("debug", "float32"), ("debug_moe", "float32")])
+def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype):
+    config, at = preset(name).model, np.arange(10)[None]
+
+    def logits(runner):
+        return runner.run(at + 20, at, at, at)
+
+    def runner_of(weights):
+        return network_runner(weights, config) if dtype == "float32" else half_runner(weights, config, dtype)
+
+    first, second = (initial_weights(config, seed) for seed in (1, 9))
+    renewed = runner_of(first)
+    before = logits(renewed)
+    renewed.renew(second)
+    np.testing.assert_allclose(logits(renewed), logits(runner_of(second)), atol=1e-6)
+    assert not np.allclose(logits(renewed), before, atol=1e-3)
+
+
+def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle, capsys):
+    line = ["generate", "--from", str(debug_run), "--prompt", "春天", "--max-new-tokens", "4", "--temperature", "0"]
+    texts = []
+    for dtype in ("float32", "float16"):
+        assert main([*line, "--dtype", dtype]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+    for more, said in ((["--int8"], "without int8"), (["--nproc", "2"], "leave out int8, dtype")):
+        assert main([*line, "--dtype", "float16", *more]) == 2
+        error = capsys.readouterr().err.strip()
+        assert said in error and len(error.splitlines()) == 1
+    with pytest.raises(InputError, match="bundle has fp32"):
+        PanguLM.load(debug_bundle, dtype="float16")
+
+
+def test_without_kernels_and_with_experts_it_is_refused_in_one_line(monkeypatch):
+    experts = preset("debug_moe").model
+    with pytest.raises(InputError, match="dense models"):
+        half_runner(initial_weights(experts, 1), experts, "float16")
+    with pytest.raises(InputError, match="there are float32, float16, bfloat16"):
+        half_runner({}, experts, "float8")
