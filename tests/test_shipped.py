@@ -8,7 +8,9 @@ from pangu_lab import PanguLM
 from pangu_lab.checkpoint import open_weights
 from pangu_lab.cli import main
 from pangu_lab.corpus.verse import FORMS
+from pangu_lab.data import sample_folder
 from pangu_lab.errors import InputError
+from pangu_lab.evaluate import evaluate
 from pangu_lab.loading import find
 from pangu_lab.presets import preset
 from pangu_lab.shipped import CARD, WEIGHTS, shipped_folder, shipped_names
@@ -47,6 +49,12 @@ def test_verse_writes_a_poem_of_a_regulated_form():
     text = model.generate("《春夜》\n", temperature=0, max_new_tokens=80).text
     lines = [part for line in text.strip().split("\n") for part in line.replace("。", "，").split("，") if part]
     assert (len(lines), len(lines[0])) in FORMS and len({len(line) for line in lines}) == 1, text
+
+
+def test_verse_finds_the_second_line_of_a_couplet_in_poems_later_than_those_it_learned_from():
+    found = evaluate("c3", "verse", sample_folder() / "verse" / "couplets.json", template="{passage}{question}{|}{option}")
+    assert found.n == 80 and found.interval[0] > 0.6 and found.cut == 0
+    assert found.baselines["random"] == 0.25 and max(found.baselines.values()) < 0.3
 
 
 def test_every_command_takes_the_name(capsys):

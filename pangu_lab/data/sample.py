@@ -11,7 +11,12 @@ PARTS = ("train", "heldout")
 
 
 def sample_folder() -> Path:
-    """The folder of the sample corpus: the parts ``train`` and ``heldout``, and ``questions``, a dozen in C3's format."""
+    """The folder of the sample corpus: the parts ``train`` and ``heldout``, and ``questions``, a dozen in C3's format.
+
+    ``verse`` has poems in the public domain, in the form of ``corpus verse``: ``famous.jsonl`` of Tang and Song, which the
+    model ``verse`` has most likely read, and ``later.jsonl`` of Yuan, Ming and Qing, which it cannot have; and
+    ``couplets.json``, in C3's format: which of four lines is the second of the couplet, for couplets of the later poems.
+    """
     return Path(str(importlib.resources.files("pangu_lab") / "sample"))
 
 
