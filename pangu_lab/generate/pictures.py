@@ -19,10 +19,10 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
 
     Args:
         stages: from ``explain``.
-        count: tokens shown: those that were likeliest for the model itself.
+        count: tokens shown: those that were likeliest for the model itself, and in any case the likeliest of the end.
     """
     shown = [stage for stage in stages if stage.changed]
-    tokens = [index for index, _ in shown[0].top(count)]
+    tokens = shown_tokens(shown, count)
     figure = new_figure(2.3 * len(shown) + 0.6, 0.32 * count + 1.1)
     panels = np.atleast_1d(figure.subplots(1, len(shown), sharey=True))
     highest = max(stage.probabilities[tokens].max() for stage in shown)
@@ -30,7 +30,7 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
         values = stage.probabilities[tokens]
         axes.barh(range(count), values, color=["#4c78a8" if value else "#e0e0e0" for value in values])
         for place, value in enumerate(values):
-            axes.text(value, place, f" {value:.1%}" if value else " –", va="center", fontsize=8)
+            axes.text(value, place, f" {value:{'.1%' if value >= 0.001 else '.2%'}}" if value else " –", va="center", fontsize=8)
         axes.set(title=stage.name, xlim=(0, highest * 1.35), xticks=[])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     names = [written(tokenizer, index) for index in tokens]
@@ -38,6 +38,13 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
     panels[0].invert_yaxis()
     figure.savefig(png, dpi=110)
     return Path(png)
+
+
+def shown_tokens(stages: Sequence[Stage], count: int) -> list[int]:
+    """The model's likeliest, the first first; the half that is least likely gives way to what the end has instead."""
+    left = [index for index, share in stages[-1].top(count // 2) if share]
+    kept = list(dict.fromkeys([*left, *(index for index, _ in stages[0].top(count))]))[:count]
+    return sorted(kept, key=lambda index: -stages[0].probabilities[index])
 
 
 def written(tokenizer: TokenizerLike, index: int) -> str:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from pangu_lab import PanguLM
-from pangu_lab.generate.pictures import decode_seconds, plot_seconds, plot_stages, written
+from pangu_lab.generate import Stage
+from pangu_lab.generate.pictures import shown_tokens, decode_seconds, plot_seconds, plot_stages, written
 
 PNG = b"\x89PNG"
 
@@ -25,6 +26,14 @@ def test_the_chain_is_explained_with_the_distribution_the_token_is_drawn_from(lm
                          bad_words=("的",), seed=seed).ids for seed in range(20)}
     assert {index for ids in drawn for index in ids} <= set(np.flatnonzero(stages[-1].probabilities).tolist())
     assert plot_stages(stages, lm.tokenizer, tmp_path / "stages.png").read_bytes().startswith(PNG)
+
+
+def test_a_token_that_the_chain_leaves_is_shown_however_unlikely_the_model_finds_it():
+    model = np.array([0.3, 0.25, 0.2, 0.15, 0.06, 0.03, 0.01])
+    forced, halved = np.eye(7)[6], np.array([0, 0, 0, 0, 0.6, 0.3, 0.1])
+    assert shown_tokens([Stage("model", model, True), Stage("constraint", forced, True)], 4) == [0, 1, 2, 6]
+    assert shown_tokens([Stage("model", model, True), Stage("constraint", halved, True)], 4) == [0, 1, 4, 5]
+    assert shown_tokens([Stage("model", model, True)], 4) == [0, 1, 2, 3]
 
 
 def test_the_cache_is_timed_against_feeding_the_whole_text(lm, tmp_path):
