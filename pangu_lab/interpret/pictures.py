@@ -73,9 +73,9 @@ def _short(count: int) -> str:
 
 def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Path:
     """``query_distance`` as a picture, a row a layer, the query layer on top, to a PNG file."""
-    figure = new_figure(6.5, 0.9 + 0.4 * len(found))
-    axes = figure.subplots()
     values = np.stack(list(found.values()))
+    figure = new_figure(max(6.5, 1.8 + 0.32 * values.shape[1]), 0.9 + 0.4 * len(found))
+    axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=max(1e-9, values.max()), origin="lower")
     for (row, place), value in np.ndenumerate(values):
         axes.text(place, row, f"{value:.1f}" if value else "0", ha="center", va="center", fontsize=8,
@@ -98,7 +98,8 @@ def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str],
         tokens: the text's, for the axes: queries downwards, keys to the right.
     """
     heads = activations[f"{layers[0]}.attention.probabilities"].shape[1]
-    figure = new_figure(1.5 * heads + 1.0, 1.7 * len(layers) + 0.6)
+    side = max(1.5, 0.1 * len(tokens))  # inches of a panel: the tokens beside it can be read
+    figure = new_figure(side * heads + 1.0, (side + 0.2) * len(layers) + 0.6)
     axes = figure.subplots(len(layers), heads, sharex=True, sharey=True, squeeze=False)
     for row, layer in enumerate(layers):
         for head in range(heads):
@@ -106,11 +107,15 @@ def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str],
             axes[row, head].imshow(probabilities, cmap="Blues", vmin=0, vmax=1)
             axes[row, head].set_title(f"{layer}, head {head}" if head == 0 else f"head {head}", fontsize=8)
     for axis in [panel.xaxis for panel in axes[-1]] + [panel.yaxis for panel in axes[:, 0]]:
-        axis.set_ticks(range(len(tokens)), list(tokens), fontfamily=font_families(), fontsize=6)
+        axis.set_ticks(range(len(tokens)), [_readable(token) for token in tokens], fontfamily=font_families(), fontsize=6)
     for panel in axes[-1]:
-        panel.tick_params(axis="x", rotation=90)
+        panel.tick_params(axis="x", rotation=90 if max(map(len, tokens)) > 1 else 0)  # single characters fit upright
     figure.savefig(png, dpi=100)
     return Path(png)
+
+
+def _readable(token: str) -> str:
+    return "↵" if token == LINE_MARK else token
 
 
 def plot_heads(scores: Sequence[HeadScore], png: Path | str) -> Path:
@@ -197,5 +202,5 @@ def _draw_poem(panel, tokens: Sequence[str], cells: Sequence[tuple[int, int]], l
     for place, (token, (column, row)) in enumerate(zip(tokens, cells)):
         seen = place < len(looks)
         color = ("white" if looks[place] > 0.6 else "black") if seen else "#e45756" if place == len(looks) else "#cccccc"
-        sign = "↵" if token == LINE_MARK else token if len(token) == 1 else "□"
+        sign = _readable(token) if len(token) == 1 else "□"
         panel.text(column, row, sign, ha="center", va="center", fontsize=size, color=color, fontfamily=font_families())

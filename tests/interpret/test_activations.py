@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
 
 import mindspore as ms
 import numpy as np
@@ -60,6 +61,17 @@ def test_the_query_layer_asks_the_same_whatever_the_text(traced):
     prefix = "backbone.top_query_layer.attention.dense1"
     by_hand = WEIGHTS[QUERY][:7] @ WEIGHTS[f"{prefix}.weight"].T + WEIGHTS[f"{prefix}.bias"]
     assert np.abs(by_hand - traced[1][0]["query_layer.attention.query"]).max() < 1e-6
+
+
+def test_the_picture_of_a_longer_text_is_larger_so_that_its_tokens_can_be_read(tmp_path):
+    sizes = []
+    for seq in (7, 30):
+        seen = trace(WEIGHTS, CONFIG, np.arange(10, 10 + seq)[None])
+        wide = plot_query_distance({"query_layer": np.zeros(seq)}, tmp_path / "wide.png")
+        both = (plot_attention(seen, ["query_layer"], list("春▃" * 15)[:seq], tmp_path / "large.png"), wide)
+        sizes.append([struct.unpack(">II", png.read_bytes()[16:24]) for png in both])
+    (short, narrow), (long, wide) = sizes
+    assert long[0] > 1.7 * short[0] and long[1] > 1.5 * short[1] and wide[0] > 1.5 * narrow[0] and wide[1] == narrow[1]
 
 
 @pytest.mark.parametrize("name", ["debug", "tiny_moe", "2.6B", "13B"])
