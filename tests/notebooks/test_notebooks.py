@@ -1,6 +1,7 @@
 """Every notebook runs from its first cell to its last, with small sizes in its parameters cell.
 
-Those that only need some trained model share one: the first of them trains it, the others find it in ``SHARED``.
+Those that need a run of their own share one: the first of them trains it, the others find it in ``SHARED``. The others
+open the model that comes with the lab.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 SLOW = {"03_train_and_watch"}  # starts six runs; what it does is tested in parts in tests/widgets and tests/train
 # two layers of four: what takes the time is compiling, layer by layer
 MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = SHARED'
+VERSE = 'model, folder = "verse", FOLDER'
 SMALL = {
     "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = FOLDER',
     "01_data_and_tokens": "folder, texts, vocab_size, sizes, record_length = FOLDER, None, 512, (512, 640), 41",
-    "02_the_model": MODEL,
+    "02_the_model": VERSE,
     "03_train_and_watch": ('preset_name, stop_at, folder = "debug", 3, FOLDER\n'
                            'changes = {"train.steps": 150, "train.eval_every": 150, "train.checkpoint_every": 150, '
                            '"model.num_layers": 2}'),
