@@ -32,7 +32,7 @@ SMALL = {
     "04_parallel": ('preset_name, steps, routing_steps, changes, folder = "debug", 3, 2, {"model.num_layers": 3}, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
     "05_released_weights": f"{MODEL}\nsteps = 5",
-    "06_generation": MODEL,
+    "06_generation": VERSE,
     "07_evaluation": f"{MODEL}\nc3_folder, limit = None, 4",
     "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
     "09_exercises": MODEL,
