@@ -1,4 +1,4 @@
-"""What every picture begins with: an empty figure, and a font that can draw Chinese.
+"""What every picture begins and ends with: an empty figure, a font that can draw Chinese, a file that is small.
 
 Matplotlib's own font has no Chinese glyphs and draws boxes instead, so every plot with Chinese labels asks here
 first. The well-known fonts of the three systems are tried by name, sans serif and simplified forms before others;
@@ -11,6 +11,7 @@ it was made: files it does not know yet are added to the list of this process.
 from __future__ import annotations
 
 import importlib.util
+from io import BytesIO
 from pathlib import Path
 
 SOME = "中国说书"  # simplified ones among them
@@ -81,10 +82,21 @@ def _packaged(font_manager) -> str | None:
 
 
 def new_figure(width: float, height: float):
-    """An empty matplotlib figure of width × height inches that needs no display; ``savefig`` writes it."""
+    """An empty matplotlib figure of width × height inches that needs no display; ``save_png`` writes it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_png(figure, png: Path | str, dpi: int) -> Path:
+    """Write a figure to a PNG file of 256 colours: notebooks keep their pictures, and matplotlib's are three times as large."""
+    from PIL import Image  # comes with matplotlib
+
+    written = BytesIO()
+    figure.savefig(written, dpi=dpi)
+    few = Image.open(written).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # rare ones stay
+    few.save(png, format="PNG", optimize=True, dpi=(dpi, dpi))
+    return Path(png)

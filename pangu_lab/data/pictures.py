@@ -15,7 +15,7 @@ import numpy as np
 from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.data.dataset import Batch
 from pangu_lab.errors import InputError
-from pangu_lab.plotting import font_families, new_figure
+from pangu_lab.plotting import font_families, new_figure, save_png
 from pangu_lab.tokenizer import Tokenizer
 
 COLORS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2")
@@ -85,8 +85,7 @@ def plot_lengths(lengths: Mapping[str, np.ndarray], png: Path | str, record_leng
         axes.axvline(record_length, color="#444", linestyle="--", linewidth=1, label=f"one record: {record_length}")
     axes.set(xlabel="tokens in a document", ylabel="documents")
     axes.legend(loc="upper right")
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def plot_compression(found: Sequence[Compression], hidden_size: int, png: Path | str) -> Path:
@@ -109,8 +108,7 @@ def plot_compression(found: Sequence[Compression], hidden_size: int, png: Path |
     cost.bar_label(bars, fmt="%.2f", fontsize=8)
     cost.margins(y=0.1)
     cost.set(xlabel="pieces in the vocabulary", ylabel=f"million parameters, hidden {hidden_size}")
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def plot_record(batch: Batch, row: int, tokenizer: Tokenizer, png: Path | str) -> Path:
@@ -136,8 +134,7 @@ def plot_record(batch: Batch, row: int, tokenizer: Tokenizer, png: Path | str) -
         names = [_written(tokenizer, index) for index in batch.inputs[row]]
         below.set_yticks(range(length), names, fontfamily=font_families(), fontsize=7)
         below.set_xticks(range(length), names, fontfamily=font_families(), fontsize=7, rotation=90)
-    figure.savefig(png, dpi=90)
-    return Path(png)
+    return save_png(figure, png, 90)
 
 
 def _colored(seen: np.ndarray, document: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.evaluate.run import Result
 from pangu_lab.evaluate.statistics import wilson_interval
 from pangu_lab.evaluate.verse import VerseMeasure
-from pangu_lab.plotting import cjk_font, new_figure
+from pangu_lab.plotting import cjk_font, new_figure, save_png
 
 
 def plot_results(results: Sequence[Result], png: Path | str, names: Sequence[str] | None = None) -> Path:
@@ -37,8 +37,7 @@ def plot_results(results: Sequence[Result], png: Path | str, names: Sequence[str
     axes.set_yticks(range(len(results)), labels, fontfamily=cjk_font() or "sans-serif")
     axes.set(xlabel=f"{results[0].metric.replace('_', ' ')}, %", ylim=(len(results) - 0.4, -0.6), xlim=(0, 100))
     axes.legend(loc="upper right", fontsize=8)
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)
 
 
 def plot_temperatures(measured: Mapping[str, Mapping[float, VerseMeasure]], png: Path | str) -> Path:
@@ -63,5 +62,4 @@ def plot_temperatures(measured: Mapping[str, Mapping[float, VerseMeasure]], png:
         axes.grid(alpha=0.3)
     panels[0].set_ylabel("% of the poems")
     panels[0].legend(fontsize=8)
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)

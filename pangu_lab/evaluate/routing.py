@@ -14,7 +14,7 @@ import numpy as np
 
 from pangu_lab.checkpoint.source import load_weights, tokenizer_folder
 from pangu_lab.errors import InputError
-from pangu_lab.plotting import cjk_font, new_figure
+from pangu_lab.plotting import cjk_font, new_figure, save_png
 from pangu_lab.tokenizer import load_tokenizer
 
 
@@ -79,5 +79,4 @@ def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
     axes.set(yticks=range(layers), yticklabels=[f"block {n}" for n in routed.layers], xticks=range(tokens),
              title="the expert of each token; pale: a small gate")
     axes.set_xticklabels(routed.pieces, fontfamily=cjk_font() or "sans-serif")
-    figure.savefig(png, dpi=120)
-    return Path(png)
+    return save_png(figure, png, 120)

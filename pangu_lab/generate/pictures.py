@@ -11,7 +11,7 @@ import numpy as np
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.sampling import Stage
 from pangu_lab.generate.text import TokenizerLike
-from pangu_lab.plotting import font_families, new_figure
+from pangu_lab.plotting import font_families, new_figure, save_png
 
 
 def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | str, count: int = 10) -> Path:
@@ -36,8 +36,7 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
     names = [written(tokenizer, index) for index in tokens]
     panels[0].set_yticks(range(count), names, fontfamily=font_families())
     panels[0].invert_yaxis()
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)
 
 
 def shown_tokens(stages: Sequence[Stage], count: int) -> list[int]:
@@ -84,5 +83,4 @@ def plot_seconds(seconds: Mapping[str, np.ndarray], png: Path | str) -> Path:
     axes.set(xlabel="tokens in the text", ylabel="ms for the next one", ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)

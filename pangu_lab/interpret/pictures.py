@@ -15,7 +15,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.interpret.activations import Attention
 from pangu_lab.interpret.heads import RELATIONS, HeadScore, verse_places, verse_relations
 from pangu_lab.model.parameters import POSITION, QUERY, QUERY_LAYER, WORD, parameter_specs
-from pangu_lab.plotting import font_families, new_figure
+from pangu_lab.plotting import font_families, new_figure, save_png
 from pangu_lab.tokenizer.sentence_piece import LINE_MARK
 
 PARTS = ("word embedding", "positions", "attention", "feed-forward", "experts", "layer norms", "query layer")
@@ -63,8 +63,7 @@ def plot_parameters(configs: Mapping[str, ModelConfig], png: Path | str) -> Path
     used = [part for part in PARTS if any(part in parameters_by_part(config) for config in configs.values())]
     handles = [figure.axes[0].barh(0, 0, color=COLORS[PARTS.index(part)]) for part in used]
     figure.legend(handles, used, loc="outside upper center", ncols=len(used), fontsize=8, frameon=False)
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def _short(count: int) -> str:
@@ -84,8 +83,7 @@ def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Pat
     axes.set_xticks(range(values.shape[1]))
     axes.set(xlabel="position")
     figure.colorbar(image, label="difference of the queries")
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str],
@@ -110,8 +108,7 @@ def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str],
         axis.set_ticks(range(len(tokens)), [_readable(token) for token in tokens], fontfamily=font_families(), fontsize=6)
     for panel in axes[-1]:
         panel.tick_params(axis="x", rotation=90 if max(map(len, tokens)) > 1 else 0)  # single characters fit upright
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def _readable(token: str) -> str:
@@ -140,8 +137,7 @@ def plot_heads(scores: Sequence[HeadScore], png: Path | str) -> Path:
         axes.set(title=name, xticks=range(heads))
     panels[0, 0].set_yticks(range(len(layers)), layers)
     figure.supxlabel("head", fontsize=9)
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)
 
 
 def _depth(ratio: float, highest: float) -> float:
@@ -181,8 +177,7 @@ def plot_poem(look: Attention, score: HeadScore, png: Path | str, lines: Sequenc
     for panel in panels:
         panel.axis("off")
     figure.suptitle(f"{score.layer}, head {score.head}: {score.relation}", fontsize=9)
-    figure.savefig(png, dpi=110)
-    return Path(png)
+    return save_png(figure, png, 110)
 
 
 def _cells(tokens: Sequence[str], lines: np.ndarray) -> list[tuple[int, int]]:

@@ -11,7 +11,7 @@ from pangu_lab.planner.hardware import GIB
 from pangu_lab.planner.layouts import LayoutEstimate, Plan
 from pangu_lab.planner.memory import KINDS
 from pangu_lab.planner.words import size
-from pangu_lab.plotting import new_figure
+from pangu_lab.plotting import new_figure, save_png
 
 COLORS = dict(zip(KINDS, ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#bab0ac")))
 MOST_RANKS = 256  # a picture of more could not be read
@@ -45,8 +45,7 @@ def plot_mesh(parallel: ParallelConfig, num_layers: int, png: Path | str) -> Pat
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title("numbers are ranks; a colour is a slice of the weights", fontsize=10, loc="left")
-    figure.savefig(png, dpi=120)
-    return Path(png)
+    return save_png(figure, png, 120)
 
 
 def _rectangle(left: float, top: float, color: str):
@@ -79,8 +78,7 @@ def plot_plan(plan: Plan, png: Path | str, most: int = 8) -> Path:
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.barh(0, 0, color=color, label=kind) for kind, color in COLORS.items()]
     axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(KINDS), fontsize=9, frameon=False)
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def _title(item: LayoutEstimate, plan: Plan) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pangu_lab.errors import InputError
-from pangu_lab.plotting import new_figure
+from pangu_lab.plotting import new_figure, save_png
 from pangu_lab.runs.events import Curves, read_curves
 from pangu_lab.runs.units import BITS, LOSS, NONE, Vocabulary, bits_per_character, common_unit
 
@@ -56,8 +56,7 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
             axes[name].grid(alpha=0.3)
     axes["loss"].legend()
     axes["norm"].set_yscale("log")
-    figure.savefig(png, dpi=100)
-    return Path(png)
+    return save_png(figure, png, 100)
 
 
 def _curves(run: Path | str) -> Curves:

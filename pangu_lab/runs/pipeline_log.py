@@ -18,7 +18,7 @@ from pydantic import ConfigDict, Field
 
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import Mesh
-from pangu_lab.plotting import new_figure
+from pangu_lab.plotting import new_figure, save_png
 from pangu_lab.reading import content_of, parse_json
 from pangu_lab.schema import Count, Schema, Seconds
 
@@ -143,8 +143,7 @@ def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> 
     _draw_passes(figure.subplots(), [item for item in chosen if item.rank == first[item.stage]], stages)
     idle = idle_share([item for item in chosen if item.rank == first[item.stage]], step)
     figure.suptitle(f"{Path(run).name}, step {step} of this process: stages wait {idle:.0%} of the time", fontsize=11)
-    figure.savefig(png, dpi=120)
-    return Path(png)
+    return save_png(figure, png, 120)
 
 
 COLORS = {"forward": "#4c78a8", "backward": "#f58518"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pangu_lab.errors import InputError
-from pangu_lab.plotting import new_figure
+from pangu_lab.plotting import new_figure, save_png
 from pangu_lab.runs.events import FILE, read_curves
 
 
@@ -37,5 +37,4 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
                  steps[-1]["step"]))
     panels[0].set_ylabel("share of the tokens, one colour per expert")
-    figure.savefig(png, dpi=80)
-    return Path(png)
+    return save_png(figure, png, 80)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from pangu_lab.plotting import new_figure
+from pangu_lab.plotting import new_figure, save_png
 from pangu_lab.serve.load import Load, percentile
 
 
@@ -25,5 +25,4 @@ def plot_loads(loads: Sequence[Load], png: Path | str) -> Path:
         right.fill_between(streams, half, most, alpha=0.15, color=line.get_color())
     right.set(xlabel="streams", ylabel="milliseconds, p50 to p99", xticks=streams, ylim=(0, None))
     right.legend()
-    figure.savefig(png, dpi=80)
-    return Path(png)
+    return save_png(figure, png, 80)
