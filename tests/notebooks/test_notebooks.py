@@ -36,6 +36,7 @@ SMALL = {
     "07_evaluation": f"{MODEL}\nc3_folder, limit = None, 4",
     "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
     "09_exercises": MODEL,
+    "10_verse": f"{VERSE}\ncount, temperatures = 4, (0.7, 1.3)",
 }
 HOME = Path("家", "张 三", "(a)+b")  # notebooks run wherever people have their files
 TOGETHER = 900.0  # seconds for all of them, the slow one too, on two cores beside other tests
