@@ -34,7 +34,7 @@ SMALL = {
     "05_released_weights": f"{MODEL}\nsteps = 5",
     "06_generation": VERSE,
     "07_evaluation": f"{VERSE}\nc3_folder, limit = None, 4",
-    "08_export_and_serve": f"{MODEL}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
+    "08_export_and_serve": f"{VERSE}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
     "09_exercises": MODEL,
     "10_verse": f"{VERSE}\ncount, temperatures = 4, (0.7, 1.3)",
 }
