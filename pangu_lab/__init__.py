@@ -2,7 +2,7 @@
 
     from pangu_lab import PanguLM
 
-    print(PanguLM.load("runs/first").generate("春天来了，"))
+    print(PanguLM.load("verse").generate("《春夜》\\n"))
 
 The public names, in the order of a model's life cycle. A function with the name of a package is imported from it:
 ``pangu_lab.train.train``, ``pangu_lab.launch.launch``, ``pangu_lab.evaluate.evaluate``, ``pangu_lab.serve.serve``.

@@ -1,7 +1,7 @@
 """A model in two lines: a run, a checkpoint, a converted release, or an exported bundle.
 
-    lm = PanguLM.load("runs/first")
-    print(lm.generate("春天来了，", max_new_tokens=40, temperature=0.8))
+    lm = PanguLM.load("verse")
+    print(lm.generate("《春夜》\\n", max_new_tokens=80, temperature=0.8))
 
 ``PanguLM`` is a thin front end: ``generate`` and ``stream`` are those of ``pangu_lab.generate``, ``score`` is that of
 ``pangu_lab.evaluate``. All of them, and ``logits``, share one copy of the weights and one compiled network.

@@ -68,8 +68,9 @@ class Model:
         """The model in ``source``.
 
         Args:
-            source: a run (its newest whole checkpoint; its best with ``@best`` behind it), a checkpoint, a release that ``pangu-lab convert`` wrote, a
-                bundle; or the name of a folder below ``runs`` or ``exports``.
+            source: a run (its newest whole checkpoint; its best with ``@best`` behind it), a checkpoint, a release that
+                ``pangu-lab convert`` wrote, a bundle; or a name, of a folder below ``runs`` or ``exports`` or of a model
+                that comes with the lab.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
             slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
             int8, dtype: see above.

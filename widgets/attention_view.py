@@ -27,7 +27,7 @@ class AttentionView(LabWidget):
     """Where does a model look while it reads ``text``?
 
     Args:
-        lm: a model that can be looked into: ``PanguLM.load`` of a run, a checkpoint or a release.
+        lm: a model that can be looked into: ``PanguLM.load("verse")``, or of a run, a checkpoint or a release.
         text: the text to begin with, of at most 64 tokens.
         layer: "query_layer", or the number of a block.
         head: a number, or ``"mean"``.

@@ -35,8 +35,8 @@ class GenerationPad(LabWidget):
     """A prompt, and what one or two columns make of it.
 
     Args:
-        models: one or two models (``PanguLM`` or an engine); with two there is a column for each.
-        prompt: what to begin with.
+        models: one or two models (``PanguLM.load("verse")``, or an engine); with two there is a column for each.
+        prompt: what to begin with; for ``verse`` a title, ``"《春夜》\\n"``.
         sampling: settings to begin with: one for all columns, or a list with one for each; with two the columns stand
             side by side. The model's own when not given.
 
@@ -60,7 +60,7 @@ class GenerationPad(LabWidget):
     def __init__(self, *models: Source, prompt: str = "春天来了，",
                  sampling: Union[SamplingConfig, Sequence[SamplingConfig], None] = None, **values: Any) -> None:
         if not models:
-            raise InputError("GenerationPad needs a model: GenerationPad(PanguLM.load('runs/first'))")
+            raise InputError("GenerationPad needs a model: GenerationPad(PanguLM.load('verse'))")
         self._engines = [model.engine if isinstance(model, PanguLM) else model for model in models]
         chosen = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling]
         count = max(len(models), len(chosen))

@@ -29,7 +29,7 @@ class NextToken(LabWidget):
     """Which token follows ``text``?
 
     Args:
-        engine: of a model, ``PanguLM.load(…).engine``.
+        engine: of a model, ``PanguLM.load("verse").engine``.
         text: the text so far.
         sampling: the settings to begin with; the engine's own when not given.
 
