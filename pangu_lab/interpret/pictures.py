@@ -194,8 +194,9 @@ def _draw_poem(panel, tokens: Sequence[str], cells: Sequence[tuple[int, int]], l
     for place, value in enumerate(looks):
         shade[cells[place][::-1]] = value
     panel.imshow(shade, cmap="Blues", vmin=0, vmax=1)
+    families = font_families()
     for place, (token, (column, row)) in enumerate(zip(tokens, cells)):
         seen = place < len(looks)
         color = ("white" if looks[place] > 0.6 else "black") if seen else "#e45756" if place == len(looks) else "#cccccc"
         sign = _readable(token) if len(token) == 1 else "□"
-        panel.text(column, row, sign, ha="center", va="center", fontsize=size, color=color, fontfamily=font_families())
+        panel.text(column, row, sign, ha="center", va="center", fontsize=size, color=color, fontfamily=families, in_layout=False)
