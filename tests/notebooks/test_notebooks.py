@@ -1,7 +1,7 @@
 """Every notebook runs from its first cell to its last, with small sizes in its parameters cell.
 
-Those that need a run of their own share one: the first of them trains it, the others find it in ``SHARED``. The others
-open the model that comes with the lab.
+Those that need a run share one in ``SHARED``, as people do: 00 trains it, or else the first that needs it. The others open
+the model that comes with the lab.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SLOW = {"03_train_and_watch"}  # starts six runs; what it does is tested in part
 MODEL = 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = SHARED'
 VERSE = 'model, folder = "verse", FOLDER'
 SMALL = {
-    "00_quickstart": 'preset_name = "debug"\nchanges = {"train.steps": 10, "model.num_layers": 2}\nfolder = FOLDER',
+    "00_quickstart": MODEL,
     "01_data_and_tokens": "folder, texts, vocab_size, sizes, record_length = FOLDER, None, 512, (512, 640), 41",
     "02_the_model": VERSE,
     "03_train_and_watch": ('preset_name, stop_at, folder = "debug", 3, FOLDER\n'
@@ -32,7 +32,7 @@ SMALL = {
     "04_parallel": ('preset_name, steps, routing_steps, changes, folder = "debug", 3, 2, {"model.num_layers": 3}, FOLDER\n'
                     'layouts = {"one process": {}, "pipeline 2": {"parallel.pipeline": 2, "parallel.micro_batches": 2}}'),
     "05_released_weights": f"{MODEL}\nsteps = 5",
-    "06_generation": VERSE,
+    "06_generation": f"{VERSE}\nrounds = 1",
     "07_evaluation": f"{VERSE}\nc3_folder, limit = None, 4",
     "08_export_and_serve": f"{VERSE}\nstreams, seconds, new_tokens = (1, 2), 1, 4",
     "09_exercises": MODEL,
