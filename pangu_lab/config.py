@@ -154,6 +154,7 @@ class TrainConfig:
 
     steps: int = 1000
     max_minutes: Optional[float] = None  # a time budget: stops cleanly with a checkpoint
+    minutes: Optional[float] = None  # the run's whole time: fewer steps are made, so that the rate reaches its end with it
     init_from: str = ""  # start from the weights of this run, checkpoint or converted release
     seed: int = 1
     accumulation: int = 1
@@ -187,7 +188,7 @@ class TrainConfig:
     offload_folder: Optional[str] = None  # keep them in memory-mapped files here, for states larger than memory
 
     def __post_init__(self) -> None:
-        check_range("train", self, steps=(1, None), max_minutes=(0.0, None), accumulation=(1, None),
+        check_range("train", self, steps=(1, None), max_minutes=(0.0, None), minutes=(0.0, None), accumulation=(1, None),
                      start_lr=(0.0, None), end_lr=(0.0, None), warmup_steps=(0, None), decay_steps=(1, None),
                      weight_decay=(0.0, None), beta1=(0.0, 0.9999999), beta2=(0.0, 0.9999999),
                      adam_eps=(1e-20, None), muon_momentum=(0.0, 0.9999999), muon_lr=(0.0, None),

@@ -180,6 +180,8 @@ class RunFollower:
         elif kind in ("overflow", "checkpoint", "warning", "compile"):
             self.marks.append({key: event.get(key) for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
                                if key in event})
+        elif kind == "schedule":
+            self.facts = {**self.facts, "steps": event["steps"]}
         elif kind == "start":
             self._start(event)
 

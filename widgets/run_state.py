@@ -125,8 +125,9 @@ def seconds_left(run: RunFollower, config: Optional[RunConfig], now: float) -> O
     if pace is not None and steps:
         since = now - float(run.last_event["time"])
         left.append(max(0.0, pace * (steps - (run.steps.last("step") or 0)) - since))
-    if config is not None and config.train.max_minutes is not None and run.facts:
-        left.append(max(0.0, float(run.facts["time"]) + 60 * config.train.max_minutes - now))
+    if config is not None and run.facts:
+        budgets = ((config.train.max_minutes, 0.0), (config.train.minutes, float(run.facts.get("spent", 0.0))))
+        left += [max(0.0, float(run.facts["time"]) + 60 * minutes - spent - now) for minutes, spent in budgets if minutes is not None]
     return min(left) if left else None
 
 

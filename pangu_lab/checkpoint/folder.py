@@ -24,7 +24,7 @@ from pangu_lab.files import sha256_file, whole_folder, write_json_atomic
 from pangu_lab.presets import load_yaml
 from pangu_lab.ranges import shown
 from pangu_lab.reading import checked, parse_json, read_json
-from pangu_lab.schema import Count, FileName, Schema, Sha256
+from pangu_lab.schema import Count, FileName, Positive, Schema, Sha256
 
 log = logging.getLogger(__name__)
 FORMAT = 1
@@ -43,6 +43,14 @@ class _Manifest(Schema):
     files: dict[FileName, _File]
 
 
+class _ChosenSchedule(Schema):
+    """What ``train.minutes`` made of the schedule."""
+
+    steps: Positive
+    decay_steps: Optional[Positive] = None
+    cooldown: Annotated[float, Field(ge=0, le=1)]
+
+
 class _State(Schema):
     """``state.json``: how far the training has come; a converted release has only the first three."""
 
@@ -53,6 +61,8 @@ class _State(Schema):
     loss_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     loss_scale_good_steps: Count = 0
     dataset: str = ""
+    seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # that the run has taken
+    schedule: Optional[_ChosenSchedule] = None
 
 
 class Damaged(InputError):

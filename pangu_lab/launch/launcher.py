@@ -38,7 +38,7 @@ from pangu_lab.launch.plan import CONFIG, WORKER, LaunchPlan, Request, make_plan
 from pangu_lab.launch.rank_table import read_rank_table
 from pangu_lab.locking import Lock, LockLost
 from pangu_lab.parallel.mesh import check_layout
-from pangu_lab.progress import Progress, silent
+from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.reading import read_json
 from pangu_lab.runs.events import EventReader
 from pangu_lab.runs.heartbeat import FOLDER as HEARTBEAT
@@ -230,6 +230,7 @@ class Launcher:
                  progress: Progress, stop: Optional[Callable[[], bool]], own_port: bool):
         self.config, self.plan, self.patience = config, plan, patience
         self.on_event, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
+        self._steps = config.train.steps
         self.run = plan.run
         self.attempt = 0
         self.began = time.time()
@@ -415,7 +416,11 @@ class Launcher:
         for event in events.new():
             if event["kind"] == "warning":
                 self.on_event({"kind": "warning", "text": event["text"]})
+            minutes = [one for one in (self.config.train.minutes, self.config.train.max_minutes) if one is not None]
+            if event["kind"] == "start" and minutes:
+                tell_budget(self.progress, 60.0 * min(minutes) - event.get("spent", 0.0))
+            self._steps = int(event.get("steps", self._steps))
             if event["kind"] == "step":
                 speed = event.get("tokens_per_second")
                 text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
-                self.progress(int(event["step"]), self.config.train.steps, text)
+                self.progress(int(event["step"]), self._steps, text)

@@ -47,6 +47,7 @@ class _Event(Schema):
 
 class _Start(_Event):
     resumed_from: Count = 0
+    spent: Seconds = 0.0
     vocabulary: str = ""
     characters_per_token: Optional[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = None
 
@@ -103,12 +104,19 @@ class _Sample(_Event):
     text: str
 
 
+class _Schedule(_Event):
+    """``train.minutes`` has set the last step."""
+
+    step: Count
+    steps: Count
+
+
 class _Warning(_Event):
     text: str
 
 
 _KINDS: dict[str, type[_Event]] = {"start": _Start, "step": _LoggedStep, "overflow": _Step, "eval": _Evaluation,
-                                   "memory": _Memory, "warning": _Warning, "sample": _Sample}
+                                   "memory": _Memory, "warning": _Warning, "sample": _Sample, "schedule": _Schedule}
 
 
 class EventLog:

@@ -47,7 +47,7 @@ KEPT = 20  # sets of graphs in the cache folder; the least recently used are rem
 RECORD = "record.json"
 _FILES = "rank_*/graph_cache/compile_cache_{}.mindir"  # MindSpore's names
 _OUTSIDE = {"data": {"path", "eval_path", "column", "shuffle"},
-            "train": {"steps", "max_minutes", "init_from", "log_every", "eval_every", "eval_batches",
+            "train": {"steps", "max_minutes", "minutes", "init_from", "log_every", "eval_every", "eval_batches",
                       "checkpoint_every", "keep_checkpoints", "patience", "sample_prompts", "sample_tokens"}}  # settings that no graph depends on
 _CODE = ("config.py", "model", "ops", "parallel", "train")
 _state = {"used": False}  # MindSpore keeps the first folder for the life of the process

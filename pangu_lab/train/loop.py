@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -25,8 +24,8 @@ from mindspore import dtype as mstype
 
 from pangu_lab import memory
 from pangu_lab.checkpoint.best import Best
-from pangu_lab.config import RunConfig, TokenizerConfig
-from pangu_lab.data import Batch, TokenDataset, open_dataset
+from pangu_lab.config import RunConfig, TrainConfig
+from pangu_lab.data import Batch, TokenDataset
 from pangu_lab.errors import InputError
 from pangu_lab.locking import LockLost
 from pangu_lab.model.moe import Experts
@@ -41,10 +40,10 @@ from pangu_lab.parallel.sharding import (gradient_dimensions, is_first_copy, is_
 from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.runs import heartbeat
 from pangu_lab.runs.pipeline_log import PipelineLog
-from pangu_lab.tokenizer import load_tokenizer
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
+from pangu_lab.train.inputs import check_same_data, data_identity, open_data, with_tokenizer
 from pangu_lab.train.memory import MB, by_rank, device_peak_mb, peak_mb
 from pangu_lab.train.muon import Muon
 from pangu_lab.train.offload import HostAdamW
@@ -58,6 +57,7 @@ from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AdamW, AddGradients, GradientStep
+from pangu_lab.train.timetable import SCHEDULE, Timetable
 from pangu_lab.train.watch import Watch
 
 
@@ -113,6 +113,7 @@ class Trainer:
         self.samples = Samples(config, run, dataset.load_tokenizer() if config.train.sample_prompts else None)
         self.first_step_done = False
         self.notes: tuple[str, ...] = ()
+        self.timetable = Timetable(config.train)
 
     # ---------------------------------------------------------------- building
 
@@ -218,7 +219,11 @@ class Trainer:
         state = checkpoint.state
         self.step, self.records, self.tokens = state["step"], state["records"], state["tokens"]
         self.scale.value, self.scale.good_steps = state["loss_scale"], state["loss_scale_good_steps"]
+        self._take_schedule(self.timetable.restore(state, self.config.train))
         self.build(checkpoint.read, moments=True)
+
+    def _take_schedule(self, train: TrainConfig) -> None:
+        self.config = dataclasses.replace(self.config, train=train)
 
     # ---------------------------------------------------------------- one step
 
@@ -295,13 +300,14 @@ class Trainer:
         if self.evalset is None:
             return
         self.run.status(state="evaluating", step=self.step)
-        config = self.config
+        config, begun = self.config, time.monotonic()
         batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is split
         self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
                                        config.data.eod_reset)
         self.run.event("eval", step=self.step, **self.last_eval.figures())
         if self.ranks.is_first:
             self.samples.write(self.step, self.weights)
+        self.timetable.evaluating = time.monotonic() - begun
 
     def _eval_loss(self, *inputs):
         with self.graphs.compiling("evaluation"):
@@ -320,16 +326,33 @@ class Trainer:
     def save(self, best: bool = False) -> Path:
         """Save a checkpoint of the current state; ``best``: its held-out loss is the lowest so far."""
         self.run.status(state="saving", step=self.step)
+        begun = time.monotonic()
         state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
                  "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
-                 "dataset": data_identity(self.dataset)}
+                 "dataset": data_identity(self.dataset), **self.timetable.state(self.config.train)}
         path = save_together(self.run, self.step, *self._own_tensors(), state, self.config, self.ranks)
         if self.ranks.is_first:
             self.run.event("checkpoint", step=self.step, path=path.name)
             if best:
                 self.watch.keep(self.step, self.last_eval)
             self.run.keeper.prune(self.config.train.keep_checkpoints, self.watch.best and self.watch.best.step)
+        self.timetable.saving = time.monotonic() - begun
         return path
+
+    def fit_schedule(self) -> bool:
+        """Choose the last step by the time that is left (``train.minutes``); whether it changed, the same on every rank."""
+        train = self.config.train
+        if train.minutes is None:
+            return False
+        chosen = self.timetable.fit(train, self.step)
+        steps, cooldown = (0, 0.0) if chosen is None else (chosen.steps, chosen.cooldown)
+        [steps, cooldown], *_ = self.ranks.by_rank([float(steps), cooldown])  # the first rank's clock decides
+        if not steps:
+            return False
+        self._take_schedule(dataclasses.replace(train, steps=int(steps), decay_steps=int(steps), cooldown=cooldown))
+        self.run.event("schedule", step=self.step, steps=int(steps), cooldown=round(cooldown, 4))
+        self.run.status(steps=int(steps))
+        return True
 
     def _own_tensors(self):
         """This rank's part of a checkpoint, and the region of each tensor; every element is written by one rank."""
@@ -354,20 +377,23 @@ class Trainer:
 
     def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
         """Train until the last step, or until ``stop_reason`` gives a reason; returns it and the last checkpoint."""
-        config, path = self.config.train, None
+        config, path = self.config.train, None  # of its schedule only what the minutes leave as it is
         data = self.config.data
         batches = self.dataset.batches(data.batch_size, seed=config.seed, shuffle=data.shuffle, start=self.records,
                                        eod_reset=data.eod_reset, rank=self.mesh.index("data"),
                                        ranks=self.mesh.size("data"))
         reason = None
-        while self.step < config.steps and reason is None:
+        while self.step < self.config.train.steps and reason is None:
             before = self.step
             batch = Batch.joined([next(batches) for _ in range(self._batches())])
             self._step_and_report(batch, progress)
             if self.step > before:
+                chosen = self.fit_schedule()
                 best = self.step % config.eval_every == 0 and self.evaluate_and_judge()
-                path = self.save(best) if best or self.step % config.checkpoint_every == 0 else None
+                path = self.save(best) if best or chosen or self.step % config.checkpoint_every == 0 else None
             reason = stop_reason() or ("no gain" if self.watch.hopeless else None)
+            if reason == "time budget" and self.step >= self.config.train.steps:
+                reason = None  # the minutes and the schedule have ended together
             if self.ranks.any(reason is not None):  # one rank's reason stops all
                 reason = reason or "stopped with the other ranks"
         path = path or self.save()  # before anything else: the sender of a signal may not wait long
@@ -390,7 +416,8 @@ class Trainer:
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
         self.run.status(state="training", step=self.step)
-        progress(self.step, self.config.train.steps, _progress_text(kind, event, self.config.model.num_parameters))
+        steps = max(self.step, self.timetable.expected(self.config.train, self.step))
+        progress(self.step, steps, _progress_text(kind, event, self.config.model.num_parameters))
 
 
 def _parameter_of(name: str) -> str:
@@ -435,8 +462,8 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
                          "start it with `pangu-lab launch`")
     check_layout(config)
     mesh = Mesh(config.parallel, rank)
-    dataset, evalset = _open_data(config)
-    config = _with_tokenizer(config, dataset)
+    dataset, evalset = open_data(config)
+    config = with_tokenizer(config, dataset)
     memory_note = memory_line(config) if rank == 0 and ms.get_context("device_target") == "CPU" else ""
     run = RunFolder(run_folder, owner=rank == 0)
     created = run.open(config, resume)
@@ -460,47 +487,17 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
                        trainer.watch.best)
 
 
-def _open_data(config: RunConfig) -> tuple[TokenDataset, Optional[TokenDataset]]:
-    if not config.data.path:
-        raise InputError("data.path is empty: name a folder made by `pangu-lab prepare` (--data DIR)")
-    dataset = _check_dataset(open_dataset(config.data.path, config.data.column), config, "data.path")
-    if not config.data.eval_path:
-        return dataset, None
-    evalset = _check_dataset(open_dataset(config.data.eval_path, config.data.column), config, "data.eval_path")
-    if evalset.fingerprint != dataset.fingerprint:
-        raise InputError("data.path and data.eval_path were made with different tokenizers: prepare both with one")
-    return dataset, evalset
-
-
-def _with_tokenizer(config: RunConfig, dataset: TokenDataset) -> RunConfig:
-    """The configuration with the data set's end-of-document and padding ids; values already set must agree."""
-    given = config.tokenizer
-    if given != TokenizerConfig():
-        chosen = load_tokenizer(given.path or dataset.tokenizer_folder, given.eod, given.pad)
-        dataset.check_tokenizer(chosen)
-    return config.replace(**{"tokenizer.eod": dataset.eod_id, "tokenizer.pad": dataset.pad_id})
-
-
-def _check_dataset(dataset: TokenDataset, config: RunConfig, key: str) -> TokenDataset:
-    if dataset.vocab_size > config.model.vocab_size:
-        raise InputError(f"{key}: its tokenizer has {dataset.vocab_size} pieces, more than "
-                         f"model.vocab_size={config.model.vocab_size}; set model.vocab_size={dataset.vocab_size}")
-    if dataset.record_length != config.data.seq_length + 1:
-        raise InputError(f"{key}: its records hold {dataset.record_length} tokens, data.seq_length="
-                         f"{config.data.seq_length} needs {config.data.seq_length + 1}; set data.seq_length="
-                         f"{dataset.record_length - 1} or prepare again with --seq-length {config.data.seq_length + 1}")
-    return dataset
-
-
 def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, start_over: bool) -> tuple[str, Path]:
-    config, run = trainer.config, trainer.run
+    config, run, asked = trainer.config, trainer.run, trainer.config.train
     checkpoint = newest_together(run, start_over, trainer.ranks)
     if checkpoint is None and run.owner and not created:
         run.warn("the run holds no good checkpoint: starting over at step 0")
     if checkpoint is not None:
-        _check_same_data(checkpoint, trainer.dataset)
+        check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
-        if run.previous is not None and (note := rate_change(run.previous.train, config.train, trainer.step)):
+        config = trainer.config
+        if run.previous is not None and config.train is asked and (
+                note := rate_change(run.previous.train, config.train, trainer.step)):
             run.warn(note)
     else:
         trainer.build(_first_values(trainer))
@@ -511,14 +508,17 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
               vocab_size=config.model.vocab_size, vocabulary=trainer.dataset.fingerprint,
               characters_per_token=trainer.dataset.characters_per_token,
-              init_from=config.train.init_from,
+              init_from=config.train.init_from, spent=round(trainer.timetable.seconds, 1),
               processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
     if trainer.step == 0:
         trainer.evaluate()
-    deadline = _deadline(config.train.max_minutes)
+    deadline = min(_deadline(config.train.max_minutes), time.monotonic() + trainer.timetable.left)
     tell_budget(progress, None if math.isinf(deadline) else deadline - time.monotonic())
     if trainer.step >= config.train.steps:
         trainer.evaluate()  # no steps left: report the held-out loss
+        if config.train is not asked:
+            trainer.notes += (f"the schedule of this run ended with its minutes at step {trainer.step}: to train on, start a new "
+                              f"run with --init-from {run.folder}",)
         return "finished", checkpoint.folder if checkpoint else trainer.save()
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 
@@ -530,18 +530,6 @@ def _first_values(trainer: Trainer) -> Callable[..., Any]:
     for note in point.notes:
         trainer.run.event("warning", text=note)
     return point.read
-
-
-def data_identity(dataset: TokenDataset) -> str:
-    """A hash of the content of a data set, wherever it is stored."""
-    text = "".join(item["sha256"] for item in dataset.metadata["files"])
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _check_same_data(checkpoint, dataset: TokenDataset) -> None:
-    if checkpoint.state.get("dataset") != data_identity(dataset):
-        raise InputError(f"{dataset.folder}: not the data set that {checkpoint.folder} was trained on; "
-                         "give that one, or start a new run")
 
 
 def _deadline(minutes: Optional[float]) -> float:

@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # freed at the end, so that the final status fits even on a full disk
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
-MAY_CHANGE = {"train.steps", "train.max_minutes", "train.log_every", "train.eval_every", "train.eval_batches",
+MAY_CHANGE = {"train.steps", "train.max_minutes", "train.minutes", "train.log_every", "train.eval_every", "train.eval_batches",
               "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
               "train.offload", "train.offload_folder", "train.init_from", "train.patience", "train.sample_prompts",
               "train.sample_tokens"}
