@@ -25,7 +25,7 @@ from pangu_lab import cli
 from pangu_lab.checkpoint import list_checkpoints
 from pangu_lab.cli.common import settings
 from pangu_lab.errors import InputError
-from pangu_lab.presets import PRESETS, preset
+from pangu_lab.presets import PRESETS, load_yaml, preset
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("家", "张 三", "(a)+b")
@@ -225,7 +225,7 @@ def workplace(tmp_path_factory) -> Path:
             "tokenizer train --sample train --vocab-size 1024 --out tok",
             "prepare --sample train --tokenizer tok --seq-length 65 --out data",
             "prepare --sample heldout --tokenizer tok --seq-length 65 --out heldout",
-            "train --preset debug --set model.vocab_size=1024 --data data --eval-data heldout --run runs/a "
+            "train --preset debug --data data --eval-data heldout --run runs/a "
             "--steps 12"):
         done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", *line.split(), "--json"], cwd=folder,
                               capture_output=True, text=True, timeout=240,
@@ -252,6 +252,35 @@ def test_train_says_how_it_ended(workplace):
     assert result["step"] == 12 and result["reason"] == "finished"
     assert 2 < result["loss"] < 8 and 10 < result["eval_perplexity"] < 1500
     assert (workplace / result["checkpoint"] / "manifest.json").is_file()
+
+
+def test_the_vocabulary_is_the_data_set_s_unless_it_is_set(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    assert load_yaml("runs/a/config.yaml").model.vocab_size == 1024 != preset("debug").model.vocab_size
+    code, _, err = run("train", "--preset", "debug", "--set", "model.vocab_size=600", "--data", "data", "--run", "runs/few",
+                       capsys=capsys)
+    assert code == 2 and "1024 pieces, more than model.vocab_size=600; set model.vocab_size=1024" in err
+    Path("few.yaml").write_text("model: {vocab_size: 600}\n")
+    code, _, err = run("train", "--preset", "debug", "--config", "few.yaml", "--data", "data", "--run", "runs/few", capsys=capsys)
+    assert code == 2 and "set model.vocab_size=1024" in err
+    code, _, err = run("train", "--preset", "debug", "--data", "data", "--run", "runs/few", "--init-from", "verse", capsys=capsys)
+    assert code == 2 and "more than model.vocab_size=512" in err, "it does not follow the data set where there are weights"
+    settings = "launch --preset debug --set parallel.tensor=2 --data data --run runs/few --dry-run --json"
+    code, out, _ = run(*settings.split(), capsys=capsys)
+    assert code == 0 and "model.vocab_size=1024, as data has it; preset debug: 512" in out
+
+
+def test_a_run_keeps_its_vocabulary_whatever_the_preset_says(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("train", "--preset", "debug", "--data", "data", "--eval-data", "heldout", "--steps", "12", "--run", "runs/a",
+                       capsys=capsys)
+    assert code == 0 and "finished at step 12" in out and "as runs/a/config.yaml has it" in out
+
+
+def test_a_time_budget_that_ends_early_says_that_the_rate_is_still_high(workplace, capsys, monkeypatch):
+    monkeypatch.chdir(workplace)
+    code, out, _ = run("train", "--preset", "debug", "--data", "data", "--run", "runs/short", "--max-minutes", "0", capsys=capsys)
+    assert code == 0 and "the time ended at step 1 of 20, with the learning rate still at" in out and "--minutes" in out
 
 
 def test_a_run_goes_on_with_its_own_settings(workplace, capsys, monkeypatch):

@@ -15,6 +15,7 @@ from typing import Any, Union
 import traitlets
 
 from pangu_lab.config import CHOICES, SLICES, RunConfig, all_keys, apply_overrides, config_from_dict
+from pangu_lab.data import vocabulary_of
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.planner import HARDWARE, estimate
@@ -135,6 +136,8 @@ class ConfigForm(LabWidget):
         with self.hold_sync():
             self.values = {**self.values, key: text}
             try:
+                if key == "data.path" and "model.vocab_size" not in self._edits:
+                    self._take_vocabulary(text)
                 read = {name: value_of(typed, self._by_key[name]) for name, typed in self._edits.items()}
                 config = apply_overrides(self._base, read)
             except InputError as error:
@@ -143,6 +146,13 @@ class ConfigForm(LabWidget):
                 return
             self.error = {}
             self._show(config)
+
+    def _take_vocabulary(self, data: str) -> None:
+        """That of a data set, as the command line does where none is set."""
+        if (size := vocabulary_of(data)) is not None and size != self._base.model.vocab_size:
+            self._base = self._base.replace(**{"model.vocab_size": size})
+            self.values = {**self.values, "model.vocab_size": str(size)}
+            self.version += 1
 
     def _show(self, config: RunConfig) -> None:
         self._config = config

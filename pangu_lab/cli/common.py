@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 from pangu_lab.config import RunConfig, apply_overrides, parse_overrides
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.presets import PRESETS, load_yaml, preset
-from pangu_lab.terminal import complain, say_json
+from pangu_lab.reading import read_yaml
+from pangu_lab.terminal import complain, say, say_json
 
 Handler = Callable[[argparse.Namespace], int]
 
@@ -101,6 +102,29 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
     return apply_overrides(config, {**parse_overrides(args.set), **own})
 
 
+def training_settings(args: argparse.Namespace, run: Path, fallback: Path, **values: Any) -> RunConfig:
+    """``settings`` of a verb that trains; the size of the vocabulary is the data set's where it is not set.
+
+    A run that is there keeps its own, and weights to start from (--init-from) keep theirs.
+    """
+    config = settings(args, fallback=fallback, data__path=args.data, data__eval_path=args.eval_data,
+                      train__init_from=init_from(args), **values)
+    from pangu_lab.data import vocabulary_of
+
+    from_preset = args.preset and "model.vocab_size" not in parse_overrides(args.set)
+    if not from_preset or config.train.init_from or args.config and "vocab_size" in (read_yaml(args.config).get("model") or {}):
+        return config
+    there = run / "config.yaml"
+    size = load_yaml(there).model.vocab_size if there.is_file() else vocabulary_of(config.data.path)
+    if size is not None:
+        size = -(-size // config.parallel.tensor) * config.parallel.tensor  # which divides it
+    if size in (None, config.model.vocab_size):
+        return config
+    say(f"model.vocab_size={size}, as {there if there.is_file() else config.data.path} has it; preset {args.preset}: "
+        f"{config.model.vocab_size}")
+    return config.replace(**{"model.vocab_size": size})
+
+
 def _network_of(folder: Path) -> RunConfig:
     """The network of the weights in ``folder``, with all other settings from its preset."""
     if not (folder / "config.yaml").is_file():
@@ -115,6 +139,14 @@ def add_init_from(parser: argparse.ArgumentParser) -> None:
     """``--init-from``, for the verbs that train."""
     parser.add_argument("--init-from", metavar="DIR", help="start from the weights of a run, a checkpoint or a "
                         "converted release; schedule and optimizer start fresh (incremental training)")
+
+
+def add_minutes(parser: argparse.ArgumentParser) -> None:
+    """``--minutes`` and ``--max-minutes``, for the verbs that train."""
+    parser.add_argument("--minutes", type=float, metavar="M", help="the whole time of the run: its steps are fitted to it, so "
+                        "that the learning rate reaches its end when the minutes do")
+    parser.add_argument("--max-minutes", type=float, metavar="M", help="a time budget of this call; ends with a checkpoint, and "
+                        "the same command goes on")
 
 
 def add_start_over(parser: argparse.ArgumentParser) -> None:

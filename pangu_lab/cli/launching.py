@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_init_from, add_settings, add_start_over, add_verb, finish, init_from, settings
+from pangu_lab.cli.common import add_init_from, add_minutes, add_settings, add_start_over, add_verb, finish, training_settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, progress_bar, say
 
@@ -55,7 +55,7 @@ def _register_launch(verbs: Any) -> None:
     launch.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     launch.add_argument("--eval-data", metavar="DIR", help="a held-out data set")
     launch.add_argument("--steps", type=int, metavar="N", help="steps in all")
-    launch.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
+    add_minutes(launch)
     add_init_from(launch)
     add_start_over(launch)
     watch = launch.add_argument_group("watching", "seconds after which a rank counts as hung")
@@ -79,9 +79,8 @@ def run_launch(args: argparse.Namespace) -> int:
         raise InputError("--nproc must be at least 1 and --restarts at least 0")
     run = Path(args.run)
     fallback = run / "launch.yaml"
-    config = settings(args, fallback=fallback if fallback.is_file() else run / "config.yaml", data__path=args.data,
-                      data__eval_path=args.eval_data, train__steps=args.steps, train__max_minutes=args.max_minutes,
-                      train__init_from=init_from(args))
+    config = training_settings(args, run, fallback if fallback.is_file() else run / "config.yaml", train__steps=args.steps,
+                               train__minutes=args.minutes, train__max_minutes=args.max_minutes)
     backend = args.backend or ("ranktable" if args.rank_table else "local")
     where = dict(hosts=args.hosts, rank_table=args.rank_table, master_addr=args.master_addr,
                  master_port=args.master_port, node_rank=args.node_rank, variables=args.env,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_init_from, add_settings, add_start_over, add_verb, finish, init_from, settings
+from pangu_lab.cli.common import add_init_from, add_minutes, add_settings, add_start_over, add_verb, finish, training_settings
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, progress_bar, say, table
 
@@ -27,7 +27,7 @@ def register(verbs: Any) -> None:
     train.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     train.add_argument("--eval-data", metavar="DIR", help="a held-out data set, for perplexity during training")
     train.add_argument("--steps", type=int, metavar="N", help="total number of steps")
-    train.add_argument("--max-minutes", type=float, metavar="M", help="a time budget; ends with a checkpoint")
+    add_minutes(train)
     add_init_from(train)
     train.add_argument("--new", action="store_true", help="refuse to resume an existing run")
     add_start_over(train)
@@ -49,8 +49,8 @@ def register(verbs: Any) -> None:
 
 def run_train(args: argparse.Namespace) -> int:
     run = Path(args.run)
-    config = settings(args, fallback=run / "config.yaml", data__path=args.data, data__eval_path=args.eval_data,
-                      train__steps=args.steps, train__max_minutes=args.max_minutes, train__init_from=init_from(args))
+    config = training_settings(args, run, run / "config.yaml", train__steps=args.steps, train__minutes=args.minutes,
+                               train__max_minutes=args.max_minutes)
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
     from pangu_lab.runs.memory import memory_lines
@@ -66,8 +66,11 @@ def run_train(args: argparse.Namespace) -> int:
         return 1
     for note in result.notes:
         say(note)
-    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{_held_out(result)}")
+    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{held_out(result)}")
     say(f"checkpoint: {result.checkpoint}")
+    if result.reason == "time budget":
+        for line in still_high(config, result.step):
+            say(line)
     if result.best is not None and result.best.step != result.step:
         say(f"best: held-out loss {result.best.loss:.3f} at step {result.best.step}, kept: --from {args.run}@best")
     for line in memory_lines(run):
@@ -75,7 +78,18 @@ def run_train(args: argparse.Namespace) -> int:
     return finish(args, result)
 
 
-def _held_out(result: Any) -> str:
+def still_high(config: Any, step: int) -> list[str]:
+    """That the time ended before the schedule did, where it did."""
+    from pangu_lab.train import learning_rate
+
+    rate, settings = learning_rate(config.train, step), config.train
+    if settings.minutes is not None or rate <= settings.end_lr + 0.05 * (settings.start_lr - settings.end_lr):
+        return []
+    return [f"the time ended at step {step} of {settings.steps}, with the learning rate still at {rate:.2g} of {settings.start_lr:.2g}: "
+            f"the same command goes on; --minutes instead of --max-minutes lets the rate reach its end with the time"]
+
+
+def held_out(result: Any) -> str:
     if result.eval_perplexity is None:
         return ""
     bits = "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"

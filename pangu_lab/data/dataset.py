@@ -8,6 +8,7 @@ i − positions[i] ≤ j ≤ i, from which the model builds its mask on the devi
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -275,6 +276,25 @@ def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> Toke
         InputError: not a data set, no such column, or a file is missing or damaged; each by its name.
     """
     folder = Path(folder)
+    metadata = _description(folder)
+    where = str(folder / METADATA)
+    _check_counts(folder, metadata, where)
+    if column is not None and column != metadata["column"]:
+        raise InputError(f"{folder} has no column '{column}': its column is '{metadata['column']}' (data.column)")
+    for item in _files(metadata):
+        _check_file(folder / item["name"], item, hashed=item["size"] <= HASHED or item["name"].endswith(".db"))
+    return TokenDataset(folder, metadata)
+
+
+def vocabulary_of(folder: Union[str, Path]) -> Optional[int]:
+    """How many pieces the tokenizer of a data set has; None where there is no data set that can be opened."""
+    with contextlib.suppress(InputError):
+        return _description(Path(folder))["vocab_size"]
+    return None
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """What ``dataset.json`` says; its files are not looked at."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such data set: make it with `pangu-lab prepare`")
     metadata = read_json(folder / METADATA, "the data set's description", fix=AGAIN)
@@ -283,14 +303,7 @@ def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> Toke
     if metadata.get("version") != VERSION:
         raise InputError(f"{folder}: made by another version of this program (data set version "
                          f"{shown(metadata.get('version'), repr)}, expected {VERSION}): prepare it again")
-    where = str(folder / METADATA)
-    checked(metadata, _Description, where, AGAIN)
-    _check_counts(folder, metadata, where)
-    if column is not None and column != metadata["column"]:
-        raise InputError(f"{folder} has no column '{column}': its column is '{metadata['column']}' (data.column)")
-    for item in _files(metadata):
-        _check_file(folder / item["name"], item, hashed=item["size"] <= HASHED or item["name"].endswith(".db"))
-    return TokenDataset(folder, metadata)
+    return checked(metadata, _Description, str(folder / METADATA), AGAIN)
 
 
 def _record_files(folder: Path, metadata: dict[str, Any]) -> list[Path]:

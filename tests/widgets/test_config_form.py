@@ -85,3 +85,14 @@ def test_a_form_can_be_saved_and_another_preset_keeps_the_data(tmp_path):
     other._received(other, {"do": "preset", "name": "small"}, [])
     assert other.config == preset("small").replace(**{"data.path": "datasets/mine"})
     assert "<table>" in form._repr_mimebundle_()[0]["text/html"]
+
+
+def test_the_form_takes_the_vocabulary_of_the_data_set_unless_one_was_typed(debug_data):
+    form = ConfigForm("tiny")
+    form.edit("data.path", str(debug_data / "train"))
+    assert form.config.model.vocab_size == 512 and form.values["model.vocab_size"] == "512"
+    assert "--set model.vocab_size=512" in form.command and not form.error
+    form = ConfigForm("tiny")
+    form.edit("model.vocab_size", "600")
+    form.edit("data.path", str(debug_data / "train"))
+    assert form.config.model.vocab_size == 600
