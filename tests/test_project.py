@@ -31,7 +31,7 @@ LAYERS = (
      "schema", "cache"),
     ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
     ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("generate",), ("train",), ("launch",),
-    ("export", "loading"), ("cluster",), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal"), ("cli",),
+    ("export", "loading"), ("cluster",), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal", "start"), ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -15,7 +15,7 @@ import os
 import sys
 
 from pangu_lab import __version__
-from pangu_lab.cli import (benching, bundles, converting, evaluation, launching, machine, planning, text, training,
+from pangu_lab.cli import (benching, bundles, converting, evaluation, launching, machine, planning, starting, text, training,
                            writing)
 from pangu_lab.cli.common import Parser
 from pangu_lab.errors import InputError
@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Begin with `pangu-lab demo`; `pangu-lab VERB --help` describes each verb."))
     parser.add_argument("--version", action="version", version=f"pangu-lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs")
-    for group in (machine, text, training, planning, launching, converting, writing, evaluation, bundles,
+    for group in (machine, starting, text, training, planning, launching, converting, writing, evaluation, bundles,
                   benching):
         group.register(verbs)
     return parser

@@ -28,7 +28,7 @@ def register(verbs: Any) -> None:
     prepare.add_argument("--seq-length", type=int, default=1025, metavar="N",
                          help="tokens per record: the model's sequence length plus one (default %(default)s)")
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: by the amount of text)")
-    _add_reading(prepare)
+    add_reading(prepare)
     prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
     prepare.add_argument("--shards", type=int, default=1, metavar="N", help="number of output files (default 1)")
     prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
@@ -43,7 +43,7 @@ def _register_tokenizer(verbs: Any) -> None:
     train = add_verb(kinds, "train", train_tokenizer, "train a SentencePiece vocabulary on your text",
                      "Includes PanGu's special pieces, so that it can replace the published vocabulary everywhere.")
     _add_inputs(train)
-    _add_reading(train)
+    add_reading(train)
     train.add_argument("--out", required=True, metavar="DIR", help="the tokenizer's folder; must not exist yet")
     train.add_argument("--vocab-size", type=int, default=preset("tiny").model.vocab_size, metavar="N",
                        help="pieces (default %(default)s, as the preset tiny expects)")
@@ -75,13 +75,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--sample", metavar="PART", help="the texts that come with the lab: train or heldout")
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: argparse.ArgumentParser, documents: str = "line; block with --sample") -> None:
+    """The options that say how files become documents."""
     parser.add_argument("--format", default="auto", metavar="NAME",
                         help="auto (by ending and content), text, json, jsonl, parquet, wiki, wikiextractor or lambada "
                              "(default %(default)s)")
     parser.add_argument("--documents", metavar="UNIT",
                         help="what counts as a document in plain text: a line, a block between blank lines, or "
-                             "the whole file (default line; block with --sample)")
+                             f"the whole file (default {documents})")
     parser.add_argument("--field", metavar="NAME", help="the field that holds the text of a row (default text)")
     parser.add_argument("--template", metavar="TEXT",
                         help="the text of a row from several fields, such as '《{title}》{paragraphs}'")
@@ -92,11 +93,16 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="end at the first row that cannot be used")
 
 
-def _reading(args: argparse.Namespace) -> Any:
+def reading(args: argparse.Namespace, documents: str = "line") -> Any:
+    """What they say; ``documents`` where --documents is not given."""
     from pangu_lab.corpus import Reading
 
-    return Reading(args.format, args.documents or ("block" if args.sample else "line"), args.field, args.template,
+    return Reading(args.format, args.documents or documents, args.field, args.template,
                    args.simplified, args.bad_bytes, args.strict)
+
+
+def _documents(args: argparse.Namespace) -> str:
+    return "block" if args.sample else "line"
 
 
 def inputs(args: argparse.Namespace) -> list[str] | list[Path]:
@@ -116,7 +122,7 @@ def train_tokenizer(args: argparse.Namespace) -> int:
 
     with progress_bar("tokenizer train") as progress:
         tokenizer = train_vocabulary(inputs(args), args.out, args.vocab_size, kind=args.kind, progress=progress,
-                                     byte_fallback=args.byte_fallback, how=_reading(args))
+                                     byte_fallback=args.byte_fallback, how=reading(args, _documents(args)))
     say(f"{tokenizer.vocab_size} pieces in {args.out}")
     return finish(args, {"out": args.out, "vocab_size": tokenizer.vocab_size,
                          "fingerprint": tokenizer.fingerprint})
@@ -157,7 +163,7 @@ def run_prepare(args: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(args.tokenizer, **chosen)
     with progress_bar("prepare") as progress:
         result = prepare(inputs(args), args.out, tokenizer, record_length=args.seq_length, workers=args.workers,
-                         how=_reading(args), column=args.column, pad_last=args.pad_last, shards=args.shards,
+                         how=reading(args, _documents(args)), column=args.column, pad_last=args.pad_last, shards=args.shards,
                          whole_documents=args.whole_documents, progress=progress)
     say(f"{result.documents:,} documents, {result.characters:,} characters, {result.tokens:,} tokens: "
         f"{result.records:,} records of {result.record_length} in {result.folder}")

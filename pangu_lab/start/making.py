@@ -1,0 +1,207 @@
+"""A text to a trained model in one step: ``start``.
+
+    FOLDER/start.json            which text it is, and how much time was spent before training
+    FOLDER/text/                 train.jsonl and heldout.jsonl: no text stands in both
+    FOLDER/tokenizer/            learned from the first of them
+    FOLDER/train/, heldout/      the data sets
+    FOLDER/start.yaml            the settings, fitted to the text, the machine and the minutes
+    FOLDER/run/                  the run
+
+Each appears when it is complete; what an interrupted call has made is not made again, and training goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
+
+from pangu_lab.config import RunConfig
+from pangu_lab.corpus import Inputs, Reading
+from pangu_lab.data import prepare
+from pangu_lab.errors import InputError
+from pangu_lab.files import write_json_atomic, write_text_atomic
+from pangu_lab.presets import load_yaml
+from pangu_lab.progress import Progress, silent
+from pangu_lab.reading import read_json
+from pangu_lab.runs import read_curves
+from pangu_lab.schema import Schema, Seconds
+from pangu_lab.start.advice import Advice, Measure, advice_of, default_folder, names_of
+from pangu_lab.start.splitting import PARTS, Look, look_at, split_text
+from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
+
+if TYPE_CHECKING:
+    from pangu_lab.train import TrainResult
+
+NOTE, SETTINGS = "start.json", "start.yaml"
+PROMPTS, PROMPT = 2, 12  # how many beginnings of held-out paragraphs are continued, and how many characters they have at most
+ROWS = Reading("jsonl")
+Say = Callable[[str], None]
+
+
+class _Note(Schema):
+    text: str
+    minutes: Seconds
+    spent: Seconds = 0.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """What ``start`` made.
+
+    Attributes:
+        model: what to name wherever a model is named: the run, or its best checkpoint where that is better than its last.
+        samples: (prompt, continuation) of the last evaluation.
+        commands: what to type next.
+    """
+
+    folder: Path
+    model: str
+    result: TrainResult
+    samples: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+
+
+def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, how: Optional[Reading] = None,
+          changes: Optional[dict[str, Any]] = None, measure: Optional[Measure] = None, progress: Progress = silent,
+          say: Say = lambda text: None) -> Started:
+    """Train a model on a text in ``minutes``, everything included.
+
+    Args:
+        inputs: files, patterns, folders or archives.
+        out: the folder; ``runs/NAME`` after the first input by default. What is there of an interrupted call is kept.
+        how: how files become documents; by default a file of prose is one document.
+        changes: settings by dotted key that are given; the others are fitted, see ``advise``.
+        measure: see ``advise``.
+        say: called with each line for a person.
+
+    Raises:
+        InputError: the text cannot be used, or ``out`` holds something else.
+        TrainingFailed: see ``train``.
+    """
+    from pangu_lab.train import train
+
+    begun, how = time.monotonic(), how or Reading(documents="file")
+    names = names_of(inputs)
+    folder = Path(out or default_folder(names))
+    look = look_at(inputs, how, progress)
+    note = _open(folder, look, minutes)
+    if (folder / SETTINGS).is_file():
+        config = _again(folder, note, minutes, changes or {}, say)
+    else:
+        advice = advice_of(look, names, minutes, out=str(folder), how=how, changes=changes, measure=measure, progress=progress)
+        tell(advice, say)
+        config = _make_data(folder, advice, look, progress, say)
+        spent = time.monotonic() - begun
+        left = max(minutes - spent / 60.0, 0.5 * minutes)
+        config = config.replace(**{"train.minutes": round(left, 4)})
+        write_json_atomic(folder / NOTE, {**note, "spent": round(60.0 * (minutes - left), 1)})
+        write_text_atomic(folder / SETTINGS, config.to_yaml())
+    say(f"training: {config.model.num_parameters:,} parameters, {config.train.minutes:.1f} minutes are left for it; the first step compiles")
+    result = train(config, folder / "run", progress=progress)
+    return _told(folder, result, say)
+
+
+def tell(advice: Advice, say: Say) -> None:
+    """The advice in lines for a person."""
+    low, high = advice.bits
+    say(f"text: {advice.characters:,} characters, {advice.documents:,} document{'s' * (advice.documents > 1)}; "
+        f"{advice.heldout:,} characters are held out, to measure on text that was not learned")
+    for reason in advice.reasons:
+        say(reason)
+    say(f"proposed: {advice.steps:,} steps of {advice.config.data.batch_size} × {advice.config.data.seq_length} tokens; expect {low:.1f} "
+        f"to {high:.1f} bits per character held out, a perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
+
+
+# ------------------------------------------------------------------------------------------------------ the folder
+
+
+def _open(folder: Path, look: Look, minutes: float) -> dict[str, Any]:
+    """Make the folder, or take one of the same text; its note."""
+    path = folder / NOTE
+    if path.is_file():
+        note = read_json(path, "the note of `pangu-lab start`", _Note, "give another --out")
+        if note["text"] != look.identity:
+            raise InputError(f"{folder} was made of another text, or of one that was read in another way: give another --out")
+        return note
+    if folder.exists() and (not folder.is_dir() or not _only_logs(folder)):
+        raise InputError(f"{folder} is there and was not made by `pangu-lab start`: give another --out")
+    folder.mkdir(parents=True, exist_ok=True)
+    note = {"text": look.identity, "minutes": minutes}
+    write_json_atomic(path, note)
+    return note
+
+
+def _only_logs(folder: Path) -> bool:
+    """Whether nothing is there but the log of whoever began this, as a notebook does."""
+    return all(path.relative_to(folder).parts[:2] in (("run",), ("run", "logs")) for path in folder.rglob("*"))
+
+
+def _again(folder: Path, note: dict[str, Any], minutes: float, changes: dict[str, Any], say: Say) -> RunConfig:
+    """The settings of an interrupted start, with the minutes that are given now."""
+    config = load_yaml(folder / SETTINGS).replace(**changes)
+    say(f"{folder}: goes on with what is there")
+    if minutes == note["minutes"]:
+        return config
+    return config.replace(**{"train.minutes": max(0.0, minutes - note.get("spent", 0.0) / 60.0)})
+
+
+def _make_data(folder: Path, advice: Advice, look: Look, progress: Progress, say: Say) -> RunConfig:
+    """Text, vocabulary and data sets, as far as they are not there; the settings with their paths."""
+    config = advice.config
+    if not (folder / "text").is_dir():
+        split = split_text(advice.inputs, folder / "text", advice.reading, look, progress)
+        say(f"{split.folder}: {split.train:,} characters to learn from, {split.heldout:,} held out")
+    if not (folder / "tokenizer").is_dir():
+        train_vocabulary(folder / "text" / "train.jsonl", folder / "tokenizer", config.model.vocab_size, kind=advice.kind,
+                         progress=progress, how=ROWS)
+    tokenizer = load_tokenizer(str(folder / "tokenizer"))
+    for part in PARTS:
+        if not (folder / part).is_dir():
+            made = prepare(folder / "text" / f"{part}.jsonl", folder / part, tokenizer, record_length=config.data.seq_length + 1,
+                           how=ROWS, pad_last=True, progress=progress)
+            say(f"{made.folder}: {made.tokens:,} tokens in {made.records:,} records, {made.unknown_tokens / made.tokens:.2%} unknown")
+    prompts = config.train.sample_prompts or _beginnings(folder / "text" / "heldout.jsonl")
+    return config.replace(**{"model.vocab_size": tokenizer.vocab_size, "data.path": str(folder.absolute() / "train"),
+                             "data.eval_path": str(folder.absolute() / "heldout"), "train.sample_prompts": prompts})
+
+
+def _beginnings(path: Path) -> tuple[str, ...]:
+    """The first characters of a few held-out paragraphs, none of which is a heading."""
+    found: list[str] = []
+    with open(path, encoding="utf-8") as file:
+        for row in file:
+            lines = [line.strip() for line in json.loads(row)["text"].split("\n")]
+            found += [line[:PROMPT] for line in lines if len(line) >= 2 * PROMPT] or [line[:PROMPT] for line in lines if line]
+            if len(found) > 50:
+                break
+    return tuple(dict.fromkeys(found[::max(1, len(found) // PROMPTS)]))[:PROMPTS]
+
+
+# --------------------------------------------------------------------------------------------------------- the end
+
+
+def _told(folder: Path, result: TrainResult, say: Say) -> Started:
+    run = folder / "run"
+    best = result.best
+    better = best is not None and result.eval_loss is not None and best.loss < result.eval_loss
+    model = f"{run}@best" if better else str(run)
+    samples = read_curves(run).samples
+    shown = [item for item in samples if item["step"] == (best.step if better and best else result.step)] or samples[-PROMPTS:]
+    for item in shown:
+        say(f"sample at step {item['step']}: {item['prompt']} ▸ {_line(item['text'])}")
+    prompt = shown[0]["prompt"] if shown else "春天"
+    commands = (shlex.join(["pangu-lab", "generate", "--from", model, "--prompt", prompt]),
+                shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(folder / "heldout")]),
+                shlex.join(["pangu-lab", "serve", "--from", model]))
+    return Started(folder, model, dataclasses.replace(result), tuple((item["prompt"], item["text"]) for item in shown), commands)
+
+
+def _line(text: str) -> str:
+    """A model's text for a terminal: one line, and nothing that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "�" for letter in text)
