@@ -87,6 +87,11 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
+def one_line(text: str) -> str:
+    """A model's text for a terminal: line ends as ↵, and nothing that a terminal obeys."""
+    return "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "�" for letter in text)
+
+
 def duration(seconds: float) -> str:
     """``75`` → ``1 min 15 s``."""
     seconds = max(0, round(seconds))
@@ -95,7 +100,6 @@ def duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60} min"
-
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from typing import Any, Optional
 import numpy as np
 
 from pangu_lab.runs.events import EventReader
+from pangu_lab.runs.status import PACE, seconds_a_step
 from pangu_lab.runs.units import Vocabulary, bits_per_character
 
 MAX_BUCKETS = 512
@@ -169,6 +170,8 @@ class RunFollower:
     def _add(self, event: dict[str, Any]) -> None:
         kind = event["kind"]
         self.last_event = event
+        if event.get("steps"):
+            self.facts = {**self.facts, "steps": event["steps"]}
         if kind == "step":
             self.steps.add(event)
             self.last_step = event
@@ -180,8 +183,6 @@ class RunFollower:
         elif kind in ("overflow", "checkpoint", "warning", "compile"):
             self.marks.append({key: event.get(key) for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
                                if key in event})
-        elif kind == "schedule":
-            self.facts = {**self.facts, "steps": event["steps"]}
         elif kind == "start":
             self._start(event)
 
@@ -216,13 +217,8 @@ class RunFollower:
         return np.nan if found is None else found
 
     def seconds_a_step(self) -> Optional[float]:
-        """Wall-clock seconds from step to step over the last 50 since the run (re)started, evaluations included."""
-        begun = float(self.facts.get("time", 0.0))
-        times, steps = self.steps.columns["time"][-50:], self.steps.columns["step"][-50:]
-        pairs = [(time, step) for time, step in zip(times, steps) if time >= begun]
-        if len(pairs) < 2 or pairs[-1][1] <= pairs[0][1]:
-            return None
-        return (pairs[-1][0] - pairs[0][0]) / (pairs[-1][1] - pairs[0][1])
+        """See ``pangu_lab.runs.status.seconds_a_step``."""
+        return seconds_a_step(self.facts, *(self.steps.columns[name][-PACE:] for name in ("time", "step")))
 
     def csv(self) -> str:
         """Every step, and the evaluations in a column beside them; numbers in full, as told."""

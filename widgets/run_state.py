@@ -20,7 +20,7 @@ from pangu_lab.identity import lives, parse_identity
 from pangu_lab.launch.logs import useful_lines
 from pangu_lab.presets import load_yaml
 from pangu_lab.reading import read_json
-from pangu_lab.runs.status import STATUS, read_status, seen
+from pangu_lab.runs.status import STATUS, read_status, seconds_left, seen
 from pangu_lab.schema import Count, Schema, Seconds
 from widgets.run_data import RunFollower
 
@@ -118,19 +118,6 @@ def why_it_ended(folder: Path) -> list[str]:
     return []
 
 
-def seconds_left(run: RunFollower, config: Optional[RunConfig], now: float) -> Optional[float]:
-    """Until the last step or the end of the time budget, whichever comes first; None while it cannot be known."""
-    left = []
-    pace, steps = run.seconds_a_step(), int(run.facts.get("steps", 0))
-    if pace is not None and steps:
-        since = now - float(run.last_event["time"])
-        left.append(max(0.0, pace * (steps - (run.steps.last("step") or 0)) - since))
-    if config is not None and run.facts:
-        budgets = ((config.train.max_minutes, 0.0), (config.train.minutes, float(run.facts.get("spent", 0.0))))
-        left += [max(0.0, float(run.facts["time"]) + 60 * minutes - spent - now) for minutes, spent in budgets if minutes is not None]
-    return min(left) if left else None
-
-
 def head_of(run: RunFollower, config: Optional[RunConfig]) -> dict[str, Any]:
     """Everything the monitor writes about a run in words and figures; plain values."""
     now = time.time()
@@ -138,9 +125,10 @@ def head_of(run: RunFollower, config: Optional[RunConfig]) -> dict[str, Any]:
     ended = state in ENDED
     last = run.last_event or {}
     step = int(run.steps.last("step") or last.get("step") or run.facts.get("step") or 0)
+    steps = int(run.facts.get("steps") or (config.train.steps if config else 0))
+    left = seconds_left(run.facts, run.last_step, steps, run.seconds_a_step(), now)
     head = {"name": run.name, "folder": str(run.folder), "state": state, "reason": reason, "step": step,
-            "steps": int(run.facts.get("steps") or (config.train.steps if config else 0)), "now": now, "ended": ended,
-            "since": last.get("time") or now, "left": None if ended else seconds_left(run, config, now),
+            "steps": steps, "now": now, "ended": ended, "since": last.get("time") or now, "left": None if ended else left,
             "overflows": run.overflows, "compile_seconds": run.compile_seconds, "logs": logs_of(run.folder),
             "lines": why_it_ended(run.folder) if state in ("failed", "died") else [],
             "evaluation": run.evals[-1] if run.evals else None,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from pangu_lab.cli.common import add_init_from, add_minutes, add_settings, add_start_over, add_verb, finish, training_settings
 from pangu_lab.errors import InputError
-from pangu_lab.terminal import complain, duration, progress_bar, say, table
+from pangu_lab.terminal import complain, duration, one_line, progress_bar, say, table
+
+if TYPE_CHECKING:
+    from pangu_lab.runs import RunSummary
 
 SECONDS = 1.0  # how often --follow polls
 DIFFERENT = {"bits": "their vocabularies differ: losses and perplexities do not compare, bits per character do",
@@ -66,7 +70,7 @@ def run_train(args: argparse.Namespace) -> int:
         return 1
     for note in result.notes:
         say(note)
-    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{held_out(result)}")
+    say(ending(result))
     say(f"checkpoint: {result.checkpoint}")
     if result.reason == "time budget":
         for line in still_high(config, result.step):
@@ -89,13 +93,19 @@ def still_high(config: Any, step: int) -> list[str]:
             f"the same command goes on; --minutes instead of --max-minutes lets the rate reach its end with the time"]
 
 
-def held_out(result: Any) -> str:
+def ending(result: Any) -> str:
+    """How a training ended, in a line; one that had no step left to make has no loss."""
+    loss = [] if math.isnan(result.loss) else [f"loss {result.loss:.3f}"]
+    return f"{result.reason} at step {result.step}: " + ", ".join(loss + _held_out(result))
+
+
+def _held_out(result: Any) -> list[str]:
     if result.eval_perplexity is None:
-        return ""
+        return []
     bits = "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"
     part, whole = result.eval_records, result.eval_of_records
     on = f"all {whole:,} records" if part == whole else f"{part:,} of {whole:,} records (train.eval_batches)"
-    return f", held-out perplexity {result.eval_perplexity:.2f}{bits} on {on}"
+    return [f"held-out perplexity {result.eval_perplexity:.2f}{bits} on {on}"]
 
 
 def show_runs(args: argparse.Namespace) -> int:
@@ -120,14 +130,28 @@ def show_runs(args: argparse.Namespace) -> int:
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
-        table(("run", "state", "step", "of", "epochs", "tokens/parameter", "loss", "perplexity", "bits/char", "tokens/s", "heard of", "why it ended"),
-              [(run.name, run.state, run.step, run.steps, run.epochs, run.tokens_per_parameter, run.loss, run.eval_perplexity,
-                run.eval_bits_per_character, run.tokens_per_second,
-                f"{duration(time.time() - run.heartbeat)} ago", run.reason) for run in found])
+        _run_table(found, {"heard of": [f"{duration(time.time() - run.heartbeat)} ago" for run in found],
+                           "why it ended": [run.reason or None for run in found]})
     for run in found:
         if run.damaged_events:
             say(f"{run.name}: {run.damaged_events} damaged lines of its events were skipped")
     return finish(args, found)
+
+
+def _run_table(runs: Sequence[RunSummary], more: dict[str, Sequence[Any]]) -> None:
+    """Runs, one a line; a column that holds nothing is left out."""
+    columns = {"run": [run.name for run in runs], "state": [run.state for run in runs], "step": [run.step for run in runs],
+               "of": [run.steps for run in runs], "time left": [_time(run.seconds_left) for run in runs],
+               "epochs": [run.epochs for run in runs], "tokens/parameter": [run.tokens_per_parameter for run in runs],
+               "loss": [run.loss for run in runs], "perplexity": [run.eval_perplexity for run in runs],
+               "bits/char": [run.eval_bits_per_character for run in runs],
+               "tokens/s": [run.tokens_per_second for run in runs], **more}
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    table(list(columns), zip(*columns.values()))
+
+
+def _time(seconds: Optional[float]) -> Optional[str]:
+    return None if seconds is None else duration(seconds)
 
 
 def _show_samples(args: argparse.Namespace) -> int:
@@ -140,13 +164,8 @@ def _show_samples(args: argparse.Namespace) -> int:
     if not samples:
         say(f"{folder}: no samples: a run writes them with --set train.sample_prompts='[\"春天来了，\"]' and held-out data")
     for sample in samples:
-        say(f"step {sample['step']}: {_shown(sample['prompt'])} ▸ {_shown(sample['text'])}")
+        say(f"step {sample['step']}: {one_line(sample['prompt'])} ▸ {one_line(sample['text'])}")
     return finish(args, [{key: sample[key] for key in ("step", "prompt", "text")} for sample in samples])
-
-
-def _shown(text: str) -> str:
-    """A model's text for a terminal: line ends as ↵, and nothing that a terminal obeys."""
-    return "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "�" for letter in text)
 
 
 def _boards(args: argparse.Namespace) -> dict[str, Any]:
@@ -220,9 +239,7 @@ def _show_comparison(comparison: Any) -> None:
     runs = comparison.runs
     names = [run.name for run in runs]
     unit = "bits per character" if comparison.unit == "bits" else "training loss"
-    table(("run", "state", "step", "loss", "perplexity", "bits/char", "tokens/s", f"{unit}, smoothed, from the first step to the last"),
-          [(run.name, run.state, run.step, run.loss, run.eval_perplexity, run.eval_bits_per_character,
-            run.tokens_per_second, curve) for run, curve in zip(runs, comparison.curves)])
+    _run_table(runs, {f"{unit}, smoothed, from the first step to the last": comparison.curves})
     table(("step", *names), [(step, *losses) for step, losses in comparison.losses.items()],
           title=f"{unit}, smoothed" + (" (training)" if comparison.unit == "bits" else ""))
     if comparison.unit != "loss":

@@ -42,7 +42,7 @@ from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.reading import read_json
 from pangu_lab.runs.events import EventReader
 from pangu_lab.runs.heartbeat import FOLDER as HEARTBEAT
-from pangu_lab.runs.status import STOP, refuse_living
+from pangu_lab.runs.status import STOP, refuse_living, step_text
 from pangu_lab.schema import Count, Schema, Seconds
 
 POLL_SECONDS = 0.2
@@ -230,7 +230,7 @@ class Launcher:
                  progress: Progress, stop: Optional[Callable[[], bool]], own_port: bool):
         self.config, self.plan, self.patience = config, plan, patience
         self.on_event, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
-        self._steps = config.train.steps
+        self.steps = config.train.steps
         self.run = plan.run
         self.attempt = 0
         self.began = time.time()
@@ -416,11 +416,8 @@ class Launcher:
         for event in events.new():
             if event["kind"] == "warning":
                 self.on_event({"kind": "warning", "text": event["text"]})
-            minutes = [one for one in (self.config.train.minutes, self.config.train.max_minutes) if one is not None]
-            if event["kind"] == "start" and minutes:
-                tell_budget(self.progress, 60.0 * min(minutes) - event.get("spent", 0.0))
-            self._steps = int(event.get("steps", self._steps))
+            if event["kind"] == "start":
+                tell_budget(self.progress, event.get("budget"))
+            self.steps = int(event.get("steps", self.steps))
             if event["kind"] == "step":
-                speed = event.get("tokens_per_second")
-                text = f"loss {event['loss']:.3f}" + (f" · {speed:,.0f} tokens/s" if speed else "")
-                self.progress(int(event["step"]), self._steps, text)
+                self.progress(int(event["step"]), self.steps, step_text(event, self.config.model.num_parameters))

@@ -1,9 +1,12 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
 Every line has ``v`` (schema version), ``time`` (seconds since 1970) and ``kind``; kinds are ``start``, ``compile``,
-``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``sample``, ``warning`` and ``end``. A reader copes with a last line
+``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``sample``, ``schedule``, ``warning`` and ``end``. A reader copes with a last line
 that is still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
 steps after that number, which the resumed run repeats.
+
+A ``start`` has the ``budget`` of seconds after which the run ends, where it has one. ``train.minutes`` fits the number of
+``steps`` to it: a ``step`` then tells how many are expected in all, and a ``schedule`` how many were chosen.
 
 A ``start`` names the vocabulary (its fingerprint) and the characters of the training text that a token stands for. An
 ``eval`` has the held-out ``loss`` (nats a token), its ``perplexity`` and ``bits_per_character``, measured on the first
@@ -47,7 +50,7 @@ class _Event(Schema):
 
 class _Start(_Event):
     resumed_from: Count = 0
-    spent: Seconds = 0.0
+    budget: Optional[Seconds] = None
     vocabulary: str = ""
     characters_per_token: Optional[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = None
 
@@ -56,6 +59,7 @@ class _Step(_Event):
     """A step, or an overflow, which has no loss."""
 
     step: Count
+    steps: Count = 0
     loss: Optional[float] = None
     lr: Optional[float] = None
     grad_norm: Optional[float] = None

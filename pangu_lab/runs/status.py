@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -30,6 +31,7 @@ LOCK = "lock"
 ENDED = ("finished", "stopped", "failed", "died")
 SILENT_SECONDS = 30.0  # without a beat (one every 5 s), by our clock, before another host's run counts as dead
 LONG_AGO = 600.0
+PACE = 50  # steps from which the speed is taken
 _beats: dict[str, tuple[Any, float]] = {}  # run → the number of beats last read, and when by our clock it changed
 
 
@@ -69,6 +71,7 @@ class RunSummary:
     eval_bits_per_character: Optional[float] = None
     epochs: Optional[float] = None  # how often the training data was gone through
     tokens_per_parameter: Optional[float] = None  # tokens of training, repetitions included
+    seconds_left: Optional[float] = None  # of a run that goes on, as far as it can be known
 
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
@@ -151,10 +154,13 @@ def summarise(run_folder: Path | str) -> RunSummary:
     status, curves = read_status(folder), read_curves(folder)
     last = curves.steps[-1] if curves.steps else {}
     evaluation = curves.evals[-1] if curves.evals else {}
+    pace = seconds_a_step(curves.start, *([event[key] for event in curves.steps[-PACE:]] for key in ("time", "step")))
+    left = seconds_left(curves.start, last, status.get("steps", 0), pace, time.time())
     return RunSummary(folder.name, folder, status["state"], last.get("step", status.get("step", 0)),
                       status.get("steps", 0), last.get("loss"), evaluation.get("perplexity"),
                       last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""),
-                      curves.damaged, evaluation.get("bits_per_character"), *seen(last, curves.start))
+                      curves.damaged, evaluation.get("bits_per_character"), *seen(last, curves.start),
+                      None if status["state"] in ENDED else left)
 
 
 def seen(step: dict[str, Any], start: dict[str, Any]) -> tuple[Optional[float], Optional[float]]:
@@ -163,6 +169,36 @@ def seen(step: dict[str, Any], start: dict[str, Any]) -> tuple[Optional[float], 
     numbers = all(isinstance(value, (int, float)) and value > 0 for value in (tokens, parameters))
     epoch = step.get("epoch")
     return (epoch if isinstance(epoch, (int, float)) else None), (tokens / parameters if numbers else None)
+
+
+def step_text(step: Mapping[str, Any], parameters: int) -> str:
+    """What a progress bar says of a ``step``."""
+    epochs, share = seen(step, {"parameters": parameters})
+    parts = [f"loss {step['loss']:.3f}"] + ([] if epochs is None else [f"epoch {epochs:.2f}"])
+    parts += [] if share is None else [f"{share:.2g} tokens a parameter"]
+    return " · ".join(parts + ([f"{speed:,.0f} tokens/s"] if (speed := step.get("tokens_per_second")) else []))
+
+
+def seconds_a_step(start: Mapping[str, Any], times: Sequence[float], steps: Sequence[float]) -> Optional[float]:
+    """Wall-clock seconds from step to step since the run (re)started, evaluations included; None while unknown."""
+    pairs = [(when, step) for when, step in zip(times, steps) if when >= start.get("time", 0.0)]
+    if len(pairs) < 2 or pairs[-1][1] <= pairs[0][1]:
+        return None
+    return (pairs[-1][0] - pairs[0][0]) / (pairs[-1][1] - pairs[0][1])
+
+
+def seconds_left(start: Mapping[str, Any], last: Mapping[str, Any], steps: int, pace: Optional[float],
+                 now: float) -> Optional[float]:
+    """Until the end of a run's ``steps`` or of its time budget, whichever comes first; None while unknown.
+
+    Args:
+        start, last: its newest ``start`` and ``step``.
+        pace: seconds a step.
+        now: seconds since 1970.
+    """
+    left = [] if pace is None or not (steps and last) else [pace * (steps - last["step"]) - (now - last["time"])]
+    left += [] if start.get("budget") is None else [start["time"] + start["budget"] - now]
+    return max(0.0, min(left)) if left else None
 
 
 def list_runs(folder: Path | str = "runs") -> list[RunSummary]:

@@ -40,6 +40,7 @@ from pangu_lab.parallel.sharding import (gradient_dimensions, is_first_copy, is_
 from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.runs import heartbeat
 from pangu_lab.runs.pipeline_log import PipelineLog
+from pangu_lab.runs.status import step_text
 from pangu_lab.train.evaluation import HeldOutLoss, batch_tensors, held_out_loss
 from pangu_lab.train.fitting import memory_line
 from pangu_lab.train.graph_cache import GraphCache
@@ -413,24 +414,20 @@ class Trainer:
             self.run.event("compile", step=self.step, seconds=event.get("seconds"), graphs_taken=self.graphs.taken)
             for name in ("seconds", "tokens_per_second"):  # these would include the compilation
                 event.pop(name, None)
+        steps = max(self.step, self.timetable.expected(self.config.train, self.step))
+        if self.config.train.minutes is not None:
+            event["steps"] = steps
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
-        self.run.status(state="training", step=self.step)
-        steps = max(self.step, self.timetable.expected(self.config.train, self.step))
-        progress(self.step, steps, _progress_text(kind, event, self.config.model.num_parameters))
+        self.run.status(state="training", step=self.step, steps=steps)
+        progress(self.step, steps, f"overflow, loss scale now {event['loss_scale']:g}" if kind == "overflow"
+                 else step_text(event, self.config.model.num_parameters))
 
 
 def _parameter_of(name: str) -> str:
     """The parameter that an optimizer's state (or a master weight) belongs to."""
     kind, _, rest = name.partition(".")
     return rest if kind in ("adam_m", "adam_v", "muon_m") else name
-
-
-def _progress_text(kind: str, event: dict[str, Any], parameters: int) -> str:
-    if kind == "overflow":
-        return f"overflow, loss scale now {event['loss_scale']:g}"
-    speed, seen = event.get("tokens_per_second"), f"epoch {event['epoch']:.2f}, {event['tokens'] / parameters:.2g} tokens a parameter"
-    return f"loss {event['loss']:.3f} · {seen}" + (f" · {speed:,.0f} tokens/s" if speed else "")
 
 
 # ---------------------------------------------------------------------------------------------------- entry point
@@ -504,16 +501,17 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     if run.owner and not created:
         trainer.watch.resume(trainer.step)
     run.keep_tokenizer(trainer.dataset.tokenizer_folder)
+    deadline = min(_deadline(config.train.max_minutes), time.monotonic() + trainer.timetable.left)
+    budget = None if math.isinf(deadline) else round(deadline - time.monotonic(), 1)
+    tell_budget(progress, budget)
     run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
               preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
               vocab_size=config.model.vocab_size, vocabulary=trainer.dataset.fingerprint,
               characters_per_token=trainer.dataset.characters_per_token,
-              init_from=config.train.init_from, spent=round(trainer.timetable.seconds, 1),
+              init_from=config.train.init_from, budget=budget,
               processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
     if trainer.step == 0:
         trainer.evaluate()
-    deadline = min(_deadline(config.train.max_minutes), time.monotonic() + trainer.timetable.left)
-    tell_budget(progress, None if math.isinf(deadline) else deadline - time.monotonic())
     if trainer.step >= config.train.steps:
         trainer.evaluate()  # no steps left: report the held-out loss
         if config.train is not asked:

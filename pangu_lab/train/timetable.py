@@ -2,8 +2,9 @@
 
 How many steps the time holds is known only while they are made. With "wsd" the rate stays until the time that is left is
 what the cooldown needs; with "cosine" the number of steps is set when the warm-up is over. After that it is set right each
-time that a quarter of the remaining steps is done (with "wsd" without a jump of the rate). Each choice is written to an event and saved in a checkpoint at once: a run
-that resumes goes on with what was chosen. The minutes are the run's: what earlier processes spent counts.
+time that a quarter of the remaining steps is done, with "wsd" without a jump of the rate. Each choice is written to an event
+and saved in a checkpoint at once, so that a run that resumes goes on with it. The minutes are the run's: what earlier
+processes spent counts.
 """
 
 from __future__ import annotations

@@ -103,6 +103,22 @@ def test_what_a_rank_has_to_say_of_the_run_is_told_by_its_launcher(tmp_path):
     assert told == [{"kind": "warning", "text": "step-00000400 is damaged"}]
 
 
+def test_the_bar_of_a_launch_says_what_that_of_a_training_says(tmp_path):
+    told: list[object] = []
+
+    def progress(done, total, text):
+        told.append((done, total, text))
+
+    progress.until = told.append
+    config, plan = prepare(preset("debug"), tmp_path, 1)
+    launcher = Launcher(config, plan, Patience(), print, progress, None, own_port=True)
+    log = EventLog(tmp_path)
+    log.write("start", step=0, steps=20, budget=60.0)
+    log.write("step", step=5, steps=400, loss=5.0, epoch=0.5, tokens=71360, tokens_per_second=1000.0)
+    launcher._report_progress(EventReader(tmp_path))
+    assert told == [60.0, (5, 400, "loss 5.000 · epoch 0.50 · 1 tokens a parameter · 1,000 tokens/s")]
+
+
 def test_what_a_killed_launcher_left_half_written_goes(tmp_path):
     config, plan = prepare(preset("debug"), tmp_path, 1)
     for name in (".launch.json.abcdefgh", ".launch.yaml.abcdefgh", ".launch.yaml.mine"):

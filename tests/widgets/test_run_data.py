@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pangu_lab.identity import own_identity
+from pangu_lab.runs.status import seconds_left
 from widgets.run_data import MAX_BUCKETS, RunFollower
 from widgets.run_state import head_of, log_tail, logs_of
 
@@ -99,20 +100,27 @@ def test_csv_holds_every_step_in_full_and_the_evaluations(written_run):
 
 
 def test_time_left_comes_from_the_last_steps_or_from_the_time_budget(written_run):
-    run = written_run(**{"train.max_minutes": 1000.0})
+    run = written_run()
     for step in range(1, 11):
         run.step(step)
     run.status("training", 10)
     follower = RunFollower(run.folder)
     follower.poll()
-    from widgets.run_state import seconds_left, settings_of
-
     now = follower.last_event["time"] + 3.0
-    assert seconds_left(follower, None, now) == pytest.approx(97.0)
-    config = settings_of(run.folder)
-    assert seconds_left(follower, config, now) == pytest.approx(97.0)
-    short = config.replace(**{"train.max_minutes": 2.0})
-    assert seconds_left(follower, short, now) == pytest.approx(120.0 - 103.0)
+    for budget, left in ((None, 97.0), (1000.0, 97.0), (120.0, 120.0 - 103.0), (60.0, 0.0)):
+        start = {**follower.facts, "budget": budget}
+        assert seconds_left(start, follower.last_step, 20, follower.seconds_a_step(), now) == pytest.approx(left)
+
+
+def test_steps_are_as_many_as_the_run_expects_now(written_run):
+    run = written_run()
+    run.step(1, steps=400)
+    follower = RunFollower(run.folder)
+    follower.poll()
+    assert head_of(follower, None)["steps"] == 400
+    run.write("schedule", step=1, steps=300)
+    follower.poll()
+    assert head_of(follower, None)["steps"] == 300 and follower.facts["preset"] == "debug"
 
 
 def test_a_dead_run_says_at_which_step_and_shows_the_lines_that_help(written_run):
