@@ -19,6 +19,7 @@ from typing import Any
 
 PLAIN_SECONDS = 10.0  # between two progress lines where there is no terminal
 REDRAW_SECONDS = 0.1
+WIDE = 120  # characters; where a terminal has fewer, the bar leaves its room to the words
 _active_bar: _RichBar | None = None
 
 
@@ -132,14 +133,16 @@ class _RichBar:
     def __init__(self, title: str) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.table import Column
 
         self.deadline = math.inf
         self.console = Console(stderr=True)
+        wide = self.console.width >= WIDE
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-            TimeElapsedColumn(), TextColumn("left"), self._remaining_column(),
-            TextColumn("{task.fields[news]}", markup=False),
-            console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stdout.isatty())
+            TextColumn("{task.description}", markup=False, table_column=Column(min_width=len(title))), *([BarColumn(bar_width=24)] if wide else []), MofNCompleteColumn(),
+            *([TimeElapsedColumn()] if wide else []), TextColumn("left"), self._remaining_column(),
+            TextColumn("{task.fields[news]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
+            expand=True, console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stdout.isatty())
         self.task = self.progress.add_task(title, total=None, news="")
         self.done, self.total = 0, None
         self.drawn = 0.0

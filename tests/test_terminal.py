@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pty
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -101,11 +102,11 @@ def test_json_is_one_strict_line_whatever_a_result_holds(capsys):
     assert json.loads(out) == {"folder": "runs/春", "loss": None, "rows": rows}
 
 
-def on_a_terminal(code: str) -> str:
+def on_a_terminal(code: str, columns: int = 120) -> str:
     """What a program shows on a pseudo-terminal."""
     parent, child = pty.openpty()
     process = subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child,
-                               env={**os.environ, "TERM": "xterm", "COLUMNS": "120"})
+                               env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)})
     os.close(child)
     shown = b""
     try:
@@ -133,6 +134,18 @@ terminal.say_json({"done": "好"})
     assert "20/20" in shown and "[tokens]/s" in shown and "prepare [x]" in shown
     assert "春天 [red]half way\r\n" in shown
     assert json.loads(shown[shown.rindex('{"done"'):]) == {"done": "好"}
+
+
+def test_on_a_narrow_terminal_how_far_it_is_and_the_news_stay():
+    shown = on_a_terminal("""
+import time
+from pangu_lab import terminal
+with terminal.progress_bar("train") as progress:
+    for number in range(21):
+        progress(number, 20, "loss 5.250 · 12,345 tokens/s · epoch 0.50 · 1.5 tokens/parameter")
+        time.sleep(0.02)
+""", columns=80)
+    assert "train 20/20 left 0:00:00 loss 5.250 · 12,345 tokens/s · epoch 0.5" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
 
 
 def test_no_more_time_is_promised_than_the_budget_has(capsys, monkeypatch):

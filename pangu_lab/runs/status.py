@@ -9,6 +9,7 @@ clocks of two hosts may differ.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,9 +175,10 @@ def seen(step: dict[str, Any], start: dict[str, Any]) -> tuple[Optional[float], 
 def step_text(step: Mapping[str, Any], parameters: int) -> str:
     """What a progress bar says of a ``step``."""
     epochs, share = seen(step, {"parameters": parameters})
-    parts = [f"loss {step['loss']:.3f}"] + ([] if epochs is None else [f"epoch {epochs:.2f}"])
-    parts += [] if share is None else [f"{share:.2g} tokens a parameter"]
-    return " · ".join(parts + ([f"{speed:,.0f} tokens/s"] if (speed := step.get("tokens_per_second")) else []))
+    speed = step.get("tokens_per_second")
+    parts = ([f"loss {step['loss']:.3f}"], [f"{speed:,.0f} tokens/s"] if speed else [], [] if epochs is None else [f"epoch {epochs:.2f}"],
+             [] if share is None else [f"{share:.2g} tokens/parameter"])
+    return " · ".join(itertools.chain(*parts))
 
 
 def seconds_a_step(start: Mapping[str, Any], times: Sequence[float], steps: Sequence[float]) -> Optional[float]:

@@ -116,7 +116,7 @@ def test_the_bar_of_a_launch_says_what_that_of_a_training_says(tmp_path):
     log.write("start", step=0, steps=20, budget=60.0)
     log.write("step", step=5, steps=400, loss=5.0, epoch=0.5, tokens=71360, tokens_per_second=1000.0)
     launcher._report_progress(EventReader(tmp_path))
-    assert told == [60.0, (5, 400, "loss 5.000 · epoch 0.50 · 1 tokens a parameter · 1,000 tokens/s")]
+    assert told == [60.0, (5, 400, "loss 5.000 · 1,000 tokens/s · epoch 0.50 · 1 tokens/parameter")]
 
 
 def test_what_a_killed_launcher_left_half_written_goes(tmp_path):

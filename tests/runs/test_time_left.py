@@ -60,5 +60,5 @@ def test_tables_of_runs_have_epochs_and_time_left_and_no_column_that_is_empty(go
 
 def test_what_a_bar_says_of_a_step():
     step = {"step": 3, "loss": 5.25, "epoch": 0.5, "tokens": 3000, "tokens_per_second": 1234.5}
-    assert step_text(step, 2000) == "loss 5.250 · epoch 0.50 · 1.5 tokens a parameter · 1,234 tokens/s"
+    assert step_text(step, 2000) == "loss 5.250 · 1,234 tokens/s · epoch 0.50 · 1.5 tokens/parameter"
     assert step_text({"step": 1, "loss": 5.25}, 2000) == "loss 5.250"
