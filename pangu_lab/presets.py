@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig, config_from_dict
+from pangu_lab.config import DataConfig, ModelConfig, ParallelConfig, RunConfig, TrainConfig, all_keys, config_from_dict
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.ranges import shown
 from pangu_lab.reading import read_yaml
@@ -168,6 +169,14 @@ def describe(name: str) -> str:
     if name in ALIASES:
         line += " (the reference calls this configuration '1.3B')"
     return line
+
+
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Dotted keys in which ``config`` differs from the preset it names, with their values."""
+    base = preset(config.preset) if config.preset in PRESETS else RunConfig()
+    ours, theirs = config.to_dict(), base.to_dict()
+    pairs = (key.split(".") for key in all_keys(config))
+    return {f"{section}.{name}": ours[section][name] for section, name in pairs if ours[section][name] != theirs[section][name]}
 
 
 def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:

@@ -9,19 +9,10 @@ from typing import Any, Optional, Union
 
 import yaml
 
-from pangu_lab.config import RunConfig, all_keys
-from pangu_lab.presets import PRESETS, preset
+from pangu_lab.config import RunConfig
+from pangu_lab.presets import PRESETS, changed_settings
 
 Folder = Union[Path, str]
-
-
-def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """Dotted keys in which ``config`` differs from the preset it names, with their values."""
-    base = preset(config.preset) if config.preset in PRESETS else RunConfig()
-    ours, theirs = config.to_dict(), base.to_dict()
-    pairs = (key.split(".") for key in all_keys(config))
-    return {f"{section}.{name}": ours[section][name] for section, name in pairs
-            if ours[section][name] != theirs[section][name]}
 
 
 def launch_words(config: RunConfig, run: Folder, restarts: int = 0) -> list[str]:

@@ -19,11 +19,11 @@ from pangu_lab.data import vocabulary_of
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
 from pangu_lab.planner import HARDWARE, estimate
-from pangu_lab.presets import PRESETS, preset
+from pangu_lab.presets import PRESETS, changed_settings, preset
 from pangu_lab.ranges import shown
 from pangu_lab.reading import parse_yaml
 from widgets.base import LabWidget, escape, still_block
-from widgets.command import changed_settings, command_text, launch_words, value_text
+from widgets.command import command_text, launch_words, value_text
 
 
 def field_kind(key: str, hint: Any) -> str:

@@ -102,6 +102,12 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
     return apply_overrides(config, {**parse_overrides(args.set), **own})
 
 
+def given_settings(args: argparse.Namespace) -> list[str]:
+    """The options for settings as they were given."""
+    words = [word for option in ("preset", "config") if (value := getattr(args, option, None)) for word in (f"--{option}", value)]
+    return words + [word for item in args.set for word in ("--set", item)]
+
+
 def training_settings(args: argparse.Namespace, run: Path, fallback: Path, **values: Any) -> RunConfig:
     """``settings`` of a verb that trains; the size of the vocabulary is the data set's where it is not set.
 

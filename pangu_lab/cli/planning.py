@@ -6,7 +6,7 @@ import argparse
 import shlex
 from typing import Any, Optional
 
-from pangu_lab.cli.common import add_settings, add_verb, finish, settings
+from pangu_lab.cli.common import add_settings, add_verb, finish, given_settings, settings
 from pangu_lab.config import RunConfig
 from pangu_lab.terminal import say, table
 
@@ -49,7 +49,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if found.chosen is not None:
         changes = [word for key, value in found.chosen.settings().items() if value != _value(config, key)
                    for word in ("--set", f"{key}={_yaml(value)}")]
-        say("use it with: " + shlex.join(["pangu-lab", "launch", *_origin(args), "--set",
+        say("use it with: " + shlex.join(["pangu-lab", "launch", *given_settings(args), "--set",
                                            f"data.batch_size={found.batch}", *changes, "--run", "DIR", "--data", "DIR"]))
     return finish(args, found, code=0 if found.chosen is not None else 1)
 
@@ -64,13 +64,6 @@ def _memory(args: argparse.Namespace, devices: int) -> Optional[int]:
     from pangu_lab import memory
 
     return memory.total() // max(devices, 1)  # processes of one machine share it
-
-
-def _origin(args: argparse.Namespace) -> list[str]:
-    """The settings' options as they were given on the command line."""
-    words = [word for option, value in (("--preset", args.preset), ("--config", args.config)) if value
-             for word in (option, value)]
-    return words + [word for item in args.set for word in ("--set", item)]
 
 
 def _value(config: RunConfig, key: str) -> Any:
