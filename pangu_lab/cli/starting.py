@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, finish
+from pangu_lab.cli.common import add_verb, finish, given_settings
 from pangu_lab.cli.text import add_reading, reading
-from pangu_lab.cli.training import held_out
+from pangu_lab.cli.training import best_line, ending
 from pangu_lab.config import parse_overrides
 from pangu_lab.errors import InputError
 from pangu_lab.reading import read_yaml
-from pangu_lab.terminal import complain, progress_bar, say
+from pangu_lab.terminal import complain, one_line, progress_bar, say
 
-
-MADE = {"train.minutes": "--minutes", "data.path": "the text", "data.eval_path": "the text", "tokenizer.path": "the text"}
+GOES_ON = {"signal": "stopped: the same command goes on", "stop file": "stopped: the same command goes on",
+           "time budget": "the minutes were over before the learning rate had reached its end: the same command with more goes on"}
 
 
 def register(verbs: Any) -> None:
@@ -58,18 +59,16 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(values, dict) or values.pop("preset", BASE) != BASE:
         raise InputError(f"{args.config}: must hold sections such as 'model:', and no preset but {BASE}, whose recipe is fitted; "
                          "`pangu-lab train` trains the others")
-    changes = {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
-               for key, value in content.items()} | parse_overrides(args.set)
-    for key, instead in MADE.items():
-        if key in changes:
-            raise InputError(f"{key} comes from {instead}: leave it out")
-    return changes
+    return {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
+            for key, value in content.items()} | parse_overrides(args.set)
 
 
 def run_advise(args: argparse.Namespace) -> int:
     from pangu_lab.files import write_text_atomic
     from pangu_lab.start import advise, tell
 
+    if args.yaml and Path(args.yaml).exists():
+        raise InputError(f"{args.yaml} is there already: give another name for --yaml")
     with progress_bar("advise") as progress:
         advice = advise(**_given(args), progress=progress)
     tell(advice, say)
@@ -78,8 +77,9 @@ def run_advise(args: argparse.Namespace) -> int:
         say(f"settings: {args.yaml}")
     else:
         say("settings (--yaml FILE writes them):\n" + "".join(f"  {line}\n" for line in advice.yaml().splitlines()).rstrip())
-    say(f"next: {advice.command()}")
-    return finish(args, advice.to_dict())
+    command = advice.command(*(["--config", args.yaml] if args.yaml else given_settings(args)))
+    say(f"next: {command}")
+    return finish(args, {**advice.to_dict(), "command": command})
 
 
 def run_start(args: argparse.Namespace) -> int:
@@ -96,9 +96,13 @@ def run_start(args: argparse.Namespace) -> int:
     result = started.result
     for note in result.notes:
         say(note)
-    say(f"{result.reason} at step {result.step}: loss {result.loss:.3f}{held_out(result)}")
+    for prompt, text in started.samples:
+        say(f"sample: {one_line(prompt)} ▸ {one_line(text)}")
+    say(ending(result))
     if started.model.endswith("@best"):
-        say(f"best: held-out loss {result.best.loss:.3f} at step {result.best.step}, which is the one to take")
+        say(best_line(result.best, started.model))
+    if result.reason in GOES_ON:
+        say(GOES_ON[result.reason])
     say("next:\n" + "\n".join(f"  {command}" for command in started.commands))
     return finish(args, {"folder": str(started.folder), "model": started.model, "result": result, "samples": started.samples,
                          "commands": started.commands})

@@ -15,6 +15,7 @@ from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, one_line, progress_bar, say, table
 
 if TYPE_CHECKING:
+    from pangu_lab.checkpoint.best import Best
     from pangu_lab.runs import RunSummary
 
 SECONDS = 1.0  # how often --follow polls
@@ -76,7 +77,7 @@ def run_train(args: argparse.Namespace) -> int:
         for line in still_high(config, result.step):
             say(line)
     if result.best is not None and result.best.step != result.step:
-        say(f"best: held-out loss {result.best.loss:.3f} at step {result.best.step}, kept: --from {args.run}@best")
+        say(best_line(result.best, f"{args.run}@best"))
     for line in memory_lines(run):
         say(line)
     return finish(args, result)
@@ -97,6 +98,11 @@ def ending(result: Any) -> str:
     """How a training ended, in a line; one that had no step left to make has no loss."""
     loss = [] if math.isnan(result.loss) else [f"loss {result.loss:.3f}"]
     return f"{result.reason} at step {result.step}: " + ", ".join(loss + _held_out(result))
+
+
+def best_line(best: Best, name: str) -> str:
+    """Which step had the lowest held-out loss, and how to name its checkpoint."""
+    return f"best: held-out loss {best.loss:.3f}, perplexity {math.exp(best.loss):.2f} at step {best.step}, kept: --from {name}"
 
 
 def _held_out(result: Any) -> list[str]:

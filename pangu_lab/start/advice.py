@@ -18,10 +18,10 @@ from typing import Any, Optional
 
 import yaml
 
-from pangu_lab.config import RunConfig, all_keys
+from pangu_lab.config import RunConfig
 from pangu_lab.corpus import Inputs, Reading
 from pangu_lab.errors import InputError
-from pangu_lab.presets import preset
+from pangu_lab.presets import changed_settings, preset
 from pangu_lab.progress import Progress, silent
 from pangu_lab.start.splitting import Look, look_at
 from pangu_lab.start.timing import measured_speed
@@ -33,12 +33,15 @@ PARAMETERS_A_TOKEN = 20  # of the layers, for each token of the text, at most: l
 EPOCHS = 20  # at most; after about so many a small model knows a small text by heart
 SEQUENCE, BATCHES, STEPS = 128, (32, 16, 8), 300  # the largest batch with which so many steps fit into the time
 GUESS = 60e9  # floating-point operations a second and core, before anything is measured
-EVALUATIONS = 10  # in a run
+EVALUATIONS, PATIENCE = 10, 5  # in a run; in a row without a gain, before it ends
 COMPILING = 12.0  # seconds before the second step, with the starts of the processes
 READING = 2e-5  # seconds a character: vocabulary and data sets
 LARGEST_CHARACTERS, LARGEST = 6000, 8000  # pieces of a vocabulary of characters, and of one of longer pieces
 CHARACTERS = 5_000_000  # of Chinese text up to which single characters are taken
+AGAIN = 5.0  # readings after the first that are worth about a new text each
 A_PIECE = {True: 1.45, False: 3.0}  # characters in a longer piece, of Chinese text and of other
+
+MADE = {"train.minutes": "--minutes", "data.path": "the text", "data.eval_path": "the text", "tokenizer.path": "the text"}
 
 Measure = Callable[[RunConfig], float]
 
@@ -77,19 +80,23 @@ class Advice:
     reasons: tuple[str, ...]
     reading: Reading = field(default_factory=lambda: Reading(documents="file"))
 
-    def command(self) -> str:
-        """What to type to do it."""
+    def command(self, *settings: str) -> str:
+        """What to type to do it; ``settings`` are the options with which they were given."""
         words = ["pangu-lab", "start", *self.inputs, "--minutes", f"{self.minutes:g}", *reading_words(self.reading)]
-        return shlex.join(words + (["--out", self.out] if self.out != default_folder(self.inputs) else []))
+        return shlex.join([*words, *(["--out", self.out] if self.out != default_folder(self.inputs) else []), *settings])
 
     def yaml(self) -> str:
         """The settings in which it differs from the preset it is laid over, as a file for ``--config``."""
-        return yaml_of(self.config)
+        values: dict[str, Any] = {"preset": self.config.preset}
+        for key, value in changed_settings(self.config.replace(**{"train.minutes": None})).items():  # those are --minutes
+            section, _, name = key.partition(".")
+            values.setdefault(section, {})[name] = value
+        return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         plain = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("config", "reading")}
-        return {**plain, "command": self.command(), "yaml": self.yaml()}
+        return {**plain, "yaml": self.yaml()}
 
 
 def advise(inputs: Inputs, minutes: float, *, out: Optional[str] = None, how: Optional[Reading] = None,
@@ -105,18 +112,28 @@ def advise(inputs: Inputs, minutes: float, *, out: Optional[str] = None, how: Op
         measure: gives tokens a second of a configuration; by default it is trained for a few seconds.
 
     Raises:
-        InputError: the text cannot be read, or is too short.
+        InputError: the text cannot be read, or is too short; or settings cannot be given, or do not go together.
     """
+    check(minutes, changes or {})
     how = how or Reading(documents="file")
     look = look_at(inputs, how, progress)
     return advice_of(look, names_of(inputs), minutes, out=out, how=how, changes=changes, measure=measure, progress=progress)
 
 
+def check(minutes: float, changes: dict[str, Any]) -> None:
+    """Raise InputError for minutes that are none, and for settings that cannot be given."""
+    if not minutes > 0.0 or not math.isfinite(minutes):
+        raise InputError(f"minutes={minutes:g} must be above 0")
+    for key in changes:
+        if key.startswith("parallel."):
+            raise InputError(f"{key}: one process trains here; `pangu-lab launch` trains with several, on data sets that are there")
+        if key in MADE:
+            raise InputError(f"{key} comes from {MADE[key]}: leave it out")
+
+
 def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optional[str] = None, how: Reading,
               changes: Optional[dict[str, Any]] = None, measure: Optional[Measure] = None, progress: Progress = silent) -> Advice:
     """As ``advise``, for a text that was looked at."""
-    if not minutes > 0.0 or not math.isfinite(minutes):
-        raise InputError(f"minutes={minutes:g} must be above 0")
     changes = dict(changes or {})
     kind, pieces, a_token, why = _vocabulary(look)
     pieces = changes.pop("model.vocab_size", pieces)
@@ -128,7 +145,7 @@ def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optio
     tokens = min(most, fits)
     config = _scheduled(config, tokens, most, minutes, changes)
     a_step = config.data.batch_size * config.data.seq_length
-    bits, bigrams = _expected(look, tokens)
+    bits, bigrams = _expected(look, tokens, learned)
     reasons = (*why, *_why_this_size(config, speed, learned, tokens, most, fits, minutes),
                f"to expect: a table of pairs of characters, counted in the text, needs {bigrams:.2f} bits for a character of the held-out "
                f"part; a model that has read {tokens / 1e6:.2g} million tokens about {sum(bits) / 2 / bigrams:.0%} of that", *look.notes)
@@ -160,15 +177,13 @@ def _vocabulary(look: Look) -> tuple[str, int, float, list[str]]:
 def _sized(pieces: int, seconds: float, learned: int, changes: dict[str, Any], measure: Measure) -> tuple[RunConfig, float]:
     """The largest model for which the time and the text suffice, and its speed: a guess, a measurement, a better guess."""
     work, timed = GUESS * _cores(), {}
-    for _ in range(2):
+    while True:
         config = _choice(pieces, seconds, learned, changes, work)
         size = (config.model.hidden_size, config.model.num_layers)
-        if size not in timed:
-            timed[size] = measure(config)
-            work = timed[size] * _operations(config)
-    if size not in timed:
+        if size in timed:
+            return config, timed[size]
         timed[size] = measure(config)
-    return config, timed[size]
+        work = timed[size] * _operations(config)
 
 
 def _choice(pieces: int, seconds: float, learned: int, changes: dict[str, Any], work: float) -> RunConfig:
@@ -224,7 +239,8 @@ def _scheduled(config: RunConfig, tokens: float, most: float, minutes: float, ch
     dropout = 0.1 if tokens > 0.25 * most else 0.0  # from several epochs on
     return config.replace(**{"train.steps": max(2, round(min(most, 3 * tokens) / a_step)), "train.minutes": minutes,
                              "train.warmup_steps": max(1, min(50, steps // 8)), "train.eval_every": often,
-                             "train.checkpoint_every": often, "train.eval_batches": 10_000, "train.log_every": 1 if steps < 2000 else 10,
+                             "train.checkpoint_every": often, "train.eval_batches": 10_000, "train.patience": PATIENCE,
+                             "train.log_every": 1 if steps < 2000 else 10,
                              "model.dropout_rate": dropout, "train.sample_tokens": 60, "sampling.temperature": 0.8,
                              "sampling.top_p": 0.9, **changes})
 
@@ -233,22 +249,27 @@ def _why_this_size(config: RunConfig, speed: float, learned: int, tokens: float,
                    minutes: float) -> list[str]:
     model = config.model
     lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains it with "
-             f"{speed:,.0f} tokens/s, so that {minutes:g} minutes hold {fits / 1e6:.2g} million, {fits / model.num_parameters:.2g} a "
+             f"{speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, {fits / model.num_parameters:.2g} a "
              f"parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or is too large for the text",
              f"epochs: the part to learn from is read {tokens / max(learned, 1):.2g} times"]
     if fits > 1.1 * most:
         lines.append(f"the text is the limit, not the time: after {EPOCHS} epochs a model learns it by heart; about "
-                     f"{minutes * most / fits:.1f} of the {minutes:g} minutes are needed, and more text would help")
+                     f"{minutes * most / fits:.1f} of {_minutes(minutes)} are needed, and more text would help")
     return lines
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:g} minute" + "s" * (minutes != 1.0)
 
 
 # ------------------------------------------------------------------------------------------------- what to expect
 
 
-def _expected(look: Look, tokens: float) -> tuple[tuple[float, float], float]:
+def _expected(look: Look, tokens: float, learned: int) -> tuple[tuple[float, float], float]:
     """Bits per character to expect, (low, high), and those of the bigram model."""
     bigrams = bigram_bits(*look.sample)
-    middle = bigrams * share_of_bigrams(tokens)
+    again = max(0.0, tokens / learned - 1.0)  # what is read again teaches less each time
+    middle = bigrams * share_of_bigrams(min(tokens, learned * (1.0 + AGAIN * (1.0 - math.exp(-again / AGAIN)))))
     return (0.94 * middle, 1.06 * middle), bigrams
 
 
@@ -290,8 +311,10 @@ def names_of(inputs: Inputs) -> tuple[str, ...]:
 
 
 def default_folder(inputs: tuple[str, ...]) -> str:
-    """``runs/novel`` for ``books/novel.txt``."""
-    return str(Path("runs") / (Path(inputs[0]).name.split(".")[0] or "text"))
+    """``runs/novel`` for ``books/novel.txt``, ``runs/books`` for ``books/*.txt``."""
+    path = Path(inputs[0])
+    name = (path.parent if set(path.name) & set("*?[") else path).name
+    return str(Path("runs") / (name.split(".")[0] or "text"))
 
 
 def reading_words(how: Reading) -> list[str]:
@@ -302,14 +325,3 @@ def reading_words(how: Reading) -> list[str]:
         if name != "documents":
             words += [option] if value is True else [option, str(value)]
     return words + ([] if how.documents == "file" else ["--documents", how.documents])
-
-
-def yaml_of(config: RunConfig) -> str:
-    """The settings that are not as in the preset, under its name."""
-    values: dict[str, Any] = {"preset": config.preset}
-    ours, theirs = config.replace(**{"train.minutes": None}).to_dict(), preset(config.preset).to_dict()  # those are --minutes
-    for key in all_keys(config):
-        section, _, name = key.partition(".")
-        if ours[section][name] != theirs[section][name]:
-            values.setdefault(section, {})[name] = ours[section][name]
-    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)

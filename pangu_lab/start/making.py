@@ -12,7 +12,6 @@ Each appears when it is complete; what an interrupted call has made is not made 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shlex
 import time
@@ -31,7 +30,7 @@ from pangu_lab.progress import Progress, silent
 from pangu_lab.reading import read_json
 from pangu_lab.runs import read_curves
 from pangu_lab.schema import Schema, Seconds
-from pangu_lab.start.advice import Advice, Measure, advice_of, default_folder, names_of
+from pangu_lab.start.advice import Advice, Measure, advice_of, check, default_folder, names_of
 from pangu_lab.start.splitting import PARTS, Look, look_at, split_text
 from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 
@@ -86,6 +85,7 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
     """
     from pangu_lab.train import train
 
+    check(minutes, changes or {})
     begun, how = time.monotonic(), how or Reading(documents="file")
     names = names_of(inputs)
     folder = Path(out or default_folder(names))
@@ -102,9 +102,10 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
         config = config.replace(**{"train.minutes": round(left, 4)})
         write_json_atomic(folder / NOTE, {**note, "spent": round(60.0 * (minutes - left), 1)})
         write_text_atomic(folder / SETTINGS, config.to_yaml())
-    say(f"training: {config.model.num_parameters:,} parameters, {config.train.minutes:.1f} minutes are left for it; the first step compiles")
+    say(f"training: {config.model.num_parameters:,} parameters, {config.train.minutes or 0.0:.1f} minutes for it; the first step "
+        "compiles")
     result = train(config, folder / "run", progress=progress)
-    return _told(folder, result, say)
+    return _told(folder, result)
 
 
 def tell(advice: Advice, say: Say) -> None:
@@ -114,8 +115,9 @@ def tell(advice: Advice, say: Say) -> None:
         f"{advice.heldout:,} characters are held out, to measure on text that was not learned")
     for reason in advice.reasons:
         say(reason)
-    say(f"proposed: {advice.steps:,} steps of {advice.config.data.batch_size} × {advice.config.data.seq_length} tokens; expect {low:.1f} "
-        f"to {high:.1f} bits per character held out, a perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
+    say(f"proposed: {advice.steps:,} steps of {advice.config.data.batch_size} × {advice.config.data.seq_length} tokens, and at most "
+        f"{advice.config.train.steps:,} if they are made quicker than now; expect {low:.1f} to {high:.1f} bits per character held out, "
+        f"a perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
 
 
 # ------------------------------------------------------------------------------------------------------ the folder
@@ -144,7 +146,7 @@ def _only_logs(folder: Path) -> bool:
 
 def _again(folder: Path, note: dict[str, Any], minutes: float, changes: dict[str, Any], say: Say) -> RunConfig:
     """The settings of an interrupted start, with the minutes that are given now."""
-    config = load_yaml(folder / SETTINGS).replace(**changes)
+    config = load_yaml(folder / SETTINGS).replace(**_places(folder), **changes)
     say(f"{folder}: goes on with what is there")
     if minutes == note["minutes"]:
         return config
@@ -167,8 +169,12 @@ def _make_data(folder: Path, advice: Advice, look: Look, progress: Progress, say
                            how=ROWS, pad_last=True, progress=progress)
             say(f"{made.folder}: {made.tokens:,} tokens in {made.records:,} records, {made.unknown_tokens / made.tokens:.2%} unknown")
     prompts = config.train.sample_prompts or _beginnings(folder / "text" / "heldout.jsonl")
-    return config.replace(**{"model.vocab_size": tokenizer.vocab_size, "data.path": str(folder.absolute() / "train"),
-                             "data.eval_path": str(folder.absolute() / "heldout"), "train.sample_prompts": prompts})
+    return config.replace(**{"model.vocab_size": tokenizer.vocab_size, "train.sample_prompts": prompts}, **_places(folder))
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """The settings that say where the data sets are, which the folder can be moved with."""
+    return {"data.path": str(folder.absolute() / "train"), "data.eval_path": str(folder.absolute() / "heldout")}
 
 
 def _beginnings(path: Path) -> tuple[str, ...]:
@@ -186,22 +192,16 @@ def _beginnings(path: Path) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- the end
 
 
-def _told(folder: Path, result: TrainResult, say: Say) -> Started:
+def _told(folder: Path, result: TrainResult) -> Started:
     run = folder / "run"
     best = result.best
     better = best is not None and result.eval_loss is not None and best.loss < result.eval_loss
     model = f"{run}@best" if better else str(run)
     samples = read_curves(run).samples
-    shown = [item for item in samples if item["step"] == (best.step if better and best else result.step)] or samples[-PROMPTS:]
-    for item in shown:
-        say(f"sample at step {item['step']}: {item['prompt']} ▸ {_line(item['text'])}")
+    shown = [item for item in samples if item["step"] == (best.step if better and best else result.step)] or samples
+    shown = list({item["prompt"]: item for item in shown}.values())[-PROMPTS:]
     prompt = shown[0]["prompt"] if shown else "春天"
     commands = (shlex.join(["pangu-lab", "generate", "--from", model, "--prompt", prompt]),
                 shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(folder / "heldout")]),
                 shlex.join(["pangu-lab", "serve", "--from", model]))
-    return Started(folder, model, dataclasses.replace(result), tuple((item["prompt"], item["text"]) for item in shown), commands)
-
-
-def _line(text: str) -> str:
-    """A model's text for a terminal: one line, and nothing that a terminal obeys."""
-    return "".join(letter if letter.isprintable() else "↵" if letter == "\n" else "�" for letter in text)
+    return Started(folder, model, result, tuple((item["prompt"], item["text"]) for item in shown), commands)

@@ -1,7 +1,8 @@
 """A text in two parts: one to learn from, and one that is held out, so that no text stands in both.
 
 Many documents are divided by a hash of their content: copies of a document fall on one side. Of few long ones, such as a
-novel, the last part of each is held out, in whole paragraphs; those that also stand in the rest are left out of it.
+novel, stretches from several places are held out (the end alone may be notes or an afterword), in whole paragraphs; those
+that also stand in the rest are left out of them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ PARTS = ("train", "heldout")
 SHARE, FEWEST, MOST = 0.05, 5_000, 30_000  # of the characters, but from so many to so many: an evaluation reads them all
 LEAST = 200  # characters that a text has at least
 MANY = 50  # documents that can be divided by their hash
+STRETCH, STRETCHES = 2_000, 8  # characters of a held-out stretch of a long document at least, and how many of them at most
 REPEATED = 16  # characters of a paragraph that is long enough to be a copy
 SEEN = 1_500_000  # characters that are kept to be looked at closely
 _SENTENCE = re.compile(r"[^。！？.!?]*[。！？.!?]+[”’」』\"']*|[^。！？.!?]+$")
@@ -150,25 +152,34 @@ def _divided(look: Look, documents: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield PARTS[_hash(document) <= look.border], document
         return
     learned: set[int] = set()
-    last_parts = []
-    for document in documents:
-        first, last = _cut(document, look.share)
+    held_out = []
+    for first, last in (cut for document in documents for cut in _cuts(document, look.share)):
         learned.update(hash(line) for line in first.split("\n") if len(line) >= REPEATED)
-        last_parts.append(last)
+        held_out.append(last)
         yield "train", first
-    for last in last_parts:
+    for last in held_out:
         lines = [line for line in last.split("\n") if hash(line) not in learned]
         if any(line.strip() for line in lines):
             yield "heldout", "\n".join(lines)
 
 
-def _cut(document: str, share: float) -> tuple[str, str]:
-    """The first part of a document and the last, of about ``share``, in whole paragraphs; in sentences where it has but one."""
+def _cuts(document: str, share: float) -> Iterator[tuple[str, str]]:
+    """Sections of a document, each as a first part and a last of about ``share``, in whole paragraphs; in sentences where it has
+    but one."""
     joint, pieces = "\n", document.split("\n")
     if len(pieces) < 2 or len(pieces[-1]) > 4 * share * len(document) and len(pieces) < 10:
         joint, pieces = "", _SENTENCE.findall(document)
-    held, count = 0, 0
-    while count < len(pieces) - 1 and held < share * len(document):
+    groups: list[list[str]] = [[] for _ in range(max(1, min(STRETCHES, int(share * len(document) / STRETCH))))]
+    done = 0
+    for piece in pieces:
+        groups[min(len(groups) - 1, done * len(groups) // max(1, len(document)))].append(piece)
+        done += len(piece) + len(joint)
+    yield from (_cut(joint, group, share) for group in groups if group)
+
+
+def _cut(joint: str, pieces: list[str], share: float) -> tuple[str, str]:
+    held, count, whole = 0, 0, sum(len(piece) + len(joint) for piece in pieces)
+    while count < len(pieces) - 1 and held < share * whole:
         count += 1
         held += len(pieces[-count]) + len(joint)
     return joint.join(pieces[:len(pieces) - count]), joint.join(pieces[len(pieces) - count:]) if count else ""

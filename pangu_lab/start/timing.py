@@ -39,9 +39,12 @@ def measured_speed(config: RunConfig) -> float:
         write_text_atomic(path, config.to_yaml())
         root = str(Path(__file__).resolve().parent.parent.parent)
         modules = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-        done = subprocess.run([sys.executable, "-m", "pangu_lab.start.timing", str(path)], capture_output=True, text=True,
-                              timeout=LIMIT, stdin=subprocess.DEVNULL,
-                              env={**os.environ, "PYTHONPATH": modules, "GLOG_v": os.environ.get("GLOG_v", "3")})
+        try:
+            done = subprocess.run([sys.executable, "-m", "pangu_lab.start.timing", str(path)], capture_output=True, text=True,
+                                  timeout=LIMIT, stdin=subprocess.DEVNULL,
+                                  env={**os.environ, "PYTHONPATH": modules, "GLOG_v": os.environ.get("GLOG_v", "3")})
+        except subprocess.TimeoutExpired:
+            raise InputError(f"a few steps of the proposed model take more than {LIMIT:g} s here: give smaller sizes") from None
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise InputError(f"a step of the proposed model could not be timed: {said[-1]}")
