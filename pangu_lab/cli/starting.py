@@ -35,7 +35,7 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", default=[], metavar="GLOB", help="the same")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M",
                         help="for everything, from the text to the end of training (default %(default)g)")
-    parser.add_argument("--out", metavar="DIR", help="the folder of all that is made (default runs/NAME, after the text)")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder, with all that is made (default runs/NAME, after the text)")
     add_reading(parser, "file")
     group = parser.add_argument_group("settings")
     group.add_argument("--config", metavar="FILE.yaml", help="settings from a file; what it does not say is fitted")
@@ -104,5 +104,5 @@ def run_start(args: argparse.Namespace) -> int:
     if result.reason in GOES_ON:
         say(GOES_ON[result.reason])
     say("next:\n" + "\n".join(f"  {command}" for command in started.commands))
-    return finish(args, {"folder": str(started.folder), "model": started.model, "result": result, "samples": started.samples,
+    return finish(args, {"run": str(started.run), "model": started.model, "result": result, "samples": started.samples,
                          "commands": started.commands})

@@ -1,11 +1,11 @@
 """A text to a trained model in one step: ``start``.
 
-    FOLDER/start.json            which text it is, and how much time was spent before training
-    FOLDER/text/                 train.jsonl and heldout.jsonl: no text stands in both
-    FOLDER/tokenizer/            learned from the first of them
-    FOLDER/train/, heldout/      the data sets
-    FOLDER/start.yaml            the settings, fitted to the text, the machine and the minutes
-    FOLDER/run/                  the run
+    RUN/                         the run, as any other
+    RUN/start/note.json          which text it is, and how much time was spent before training
+    RUN/start/text/              train.jsonl and heldout.jsonl: no text stands in both
+    RUN/start/tokenizer/         learned from the first of them
+    RUN/start/train/, heldout/   the data sets
+    RUN/start/settings.yaml      fitted to the text, the machine and the minutes
 
 Each appears when it is complete; what an interrupted call has made is not made again, and training goes on where it stopped.
 """
@@ -37,7 +37,7 @@ from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
 if TYPE_CHECKING:
     from pangu_lab.train import TrainResult
 
-NOTE, SETTINGS = "start.json", "start.yaml"
+FOLDER, NOTE, SETTINGS = "start", "note.json", "settings.yaml"  # the first in the run's folder
 PROMPTS, PROMPT = 2, 12  # how many beginnings of held-out paragraphs are continued, and how many characters they have at most
 ROWS = Reading("jsonl")
 Say = Callable[[str], None]
@@ -59,7 +59,7 @@ class Started:
         commands: what to type next.
     """
 
-    folder: Path
+    run: Path
     model: str
     result: TrainResult
     samples: tuple[tuple[str, str], ...]
@@ -73,7 +73,7 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
 
     Args:
         inputs: files, patterns, folders or archives.
-        out: the folder; ``runs/NAME`` after the first input by default. What is there of an interrupted call is kept.
+        out: the run's folder; ``runs/NAME`` after the first input by default. What is there of an interrupted call is kept.
         how: how files become documents; by default a file of prose is one document.
         changes: settings by dotted key that are given; the others are fitted, see ``advise``.
         measure: see ``advise``.
@@ -88,13 +88,14 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
     check(minutes, changes or {})
     begun, how = time.monotonic(), how or Reading(documents="file")
     names = names_of(inputs)
-    folder = Path(out or default_folder(names))
+    run = Path(out or default_folder(names))
+    folder = run / FOLDER
     look = look_at(inputs, how, progress)
-    note = _open(folder, look, minutes)
+    note = _open(run, look, minutes)
     if (folder / SETTINGS).is_file():
         config = _again(folder, note, minutes, changes or {}, say)
     else:
-        advice = advice_of(look, names, minutes, out=str(folder), how=how, changes=changes, measure=measure, progress=progress)
+        advice = advice_of(look, names, minutes, out=str(run), how=how, changes=changes, measure=measure, progress=progress)
         tell(advice, say)
         config = _make_data(folder, advice, look, progress, say)
         spent = time.monotonic() - begun
@@ -104,8 +105,7 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
         write_text_atomic(folder / SETTINGS, config.to_yaml())
     say(f"training: {config.model.num_parameters:,} parameters, {config.train.minutes or 0.0:.1f} minutes for it; the first step "
         "compiles")
-    result = train(config, folder / "run", progress=progress)
-    return _told(folder, result)
+    return _told(run, train(config, run, progress=progress))
 
 
 def tell(advice: Advice, say: Say) -> None:
@@ -123,31 +123,26 @@ def tell(advice: Advice, say: Say) -> None:
 # ------------------------------------------------------------------------------------------------------ the folder
 
 
-def _open(folder: Path, look: Look, minutes: float) -> dict[str, Any]:
-    """Make the folder, or take one of the same text; its note."""
-    path = folder / NOTE
+def _open(run: Path, look: Look, minutes: float) -> dict[str, Any]:
+    """Make the folders, or take those of the same text; their note."""
+    path = run / FOLDER / NOTE
     if path.is_file():
         note = read_json(path, "the note of `pangu-lab start`", _Note, "give another --out")
         if note["text"] != look.identity:
-            raise InputError(f"{folder} was made of another text, or of one that was read in another way: give another --out")
+            raise InputError(f"{run} was made of another text, or of one that was read in another way: give another --out")
         return note
-    if folder.exists() and (not folder.is_dir() or not _only_logs(folder)):
-        raise InputError(f"{folder} is there and was not made by `pangu-lab start`: give another --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    if run.exists() and (not run.is_dir() or {found.name for found in run.iterdir()} - {"logs", FOLDER}):
+        raise InputError(f"{run} is there and was not made by `pangu-lab start`: give another --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
     note = {"text": look.identity, "minutes": minutes}
     write_json_atomic(path, note)
     return note
 
 
-def _only_logs(folder: Path) -> bool:
-    """Whether nothing is there but the log of whoever began this, as a notebook does."""
-    return all(path.relative_to(folder).parts[:2] in (("run",), ("run", "logs")) for path in folder.rglob("*"))
-
-
 def _again(folder: Path, note: dict[str, Any], minutes: float, changes: dict[str, Any], say: Say) -> RunConfig:
     """The settings of an interrupted start, with the minutes that are given now."""
     config = load_yaml(folder / SETTINGS).replace(**_places(folder), **changes)
-    say(f"{folder}: goes on with what is there")
+    say(f"{folder.parent}: goes on with what is there")
     if minutes == note["minutes"]:
         return config
     return config.replace(**{"train.minutes": max(0.0, minutes - note.get("spent", 0.0) / 60.0)})
@@ -174,7 +169,7 @@ def _make_data(folder: Path, advice: Advice, look: Look, progress: Progress, say
 
 def _places(folder: Path) -> dict[str, str]:
     """The settings that say where the data sets are, which the folder can be moved with."""
-    return {"data.path": str(folder.absolute() / "train"), "data.eval_path": str(folder.absolute() / "heldout")}
+    return {key: str(folder.absolute() / part) for key, part in zip(("data.path", "data.eval_path"), PARTS)}
 
 
 def _beginnings(path: Path) -> tuple[str, ...]:
@@ -192,8 +187,7 @@ def _beginnings(path: Path) -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- the end
 
 
-def _told(folder: Path, result: TrainResult) -> Started:
-    run = folder / "run"
+def _told(run: Path, result: TrainResult) -> Started:
     best = result.best
     better = best is not None and result.eval_loss is not None and best.loss < result.eval_loss
     model = f"{run}@best" if better else str(run)
@@ -202,6 +196,6 @@ def _told(folder: Path, result: TrainResult) -> Started:
     shown = list({item["prompt"]: item for item in shown}.values())[-PROMPTS:]
     prompt = shown[0]["prompt"] if shown else "春天"
     commands = (shlex.join(["pangu-lab", "generate", "--from", model, "--prompt", prompt]),
-                shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(folder / "heldout")]),
+                shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(run / FOLDER / PARTS[1])]),
                 shlex.join(["pangu-lab", "serve", "--from", model]))
-    return Started(folder, model, result, tuple((item["prompt"], item["text"]) for item in shown), commands)
+    return Started(run, model, result, tuple((item["prompt"], item["text"]) for item in shown), commands)

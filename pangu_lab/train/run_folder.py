@@ -43,7 +43,8 @@ MAY_CHANGE = {"train.steps", "train.max_minutes", "train.minutes", "train.log_ev
 # half-written files and folders that a killed owner leaves
 _LEFT = re.compile(rf"\.(status\.json|best\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
-_EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock"}  # what an early failed start leaves
+# what an early failed start leaves, and what `pangu-lab start` makes before
+_EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock", "start"}
 
 
 class Signals:

@@ -12,7 +12,7 @@ from pangu_lab.corpus import Reading
 from pangu_lab.data import open_dataset, sample_folder
 from pangu_lab.errors import InputError
 from pangu_lab.presets import load_yaml
-from pangu_lab.runs import read_curves, read_events, request_stop
+from pangu_lab.runs import list_runs, read_curves, read_events, request_stop
 from pangu_lab.start import start
 
 SAMPLE, BLOCKS = sample_folder() / "train", Reading(documents="block")
@@ -27,12 +27,12 @@ def finished(tmp_path_factory):
 
     def stop_at_ten(done, total, text):
         if done == 10 and "loss" in text:
-            request_stop(folder / "run")
+            request_stop(folder)
 
     options = dict(how=BLOCKS, changes=SMALL, measure=lambda config: 20_000.0, say=lines.append)
     stopped = start(SAMPLE, 0.3, folder, progress=stop_at_ten, **options)
     assert stopped.result.reason == "stop file" and stopped.result.step == 10
-    made = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and "run" not in path.relative_to(folder).parts}
+    made = {path: path.stat().st_mtime_ns for path in (folder / "start").rglob("*") if path.is_file()}
     lines.clear()
     done = start(SAMPLE, 0.3, folder, **options)
     assert all(path.stat().st_mtime_ns == when for path, when in made.items()), "nothing is made twice"
@@ -42,26 +42,27 @@ def finished(tmp_path_factory):
 def test_training_goes_on_where_it_stopped_and_its_rate_ends_with_the_minutes(finished):
     folder, lines, done = finished
     assert done.result.reason == "finished"
-    starts = [event for event in read_events(folder / "run") if event["kind"] == "start"]
+    starts = [event for event in read_events(folder) if event["kind"] == "start"]
     assert [event["resumed_from"] for event in starts] == [0, 10] and starts[1]["budget"] < starts[0]["budget"]
-    assert read_curves(folder / "run").steps[-1]["lr"] == 0.0
+    assert read_curves(folder).steps[-1]["lr"] == 0.0
+    assert [run.name for run in list_runs(folder.parent)] == [folder.name], "`pangu-lab runs` shows it"
     assert any("goes on with what is there" in line for line in lines)
 
 
 def test_no_text_stands_on_both_sides_and_both_have_one_vocabulary(finished):
     folder, _, _ = finished
-    texts = [{json.loads(line)["text"] for line in (folder / "text" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()}
+    texts = [{json.loads(line)["text"] for line in (folder / "start" / "text" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()}
              for part in ("train", "heldout")]
     assert all(texts) and not texts[0] & texts[1]
-    train, heldout = (open_dataset(folder / part) for part in ("train", "heldout"))
-    config = load_yaml(folder / "run" / "config.yaml")
+    train, heldout = (open_dataset(folder / "start" / part) for part in ("train", "heldout"))
+    config = load_yaml(folder / "config.yaml")
     assert train.fingerprint == heldout.fingerprint and train.vocab_size == config.model.vocab_size
-    assert config.data.eval_path == str((folder / "heldout").absolute())
+    assert config.data.eval_path == str((folder / "start" / "heldout").absolute())
 
 
 def test_the_figures_are_of_the_whole_held_out_part_and_the_next_commands_can_be_typed(finished, monkeypatch, capsys):
     folder, _, done = finished
-    assert done.result.eval_records == done.result.eval_of_records == len(open_dataset(folder / "heldout"))
+    assert done.result.eval_records == done.result.eval_of_records == len(open_dataset(folder / "start" / "heldout"))
     assert [shlex.split(line)[1] for line in done.commands] == ["generate", "evaluate", "serve"]
     for line in done.commands:
         cli.build_parser().parse_args(shlex.split(line)[1:])
@@ -73,7 +74,7 @@ def test_the_figures_are_of_the_whole_held_out_part_and_the_next_commands_can_be
 
 def test_samples_continue_what_was_held_out(finished):
     folder, _, done = finished
-    held_out = (folder / "text" / "heldout.jsonl").read_text(encoding="utf-8")
+    held_out = (folder / "start" / "text" / "heldout.jsonl").read_text(encoding="utf-8")
     assert len(done.samples) == 2 and all(prompt in held_out for prompt, _ in done.samples)
 
 
