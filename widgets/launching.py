@@ -69,6 +69,43 @@ def resume_run(run: Folder) -> StartedRun:
     return _start(words, run)
 
 
+def start_text(words: Sequence[str], run: Folder) -> StartedRun:
+    """Begin ``pangu-lab start …``, the words of which make the folder ``run`` among others, without waiting.
+
+    Raises:
+        InputError: somebody trains there now.
+    """
+    return _start(words, Path(run))
+
+
+def outcome(started: StartedRun) -> str:
+    """What the command wrote at its end, after the lines of its progress; waits for it. Empty when it was refused."""
+    process, _ = _started[started.run.absolute()]
+    if process.wait():
+        return ""
+    lines = (started.run / "logs" / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+    first = max((number for number, line in enumerate(lines) if line.startswith(f"{started.words[1]}: ")), default=-1) + 1
+    return "\n".join(lines[first:])
+
+
+def ask(words: Sequence[str]) -> str:
+    """What a command of the lab writes, in a process of its own; waits for its end.
+
+    Raises:
+        InputError: it refused, in its words.
+    """
+    done = subprocess.run(_argv(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",
+                          env=_environment())
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        raise InputError(said[-1] if said else f"exit code {done.returncode}")
+    return done.stdout.rstrip()
+
+
+def _argv(words: Sequence[str]) -> list[str]:
+    return [sys.executable, "-m", "pangu_lab.cli", *words[1:]]
+
+
 def _start(words: Sequence[str], run: Path) -> StartedRun:
     for process, _ in _started.values():
         process.poll()  # those that have ended leave the table of processes
@@ -78,9 +115,8 @@ def _start(words: Sequence[str], run: Path) -> StartedRun:
         with contextlib.suppress(subprocess.TimeoutExpired):
             _started[run.absolute()][0].wait(LEAVE_SECONDS)
     (run / "logs").mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "pangu_lab.cli", *words[1:]]
     with open(run / "logs" / LOG, "wb") as log:
-        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        process = subprocess.Popen(_argv(words), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
                                    start_new_session=True, env=_environment())
     _started[run.absolute()] = process, time.time()
     return StartedRun(run, tuple(words), process.pid)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from pangu_lab.data import sample_files
 from pangu_lab.runs.events import read_events
 from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 
@@ -97,3 +98,30 @@ def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_stopped_and
     (folder / "release").touch()
     person.wait(person.idle, 60)
     assert person.errors() == []
+
+
+def test_a_text_is_named_looked_at_trained_on_and_the_next_commands_are_shown(tmp_path):
+    text = tmp_path / "lab" / "我的 书.txt"
+    notebook_of(tmp_path / "lab" / "start.ipynb", "from widgets import StartForm\nStartForm()")
+    text.write_text("\n".join(path.read_text(encoding="utf-8") for path in sample_files("train")), encoding="utf-8")
+    with somebody_at(tmp_path / "lab") as person:
+        person.open("start.ipynb")
+        person.run_all(60)
+        person.press(".pgl-starter", "Start")
+        person.wait(lambda: "name a text" in person.text(".pgl-starter .pgl-error"))
+        person.type(".pgl-starter input[type=text]", "nothing.txt")
+        person.press(".pgl-starter", "What to expect")
+        person.wait(lambda: "nothing.txt: no such file" in person.text(".pgl-starter .pgl-error:not([hidden])"))
+        person.type(".pgl-starter input[type=number]", "0.5")
+        person.type(".pgl-starter input[type=text]", text.name)
+        person.wait(lambda: "pangu-lab start '我的 书.txt' --minutes 0.5" == person.text(".pgl-starter .pgl-command"))
+        person.press(".pgl-starter", "What to expect")
+        person.wait(lambda: "bits per character held out" in person.text(".pgl-starter"), 90)
+        person.picture("start-advice", ".pgl-starter")
+        person.press(".pgl-starter", "Start")
+        person.wait(lambda: state(person) == "training", 120)
+        person.picture("start-training")
+        person.wait(lambda: state(person) in ("finished", "stopped"), 120)
+        person.wait(lambda: "pangu-lab generate --from" in person.text(".pgl-starter"))
+        person.picture("start-done")
+        assert person.errors() == []
