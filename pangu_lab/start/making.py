@@ -91,12 +91,14 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
     run = Path(out or default_folder(names))
     folder = run / FOLDER
     look = look_at(inputs, how, progress)
-    note = _open(run, look, minutes)
+    note = _note(run, look, minutes)
     if (folder / SETTINGS).is_file():
         config = _again(folder, note, minutes, changes or {}, say)
     else:
         advice = advice_of(look, names, minutes, out=str(run), how=how, changes=changes, measure=measure, progress=progress)
         tell(advice, say)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json_atomic(folder / NOTE, note)
         config = _make_data(folder, advice, look, progress, say)
         spent = time.monotonic() - begun
         left = max(minutes - spent / 60.0, 0.5 * minutes)
@@ -123,8 +125,8 @@ def tell(advice: Advice, say: Say) -> None:
 # ------------------------------------------------------------------------------------------------------ the folder
 
 
-def _open(run: Path, look: Look, minutes: float) -> dict[str, Any]:
-    """Make the folders, or take those of the same text; their note."""
+def _note(run: Path, look: Look, minutes: float) -> dict[str, Any]:
+    """The note of a folder of the same text, or a new one; refuses a folder of anything else."""
     path = run / FOLDER / NOTE
     if path.is_file():
         note = read_json(path, "the note of `pangu-lab start`", _Note, "give another --out")
@@ -133,10 +135,7 @@ def _open(run: Path, look: Look, minutes: float) -> dict[str, Any]:
         return note
     if run.exists() and (not run.is_dir() or {found.name for found in run.iterdir()} - {"logs", FOLDER}):
         raise InputError(f"{run} is there and was not made by `pangu-lab start`: give another --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    note = {"text": look.identity, "minutes": minutes}
-    write_json_atomic(path, note)
-    return note
+    return {"text": look.identity, "minutes": minutes}
 
 
 def _again(folder: Path, note: dict[str, Any], minutes: float, changes: dict[str, Any], say: Say) -> RunConfig:

@@ -104,6 +104,7 @@ def test_a_folder_of_another_text_or_of_something_else_is_refused(finished, tmp_
     (["start"], "name a text, such as `pangu-lab start novel.txt"), (["advise", "no.txt"], "no.txt: no such file"),
     (["start", str(SAMPLE), "--set", "train.minutes=3"], "train.minutes comes from --minutes"),
     (["start", str(SAMPLE), "--config", "tiny.yaml"], "no preset but verse"),
+    (["start", str(SAMPLE), "--set", "model.hiden=3"], "unknown setting 'model.hiden'"),
     (["advise", str(SAMPLE), "--minutes", "0"], "must be above 0"), (["start", str(SAMPLE), "--minutes", "0"], "must be above 0")])
 def test_what_cannot_be_is_refused_in_one_line(words, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
