@@ -42,7 +42,7 @@ def find_files(inputs: Inputs) -> tuple[list[Path], list[Path]]:
         taken, others = _matches(str(item))
         if not taken:
             there = f": none of the {len(others)} files in it is text" if others else ""
-            raise InputError(f"{item}: no such file{there}")
+            raise InputError(f"{item}: " + ("an empty folder" if Path(item).is_dir() and not others else f"no such file{there}"))
         for path in taken:
             found.setdefault(path.resolve(), path)
         for path in others:

@@ -31,6 +31,8 @@ def test_files_are_found_once_and_in_order(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_text_says_what_is_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an empty folder$"):
+        find_files(tmp_path)
     (tmp_path / "a.pdf").write_bytes(b"%PDF-1.7")
     with pytest.raises(InputError, match="none of the 1 files in it is text"):
         find_files(tmp_path)
