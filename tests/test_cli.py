@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import dataclasses
 import errno
 import importlib
 import io
@@ -24,8 +25,11 @@ import pytest
 from pangu_lab import cli
 from pangu_lab.checkpoint import list_checkpoints
 from pangu_lab.cli.common import settings
+from pangu_lab.cli.training import ending
+from pangu_lab.data import sample_files
 from pangu_lab.errors import InputError
 from pangu_lab.presets import PRESETS, load_yaml, preset
+from pangu_lab.train import TrainResult
 
 ROOT = Path(__file__).resolve().parent.parent
 HOME = Path("家", "张 三", "(a)+b")
@@ -283,6 +287,12 @@ def test_a_time_budget_that_ends_early_says_that_the_rate_is_still_high(workplac
     assert code == 0 and "the time ended at step 1 of 20, with the learning rate still at" in out and "--minutes" in out
 
 
+def test_a_held_out_loss_of_an_earlier_step_is_told_as_one():
+    result = TrainResult(Path("run"), 22, 6.05, 8.0, 2980.96, "signal", Path("run"), eval_records=9, eval_of_records=9, eval_step=20)
+    assert ending(result) == "signal at step 22: loss 6.050, held-out perplexity 2980.96 on all 9 records, measured at step 20"
+    assert ending(dataclasses.replace(result, eval_step=22)).endswith("on all 9 records")
+
+
 def test_a_run_goes_on_with_its_own_settings(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     code, out, _ = run("train", "--run", "runs/a", "--steps", "14", capsys=capsys)
@@ -490,6 +500,8 @@ FURTHER = (  # what no test above runs there
     ("launch", "--preset debug --set model.vocab_size=1024 --set parallel.data=2 --nproc 2 --data data --run 'runs/双 机' --steps 2"),
     ("convert", "--from 'runs/双 机' --to gpt_pangu --out '外 (三)'"),
     ("corpus verse", "--from '诗 集' --out 诗+"),
+    ("advise", "--input '文 (四).txt' --minutes 0.1 --yaml '设+.yaml'"),
+    ("start", "'文 (四).txt' --minutes 0.1 --config '设+.yaml' --out 'runs/始 (五)'"),
 )
 ABOVE = {"tokenizer train", "tokenizer show", "prepare", "train", "runs", "generate", "evaluate", "export", "serve"}
 ELSEWHERE = {"demo",  # minutes of training: tests/test_demo.py runs it in a folder named like these
@@ -503,6 +515,7 @@ def test_every_verb_is_tried_in_a_folder_as_people_name_them():
 def test_the_further_verbs_work_in_a_folder_as_people_name_them(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     Path("诗 集").mkdir()
+    Path("文 (四).txt").write_text(sample_files("train")[0].read_text(encoding="utf-8")[:3000], encoding="utf-8")
     letters = "".join(chr(0x4e00 + number) for number in range(400))
     poems = [{"title": "题", "author": "人", "paragraphs": [f"{text[:5]}，{text[5:10]}。", f"{text[10:15]}，{text[15:]}。"]}
              for text in (letters[start:start + 20] for start in range(0, 400, 20))]
@@ -514,3 +527,4 @@ def test_the_further_verbs_work_in_a_folder_as_people_name_them(workplace, capsy
         assert code == 0, (verb, err)
     assert json.loads(Path("表+.json").read_text("utf-8"))["server_count"] == "2"
     assert list(Path("外 (三)").glob("*.safetensors")) and Path("诗+", "heldout.jsonl").is_file()
+    assert list_checkpoints(Path("runs", "始 (五)", "checkpoints"))

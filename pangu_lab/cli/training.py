@@ -111,7 +111,8 @@ def _held_out(result: Any) -> list[str]:
     bits = "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"
     part, whole = result.eval_records, result.eval_of_records
     on = f"all {whole:,} records" if part == whole else f"{part:,} of {whole:,} records (train.eval_batches)"
-    return [f"held-out perplexity {result.eval_perplexity:.2f}{bits} on {on}"]
+    when = "" if result.eval_step == result.step else f", measured at step {result.eval_step}"
+    return [f"held-out perplexity {result.eval_perplexity:.2f}{bits} on {on}{when}"]
 
 
 def show_runs(args: argparse.Namespace) -> int:

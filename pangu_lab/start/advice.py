@@ -248,7 +248,7 @@ def _scheduled(config: RunConfig, tokens: float, most: float, minutes: float, ch
 def _why_this_size(config: RunConfig, speed: float, learned: int, tokens: float, most: float, fits: float,
                    minutes: float) -> list[str]:
     model = config.model
-    lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains it with "
+    lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains it at "
              f"{speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, {fits / model.num_parameters:.2g} a "
              f"parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or is too large for the text",
              f"epochs: the part to learn from is read {tokens / max(learned, 1):.2g} times"]

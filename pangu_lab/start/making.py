@@ -113,13 +113,14 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
 def tell(advice: Advice, say: Say) -> None:
     """The advice in lines for a person."""
     low, high = advice.bits
+    config, most = advice.config, f", and at most {advice.config.train.steps:,} if they are made quicker than now"
     say(f"text: {advice.characters:,} characters, {advice.documents:,} document{'s' * (advice.documents > 1)}; "
         f"{advice.heldout:,} characters are held out, to measure on text that was not learned")
     for reason in advice.reasons:
         say(reason)
-    say(f"proposed: {advice.steps:,} steps of {advice.config.data.batch_size} × {advice.config.data.seq_length} tokens, and at most "
-        f"{advice.config.train.steps:,} if they are made quicker than now; expect {low:.1f} to {high:.1f} bits per character held out, "
-        f"a perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
+    say(f"proposed: {advice.steps:,} steps of {config.data.batch_size} × {config.data.seq_length} tokens"
+        f"{most if config.train.steps > advice.steps else ''}; expect {low:.1f} to {high:.1f} bits per character held out, a perplexity "
+        f"of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
 
 
 # ------------------------------------------------------------------------------------------------------ the folder

@@ -73,6 +73,7 @@ class TrainResult:
             one is also None for a data set that does not know its characters.
         eval_records, eval_of_records: how many of the held-out records it used; training uses the first
             ``train.eval_batches`` batches.
+        eval_step: the step at which it was; one before ``step`` where a signal left no time for another.
         best: the step with the lowest held-out loss, kept as ``run@best``; None where there was no evaluation.
         notes: what was done to the weights of ``train.init_from``.
     """
@@ -89,6 +90,7 @@ class TrainResult:
     eval_records: int = 0
     eval_of_records: int = 0
     best: Optional[Best] = None
+    eval_step: Optional[int] = None
 
 
 class TrainingFailed(RuntimeError):
@@ -110,6 +112,7 @@ class Trainer:
         self.scale = LossScale.from_config(config.train, config.model.compute_dtype == "float16")
         self.last_loss = math.nan
         self.last_eval: Optional[HeldOutLoss] = None
+        self.eval_step: Optional[int] = None
         self.watch = Watch(run, config.train.eval_every, config.train.patience)
         self.samples = Samples(config, run, dataset.load_tokenizer() if config.train.sample_prompts else None)
         self.first_step_done = False
@@ -305,6 +308,7 @@ class Trainer:
         batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is split
         self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
                                        config.data.eod_reset)
+        self.eval_step = self.step
         self.run.event("eval", step=self.step, **self.last_eval.figures())
         if self.ranks.is_first:
             self.samples.write(self.step, self.weights)
@@ -481,7 +485,7 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
                        last.perplexity if last else None, reason, path, trainer.notes,
                        last.bits_per_character if last else None, last.records if last else 0, last.of if last else 0,
-                       trainer.watch.best)
+                       trainer.watch.best, trainer.eval_step)
 
 
 def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, start_over: bool) -> tuple[str, Path]:
