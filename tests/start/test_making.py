@@ -16,13 +16,13 @@ from pangu_lab.runs import list_runs, read_curves, read_events, request_stop
 from pangu_lab.start import start
 
 SAMPLE, BLOCKS = sample_folder() / "train", Reading(documents="block")
-SMALL = {"model.hidden_size": 32, "model.num_layers": 2, "model.num_heads": 2, "data.seq_length": 64, "train.warmup_steps": 4,
-         "train.eval_every": 20, "train.checkpoint_every": 20, "train.sample_tokens": 5}
+SMALL = {"model.hidden_size": 32, "model.num_layers": 2, "model.num_heads": 2, "data.seq_length": 64, "train.steps": 40,
+         "train.warmup_steps": 4, "train.eval_every": 20, "train.checkpoint_every": 20, "train.sample_tokens": 5}
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A start of a quarter of a minute, stopped on its way and gone on with: its folder, its lines, and what came of it."""
+    """A start of 40 steps, stopped on its way and gone on with: its folder, its lines, and what came of it."""
     folder, lines = tmp_path_factory.mktemp("start") / "书 a", []
 
     def stop_at_ten(done, total, text):
@@ -30,18 +30,18 @@ def finished(tmp_path_factory):
             request_stop(folder)
 
     options = dict(how=BLOCKS, changes=SMALL, measure=lambda config: 20_000.0, say=lines.append)
-    stopped = start(SAMPLE, 0.3, folder, progress=stop_at_ten, **options)
+    stopped = start(SAMPLE, 5.0, folder, progress=stop_at_ten, **options)
     assert stopped.result.reason == "stop file" and stopped.result.step == 10
     made = {path: path.stat().st_mtime_ns for path in (folder / "start").rglob("*") if path.is_file()}
     lines.clear()
-    done = start(SAMPLE, 0.3, folder, **options)
+    done = start(SAMPLE, 5.0, folder, **options)
     assert all(path.stat().st_mtime_ns == when for path, when in made.items()), "nothing is made twice"
     return folder, lines, done
 
 
-def test_training_goes_on_where_it_stopped_and_its_rate_ends_with_the_minutes(finished):
+def test_training_goes_on_where_it_stopped_and_its_rate_comes_to_its_end(finished):
     folder, lines, done = finished
-    assert done.result.reason == "finished"
+    assert done.result.reason == "finished" and done.result.step == 40
     starts = [event for event in read_events(folder) if event["kind"] == "start"]
     assert [event["resumed_from"] for event in starts] == [0, 10] and starts[1]["budget"] < starts[0]["budget"]
     assert read_curves(folder).steps[-1]["lr"] == 0.0
@@ -51,8 +51,8 @@ def test_training_goes_on_where_it_stopped_and_its_rate_ends_with_the_minutes(fi
 
 def test_no_text_stands_on_both_sides_and_both_have_one_vocabulary(finished):
     folder, _, _ = finished
-    texts = [{json.loads(line)["text"] for line in (folder / "start" / "text" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()}
-             for part in ("train", "heldout")]
+    files = [folder / "start" / "text" / f"{part}.jsonl" for part in ("train", "heldout")]
+    texts = [{json.loads(line)["text"] for line in file.read_text(encoding="utf-8").splitlines()} for file in files]
     assert all(texts) and not texts[0] & texts[1]
     train, heldout = (open_dataset(folder / "start" / part) for part in ("train", "heldout"))
     config = load_yaml(folder / "config.yaml")
@@ -82,7 +82,7 @@ def test_a_start_that_is_done_says_so_and_trains_no_step_wherever_its_folder_is(
     folder, _, done = finished
     folder.rename(tmp_path / "moved")
     try:
-        again = start(SAMPLE, 0.3, tmp_path / "moved", how=BLOCKS, changes=SMALL)
+        again = start(SAMPLE, 5.0, tmp_path / "moved", how=BLOCKS, changes=SMALL)
     finally:
         (tmp_path / "moved").rename(folder)
     assert again.result.step == done.result.step and again.result.eval_loss == done.result.eval_loss
@@ -92,11 +92,11 @@ def test_a_start_that_is_done_says_so_and_trains_no_step_wherever_its_folder_is(
 def test_a_folder_of_another_text_or_of_something_else_is_refused(finished, tmp_path):
     folder, _, _ = finished
     with pytest.raises(InputError, match="made of another text"):
-        start(SAMPLE, 0.3, folder)  # read in another way
+        start(SAMPLE, 5.0, folder)  # read in another way
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("do not touch")
     with pytest.raises(InputError, match="was not made by `pangu-lab start`"):
-        start(SAMPLE, 0.3, tmp_path / "mine", how=BLOCKS)
+        start(SAMPLE, 5.0, tmp_path / "mine", how=BLOCKS)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
@@ -105,7 +105,8 @@ def test_a_folder_of_another_text_or_of_something_else_is_refused(finished, tmp_
     (["start", str(SAMPLE), "--set", "train.minutes=3"], "train.minutes comes from --minutes"),
     (["start", str(SAMPLE), "--config", "tiny.yaml"], "no preset but verse"),
     (["start", str(SAMPLE), "--set", "model.hiden=3"], "unknown setting 'model.hiden'"),
-    (["advise", str(SAMPLE), "--minutes", "0"], "must be above 0"), (["start", str(SAMPLE), "--minutes", "0"], "must be above 0")])
+    (["advise", str(SAMPLE), "--minutes", "0"], "must be above 0"),
+    (["start", str(SAMPLE), "--minutes", "0"], "must be above 0")])
 def test_what_cannot_be_is_refused_in_one_line(words, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text("preset: tiny\n")
