@@ -139,7 +139,8 @@ class _RichBar:
         self.console = Console(stderr=True)
         wide = self.console.width >= WIDE
         self.progress = Progress(
-            TextColumn("{task.description}", markup=False, table_column=Column(min_width=len(title))), *([BarColumn(bar_width=24)] if wide else []), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False, table_column=Column(min_width=len(title))),
+            *([BarColumn(bar_width=24)] if wide else []), MofNCompleteColumn(),
             *([TimeElapsedColumn()] if wide else []), TextColumn("left"), self._remaining_column(),
             TextColumn("{task.fields[news]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
             expand=True, console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stdout.isatty())

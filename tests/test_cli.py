@@ -276,8 +276,7 @@ def test_the_vocabulary_is_the_data_set_s_unless_it_is_set(workplace, capsys, mo
 
 def test_a_run_keeps_its_vocabulary_whatever_the_preset_says(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    code, out, _ = run("train", "--preset", "debug", "--data", "data", "--eval-data", "heldout", "--steps", "12", "--run", "runs/a",
-                       capsys=capsys)
+    code, out, _ = run(*"train --preset debug --data data --eval-data heldout --steps 12 --run runs/a".split(), capsys=capsys)
     assert code == 0 and "finished at step 12" in out and "as runs/a/config.yaml has it" in out
 
 
@@ -288,7 +287,8 @@ def test_a_time_budget_that_ends_early_says_that_the_rate_is_still_high(workplac
 
 
 def test_a_held_out_loss_of_an_earlier_step_is_told_as_one():
-    result = TrainResult(Path("run"), 22, 6.05, 8.0, 2980.96, "signal", Path("run"), eval_records=9, eval_of_records=9, eval_step=20)
+    result = TrainResult(Path("run"), 22, 6.05, 8.0, 2980.96, "signal", Path("run"), eval_records=9, eval_of_records=9,
+                         eval_step=20)
     assert ending(result) == "signal at step 22: loss 6.050, held-out perplexity 2980.96 on all 9 records, measured at step 20"
     assert ending(dataclasses.replace(result, eval_step=22)).endswith("on all 9 records")
 

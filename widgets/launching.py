@@ -94,8 +94,8 @@ def ask(words: Sequence[str]) -> str:
     Raises:
         InputError: it refused, in its words.
     """
-    done = subprocess.run(_argv(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8", errors="replace",
-                          env=_environment())
+    done = subprocess.run(_argv(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
+                          errors="replace", env=_environment())
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise InputError(said[-1] if said else f"exit code {done.returncode}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import ipywidgets
 import traitlets
@@ -47,12 +47,12 @@ class StartForm(ipywidgets.VBox):
         out: the run's folder; ``runs/NAME`` after the text by default.
     """
 
-    def __init__(self, text: Union[Path, str] = "", minutes: float = 30.0, out: Union[Path, str, None] = None, **values: Any) -> None:
+    def __init__(self, text: Union[Path, str] = "", minutes: float = 30.0, out: Union[Path, str, None] = None,
+                 **values: Any) -> None:
         self.out = None if out is None else Path(out)
         self.controls = StartControls(text=str(text), minutes=minutes, **values)
         self.controls.start, self.controls.advise = self.start, self.advise
         self.monitor = RunMonitor(self.run, **values)
-        self._asking: Optional[threading.Thread] = None
         self.controls.observe(lambda change: self._changed(), ["text", "minutes"])
         self._changed()
         super().__init__([self.controls, self.monitor], layout=ipywidgets.Layout(width="100%"))

@@ -15,13 +15,13 @@ from pangu_lab.reading import read_yaml
 from pangu_lab.terminal import complain, one_line, progress_bar, say
 
 GOES_ON = {"signal": "stopped: the same command goes on", "stop file": "stopped: the same command goes on",
-           "time budget": "the minutes were over before the learning rate had reached its end: the same command with more goes on"}
+           "time budget": "the minutes were over before the learning rate was at its end: the same command with more goes on"}
 
 
 def register(verbs: Any) -> None:
     start = add_verb(verbs, "start", run_start, "train a model on your own text, in one step",
-                     "Holds out a part, learns a vocabulary, packs, and trains a model that is fitted to the text, this machine and "
-                     "the minutes. The same command goes on with what was interrupted.")
+                     "Holds out a part, learns a vocabulary, packs, and trains a model that is fitted to the text, this machine "
+                     "and the minutes. The same command goes on with what was interrupted.")
     _add_text(start)
     advise = add_verb(verbs, "advise", run_advise, "look at a text and this machine, and propose what to train",
                       "Times a few real steps, and says what loss to expect. Writes nothing but --yaml.")
@@ -35,7 +35,7 @@ def _add_text(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--input", nargs="+", default=[], metavar="GLOB", help="the same")
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M",
                         help="for everything, from the text to the end of training (default %(default)g)")
-    parser.add_argument("--out", metavar="DIR", help="the run's folder, with all that is made (default runs/NAME, after the text)")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder, with all that is made (default runs/NAME of the text)")
     add_reading(parser, "file")
     group = parser.add_argument_group("settings")
     group.add_argument("--config", metavar="FILE.yaml", help="settings from a file; what it does not say is fitted")

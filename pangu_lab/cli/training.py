@@ -90,8 +90,9 @@ def still_high(config: Any, step: int) -> list[str]:
     rate, settings = learning_rate(config.train, step), config.train
     if settings.minutes is not None or rate <= settings.end_lr + 0.05 * (settings.start_lr - settings.end_lr):
         return []
-    return [f"the time ended at step {step} of {settings.steps}, with the learning rate still at {rate:.2g} of {settings.start_lr:.2g}: "
-            f"the same command goes on; --minutes instead of --max-minutes lets the rate reach its end with the time"]
+    return [f"the time ended at step {step} of {settings.steps}, with the learning rate still at {rate:.2g} of "
+            f"{settings.start_lr:.2g}: the same command goes on; --minutes instead of --max-minutes lets the rate reach its end "
+            "with the time"]
 
 
 def ending(result: Any) -> str:

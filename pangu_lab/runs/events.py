@@ -1,9 +1,9 @@
 """``events.jsonl``: what happened in a run, one JSON object a line, only ever appended to.
 
 Every line has ``v`` (schema version), ``time`` (seconds since 1970) and ``kind``; kinds are ``start``, ``compile``,
-``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``sample``, ``schedule``, ``warning`` and ``end``. A reader copes with a last line
-that is still being written, and with a run that died and was resumed: a ``start`` with ``resumed_from`` voids the
-steps after that number, which the resumed run repeats.
+``step``, ``overflow``, ``eval``, ``checkpoint``, ``memory``, ``sample``, ``schedule``, ``warning`` and ``end``. A
+reader copes with a last line that is still being written, and with a run that died and was resumed: a ``start`` with
+``resumed_from`` voids the steps after that number, which the resumed run repeats.
 
 A ``start`` has the ``budget`` of seconds after which the run ends, where it has one. ``train.minutes`` fits the number of
 ``steps`` to it: a ``step`` then tells how many are expected in all, and a ``schedule`` how many were chosen.

@@ -164,7 +164,7 @@ def summarise(run_folder: Path | str) -> RunSummary:
                       None if status["state"] in ENDED else left)
 
 
-def seen(step: dict[str, Any], start: dict[str, Any]) -> tuple[Optional[float], Optional[float]]:
+def seen(step: Mapping[str, Any], start: Mapping[str, Any]) -> tuple[Optional[float], Optional[float]]:
     """Epochs, and tokens a parameter, of a run's last ``step`` and its ``start``; None where they do not tell."""
     tokens, parameters = step.get("tokens"), start.get("parameters")
     numbers = all(isinstance(value, (int, float)) and value > 0 for value in (tokens, parameters))
@@ -176,8 +176,8 @@ def step_text(step: Mapping[str, Any], parameters: int) -> str:
     """What a progress bar says of a ``step``."""
     epochs, share = seen(step, {"parameters": parameters})
     speed = step.get("tokens_per_second")
-    parts = ([f"loss {step['loss']:.3f}"], [f"{speed:,.0f} tokens/s"] if speed else [], [] if epochs is None else [f"epoch {epochs:.2f}"],
-             [] if share is None else [f"{share:.2g} tokens/parameter"])
+    parts = ([f"loss {step['loss']:.3f}"], [f"{speed:,.0f} tokens/s"] if speed else [],
+             [] if epochs is None else [f"epoch {epochs:.2f}"], [] if share is None else [f"{share:.2g} tokens/parameter"])
     return " · ".join(itertools.chain(*parts))
 
 

@@ -126,7 +126,7 @@ def check(minutes: float, changes: dict[str, Any]) -> None:
         raise InputError(f"minutes={minutes:g} must be above 0")
     for key in changes:
         if key.startswith("parallel."):
-            raise InputError(f"{key}: one process trains here; `pangu-lab launch` trains with several, on data sets that are there")
+            raise InputError(f"{key}: one process trains here; `pangu-lab launch` trains with several, on prepared data sets")
         if key in MADE:
             raise InputError(f"{key} comes from {MADE[key]}: leave it out")
 
@@ -147,11 +147,13 @@ def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optio
     a_step = config.data.batch_size * config.data.seq_length
     bits, bigrams = _expected(look, tokens, learned)
     reasons = (*why, *_why_this_size(config, speed, learned, tokens, most, fits, minutes),
-               f"to expect: a table of pairs of characters, counted in the text, needs {bigrams:.2f} bits for a character of the held-out "
-               f"part; a model that has read {tokens / 1e6:.2g} million tokens about {sum(bits) / 2 / bigrams:.0%} of that", *look.notes)
+               f"to expect: a table of pairs of characters, counted in the text, needs {bigrams:.2f} bits for a character of the "
+               f"held-out part; a model that has read {tokens / 1e6:.2g} million tokens about {sum(bits) / 2 / bigrams:.0%} of "
+               "that", *look.notes)
+    perplexity = (2.0 ** (bits[0] * a_token), 2.0 ** (bits[1] * a_token))
     return Advice(inputs, minutes, out or default_folder(inputs), look.characters, look.documents,
                   round(look.characters * look.share), kind, pieces, a_token, config, speed, max(1, round(tokens / a_step)),
-                  round(tokens), tokens / max(learned, 1), bits, (2.0 ** (bits[0] * a_token), 2.0 ** (bits[1] * a_token)), reasons, how)
+                  round(tokens), tokens / max(learned, 1), bits, perplexity, reasons, how)
 
 
 # ------------------------------------------------------------------------------------------------------ vocabulary
@@ -163,8 +165,9 @@ def _vocabulary(look: Look) -> tuple[str, int, float, list[str]]:
     if chinese and look.characters <= CHARACTERS:
         often = sum(count > 1 for count in look.letters.values())
         pieces = max(24, min(LARGEST_CHARACTERS, often + 10))
-        return "char", pieces, 1.0, [f"vocabulary: single characters, the {pieces - 10:,} of {len(look.letters):,} that occur more than "
-                                     f"once: from {look.characters:,} characters longer pieces would be too rare to be learned"]
+        return "char", pieces, 1.0, [
+            f"vocabulary: single characters, the {pieces - 10:,} of {len(look.letters):,} that occur more than once: from "
+            f"{look.characters:,} characters longer pieces would be too rare to be learned"]
     pieces = max(300, min(LARGEST, look.characters // 200))
     pieces = max(pieces, min(LARGEST, round(1.5 * len(look.letters)))) if chinese else pieces
     return "bpe", pieces, A_PIECE[chinese], [f"vocabulary: {pieces:,} pieces of one or more characters (bpe): "
@@ -176,7 +179,8 @@ def _vocabulary(look: Look) -> tuple[str, int, float, list[str]]:
 
 def _sized(pieces: int, seconds: float, learned: int, changes: dict[str, Any], measure: Measure) -> tuple[RunConfig, float]:
     """The largest model for which the time and the text suffice, and its speed: a guess, a measurement, a better guess."""
-    work, timed = GUESS * _cores(), {}
+    work = GUESS * _cores()
+    timed: dict[tuple[int, int], float] = {}
     while True:
         config = _choice(pieces, seconds, learned, changes, work)
         size = (config.model.hidden_size, config.model.num_layers)
@@ -248,9 +252,10 @@ def _scheduled(config: RunConfig, tokens: float, most: float, minutes: float, ch
 def _why_this_size(config: RunConfig, speed: float, learned: int, tokens: float, most: float, fits: float,
                    minutes: float) -> list[str]:
     model = config.model
-    lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains it at "
-             f"{speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, {fits / model.num_parameters:.2g} a "
-             f"parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or is too large for the text",
+    lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains "
+             f"it at {speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, "
+             f"{fits / model.num_parameters:.2g} a parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or "
+             "is too large for the text",
              f"epochs: the part to learn from is read {tokens / max(learned, 1):.2g} times"]
     if fits > 1.1 * most:
         lines.append(f"the text is the limit, not the time: after {EPOCHS} epochs a model learns it by heart; about "

@@ -119,8 +119,8 @@ def tell(advice: Advice, say: Say) -> None:
     for reason in advice.reasons:
         say(reason)
     say(f"proposed: {advice.steps:,} steps of {config.data.batch_size} × {config.data.seq_length} tokens"
-        f"{most if config.train.steps > advice.steps else ''}; expect {low:.1f} to {high:.1f} bits per character held out, a perplexity "
-        f"of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
+        f"{most if config.train.steps > advice.steps else ''}; expect {low:.1f} to {high:.1f} bits per character held out, a "
+        f"perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
 
 
 # ------------------------------------------------------------------------------------------------------ the folder
@@ -162,7 +162,8 @@ def _make_data(folder: Path, advice: Advice, look: Look, progress: Progress, say
         if not (folder / part).is_dir():
             made = prepare(folder / "text" / f"{part}.jsonl", folder / part, tokenizer, record_length=config.data.seq_length + 1,
                            how=ROWS, pad_last=True, progress=progress)
-            say(f"{made.folder}: {made.tokens:,} tokens in {made.records:,} records, {made.unknown_tokens / made.tokens:.2%} unknown")
+            unknown = made.unknown_tokens / made.tokens
+            say(f"{made.folder}: {made.tokens:,} tokens in {made.records:,} records, {unknown:.2%} unknown")
     prompts = config.train.sample_prompts or _beginnings(folder / "text" / "heldout.jsonl")
     return config.replace(**{"model.vocab_size": tokenizer.vocab_size, "train.sample_prompts": prompts}, **_places(folder))
 

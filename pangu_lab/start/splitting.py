@@ -123,7 +123,8 @@ def split_text(inputs: Inputs, out: Path, how: Reading, look: Look, progress: Pr
                 progress(min(corpus.read, corpus.characters), corpus.characters, "holding out a part")
         for part, count in counts.items():
             if not count:
-                raise InputError(f"no part of the text could be {'held out' if part == 'heldout' else 'learned'}: give a longer one")
+                use = "held out" if part == "heldout" else "learned"
+                raise InputError(f"no part of the text could be {use}: give a longer one")
     return Split(Path(out), counts["train"], counts["heldout"])
 
 

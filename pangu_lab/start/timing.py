@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,12 +59,14 @@ def timed(config: RunConfig, seconds: float = SECONDS) -> float:
     from pangu_lab.train.loop import Trainer
 
     ms.set_context(mode=ms.GRAPH_MODE)
+    nothing: Any = _Nothing()
+    times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config.replace(**{"train.sample_prompts": ()}), RunFolder(Path(folder) / "run"), _Nothing(), None)
+        trainer = Trainer(config.replace(**{"train.sample_prompts": ()}), RunFolder(Path(folder) / "run"), nothing, None)
         trainer.build(starting_values(config))
         batch = _random_batch(config)
         trainer.train_batch(batch)
-        times, end = [], time.monotonic() + seconds
+        end = time.monotonic() + seconds
         while len(times) < FEWEST or time.monotonic() < end:
             begun = time.perf_counter()
             trainer.train_batch(batch)

@@ -58,7 +58,7 @@ from pangu_lab.train.saving import newest_together, save_together
 from pangu_lab.train.schedule import LossScale, batches_of_step, learning_rate, rate_change
 from pangu_lab.train.starting import starting_point
 from pangu_lab.train.step import AdamW, AddGradients, GradientStep
-from pangu_lab.train.timetable import SCHEDULE, Timetable
+from pangu_lab.train.timetable import Timetable
 from pangu_lab.train.watch import Watch
 
 
@@ -519,8 +519,8 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     if trainer.step >= config.train.steps:
         trainer.evaluate()  # no steps left: report the held-out loss
         if config.train is not asked:
-            trainer.notes += (f"the schedule of this run ended with its minutes at step {trainer.step}: to train on, start a new "
-                              f"run with --init-from {run.folder}",)
+            trainer.notes += (f"the schedule of this run, fitted to its minutes, ended at step {trainer.step}: to train on, "
+                              f"start a new run with --init-from {run.folder}",)
         return "finished", checkpoint.folder if checkpoint else trainer.save()
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 

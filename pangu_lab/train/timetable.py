@@ -116,7 +116,7 @@ def _begin(config: TrainConfig, last: int) -> int:
 
 
 def _virtual_begin(config: TrainConfig, step: int, last: int) -> int:
-    """Where a straight line to ``last`` would have begun that has the rate of ``step`` at ``step``: no jump when ``last`` changes."""
+    """Where a straight line to ``last`` would have begun that has the rate of ``step`` there: no jump when ``last`` changes."""
     begun, end = _begin(config, last_step(config)), last_step(config)
     done = (step - begun) / max(1, end - begun)
     return step if done <= 0.0 else max(0, round((step - done * last) / (1.0 - done)))

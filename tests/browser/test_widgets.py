@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
 
 CELLS = ("from widgets import *\nfrom pangu_lab.config import SamplingConfig\nfrom tests.generate.fakes import small_lm\nlm = small_lm()",
          "LaunchPanel(ConfigForm('debug'), 'first')", "ConfigForm('tiny')", "TokenView('白日依山尽 <b>')", "NextToken(lm.engine, 'ab')",
-         "AttentionView(lm, '春天好。ab!')", "GenerationPad(lm, prompt='ab', sampling=SamplingConfig(seed=2))", "LayoutPicker('2.6B', devices=8)", "StartForm('novel.txt')")
+         "AttentionView(lm, '春天好。ab!')", "GenerationPad(lm, prompt='ab', sampling=SamplingConfig(seed=2))", "LayoutPicker('2.6B', devices=8)",
+         "StartForm('novel.txt')")
 KINDS = ("launch", "monitor", "form", "tokens", "next", "attention", "pad", "layout", "starter")
 # Texts whose contrast with the colour behind them is below 4. Colours are painted to be read as numbers.
 PALE = """

@@ -104,8 +104,8 @@ def test_yaml_over_its_preset_and_the_command_say_the_same(tmp_path):
     assert (args.text, args.minutes, args.out, args.documents) == ([str(SAMPLE)], 5.0, str(tmp_path / "mine"), "block")
 
 
-@pytest.mark.parametrize("given, folder", [("books/novel.txt", "runs/novel"), ("books/*.txt", "runs/books"), ("书 1/", "runs/书 1"),
-                                           ("*.txt", "runs/text"), ("../a.tar.gz", "runs/a")])
+@pytest.mark.parametrize("given, folder", [("books/novel.txt", "runs/novel"), ("books/*.txt", "runs/books"),
+                                           ("书 1/", "runs/书 1"), ("*.txt", "runs/text"), ("../a.tar.gz", "runs/a")])
 def test_the_folder_is_called_after_the_text(given, folder):
     assert default_folder((given,)) == folder
 

@@ -43,7 +43,8 @@ WSD = TrainConfig(steps=100_000, minutes=5.0, schedule="wsd", start_lr=1.0, end_
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
-@pytest.mark.parametrize("pace", [lambda step: 1.0, lambda step: 2.0 if step < 80 else 1.0, lambda step: 1.0 if step < 230 else 2.0],
+@pytest.mark.parametrize("pace", [lambda step: 1.0, lambda step: 2.0 if step < 80 else 1.0,
+                                  lambda step: 1.0 if step < 230 else 2.0],
                          ids=["even", "quicker", "slower at the end"])
 def test_the_rate_reaches_its_end_when_the_minutes_do(clock, schedule, pace):
     begun, config = clock.now, replace(WSD, schedule=schedule)
