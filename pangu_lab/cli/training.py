@@ -150,7 +150,7 @@ def _run_table(runs: Sequence[RunSummary], more: dict[str, Sequence[Any]]) -> No
     """Runs, one a line; a column that holds nothing is left out."""
     columns = {"run": [run.name for run in runs], "state": [run.state for run in runs], "step": [run.step for run in runs],
                "of": [run.steps for run in runs], "time left": [_time(run.seconds_left) for run in runs],
-               "epochs": [run.epochs for run in runs], "tokens/parameter": [run.tokens_per_parameter for run in runs],
+               "epochs": [run.epochs for run in runs], "tokens/\nparameter": [run.tokens_per_parameter for run in runs],
                "loss": [run.loss for run in runs], "perplexity": [run.eval_perplexity for run in runs],
                "bits/char": [run.eval_bits_per_character for run in runs],
                "tokens/s": [run.tokens_per_second for run in runs], **more}
@@ -247,7 +247,8 @@ def _show_comparison(comparison: Any) -> None:
     runs = comparison.runs
     names = [run.name for run in runs]
     unit = "bits per character" if comparison.unit == "bits" else "training loss"
-    _run_table(runs, {f"{unit}, smoothed, from the first step to the last": comparison.curves})
+    _run_table(runs, {})
+    table(("run", "from the first step to the last"), zip(names, comparison.curves), title=f"{unit}, smoothed")
     table(("step", *names), [(step, *losses) for step, losses in comparison.losses.items()],
           title=f"{unit}, smoothed" + (" (training)" if comparison.unit == "bits" else ""))
     if comparison.unit != "loss":
