@@ -60,6 +60,15 @@ def register(verbs: Any) -> None:
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                        help="change a limit; can be given many times (an unknown name lists them all)")
     _add_network(serve)
+    _add_several(serve)
+    serve.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY "
+                       "(export --sign)")
+    serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
+    serve.add_argument("--stop", action="store_true", help="stop the server of --pid-file and wait until it has ended")
+
+
+def _add_several(serve: argparse.ArgumentParser) -> None:
+    """The options of a server whose model several processes share."""
     several = serve.add_argument_group("a model over several processes", (
         "The bundle comes from `pangu-lab export --tensor-parallel N`; of a run or a checkpoint each process reads its "
         f"part. The environment variable {KEY} holds a secret that this server and its agents share. They prove that they know it, but what they "
@@ -77,10 +86,6 @@ def register(verbs: Any) -> None:
     several.add_argument("--node-rank", type=int, metavar="N", help="this host's index in the rank table (default 0)")
     several.add_argument("--log-dir", metavar="DIR", help="what these processes print goes into files there; the last five "
                                                           "of each are kept")
-    serve.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY "
-                       "(export --sign)")
-    serve.add_argument("--pid-file", metavar="FILE", help="write the process id to this file while running")
-    serve.add_argument("--stop", action="store_true", help="stop the server of --pid-file and wait until it has ended")
 
 
 def _add_network(serve: argparse.ArgumentParser) -> None:

@@ -88,7 +88,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
-        bundle: a model as ``PanguLM.load`` opens it, or an engine.
+        bundle: a model as ``PanguLM.load`` opens it, or an engine. ``dtype``: as there.
         host: an address of this machine. Addresses other than 127.0.0.1 need a password or a token.
         port: 0 takes a free one.
         password, token: the page asks for the one (user name ``pangu``), the API for the other as ``Authorization:
@@ -106,7 +106,6 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
         origins, proxies: of other sites (``https://example.com``), whose pages may use the API; addresses of proxies,
             which say in ``X-Forwarded-For`` for whom they ask.
         tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
-        dtype: of the weights in memory, as ``PanguLM.load`` takes it.
         devices, log_dir: the device of each of them, counted from 0 by default; a folder for what they print.
 
     Raises:
