@@ -29,6 +29,7 @@ GIB = 1 << 30
 ROWS, SCORES = 40.0, 4.2  # float32 numbers a layer and token: times hidden_size, and times heads · positions looked at
 WORK = 2 * GIB  # what the forward pass of one call may keep
 PROGRAM = GIB // 2  # MindSpore itself, and the compiled graphs
+IDLE = 400 << 20  # what `top` shows of a process that has imported MindSpore and done nothing
 MUCH = GIB
 CGROUP = Path("/sys/fs/cgroup")
 OWN_GROUP = Path("/proc/self/cgroup")

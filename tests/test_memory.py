@@ -123,3 +123,14 @@ def test_what_the_cache_holds_is_counted():
     model = dataclasses.replace(RunConfig().model, num_layers=2)
     small, large = generation_need(model), generation_need(model, 4096)
     assert large.total - small.total == 8 * 2 * 3072 * model.hidden_size
+
+
+def test_what_top_will_show_stands_beside_the_estimate(monkeypatch):
+    from pangu_lab.presets import preset
+    from pangu_lab.train.fitting import memory_line
+
+    config = preset("debug")
+    line = memory_line(config)
+    assert "are free; the process will show about" in line and line.endswith("400 MB of it MindSpore itself")
+    monkeypatch.setenv("PANGU_LAB_LOCAL_RANKS", "2")
+    assert "each process will show about" in memory_line(config)

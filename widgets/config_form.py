@@ -18,6 +18,7 @@ from pangu_lab.config import CHOICES, SLICES, RunConfig, all_keys, apply_overrid
 from pangu_lab.data import vocabulary_of
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
+from pangu_lab.memory import IDLE
 from pangu_lab.planner import HARDWARE, estimate
 from pangu_lab.presets import PRESETS, changed_settings, preset
 from pangu_lab.ranges import shown
@@ -220,6 +221,6 @@ def figures_of(config: RunConfig, hardware: str) -> dict[str, Any]:
         return {**figures, "note": str(error)}
     tokens = config.data.batch_size * config.data.seq_length
     return {**figures, "memory": {kind: int(size) for kind, size in found.memory.items()}, "total": found.total,
-            "capacity": found.capacity, "fits": bool(found.fits), "step_seconds": found.step_seconds,
+            "in_top": found.total + IDLE if hardware == "cpu" else None, "capacity": found.capacity, "fits": bool(found.fits), "step_seconds": found.step_seconds,
             "seconds": found.step_seconds * config.train.steps, "tokens": tokens * config.train.steps,
             "tokens_per_second": found.tokens_per_second}

@@ -37,7 +37,7 @@ def run_plan(args: argparse.Namespace) -> int:
     if args.this_layout:
         found = estimate(config, memory, args.hardware, host)
         _table([found])
-        _explain(found)
+        _explain(found, args.hardware)
         return finish(args, found)
     found = plan(config, devices, memory, args.batch, args.hardware, host)
     _facts(found)
@@ -101,13 +101,17 @@ def _table(layouts: Any) -> None:
           title="GB on the fullest device at the peak of a step; GB sent per device and step")
 
 
-def _explain(found: Any) -> None:
+def _explain(found: Any, hardware: str) -> None:
     """One layout: what it needs at each phase of a step, and what recomputation would change."""
     from pangu_lab.planner.words import size
 
     moments = ", ".join(f"{name} {size(sum(kinds.values()))}" for name, kinds in found.moments.items())
     say(f"· {found.name}: {'fits' if found.fits else 'does not fit'}, {size(found.total)} of {size(found.capacity)} on a "
         f"device of stage {found.stage}; by phase of a step: {moments}")
+    if hardware == "cpu":
+        from pangu_lab.train.fitting import shown_in_top
+
+        say(f"· {shown_in_top(found.total)}")
     say(f"· activations: {size(found.activations['plain'])}, with recomputation {size(found.activations['recompute'])}")
     if found.host:
         say(f"· offloaded to the memory of each server: {size(found.host)}")

@@ -18,7 +18,7 @@ from pangu_lab.planner import estimate
 
 
 def memory_line(config: RunConfig) -> str:
-    """One line about the memory that this machine's ranks need; called by one of them.
+    """One line about the memory that this machine's ranks need, and what ``top`` will show; called by one of them.
 
     Raises:
         InputError: they need too much; one line says how much they need, how much there is, and what would fit.
@@ -27,7 +27,13 @@ def memory_line(config: RunConfig) -> str:
     per_rank = estimate(config, hardware="cpu")
     need = Need({kind: here * amount for kind, amount in per_rank.memory.items() if amount})
     what = "training" + (f" with {here} processes here" if here > 1 else "")
-    return memory.estimate(what, need, lambda model: _need_of(config, model), _split(config))
+    line = memory.estimate(what, need, lambda model: _need_of(config, model), _split(config))
+    return f"{line}; {shown_in_top(per_rank.total, 'each process' if here > 1 else 'the process')}"
+
+
+def shown_in_top(estimated: int, who: str = "each process") -> str:
+    """What a process that needs so much will show, in words: the estimate does not count what MindSpore itself takes."""
+    return f"{who} will show about {size(estimated + memory.IDLE)} in `top`, {size(memory.IDLE)} of it MindSpore itself"
 
 
 def _need_of(config: RunConfig, model: ModelConfig) -> Need:

@@ -131,7 +131,8 @@ class Form {
       el("i", { style: `left:${(100 * figures.capacity) / whole}%` })),
       el("div", { class: "pgl-row pgl-muted", style: "font-size:12px" }, kinds.map(([kind, size], index) => el("span", { class: "pgl-key" },
         el("i", { style: `background:${colorOf(index)}` }), `${t(`memory_${kind}`).replace("memory_", "")} ${bytes(size)}`)),
-      el("span", { class: figures.fits ? "" : "pgl-bad" }, t(figures.fits ? "fits" : "too_much", { room: bytes(figures.capacity) }))));
+      el("span", { class: figures.fits ? "" : "pgl-bad" }, t(figures.fits ? "fits" : "too_much", { room: bytes(figures.capacity) })),
+        figures.in_top ? el("span", {}, t("in_top", { size: bytes(figures.in_top) })) : ""));
   }
 }
 
