@@ -505,7 +505,7 @@ FURTHER = (  # what no test above runs there
 )
 ABOVE = {"tokenizer train", "tokenizer show", "prepare", "train", "runs", "generate", "evaluate", "export", "serve"}
 ELSEWHERE = {"demo",  # minutes of training: tests/test_demo.py runs it in a folder named like these
-             "doctor", "bench serve"}  # touch no folder
+             "doctor", "bench serve", "translate"}  # touch no folder
 
 
 def test_every_verb_is_tried_in_a_folder_as_people_name_them():
