@@ -18,6 +18,9 @@ DETAILS = ("TASK is a published task such as c3, read from your own files in the
            "prepared data set; 'verse', poems that the model writes to the titles of --data; or 'list', which shows every task with its metric, template and file format.")
 
 
+# what `evaluate` measures beside the published tasks, as `evaluate list` shows it
+OTHERS = (("perplexity", "perplexity, bits per character", "", "a data set made by `pangu-lab prepare`"),
+          ("verse", "form, rhyme, tones, copies", "《{title}》\\n", "heldout.jsonl of `pangu-lab corpus verse`"))
 VERSE_OPTIONS = ("train", "temperature", "top_p", "seed")
 
 
@@ -102,7 +105,7 @@ def _list(args: argparse.Namespace) -> int:
     from pangu_lab.evaluate import TASKS
 
     rows = [(name, task.metric, task.template.replace("\n", "\\n"), task.file_format)
-            for name, task in TASKS.items()]
+            for name, task in TASKS.items()] + list(OTHERS)
     table(("task", "metric", "template", "files"), rows)
     return finish(args, [dict(zip(("task", "metric", "template", "files"), row)) for row in rows])
 

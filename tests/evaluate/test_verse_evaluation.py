@@ -121,3 +121,11 @@ def test_at_each_temperature_the_same_titles_are_written_with_the_same_seeds_and
     found = measure_temperatures(Poet(), ["甲", "乙"], (0.5, 1.2), constraint=held)
     assert asked == [(["《甲》\n", "《乙》\n"], temperature, 0.9, [1, 2], held) for temperature in (0.5, 1.2)]
     assert list(found) == [0.5, 1.2] and (found[0.5].n, found[0.5].form, found[0.5].rhyme) == (2, 0.5, 0.5)
+
+
+def test_the_list_of_tasks_shows_verse_and_perplexity_too(capsys):
+    from pangu_lab.cli import main
+
+    assert main(["evaluate", "list", "--json"]) == 0
+    listed = {row["task"] for row in json.loads(capsys.readouterr().out.splitlines()[-1])}
+    assert {"verse", "perplexity", "c3"} <= listed
