@@ -57,9 +57,11 @@ def number(key: str, value: Any, low: float, high: float) -> Any:
 
 
 def shown(value: Any, form: Callable[[Any], str] = str) -> str:
-    """``value`` for a message, however long it is."""
+    """``value`` for a message of one line, however long it is and whatever is in it."""
     try:
         text = form(value)
     except ValueError:  # Python does not write more than 4300 digits
         return "(thousands of digits)"
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
     return text if len(text) <= 40 else f"{text[:20]}…({len(text)} characters)"

@@ -13,6 +13,7 @@ stages, micro-batches and rates) are explicit here.
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -23,12 +24,14 @@ from typing import Any
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.planner import plan
 from pangu_lab.presets import preset
+from pangu_lab.ranges import shown
 
 WEIGHTS = "WEIGHTS"  # where converted weights go in the commands shown
 TENSOR = 8  # the reference's op_level_model_parallel_num for every size that trains with sharded optimizer states
 ASCEND = ("DATASET", "RANK_TABLE", "RANK_SIZE", "TYPE", "MODE", "STAGE_NUM", "MICRO_SIZE", "PER_BATCH", "RANK_START",
           "LOCAL_DEVICE_NUM")
 SOURCE = ("STRATEGY", "TOKENIZER", "CKPT_PATH", "CKPT_NAME", "MODE")
+FROM_0 = ("RANK_START", "ENABLE_ALLTOALL")  # the other numbers count something, from 1 on
 EXPORTED = 8  # ranks of the reference's distributed export
 TRAINED = {"200B": {"parallel.pipeline": 16, "parallel.micro_batches": 32, "train.start_lr": 6e-5, "train.end_lr": 6e-6},
            "13B": {"train.start_lr": 5e-5, "train.end_lr": 1e-6}}  # whatever the arguments say
@@ -124,8 +127,8 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
     launch = _launch(script)
     least = len(launch.arguments) - launch.optional
     if not least <= len(arguments) <= len(launch.arguments):
-        raise InputError(f"{launch.script} takes {least} to {len(launch.arguments)} arguments "
-                         f"({' '.join(launch.arguments)}), not {len(arguments)}")
+        number_of = f"{least} to {len(launch.arguments)}" if launch.optional else str(least)
+        raise InputError(f"{launch.script} takes {number_of} arguments ({' '.join(launch.arguments)}), not {len(arguments)}")
     given = dict(zip(launch.arguments, arguments))
     kind = launch.script.removeprefix("run_").partition("_")[2]
     for name, make in (("predict", _predict), ("eval", _evaluate), ("export", _export)):
@@ -154,6 +157,8 @@ def _export(script: str, given: Mapping[str, str]) -> list[str]:
         words += ["--tensor-parallel", str(EXPORTED)]
     if "cluster" in script:
         ranks, first = number(given, "RANK_SIZE", EXPORTED), number(given, "RANK_START", 0)
+        if first >= ranks:
+            raise InputError(f"RANK_START={first} must be below RANK_SIZE={ranks}")
         words += ["--tensor-parallel", str(ranks), "--rank-start", str(first), "--ranks", str(min(EXPORTED, ranks - first))]
     return words
 
@@ -167,10 +172,16 @@ def before(script: str, arguments: Sequence[str]) -> list[str]:
         return ["pangu-lab", "convert", "--from", given["CKPT_PATH"], "--strategy", given["STRATEGY"], *tokenizer,
                 "--out", WEIGHTS]
     if launch.script.endswith("auto_parallel"):
-        batch = dict(word.split("=") for word in translate(script, arguments) if "=" in word)["data.batch_size"]
+        settings = reversed(translate(script, arguments))
+        batch = next(word for word in settings if word.startswith("data.batch_size=")).partition("=")[2]
         return ["pangu-lab", "plan", "--preset", _preset(given["MODE"]), "--devices", given["RANK_SIZE"],
                 "--batch", batch]
     return []
+
+
+BEFORE = re.compile(r"(?:\S*/)?(?:bash|sh|python|python3|nohup|export|\$)|-[a-z]|[A-Za-z_]+=\S*")  # the script's name
+LONGEST = 20_000  # characters; shlex takes the square of them
+SHELLS = re.compile(r"[0-9]?&?>.*|<.*|&&?|\|\|?|\S*;|#.*")
 
 
 def translated_line(line: str) -> list[str]:
@@ -182,12 +193,15 @@ def translated_line(line: str) -> list[str]:
     Raises:
         InputError: it is none of the reference's.
     """
+    if len(line) > LONGEST:
+        raise InputError(f"this line has {len(line)} characters: paste one line of the reference, a script and its arguments")
     try:
-        words = shlex.split(line.replace("\\\n", " "))
+        words = shlex.split(re.sub(r"\\[ \t]*\r?\n", " ", line))
     except ValueError as error:
         raise InputError(f"cannot read this line ({error}): paste it as it would be typed") from None
-    words = [word for word in words if not (word in ("bash", "sh", "export", "python", "python3", "-m", "-s")
-                                            or re.fullmatch(r"[A-Z_]+=\S*", word))]
+    words = list(itertools.dropwhile(BEFORE.fullmatch, words))
+    if shells := [word for word in words if SHELLS.fullmatch(word)]:
+        raise InputError(f"'{shown(shells[0])}' is for the shell: paste one script and its arguments, without what follows")
     if not words:
         raise InputError("paste a line of the reference, such as 'bash scripts/run_distribute_train.sh DATASET …'")
     name = Path(words[0]).name.removesuffix(".sh").removesuffix(".py")
@@ -197,8 +211,10 @@ def translated_line(line: str) -> list[str]:
 
 
 def _typed(words: Sequence[str]) -> str:
-    """The words as one line; variables and patterns stay what they are to a shell."""
-    return " ".join(word if re.fullmatch(r"[\w@%+=:,./${}-]+", word) else shlex.quote(word) for word in words)
+    """The words as one line; variables stay what they are to a shell."""
+    return " ".join(word if re.fullmatch(r"(?:~/)?[\w@%+=:,./${}-]+", word) else
+                    f'"{word}"' if "$" in word and re.fullmatch(r"[\w@%+=:,./${} -]+", word) else shlex.quote(word)
+                    for word in words)
 
 
 def _options(words: Sequence[str]) -> dict[str, str]:
@@ -244,7 +260,7 @@ OTHERS = {
 def _launch(script: str) -> ReferenceLaunch:
     name = Path(script).name.removesuffix(".sh").replace("run_distributed", "run_distribute")
     if name not in LAUNCHES:
-        raise InputError(f"unknown script '{script}'{nearest(name, LAUNCHES)}; there are {', '.join(LAUNCHES)}")
+        raise InputError(f"unknown script '{shown(script)}'{nearest(name, LAUNCHES)}; there are {', '.join(LAUNCHES)}")
     return LAUNCHES[name]
 
 
@@ -265,8 +281,9 @@ def _where(given: Mapping[str, str]) -> list[str]:
 def number(given: Mapping[str, str], name: str, otherwise: int) -> int:
     """The whole number given for an argument, or ``otherwise`` where the script has no such argument."""
     text = given.get(name, str(otherwise))
-    if not text.isdigit():
-        raise InputError(f"{name}={text} must be a whole number")
+    least = 0 if name in FROM_0 else 1
+    if not re.fullmatch("[0-9]{1,9}", text) or int(text) < least:
+        raise InputError(f"{name}={shown(text)} must be a whole number from {least} on")
     return int(text)
 
 

@@ -13,7 +13,7 @@ from pangu_lab import cli
 from pangu_lab.config import parse_overrides
 from pangu_lab.errors import InputError
 from pangu_lab.launch import create_rank_table, launch, merge_rank_tables, write_rank_table
-from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, tables, translate
+from pangu_lab.launch.reference import ARGUMENTS, LAUNCHES, before, tables, translate
 from pangu_lab.presets import preset
 from pangu_lab.runs import read_curves
 
@@ -104,7 +104,18 @@ def test_the_commands_of_prediction_evaluation_and_export_parse_and_those_of_sev
      "pangu-lab export --from WEIGHTS --out BUNDLE --tensor-parallel 16 --rank-start 8 --ranks 8"),
     ("bash stop_pangu.sh", "pangu-lab serve --stop --pid-file serve.pid"),
     ("python predict.py --enable_client --eval_task=c3 --tokenizer_path=T --eval_data_url=D",
-     "pangu-lab evaluate c3 --server http://127.0.0.1:7860 --tokenizer T --data D")])
+     "pangu-lab evaluate c3 --server http://127.0.0.1:7860 --tokenizer T --data D"),
+    ("$ DEVICE_ID=0 nohup /bin/bash -x run_distribute_predict.sh \\ \n 8 \\\r\n'~/表 x' S T C filitered 2.6B fp32",
+     "pangu-lab generate --from WEIGHTS --rank-table '~/表 x' --prompt TEXT"),
+    ('bash run_distribute_predict.sh 8 "${HOME}/my table" S T C filitered 2.6B fp32',
+     'pangu-lab generate --from WEIGHTS --rank-table "${HOME}/my table" --prompt TEXT'),
+    ("bash run_distribute_predict.sh 8 ~/hccl.json S T C filitered 2.6B fp32",
+     "pangu-lab generate --from WEIGHTS --rank-table ~/hccl.json --prompt TEXT"),
+    ("bash run_distribute_predict.sh 8 '$(reboot)' S T C filitered 2.6B fp32",
+     "pangu-lab generate --from WEIGHTS --rank-table '$(reboot)' --prompt TEXT"),
+    ("bash run_distribute_train.sh export PATH=x 8 fp32 2.6B 1 1 8 0 8",
+     "pangu-lab launch --preset 2.6B --rank-table PATH=x --node-rank 0 --data export --run DIR --set parallel.tensor=8 "
+     "--set parallel.recompute=true --set data.batch_size=8")])
 def test_a_pasted_line_becomes_the_command_here(line, command, capsys):
     assert cli.main(["translate", line]) == 0
     said = capsys.readouterr().out.splitlines()
@@ -123,10 +134,27 @@ def test_200b_has_its_own_stages_micro_batches_and_rates():
         translate("run_distribute_train", "D t.json 64 fp32 200B 1 1 2 0 8".split())
 
 
-@pytest.mark.parametrize("line", ["", "bash", "ls -l", "bash 'x", "python predict.py --mode=2.6B"])
-def test_a_line_that_is_not_the_references_is_refused_in_one_line(line, capsys):
+TRAINING = "bash run_distribute_train.sh D t.json 8 fp32 2.6B 1 1 8 0 8"
+
+
+@pytest.mark.parametrize("line, said", [
+    ("", "paste a line"), ("bash", "paste a line"), ("ls -l", "unknown script 'ls'"), ("bash 'x", "No closing quotation"),
+    ("python predict.py --mode=2.6B", "--enable_client"), ("bash '\n\x1b[31m\u202e'", r"'\n\x1b[31m\u202e'"),
+    ("x" * 10**6, "1000000 characters"), (f"{TRAINING} > log 2>&1", "'>' is for the shell"),
+    (f"{TRAINING} &", "'&' is for the shell"), (f"{TRAINING}; ls", "'8;' is for the shell"),
+    (TRAINING.replace("json 8", "json ²"), "RANK_SIZE=² must be a whole number"),
+    (TRAINING.replace("json 8", "json " + "9" * 5000), "RANK_SIZE=9999"),
+    (TRAINING.replace("2.6B 1", "2.6B 0"), "STAGE_NUM=0 must be a whole number from 1"),
+    (TRAINING.replace("8 0 8", "0 0 8"), "PER_BATCH=0 must be a whole number from 1"),
+    ("bash run_cluster_export.sh S C t.json 16 99", "RANK_START=99 must be below RANK_SIZE=16")])
+def test_a_line_that_is_not_the_references_is_refused_in_one_line(line, said, capsys):
     assert cli.main(["translate", line]) == 2
-    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and len(error.splitlines()) == 1 and len(error) < 600
+
+
+def test_a_path_with_equals_signs_is_no_setting():
+    assert before("run_distribute_train_auto_parallel", "a=b=c t.json 8 fp16 2.6B 1 1 16 0 8".split())[-1] == "16"
 
 
 def test_each_argument_lands_where_the_table_says():
@@ -156,7 +184,7 @@ def test_what_comes_before_a_launch_is_shown_with_it(capsys):
 
 @pytest.mark.parametrize("script,arguments,message", [
     ("run_distribute_trian", "", "unknown script 'run_distribute_trian' .did you mean 'run_distribute_train'"),
-    ("run_distribute_train", "D t.json 8", "takes 10 to 10 arguments"),
+    ("run_distribute_train", "D t.json 8", "takes 10 arguments"),
     ("run_distribute_train", "D t.json 12 fp32 2.6B 1 1 8 0 8", "RANK_SIZE=12 must be a multiple of STAGE_NUM"),
     ("run_distribute_train", "D t.json 8 fp32 2.7B 1 1 8 0 8", "unknown preset '2.7B'"),
     ("run_distribute_train", "D t.json 8 fp32 2.6B one 1 8 0 8", "STAGE_NUM=one must be a whole number"),
