@@ -6,7 +6,7 @@
     ckpts/tokenizer/              vocab.model
 
 A part is a tar of shards. It is read where it lies: shards are found by their offsets, nothing is unpacked. A part with
-a link, or a member whose name would lead out of its folder, is refused.
+a link or holes, or a member whose name would lead out of its folder, is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pangu_lab.checkpoint.mindspore_ckpt import Member
 from pangu_lab.errors import InputError
 from pangu_lab.ranges import shown
 
-SHARD = re.compile(r"(?:filerted|filtered|filitered)_(\d+)\.ckpt")  # the releases and the guide spell it so
+SHARD = re.compile(r"(?:filerted|filtered|filitered)_([0-9]{1,6})\.ckpt")  # the releases and the guide spell it so
 PART = re.compile(r"(?:[\w.]+_)?part\d+(?:\.tar)?")
 TABLE = re.compile(r"(?:\d[\w.]*_)?(word|position|top_query)_embedding(?:\.npy)?")
 FILES, STRATEGY, TOKENIZER = "checkpoint_file", "strategy_load_ckpt", "tokenizer"
@@ -61,7 +61,7 @@ def find_release(where: Path) -> ReleaseFiles:
     folder = where / FILES if (where / FILES).is_dir() else where
     around = (folder, folder / STRATEGY, folder.parent / STRATEGY)[:3 if folder.name == FILES else 2]
     strategies = sorted(path for place in around if place.is_dir()
-                        for path in place.glob("*.ckpt" if place.name == STRATEGY else "*strategy*.ckpt"))
+                        for path in place.glob("*.ckpt" if place.name == STRATEGY else "*strategy*.ckpt") if path.is_file())
     tokenizer = folder.parent / TOKENIZER if folder.name == FILES else folder / TOKENIZER
     return ReleaseFiles(folder, _shards(folder), _tables(folder), strategies, tokenizer if tokenizer.is_dir() else None)
 
@@ -73,7 +73,7 @@ def _is_part(path: Path) -> bool:
 def _shards(folder: Path) -> dict[int, Path | Member]:
     found: dict[int, Path | Member] = {}
     for path in sorted(folder.iterdir()):
-        for shard in _members(path) if _is_part(path) else [path]:
+        for shard in _members(path) if _is_part(path) else [path] if path.is_file() else []:
             if match := SHARD.fullmatch(shard.name):
                 rank = int(match[1])
                 if rank in found:
@@ -92,19 +92,25 @@ def _members(part: Path) -> list[Member]:
     Raises:
         InputError: no whole, uncompressed tar, or something in it that no release has.
     """
+    size = part.stat().st_size
     try:
-        with tarfile.open(part, "r:") as archive:
+        with tarfile.open(part, "r:") as archive, part.open("rb") as file:
             entries = archive.getmembers()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise InputError(f"{part}: not a whole tar file ({error}); download it again; if it is compressed, unpack it") from None
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # tarfile ends at the first header that it cannot read
+                raise tarfile.ReadError(f"no header at byte {archive.offset}")
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+        why = shown(error) or type(error).__name__
+        raise InputError(f"{part}: not a whole tar file ({why}); download it again; if it is compressed, unpack it") from None
     for entry in entries:
         name = PurePosixPath(entry.name)
         if name.is_absolute() or ".." in name.parts:
             raise InputError(f"{part}: holds '{shown(entry.name)}', which would lie outside its folder: this is no part of a "
                              "release")
+        if entry.issparse() or entry.size < 0:
+            raise InputError(f"{part}: '{shown(entry.name)}' has holes or less than no bytes: this is no part of a release")
         if not (entry.isreg() or entry.isdir()):
             raise InputError(f"{part}: holds the link or device '{shown(entry.name)}': this is no part of a release")
-    size = part.stat().st_size
     for entry in entries:
         if entry.offset_data + entry.size > size:
             raise InputError(f"{part}: ends within '{shown(entry.name)}'; download it again")
