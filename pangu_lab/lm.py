@@ -30,6 +30,7 @@ from pangu_lab.generate.sampling import Stage, explain
 from pangu_lab.generate.sequence import Completion, SequenceInProgress, prepare_prompt
 from pangu_lab.interpret.activations import Attention, attention
 from pangu_lab.loading import Model, find
+from pangu_lab.ranges import shown
 
 
 class PanguLM(Model):
@@ -54,6 +55,8 @@ class PanguLM(Model):
             if processes == 1:
                 return super().load(source, tokenizer, slots, int8, dtype)
             processes = find_places(processes)
+        if not isinstance(processes, Places):
+            raise InputError(f"processes={shown(processes, repr)} must be a whole number, or what find_places gives")
         if int8 or slots is not None or dtype != "float32":
             raise InputError("a model over several processes has fp32 weights and one whole sequence of cache: leave out "
                              "int8, dtype and slots")
@@ -157,9 +160,12 @@ class PanguLM(Model):
             Tokens, layers, and probabilities (layers, heads, seq, seq); a list of them for several texts.
 
         Raises:
-            InputError: the model is a bundle, a text is empty or longer than the model's positions, or the memory
-                does not suffice.
+            InputError: the model is a bundle or over several processes, a text is empty or longer than the model's
+                positions, or the memory does not suffice.
         """
+        if self._cluster is not None:
+            raise InputError(f"{self.name}: several processes have the weights, attention needs them in this one: load it "
+                             "without processes=")
         weights, tokenizer = self.require_weights("looked into"), self.require_tokenizer()
         texts = [tokenizer.encode(one) for one in ([text] if isinstance(text, str) else text)]
         if not texts or not all(texts):

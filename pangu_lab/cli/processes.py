@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,10 +65,27 @@ def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = F
         return
     from pangu_lab.generate.runner import NetworkLost
 
-    model = PanguLM.load(source, tokenizer, int8=int8, dtype=dtype, processes=where, log_dir=args.log_dir)
+    with _ended_as_by_ctrl_c():
+        model = PanguLM.load(source, tokenizer, int8=int8, dtype=dtype, processes=where, log_dir=args.log_dir)
+        try:
+            yield model
+        except NetworkLost as error:
+            raise InputError(f"{error}; --log-dir keeps what the processes print") from None
+        finally:
+            model.close()
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """`kill`, or a terminal that closes, ends the processes of the block too: MindSpore's scheduler would wait for them."""
+    usual = {name: signal.getsignal(name) for name in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))}
+    changed = {name: was for name, was in usual.items() if was == signal.SIG_DFL}  # not what nohup ignores
+    if threading.current_thread() is not threading.main_thread():
+        changed = {}
+    for name in changed:
+        signal.signal(name, signal.default_int_handler)
     try:
-        yield model
-    except NetworkLost as error:
-        raise InputError(f"{error}; --log-dir keeps what the processes print") from None
+        yield
     finally:
-        model.close()
+        for name, was in changed.items():
+            signal.signal(name, was)

@@ -117,9 +117,11 @@ def _stream(engine: Any, prompt: str, chosen: SamplingConfig, held_to: Any) -> A
 
     pieces = stream(engine, prompt, chosen, held_to)
     write(prompt)
-    for piece in pieces:
-        write(piece)
-    say()
+    try:
+        for piece in pieces:
+            write(piece)
+    finally:  # what is said of an end before the end is a line of its own
+        say()
     _warn(pieces.completion)
     return pieces.completion
 

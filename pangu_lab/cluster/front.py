@@ -55,6 +55,7 @@ class _Member:
     host: str
     ranks: tuple[int, ...]
     local: bool
+    pid: Optional[int] = None
     rank: int = -1
     ready: bool = False
     lost: Optional[str] = None
@@ -117,8 +118,12 @@ class Cluster:
         self.port = self._listener.address[1]
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
         count = nproc if mpirun is None else 1
-        self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, world=shared.asked,
-                              devices=devices, log_dir=log_dir, mpirun=mpirun)
+        try:
+            self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, world=shared.asked,
+                                  devices=devices, log_dir=log_dir, mpirun=mpirun)
+        except BaseException:
+            self._stop_listening()
+            raise
 
     # ------------------------------------------------------------------------------------------ who offers itself
 
@@ -168,7 +173,7 @@ class Cluster:
             raise ValueError("it sent something that is no offer")
         if head.get("export_id") != self.shared.identity:
             raise ValueError(f"{head.get('host')} has the ranks of another export or checkpoint: copy the same one there")
-        return _Member(link, str(head.get("host")), tuple(ranks), bool(head.get("local")))
+        return _Member(link, str(head.get("host")), tuple(ranks), bool(head.get("local")), head.get("pid"))
 
     def _notify(self) -> None:
         with self._changed:
@@ -181,16 +186,23 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------- gathering
 
-    def gather(self, go_on: Callable[[], bool] = lambda: True) -> None:
+    def gather(self, go_on: Callable[[], bool] = lambda: True, once: bool = False) -> None:
         """Wait until every rank has registered and loaded its part, while ``go_on()``.
+
+        Args:
+            once: refuse when a process of this host fails meanwhile, which is otherwise started again.
 
         Raises:
             InputError: a rank cannot use its part of the model.
         """
+        if lost := self._lost_rank():
+            self._say(f"{lost}; waiting for another")
         self._let_go()
         while go_on() and not self._closed:
             if self._keeper.refused.is_set():
                 raise InputError(f"{self.shared.source}: a process cannot open it{self._keeper.said()}")
+            if once and self._keeper.failed.is_set():
+                raise InputError(f"{self.shared.source}: a process ended before all had loaded it{self._keeper.said(False)}")
             chosen = self._choose()
             if chosen and self._begin(chosen, go_on):
                 self._gathered = chosen
@@ -244,7 +256,7 @@ class Cluster:
         with process_log(self._log_dir, "scheduler") as log:
             self._scheduler = subprocess.Popen(
                 [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."], stdin=subprocess.DEVNULL,
-                stdout=log or subprocess.DEVNULL, stderr=log or subprocess.DEVNULL,
+                stdout=log or subprocess.DEVNULL, stderr=log or subprocess.DEVNULL, start_new_session=True,
                 env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
 
     def _let_go(self) -> None:
@@ -255,6 +267,8 @@ class Cluster:
         self._gathered = []
         for member in gone:
             member.link.close()
+        if gone:
+            self._keeper.end([member.pid for member in gone if member.local and member.pid is not None])
         if self._scheduler is not None:
             self._scheduler.kill()  # it waits for ranks that will never disconnect
             self._scheduler.wait()
@@ -293,16 +307,26 @@ class Cluster:
             raise self._lost()
 
     def _lost(self) -> NetworkLost:
-        gone = [member for member in self._gathered if member.lost is not None]
-        if gone:
-            self._say(f"rank {gone[0].rank} on {gone[0].host} is lost ({gone[0].lost}); waiting for another")
+        self.state = self._lost_rank() or self.state
         return NetworkLost(self.state)
+
+    def _lost_rank(self) -> str:
+        """Which rank is lost and why; empty when none is."""
+        gone = [f"rank {member.rank} on {member.host} is lost ({member.lost})" for member in self._gathered
+                if member.lost is not None]
+        return gone[0] if gone else ""
+
+    def _stop_listening(self) -> None:
+        self._closed = True
+        with contextlib.suppress(OSError):  # a connection ends the wait for one; closing alone would leave the port open
+            socket.create_connection((self.address, self.port), POLL_SECONDS).close()
+        with contextlib.suppress(OSError):
+            self._listener.close()
 
     def close(self) -> None:
         """End this host's processes; agents keep theirs and offer them to the next front end."""
-        self._closed = True
-        with contextlib.suppress(OSError):
-            self._listener.close()
+        self._stop_listening()
+        self.state = "the processes of this model have ended: load it again"
         self._let_go()
         with self._changed:
             for member in self._members:

@@ -20,9 +20,11 @@ from pangu_lab.errors import InputError, nearest
 from pangu_lab.launch.hosts import Host, address_of, read_hosts
 from pangu_lab.launch.plan import mpirun_command, package_path, passed_environment
 from pangu_lab.launch.rank_table import read_rank_table
+from pangu_lab.ranges import shown
 from pangu_lab.shipped import shipped_folder
 
 PORT = 8119  # where a front end waits for agents
+MOST = 10_000  # processes; far more than any model has heads to share
 BACKENDS = ("local", "mpirun", "ranktable")
 
 
@@ -55,7 +57,8 @@ class Places:
         """Start the processes and wait until each has loaded its part of the model.
 
         Raises:
-            InputError: the model cannot be shared so, there is no mpirun, or agents are needed and there is no key.
+            InputError: the model cannot be shared so, there is no mpirun, agents are needed and there is no key, or a
+                process ends before all have loaded it.
         """
         shared = SharedModel.open(source, self.world, tokenizer)
         agents = len(self.hosts) > 1 and self.backend != "mpirun"
@@ -68,7 +71,7 @@ class Places:
         mpirun = self._mpirun if self.backend == "mpirun" else None
         cluster = Cluster(shared, self.hosts[0].slots, self.address, self.port, key.encode(), self.devices, log_dir, mpirun)
         try:
-            cluster.gather()
+            cluster.gather(once=True)
         except BaseException:
             cluster.close()
             raise
@@ -125,8 +128,10 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
     backend = backend or ("ranktable" if rank_table is not None else "local")
     if backend not in BACKENDS:
         raise InputError(f"--backend {backend}: unknown{nearest(backend, BACKENDS)}; there are {', '.join(BACKENDS)}")
-    if nproc is not None and nproc < 1:
-        raise InputError("--nproc must be at least 1")
+    if nproc is not None and not 1 <= nproc <= MOST:
+        raise InputError(f"--nproc must be from 1 to {MOST}, not {shown(nproc)}")
+    if master_port is not None and not 0 <= master_port <= 65535:
+        raise InputError(f"--master-port must be from 0 (any free one) to 65535, not {shown(master_port)}")
     if (rank_table is not None) != (backend == "ranktable") or (rank_table is not None and (hosts or nproc)):
         raise InputError("--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and without "
                          "--hosts and --nproc")
@@ -137,6 +142,8 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
     else:
         listed = read_hosts(hosts, nproc) if hosts is not None else [Host("localhost", nproc or 1)]
         devices = ()
+    if (total := sum(host.slots for host in listed)) > MOST:
+        raise InputError(f"{hosts}: {total} processes, {MOST} at most share a model")
     several = len(listed) > 1
     address = master_addr or (address_of(listed[0].name) if several else "127.0.0.1")
     port = master_port if master_port is not None else PORT if several and backend != "mpirun" else 0

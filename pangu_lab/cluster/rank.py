@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
@@ -80,7 +80,8 @@ class Keeper:
         log_dir: what the processes print goes to ``process_N.log`` there; without it, only errors, to this one's.
 
     Attributes:
-        refused: the message of a process that can never run with these settings.
+        refused: set when a process said that it can never run with these settings.
+        failed: set when one ended with an error, or was killed; it is started again nevertheless.
     """
 
     def __init__(self, source: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
@@ -94,16 +95,25 @@ class Keeper:
         self._environment = {KEY: key.decode(), "OMP_NUM_THREADS": threads}
         if mpirun is not None:
             self._command, self._environment = mpirun(self._command, self._environment)
-        self._processes = [self._start(number) for number in range(count)]
-        self._closed, self.refused = threading.Event(), threading.Event()
+        self._closed, self.refused, self.failed = threading.Event(), threading.Event(), threading.Event()
+        self._mpirun = mpirun is not None
+        self._processes: list[subprocess.Popen] = []
+        self._told: set[int] = set()  # to end
+        try:
+            for number in range(count):
+                self._processes.append(self._start(number))
+        except BaseException:
+            self._end_all()
+            raise
         self._thread = threading.Thread(target=self._keep, name="keeper", daemon=True)
         self._thread.start()
 
     def _start(self, number: int) -> subprocess.Popen:
         environment = clean_environment({**self._environment, "DEVICE_ID": self._devices[number]})
         with process_log(self._log_dir, f"process_{number}") as log:
+            # a session of its own: Ctrl-C is for the process that the user started, which then ends these
             return subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL,
-                                    stdout=log or subprocess.DEVNULL, stderr=log)
+                                    stdout=log or subprocess.DEVNULL, stderr=log, start_new_session=True)
 
     def _keep(self) -> None:
         while not self._closed.wait(0.5):
@@ -111,13 +121,32 @@ class Keeper:
                 if process.poll() == REFUSED:
                     self.refused.set()
                 elif process.poll() is not None and not self._closed.is_set():
+                    if process.returncode:
+                        self.failed.set()
                     self._closed.wait(1.0)
                     with contextlib.suppress(InputError):  # no room for a log: tried again
                         self._processes[number] = self._start(number)
 
-    def said(self) -> str:
-        """Where to read why one refused, to end a message with."""
-        return f"; see {self._log_dir}" if self._log_dir is not None else ", as it says above"
+    def end(self, pids: Collection[int]) -> None:
+        """End those of its processes: one that waits for another inside MindSpore would not see that it is let go.
+        They are started again. mpirun's end together."""
+        for process in list(self._processes):
+            if self._mpirun and pids:
+                self._terminate(process)
+            elif process.pid in pids:
+                process.kill()
+
+    def _terminate(self, process: subprocess.Popen) -> None:
+        """Once: a second signal makes mpirun end at once and leave its processes behind."""
+        if process.pid not in self._told:
+            self._told.add(process.pid)
+            process.terminate()
+
+    def said(self, surely: bool = True) -> str:
+        """Where to read why one refused or failed, to end a message with; ``surely`` where it always says it."""
+        if self._log_dir is not None:
+            return f"; see {self._log_dir}"
+        return ", as it says above" if surely else "; any words of it are above, and --log-dir keeps them"
 
     @property
     def pids(self) -> list[int]:
@@ -127,8 +156,11 @@ class Keeper:
         """End the processes."""
         self._closed.set()
         self._thread.join()
+        self._end_all()
+
+    def _end_all(self) -> None:
         for process in self._processes:
-            process.terminate()
+            self._terminate(process)
         for process in self._processes:
             try:
                 process.wait(5)

@@ -343,6 +343,9 @@ class NoKeeper:
     def __init__(self, *values, **named) -> None:
         pass
 
+    def end(self, pids) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
