@@ -19,7 +19,7 @@ PARTS = {"train": "tests.benchmarks.train_speed", "decode": "tests.benchmarks.de
          "prepare": "tests.benchmarks.prepare_speed", "c3": "tests.benchmarks.c3_speed", "moe": "tests.benchmarks.moe_speed",
          "parallel": "tests.benchmarks.parallel_speed", "recompute": "tests.benchmarks.recompute_memory",
          "serve": "tests.benchmarks.serve_speed", "wait": "tests.benchmarks.waiting_speed",
-         "monitor": "tests.benchmarks.monitor_speed"}
+         "monitor": "tests.benchmarks.monitor_speed", "learning": "tests.benchmarks.learning"}
 
 
 def main() -> int:
@@ -38,6 +38,9 @@ def main() -> int:
             continue
         for name, found in importlib.import_module(PARTS[part]).run(rounds=args.rounds).items():
             results[name] = found
+            if "told" in found:
+                print(f"{name:<28} {found['told']}", flush=True)
+                continue
             print(f"{name:<28} ours {found['ours_seconds']:8.3f} s   peer {found['peer_seconds']:8.3f} s   "
                   f"ratio {found['ratio']:.2f}", flush=True)
     if args.keep:
