@@ -253,7 +253,7 @@ def test_sigterm_interrupts_as_ctrl_c_does(folder, capsys, monkeypatch):
 
 def test_the_list_names_every_task_with_its_template(capsys):
     code, out, _ = run("list", "--json", capsys=capsys)
-    assert code == 0 and [row["task"] for row in json.loads(out.splitlines()[-1])] == list(TASKS)
+    assert code == 0 and [row["task"] for row in json.loads(out.splitlines()[-1])] == [*TASKS, "perplexity", "verse"]
     assert "该答案来自对话" in out
 
 
