@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Union
 
-import ipywidgets
 import traitlets
 
 from pangu_lab.config import RunConfig
@@ -16,6 +15,7 @@ from widgets.command import command_text, launch_words
 from widgets.config_form import ConfigForm
 from widgets.launching import StartedRun, start_run
 from widgets.monitor import RunMonitor
+from widgets.watched import Watched
 
 
 class LaunchControls(LabWidget):
@@ -34,7 +34,7 @@ class LaunchControls(LabWidget):
         return self.command
 
 
-class LaunchPanel(ipywidgets.VBox):
+class LaunchPanel(Watched):
     """Start, stop and resume a run, with its monitor below.
 
     Args:
@@ -56,7 +56,7 @@ class LaunchPanel(ipywidgets.VBox):
             # why Start was refused is no longer true of other settings
             self._settings.observe(lambda change: self.controls.send({"kind": "other settings"}), ["command", "error"])
         self._show_command()
-        super().__init__([self.controls, self.monitor], layout=ipywidgets.Layout(width="100%"))
+        super().__init__(self.controls, self.monitor)
 
     @property
     def config(self) -> RunConfig:
@@ -83,10 +83,6 @@ class LaunchPanel(ipywidgets.VBox):
         self.monitor.show(self.run)
         return started
 
-    def stop(self) -> None:
-        """Ask the run to finish its step, save and end."""
-        self.monitor.stop()
-
     def _named(self) -> None:
         self._show_command()
         if self.controls.name.strip():
@@ -96,12 +92,3 @@ class LaunchPanel(ipywidgets.VBox):
         if isinstance(self._settings, ConfigForm):
             self._settings.name_run(self.run)  # both show one command
         self.controls.command = command_text(launch_words(self.config, self.run))
-
-    def __repr__(self) -> str:
-        return f"{self.controls.still_text()}\n{self.monitor.still_text()}"
-
-    def _repr_mimebundle_(self, **options: Any):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        still = self.controls.still_html() + self.monitor.still_html()
-        return {**data, "text/plain": repr(self), "text/html": still}, metadata

@@ -6,7 +6,6 @@ import threading
 from pathlib import Path
 from typing import Any, Union
 
-import ipywidgets
 import traitlets
 
 from pangu_lab.errors import InputError
@@ -15,6 +14,7 @@ from widgets.base import LabWidget
 from widgets.command import command_text
 from widgets.launching import StartedRun, ask, outcome, start_text
 from widgets.monitor import RunMonitor
+from widgets.watched import Watched
 
 
 class StartControls(LabWidget):
@@ -38,7 +38,7 @@ class StartControls(LabWidget):
         return "\n".join(filter(None, (self.command, self.said)))
 
 
-class StartForm(ipywidgets.VBox):
+class StartForm(Watched):
     """One's own text to a trained model: ``pangu-lab advise`` and ``pangu-lab start``, with the run's monitor below.
 
     Args:
@@ -55,7 +55,7 @@ class StartForm(ipywidgets.VBox):
         self.monitor = RunMonitor(self.run, **values)
         self.controls.observe(lambda change: self._changed(), ["text", "minutes"])
         self._changed()
-        super().__init__([self.controls, self.monitor], layout=ipywidgets.Layout(width="100%"))
+        super().__init__(self.controls, self.monitor)
 
     @property
     def run(self) -> Path:
@@ -112,19 +112,6 @@ class StartForm(ipywidgets.VBox):
         if said := outcome(started):
             self.controls.said = said
 
-    def stop(self) -> None:
-        """Ask the run to finish its step, save and end."""
-        self.monitor.stop()
-
     def _changed(self) -> None:
         self.controls.command = command_text(self.words("start")) if self.controls.text.strip() else ""
         self.monitor.show(self.run)
-
-    def __repr__(self) -> str:
-        return f"{self.controls.still_text()}\n{self.monitor.still_text()}"
-
-    def _repr_mimebundle_(self, **options: Any):
-        bundle = super()._repr_mimebundle_(**options)
-        data, metadata = bundle if isinstance(bundle, tuple) else (bundle, {})
-        still = self.controls.still_html() + self.monitor.still_html()
-        return {**data, "text/plain": repr(self), "text/html": still}, metadata
