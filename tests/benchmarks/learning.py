@@ -90,18 +90,12 @@ def ours(folder: Path, minutes: float) -> dict:
     return {"bits": measured.bits_per_character, "steps": steps, "minutes": seconds / 60 / CORES}
 
 
-def peer(folder: Path, minutes: float) -> dict:
-    """Train nanoGPT's recipe for that long."""
+def gpt2():
+    """A PyTorch GPT-2 of the preset's size, as nanoGPT initialises it."""
     import math
 
-    import numpy as np
-    import torch
     from torch import nn
     from torch.nn import functional
-
-    torch.set_num_threads(1)
-    data = {name: np.load(folder / f"{name}.npy") for side in ("train", "heldout")
-            for name in (f"{side}_inputs", f"{side}_labels", f"{side}_weights")}
 
     class Block(nn.Module):
         def __init__(self):
@@ -131,6 +125,22 @@ def peer(folder: Path, minutes: float) -> dict:
                 x = block(x)
             return self.norm(x) @ self.words.weight.T
 
+    return Model()
+
+
+def peer(folder: Path, minutes: float) -> dict:
+    """Train nanoGPT's recipe for that long."""
+    import math
+
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    torch.set_num_threads(1)
+    data = {name: np.load(folder / f"{name}.npy") for side in ("train", "heldout")
+            for name in (f"{side}_inputs", f"{side}_labels", f"{side}_weights")}
+
     def batch(side: str, rows) -> tuple:
         found = (torch.from_numpy(data[f"{side}_{name}"][rows]) for name in ("inputs", "labels", "weights"))
         inputs, labels, weights = found
@@ -144,7 +154,7 @@ def peer(folder: Path, minutes: float) -> dict:
         """(model, processor seconds of all steps after the first ones)."""
         torch.manual_seed(0)
         rng = np.random.default_rng(0)
-        model = Model()
+        model = gpt2()
         forward = torch.compile(model) if compiled else model
         groups = [{"params": [w for w in model.parameters() if (w.dim() > 1) == decay], "weight_decay": 0.1 * decay}
                   for decay in (True, False)]
