@@ -85,22 +85,29 @@ INLINE float scalar_weight(const void *row, int64_t i, int kind) {
 
 enum {
     MOST = 4,     /* sequences multiplied with a row of weights at once */
+    MANY = 16,    /* and those whose sums are kept until a row is read to its end */
     ROWS = 3,     /* of weights, read at once, each as a stream of its own */
+    WIDENED = 3,  /* from so many sequences on, fp16 is made fp32 once for all of them; bf16 and bytes cost less */
+    CHUNK = 512,  /* inputs of several sequences taken at once: they stay in the first-level cache */
     OUTPUTS = 96, /* rows of weights per work item */
 };
 
-/* sums[r][b] = weights of row r · x of sequence b, for ROWS rows and COUNT sequences. */
-INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int rows, int count, int kind,
-                 float sums[ROWS][MOST]) {
+INLINE void prefetch(const char *from, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64)
+        __builtin_prefetch(from + line, 0, 2);
+}
+
+/* sums[r][b] += weights of row r · x of sequence b, over n inputs (whole STEPs), for ``rows`` rows and ``count``
+   sequences. */
+INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in, int64_t n, int rows, int count, int kind,
+                 int prefetched, vec (*sums)[MANY]) {
     vec running[ROWS][MOST];
     for (int r = 0; r < rows; r++)
         for (int b = 0; b < count; b++)
-            running[r][b] = (vec){0};
-    int64_t i = 0;
-    for (; i + STEP <= in; i += STEP) {
-        for (int r = 0; count > 1 && r < rows; r++)
-            for (int line = 0; line < STEP * bytes_of(kind); line += 64)
-                __builtin_prefetch(weight + r * stride + i * bytes_of(kind) + AHEAD + line, 0, 2);
+            running[r][b] = sums[r][b];
+    for (int64_t i = 0; i < n; i += STEP) {
+        for (int r = 0; prefetched && r < rows; r++)
+            prefetch(weight + r * stride + i * bytes_of(kind) + AHEAD, STEP * bytes_of(kind));
 #pragma GCC unroll 4
         for (int k = 0; k < 4; k++) {
             vec w[ROWS];
@@ -114,11 +121,39 @@ INLINE void tile(const char *weight, int64_t stride, const float *x, int64_t in,
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int b = 0; b < count; b++) {
-            sums[r][b] = total(running[r][b]);
-            for (int64_t j = i; j < in; j++)
-                sums[r][b] += scalar_weight(weight + r * stride, j, kind) * x[b * in + j];
+        for (int b = 0; b < count; b++)
+            sums[r][b] = running[r][b];
+}
+
+/* The same for up to MANY sequences. */
+INLINE void tiles(const char *weight, int64_t stride, const float *x, int64_t in, int64_t n, int rows, int count, int kind,
+                  int prefetched, vec (*sums)[MANY]) {
+    for (int b = 0; b < count; b += MOST, prefetched = 0) {
+        vec(*part)[MANY] = (vec(*)[MANY])(&sums[0][b]);
+        const float *of = x + b * in;
+        switch (count - b) { /* compile-time constants, so that the running sums stay in registers */
+        case 1: tile(weight, stride, of, in, n, rows, 1, kind, prefetched, part); break;
+        case 2: tile(weight, stride, of, in, n, rows, 2, kind, prefetched, part); break;
+        case 3: tile(weight, stride, of, in, n, rows, 3, kind, prefetched, part); break;
+        default: tile(weight, stride, of, in, n, rows, MOST, kind, prefetched, part);
         }
+    }
+}
+
+/* The same, the weights made fp32 once for all sequences. */
+INLINE void widened_tiles(const char *weight, int64_t stride, const float *x, int64_t in, int64_t n, int rows, int count,
+                          int kind, vec (*sums)[MANY]) {
+    float wide[ROWS][CHUNK];
+    for (int r = 0; r < rows; r++)
+        for (int64_t i = 0; i < n; i += STEP) {
+            prefetch(weight + r * stride + i * bytes_of(kind) + AHEAD, STEP * bytes_of(kind));
+#pragma GCC unroll 4
+            for (int k = 0; k < 4; k++) {
+                vec value = load_weight(weight + r * stride, i, k, kind);
+                memcpy(&wide[r][i + k * LANES], &value, sizeof value);
+            }
+        }
+    tiles((const char *)wide, sizeof wide[0], x, in, n, rows, count, FLOATS, 0, sums);
 }
 
 struct gemv {
@@ -141,21 +176,27 @@ INLINE void finish(const struct gemv *p, int64_t row, int64_t b, float sum) {
 
 /* ``rows`` rows with stride ``apart``, for all sequences. */
 INLINE void multiply_rows(const struct gemv *p, int64_t row, int rows, int64_t apart, int kind) {
-    int64_t in = p->matrix->in, line = in * bytes_of(kind), stride = line * apart;
+    int64_t in = p->matrix->in, line = in * bytes_of(kind), stride = line * apart, whole = in / STEP * STEP;
     const char *weight = (const char *)p->matrix->weight + row * line;
-    float sums[ROWS][MOST];
-    for (int64_t b = 0; b < p->count; b += MOST) {
-        int count = (int)smaller(p->count - b, MOST);
+    for (int64_t b = 0; b < p->count; b += MANY) {
+        int count = (int)smaller(p->count - b, MANY);
         const float *x = p->x + b * in;
-        switch (count) { /* compile-time constants, so that the running sums stay in registers */
-        case 1: tile(weight, stride, x, in, rows, 1, kind, sums); break;
-        case 2: tile(weight, stride, x, in, rows, 2, kind, sums); break;
-        case 3: tile(weight, stride, x, in, rows, 3, kind, sums); break;
-        default: tile(weight, stride, x, in, rows, MOST, kind, sums);
+        vec sums[ROWS][MANY] = {0};
+        int64_t chunk = kind == F16C_HALVES && count >= WIDENED ? CHUNK : whole;
+        for (int64_t i = 0; i < whole; i += chunk) {
+            int64_t n = smaller(chunk, whole - i);
+            if (kind == F16C_HALVES && count >= WIDENED)
+                widened_tiles(weight + i * bytes_of(kind), stride, x + i, in, n, rows, count, kind, sums);
+            else
+                tiles(weight + i * bytes_of(kind), stride, x + i, in, n, rows, count, kind, p->count > 1, sums);
         }
         for (int r = 0; r < rows; r++)
-            for (int c = 0; c < count; c++)
-                finish(p, row + r * apart, b + c, sums[r][c]);
+            for (int c = 0; c < count; c++) {
+                float sum = total(sums[r][c]);
+                for (int64_t j = whole; j < in; j++)
+                    sum += scalar_weight(weight + r * stride, j, kind) * x[c * in + j];
+                finish(p, row + r * apart, b + c, sum);
+            }
     }
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import mindspore as ms
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -182,6 +183,25 @@ def test_every_half_is_widened_exactly(dtype):
     found = decode.product(held, one, dtype)[0]
     assert np.array_equal(found.view(np.uint32) << 1, values.view(np.uint32) << 1)  # but for the sign of zero
     assert np.array_equal(found, values)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_product_of_many_sequences_and_long_rows_has_the_bits_of_each_alone(dtype):
+    """More inputs and more sequences than are taken at once, and no whole numbers of either."""
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((23, 1100)).astype(np.float16).astype(np.float32)
+    held = weight if dtype == "float32" else decode.halved(weight, dtype)
+    x = rng.standard_normal((21, 1100)).astype(np.float32)
+    found = decode.product(held, x, dtype)
+    exact = x.astype(float) @ (weight if dtype != "bfloat16" else rounded_to_bfloat16(weight)).T.astype(float)
+    np.testing.assert_allclose(found, exact, atol=1e-3)
+    for count in (1, 2, 3, 7, 16, 17):
+        np.testing.assert_array_equal(decode.product(held, x[:count], dtype), found[:count])
+
+
+def rounded_to_bfloat16(weight: np.ndarray) -> np.ndarray:
+    """By MindSpore."""
+    return ms.Tensor(weight).astype(ms.bfloat16).astype(ms.float32).asnumpy()
 
 
 def test_what_does_not_fit_float16_is_refused():
