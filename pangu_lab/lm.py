@@ -39,8 +39,8 @@ class PanguLM(Model):
     _cluster: Optional[Cluster] = None
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False,
-             dtype: str = "float32", processes: int | Places = 1, log_dir: Optional[str | Path] = None):
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None,
+             dtype: Optional[str] = None, processes: int | Places = 1, log_dir: Optional[str | Path] = None):
         """As ``Model.load``; over several processes if asked, which share weights and work (tensor parallelism).
 
         Args:
@@ -53,13 +53,13 @@ class PanguLM(Model):
         """
         if isinstance(processes, int):
             if processes == 1:
-                return super().load(source, tokenizer, slots, int8, dtype)
+                return super().load(source, tokenizer, slots, dtype)
             processes = find_places(processes)
         if not isinstance(processes, Places):
             raise InputError(f"processes={shown(processes, repr)} must be a whole number, or what find_places gives")
-        if int8 or slots is not None or dtype != "float32":
+        if slots is not None or dtype not in (None, "float32"):
             raise InputError("a model over several processes has fp32 weights and one whole sequence of cache: leave out "
-                             "int8, dtype and slots")
+                             "dtype and slots")
         cluster = processes.open(find(source), tokenizer, log_dir)
         shared = cluster.shared
         made = cls(shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin,

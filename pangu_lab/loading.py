@@ -20,8 +20,10 @@ from pangu_lab.errors import InputError
 from pangu_lab.export.description import DESCRIPTION
 from pangu_lab.export.loading import load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
 from pangu_lab.generate.engine import Engine
-from pangu_lab.generate.runner import Runner, half_runner, network_runner
+from pangu_lab.generate.native import has_kernels
+from pangu_lab.generate.runner import DTYPES, HALF_DTYPES, Runner, narrow_runner, network_runner
 from pangu_lab.memory import check, generation_need
+from pangu_lab.ranges import shown
 from pangu_lab.shipped import shipped_folder, shipped_names
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
@@ -37,7 +39,9 @@ class Model:
         slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
         int8: round every product's weights to int8 with one scale per output: decode steps read a quarter of
             the memory. Needs the C kernels.
-        dtype: of the weights in memory: "float32", or "float16" or "bfloat16", for which the C kernels are needed too.
+        dtype: of the weights in memory: "float32"; or "float16", "bfloat16" or "int8" (rounded, one scale per output),
+            for which the C kernels are needed: a half or a quarter of the memory, and of the reading in a decode step.
+            By default float16 where they are stored so and the kernels can read them, which gives the same text.
 
     Attributes:
         config: the network's sizes.
@@ -51,20 +55,21 @@ class Model:
     def __init__(self, config: ModelConfig, tokenizer: Optional[Tokenizer], sampling: SamplingConfig = SamplingConfig(),
                  name: str = "model", origin: str = "", weights: Optional[Mapping[str, np.ndarray]] = None,
                  settings: Optional[RunConfig] = None, runner: Optional[Runner] = None, bundle: Optional[Path] = None,
-                 slots: Optional[int] = None, int8: bool = False, dtype: str = "float32") -> None:
-        if dtype != "float32" and (int8 or bundle is not None):
-            raise InputError(f"{name}: dtype {dtype} is for a run, checkpoint or release, and without int8; a bundle has fp32 "
-                             "weights")
+                 slots: Optional[int] = None, dtype: Optional[str] = None) -> None:
+        if dtype is not None and dtype not in DTYPES:
+            raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
+        if dtype in HALF_DTYPES and bundle is not None:
+            raise InputError(f"{name}: dtype {dtype} is for a run, checkpoint or release; a bundle has fp32 weights")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                              "give the tokenizer that the model was trained with")
         self.config, self.tokenizer, self.sampling, self.name, self.origin = config, tokenizer, sampling, name, origin or name
         self.weights, self.settings, self.bundle = weights, settings, bundle
-        self._runner, self._engine, self._slots, self._int8, self._dtype = runner, None, slots, int8, dtype
+        self._runner, self._engine, self._slots, self._dtype = runner, None, slots, dtype
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None, int8: bool = False,
-             dtype: str = "float32"):
+    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None,
+             dtype: Optional[str] = None):
         """The model in ``source``.
 
         Args:
@@ -73,49 +78,56 @@ class Model:
                 that comes with the lab.
             tokenizer: instead of the one kept in the folder: "pangu", or a folder.
             slots: of the key-value cache, over all sequences; by default one whole sequence, at least 1024.
-            int8, dtype: see above.
+            dtype: see above.
 
         Raises:
-            InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for int8.
+            InputError: no model there, a damaged one, a tokenizer that does not belong to it, or no kernels for ``dtype``.
         """
         folder = find(source)
         if (folder / DESCRIPTION).is_file() or any(folder.glob(f"rank_*/{DESCRIPTION}")):
             if tokenizer is not None or slots is not None:
                 raise InputError(f"{source}: a bundle has its own tokenizer and cache: leave out tokenizer and places")
-            return cls._of_bundle(folder, int8, dtype)
+            return cls._of_bundle(folder, dtype)
         checkpoint = resolve_checkpoint(folder)
         name = Path(source).name if str(source).endswith(MARK) else folder.resolve().name
         settings, place = checkpoint.config, checkpoint.folder.resolve()
         of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
         return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, name,
-                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, int8=int8,
-                   dtype=dtype)
+                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, dtype=dtype)
 
     @classmethod
-    def _of_bundle(cls, folder: Path, int8: bool, dtype: str):
+    def _of_bundle(cls, folder: Path, dtype: Optional[str]):
         description = read_bundle(folder)
         first = folder if (folder / DESCRIPTION).is_file() else min(folder.glob(f"rank_*/{DESCRIPTION}")).parent
         return cls(model_config(description), load_bundle_tokenizer(first, description), sampling_of(description),
-                   description["name"], bundle=folder, int8=int8, dtype=dtype)
+                   description["name"], bundle=folder, dtype=dtype)
 
     @property
     def runner(self) -> Runner:
         """The network, ready to be called; compiled at the first use.
 
         Raises:
-            InputError: the memory does not suffice, or there are no kernels for int8.
+            InputError: the memory does not suffice, or there are no kernels for ``dtype``.
         """
         if self._runner is None:
             if self.bundle is not None:
                 self._engine = load_bundle(self.bundle)
                 self._runner = self._engine.runner
+                if self._dtype == "int8":
+                    self._runner.use_int8()
             else:
-                check(f"{self.name}: generating", generation_need(self.config, self._slots, self._dtype), generation_need)
-                self._runner = (network_runner(self.weights, self.config, self._slots) if self._dtype == "float32" else
-                                half_runner(self.weights, self.config, self._dtype, self._slots))
-            if self._int8:
-                self._runner.use_int8()
+                check(f"{self.name}: generating", generation_need(self.config, self._slots, self.dtype), generation_need)
+                self._runner = (network_runner(self.weights, self.config, self._slots) if self.dtype == "float32" else
+                                narrow_runner(self.weights, self.config, self.dtype, self._slots))
         return self._runner
+
+    @property
+    def dtype(self) -> str:
+        """Of the weights in memory, as it was asked for, or as they are stored."""
+        if self._dtype is not None:
+            return self._dtype
+        half = getattr(self.weights, "dtype", "float32") in HALF_DTYPES
+        return self.weights.dtype if half and has_kernels(self.config) else "float32"
 
     @property
     def engine(self) -> Engine:

@@ -115,7 +115,7 @@ def tokens_at_once(model: ModelConfig, limit: int = WORK) -> int:
 
 
 def weight_bytes(model: ModelConfig, dtype: str = "float32") -> int:
-    return (4 if dtype == "float32" else 2) * model.num_parameters
+    return {"float32": 4, "int8": 1}.get(dtype, 2) * model.num_parameters
 
 
 def generation_need(model: ModelConfig, slots: Optional[int] = None, dtype: str = "float32") -> Need:

@@ -226,6 +226,15 @@ class Checkpoint:
             raise InputError(f"{self.folder}: holds no tensor '{name}'")
         return self.tensors[name][0][1]
 
+    def dtype(self, name: str) -> str:
+        """The number type in which a tensor is stored, as numpy calls it."""
+        from safetensors import safe_open
+
+        self.shape(name)
+        with safe_open(self.folder / self.tensors[name][0][0], "np") as handle:
+            stored = handle.get_slice(name).get_dtype()
+        return next((ours for ours, theirs in _TYPES.items() if theirs == stored), stored)
+
     def read(self, name: str, offset: Optional[tuple[int, ...]] = None,
              shape: Optional[tuple[int, ...]] = None) -> np.ndarray:
         """A tensor, or the region of it that starts at ``offset`` with ``shape``, from whichever shards cover it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,12 @@ class StoredWeights(OneByOne):
         super().__init__(specs, checkpoint.read)
         self.shapes = {name: spec.shape for name, spec in specs.items()}
         self.checkpoint = checkpoint
+
+    @functools.cached_property
+    def dtype(self) -> str:
+        """That all matrices are stored in, such as "float16"; "float32" when they differ."""
+        found = {self.checkpoint.dtype(name) for name, shape in self.shapes.items() if len(shape) > 1}
+        return found.pop() if len(found) == 1 else "float32"
 
 
 def open_weights(folder: Path | str) -> tuple[StoredWeights, RunConfig]:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, check_signature, finish
+from pangu_lab.cli.common import add_dtype, add_verb, check_signature, finish
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
@@ -54,9 +54,7 @@ def register(verbs: Any) -> None:
     serve.add_argument("--no-page", action="store_true", help="serve the API only")
     serve.add_argument("--quick", action="store_true", help=(
         "not batch-invariant: faster with few requests, but the last bits then depend on the other requests"))
-    serve.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", metavar="TYPE",
-                       help="of a run, checkpoint or release: keep its weights in float16 or bfloat16, half the memory and "
-                            "the reading (default %(default)s)")
+    add_dtype(serve)
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                        help="change a limit; can be given many times (an unknown name lists them all)")
     _add_network(serve)

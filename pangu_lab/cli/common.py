@@ -166,6 +166,15 @@ def init_from(args: argparse.Namespace) -> str | None:
     return str(Path(args.init_from).resolve()) if args.init_from else None
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """``--dtype`` of a command that generates, and ``--int8``, the same as a word."""
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "int8"), metavar="TYPE", help=(
+        "of the weights in memory: float32, float16, bfloat16, or int8 with a scale per output; each token then reads a half "
+        "or a quarter (needs a C compiler; default: float16 where they are stored so, else float32)"))
+    either.add_argument("--int8", action="store_const", dest="dtype", const="int8", help="--dtype int8")
+
+
 def text_argument(value: str) -> str:
     """The type of an option that holds text: refuses bytes that are not UTF-8."""
     try:

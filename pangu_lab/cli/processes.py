@@ -7,7 +7,7 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import say
@@ -50,13 +50,13 @@ def places(args: argparse.Namespace) -> Any:
 
 
 @contextlib.contextmanager
-def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = False, dtype: str = "float32") -> Iterator[Any]:
+def opened(args: argparse.Namespace, source: Any, tokenizer: Any, dtype: Optional[str] = None) -> Iterator[Any]:
     """The model over the processes that the options name, which end with the block; None after ``--dry-run``."""
     from pangu_lab.lm import PanguLM
 
     where = places(args)
     if where is None:
-        yield PanguLM.load(source, tokenizer, int8=int8, dtype=dtype)
+        yield PanguLM.load(source, tokenizer, dtype=dtype)
         return
     if args.dry_run:
         for line in where.lines(source, tokenizer):
@@ -66,7 +66,7 @@ def opened(args: argparse.Namespace, source: Any, tokenizer: Any, int8: bool = F
     from pangu_lab.generate.runner import NetworkLost
 
     with _ended_as_by_ctrl_c():
-        model = PanguLM.load(source, tokenizer, int8=int8, dtype=dtype, processes=where, log_dir=args.log_dir)
+        model = PanguLM.load(source, tokenizer, dtype=dtype, processes=where, log_dir=args.log_dir)
         try:
             yield model
         except NetworkLost as error:

@@ -7,7 +7,7 @@ import dataclasses
 import sys
 from typing import Any
 
-from pangu_lab.cli.common import add_verb, check_signature, escaped_text, finish, text_argument
+from pangu_lab.cli.common import add_dtype, add_verb, check_signature, escaped_text, finish, text_argument
 from pangu_lab.cli.processes import add_processes, opened
 from pangu_lab.config import RunConfig, SamplingConfig, apply_overrides, parse_overrides
 from pangu_lab.corpus.encoding import EURO, find_encoding
@@ -25,11 +25,7 @@ def register(verbs: Any) -> None:
     parser.add_argument("--prompt", action="append", metavar="TEXT", type=text_argument,
                         help="what to continue; can be given many times (default: standard input, in UTF-8 or GBK)")
     parser.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY")
-    parser.add_argument("--int8", action="store_true",
-                        help="int8 weights: each token reads a quarter of the memory (needs a C compiler)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", metavar="TYPE",
-                        help="of the weights in memory: float32, float16 or bfloat16 (default %(default)s; in half each "
-                             "token reads half of it; needs a C compiler)")
+    add_dtype(parser)
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens; 0: among all")
@@ -84,7 +80,7 @@ def run_generate(args: argparse.Namespace) -> int:
     if held_to is not None:  # a poem begins on a line of its own, below its title
         texts = [text if text.endswith("\n") else text + "\n" for text in texts]
     check_signature(args.source, args.verify)
-    with opened(args, args.source, args.tokenizer, args.int8, args.dtype) as model:
+    with opened(args, args.source, args.tokenizer, args.dtype) as model:
         return finish(args, []) if model is None else _write_all(args, model.engine, texts, held_to)
 
 

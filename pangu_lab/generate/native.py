@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import logging
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Optional
 
 import numpy as np
@@ -82,16 +83,17 @@ class NativeDecoder:
         arrays: the parameters of the graph, by name; see ``network.py`` for their shapes.
         config: the network's sizes.
         slots: positions that the cache holds.
-        dtype: of the products' weights: "float32", or "float16" or "bfloat16", whose arrays are those of
-            ``ops.native.decode.halved``. There is no graph then that has them too.
+        dtype: of the products' weights: "float32"; or "float16", "bfloat16" or "int8", whose arrays are those of
+            ``ops.native.decode.halved`` and ``quantise``. There is no graph then that has them too.
+        scales: with "int8", the factors of each weight's rows.
 
     Attributes:
         steps, prompts: whether the kernels handle one token per sequence, and several.
     """
 
     def __init__(self, library: ctypes.CDLL, arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int,
-                 dtype: str = "float32") -> None:
-        self._library, self._config, self._slots, self._dtype = library, config, slots, dtype
+                 dtype: str = "float32", scales: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+        self._library, self._config, self._slots, self._dtype, self._scales = library, config, slots, dtype, scales
         self._arrays = {plain_name(name): value for name, value in arrays.items()}
         self._shapes = inference_shapes(config, slots)
         self._kept: list[Any] = []
@@ -134,7 +136,9 @@ class NativeDecoder:
         outputs, inputs = self._arrays[weight].shape
         at_bias = bias and self._at(bias)
         if self._dtype != "float32":
-            return decode.Matrix(self._at(weight, np.uint16), None, at_bias, None, inputs, outputs, decode.KINDS[self._dtype])
+            held = self._at(weight, np.int8 if self._dtype == "int8" else np.uint16)
+            scale = self._scales[weight].ctypes.data if self._dtype == "int8" else None
+            return decode.Matrix(held, scale, at_bias, None, inputs, outputs, decode.KINDS[self._dtype])
         rest = (at_bias, self._at(weight), inputs, outputs)
         if not int8:
             return decode.Matrix(self._at(weight), None, *rest, decode.KINDS["float32"])
@@ -179,17 +183,22 @@ def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: in
     return library and NativeDecoder(library, {name: value.asnumpy() for name, value in parameters.items()}, config, slots)
 
 
-def half_decoder(arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int, dtype: str) -> NativeDecoder:
-    """The kernels over arrays that no graph has, the products' weights in ``dtype``.
+def kernels_for(config: ModelConfig, purpose: str) -> ctypes.CDLL:
+    """The kernels, where they are all there is; ``purpose`` begins the message.
 
     Raises:
-        InputError: there are no kernels for this model here.
+        InputError: there are none for this model here.
     """
     library = _library_for(config)
     if library is None:
-        raise InputError(f"weights in {dtype} need the C kernels, which are for dense models in one process on a CPU: "
-                         "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
-    return NativeDecoder(library, arrays, config, slots, dtype)
+        raise InputError(f"{purpose} need the C kernels, which are for dense models in one process on a CPU: install a C "
+                         "compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
+    return library
+
+
+def has_kernels(config: ModelConfig) -> bool:
+    """Whether there are kernels for this model here."""
+    return _library_for(config) is not None
 
 
 def _library_for(config: ModelConfig) -> Optional[ctypes.CDLL]:

@@ -31,7 +31,7 @@ from pangu_lab.model.moe import Router
 from pangu_lab.model.pangu import Stack
 from pangu_lab.model.parameters import POSITION, QUERY, WORD, layer_prefix, parameter_specs
 from pangu_lab.ops.attention import MASKED
-from pangu_lab.ops.native.decode import halved
+from pangu_lab.ops.native.decode import halved, quantise
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import AllGather, AllReduce, Group
 from pangu_lab.parallel.layers import WordEmbedding
@@ -123,16 +123,17 @@ class Parameters:
         return nn.Identity()
 
 
-class HalfParameters(Parameters):
-    """The same as numpy arrays, the weights of products in 16 bits: what the C kernels read where no graph does.
+class NarrowParameters(Parameters):
+    """The same as numpy arrays, the weights of products in 16 or 8 bits: what the C kernels read where no graph does.
 
     Args:
-        dtype: "float16" or "bfloat16".
+        dtype: "float16", "bfloat16" or "int8"; with the last, ``scales`` has the factor of every row of a weight.
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, dtype: str):
         super().__init__(weights, config)
         self.dtype = dtype
+        self.scales: dict[str, np.ndarray] = {}
 
     def __call__(self, name: str, make=None) -> Any:
         if name not in self.made:
@@ -141,9 +142,13 @@ class HalfParameters(Parameters):
 
     def _value(self, name: str, make) -> np.ndarray:
         value = self.weights[name] if make is None else make()
-        if name == WORD or name.endswith(".weight"):
+        if name != WORD and not name.endswith(".weight"):
+            return np.ascontiguousarray(value, np.float32)
+        if self.dtype != "int8":
             return halved(value, self.dtype)
-        return np.ascontiguousarray(value, np.float32)
+        quantised, scale = quantise(np.array(value, np.float32, order="C"))  # a copy, which it overwrites
+        self.scales.setdefault(name, scale)[...] = scale
+        return quantised
 
     def renew(self, weights: Weights) -> None:
         self.weights = weights
@@ -436,13 +441,13 @@ def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = N
     return InferenceParts(config, Parameters(weights, config, group), group, slots or config.num_positions)
 
 
-def half_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> HalfParameters:
+def narrow_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> NarrowParameters:
     """The parameters and the cache of ``CachedNetwork`` for the kernels, in ``made``, the products' weights in ``dtype``.
 
     Raises:
         InputError: the weights are not those of ``config``, or too large for ``dtype``.
     """
-    parameters = HalfParameters(weights, config, dtype)
+    parameters = NarrowParameters(weights, config, dtype)
     CachedNetwork(InferenceParts(config, parameters, ALONE, slots))  # asks for each of them; nothing is compiled
     return parameters
 

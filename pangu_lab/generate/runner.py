@@ -20,12 +20,14 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.native import NativeDecoder, half_decoder, native_decoder
+from pangu_lab.generate.native import NativeDecoder, kernels_for, native_decoder
 from pangu_lab.memory import tokens_at_once
+from pangu_lab.ranges import shown
 
 BUCKET = 64  # the number of slots that the general graph reads is rounded up to this
 DEFAULT_SLOTS = 1024
 HALF_DTYPES = ("float16", "bfloat16")
+DTYPES = ("float32", *HALF_DTYPES, "int8")  # of the weights in memory
 SLOTS_TIMEOUT = 60.0  # seconds to wait for slots that others hold; the holder may be the waiting thread itself
 READ_SIZES = (256,)  # compiling from Python takes a second for 12 layers: once, then the general graph
 Graph = Callable[..., Any]
@@ -131,16 +133,17 @@ class Runner:
         self.renew: Optional[Callable[[Mapping[str, np.ndarray]], None]] = None
 
     def use_int8(self) -> None:
-        """Keep weights as int8 with a scale for each output: decode steps read a quarter of the memory.
+        """Read weights as int8 with a scale for each output in decode steps, a quarter of the memory; for a bundle,
+        whose graph keeps its own in fp32 (see ``narrow_runner``).
 
-        Prompts are read with the same rounded weights, in fp32, so both use the same model.
+        The graph's are rounded too, so prompts and steps use the same model.
 
         Raises:
             InputError: there are no kernels for that here.
         """
         if self._native is None:
             raise InputError("int8 weights need the C kernels, which are for dense models in one process on a CPU: "
-                             "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or leave int8 out")
+                             "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
         with ONE_AT_A_TIME:
             self._native.use_int8()
 
@@ -292,23 +295,24 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots
     return runner
 
 
-def half_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: Optional[int] = None) -> Runner:
-    """The network by the C kernels alone, whose products read weights in ``dtype``: half the memory, and half the reading
-    in a decode step. Sums are fp32.
+def narrow_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: Optional[int] = None) -> Runner:
+    """The network by the C kernels alone, whose products read weights in ``dtype``: a half or a quarter of the memory, and
+    of the reading in a decode step. Sums are fp32.
 
     Args:
-        dtype: "float16" or "bfloat16".
+        dtype: "float16", "bfloat16", or "int8": rounded, with one factor for each output.
 
     Raises:
         InputError: the weights are not those of ``config`` or too large for ``dtype``, or there are no kernels here.
     """
-    from pangu_lab.generate.network import half_arrays
+    from pangu_lab.generate.network import narrow_arrays
 
     slots = default_slots(config, slots)
-    if dtype not in HALF_DTYPES:
-        raise InputError(f"dtype '{dtype}': there are float32, {', '.join(HALF_DTYPES)}")
-    arrays = half_arrays(weights, config, slots, dtype)
-    native = half_decoder(arrays.made, config, slots, dtype)
+    if dtype not in DTYPES[1:]:
+        raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
+    library = kernels_for(config, f"{dtype} weights")
+    arrays = narrow_arrays(weights, config, slots, dtype)
+    native = NativeDecoder(library, arrays.made, config, slots, dtype, arrays.scales)
     runner = Runner(None, config.vocab_size, config.num_positions, slots, at_once=tokens_at_once(config), native=native)
     runner.renew = arrays.renew
     return runner

@@ -84,7 +84,7 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
           proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
           tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
-          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: str = "float32") -> Server:
+          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: Optional[str] = None) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -146,7 +146,7 @@ def _url(scheme: str, host: str, port: int) -> str:
 
 def _load(source: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int], key: Optional[str],
           devices: Sequence[int], log_dir: Optional[Path | str], world: Optional[int],
-          dtype: str) -> tuple[Engine, Any]:
+          dtype: Optional[str]) -> tuple[Engine, Any]:
     """The engine over a model, and the cluster behind it where several processes share it."""
     model = Model.load(source, dtype=dtype)
     if model.bundle is not None:
@@ -158,6 +158,8 @@ def _load(source: Path | str, nproc: Optional[int], master_addr: str, master_por
         world = world or nproc or 1
         if world == 1:
             return model.engine, None
+    if dtype not in (None, "float32"):
+        raise InputError(f"a model over several processes has fp32 weights: leave out --dtype {dtype}")
     shared = SharedModel.open(source, world)
     nproc = world if nproc is None else nproc
     if not key and (nproc < world or not is_loopback(master_addr)):

@@ -47,7 +47,7 @@ def ours(kind: str, work: str) -> None:
     first = time.perf_counter() - started
     write()
     seconds = write()
-    weights = (1 if kind == "int8" else 4) * (12 * LAYERS * HIDDEN**2 + VOCABULARY * HIDDEN)
+    weights = {"int8": 1, "float16": 2, "bfloat16": 2}.get(kind, 4) * (12 * LAYERS * HIDDEN**2 + VOCABULARY * HIDDEN)
     serve(write, load_and_first_seconds=round(first, 2), mindspore=ms.__version__,
           weights_gb_a_second=round(weights * new / seconds / 1e9, 1), memory_gb_a_second=round(_memory_speed(), 1))
 
@@ -72,15 +72,17 @@ def _engine(kind: str):
     from pangu_lab.config import ModelConfig
     from pangu_lab.export import export_bundle, load_bundle
     from pangu_lab.generate import engine_from_weights
+    from pangu_lab.generate.engine import Engine
+    from pangu_lab.generate.runner import DTYPES, narrow_runner
     from pangu_lab.model.parameters import initial_weights
     from pangu_lab.tokenizer import load_tokenizer
 
     config = ModelConfig(VOCABULARY, POSITIONS, HIDDEN, LAYERS, HEADS, dropout_rate=0.0)
     tokenizer = load_tokenizer("pangu")
-    if kind != "bundle":  # "in turn" too
+    if kind in DTYPES:
+        engine = Engine(narrow_runner(initial_weights(config, 1), config, kind), tokenizer)
+    elif kind != "bundle":  # "in turn" too
         engine = engine_from_weights(initial_weights(config, 1), config, tokenizer)
-        if kind == "int8":
-            engine.runner.use_int8()
     else:
         with tempfile.TemporaryDirectory() as folder:
             out = export_bundle(initial_weights(config, 1), config, tokenizer, Path(folder) / "bundle")

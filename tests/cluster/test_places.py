@@ -71,7 +71,7 @@ def test_a_dry_run_prints_what_runs_on_each_host(debug_run, tmp_path, capsys):
     assert main(["generate", "--from", str(debug_run), "--prompt", "x", "--dry-run"]) == 2
 
 
-@pytest.mark.parametrize("options, said", [(["--nproc", "3"], "cannot split"), (["--nproc", "2", "--int8"], "int8")])
+@pytest.mark.parametrize("options, said", [(["--nproc", "3"], "cannot split"), (["--nproc", "2", "--int8"], "dtype")])
 def test_what_several_processes_cannot_do_is_refused_in_one_line(debug_run, options, said, capsys):
     assert main(["generate", "--from", str(debug_run), "--prompt", "x", *options]) == 2
     error = capsys.readouterr().err.strip()

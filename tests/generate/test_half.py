@@ -1,4 +1,5 @@
-"""Weights in 16 bits: half the memory, the texts of verse, numbers within stated bounds, and what cannot be is refused."""
+"""Weights in 16 or 8 bits: a half or a quarter of the memory, the texts of verse, numbers within stated bounds, and what
+cannot be is refused."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ from pangu_lab import PanguLM
 from pangu_lab.cli import main
 from pangu_lab.compiling import compiler
 from pangu_lab.errors import InputError
-from pangu_lab.generate.runner import half_runner, network_runner
+from pangu_lab.generate.runner import narrow_runner, network_runner
 from pangu_lab.memory import generation_need
 from pangu_lab.model.parameters import initial_weights
+from pangu_lab.ops.native import decode
 from pangu_lab.presets import preset
 
 pytestmark = pytest.mark.skipif(compiler() is None, reason="no C compiler")  # with one they must be there
-BOUNDS = {"float16": 1e-3, "bfloat16": 2e-2}  # of the largest logit
+BOUNDS = {"float16": 1e-3, "bfloat16": 2e-2, "int8": 3e-2}  # of the largest logit
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -28,18 +30,30 @@ def test_logits_are_those_of_fp32_within_the_bound(debug_run, dtype):
 
 
 def test_verse_whose_weights_were_fp16_before_writes_the_same_text_from_half_the_memory():
-    exact, half = PanguLM.load("verse"), PanguLM.load("verse", dtype="float16")
+    exact, half = PanguLM.load("verse", dtype="float32"), PanguLM.load("verse")
+    assert (exact.dtype, half.dtype) == ("float32", "float16")
     settings = {"temperature": 0.8, "seed": 3, "max_new_tokens": 60}
     assert half.generate("《春夜》\n", **settings).text == exact.generate("《春夜》\n", **settings).text
     held = half.runner._native._arrays
     products = [array for name, array in held.items() if name.endswith((".weight", "word_embedding.embedding_table"))]
     assert all(array.itemsize == 2 for array in products)
     assert sum(array.size for array in products) > 0.95 * half.config.num_parameters
-    need = {dtype: generation_need(half.config, dtype=dtype).parts["weights"] for dtype in ("float32", "float16")}
-    assert need["float32"] == 2 * need["float16"]
+    need = {dtype: generation_need(half.config, dtype=dtype).parts["weights"] for dtype in ("float32", "float16", "int8")}
+    assert need["float32"] == 2 * need["float16"] == 4 * need["int8"]
 
 
-@pytest.mark.parametrize("name, dtype", [("debug", "bfloat16"), ("debug", "float32"), ("debug_moe", "float32")])
+def test_int8_holds_every_matrix_in_bytes_and_nothing_of_it_in_fp32():
+    held = PanguLM.load("verse", dtype="int8").runner._native._arrays
+    products = [array for name, array in held.items() if name.endswith((".weight", "word_embedding.embedding_table"))]
+    assert products and all(array.dtype == np.int8 for array in products)
+
+
+def test_without_kernels_weights_that_are_stored_in_fp16_are_read_as_fp32(monkeypatch):
+    monkeypatch.setattr(decode, "library", lambda: None)
+    assert PanguLM.load("verse").dtype == "float32"
+
+
+@pytest.mark.parametrize("name, dtype", [("debug", "bfloat16"), ("debug", "int8"), ("debug", "float32"), ("debug_moe", "float32")])
 def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype):
     config, at = preset(name).model, np.arange(10)[None]
 
@@ -47,7 +61,7 @@ def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype)
         return runner.run(at + 20, at, at, at)
 
     def runner_of(weights):
-        return network_runner(weights, config) if dtype == "float32" else half_runner(weights, config, dtype)
+        return network_runner(weights, config) if dtype == "float32" else narrow_runner(weights, config, dtype)
 
     first, second = (initial_weights(config, seed) for seed in (1, 9))
     renewed = runner_of(first)
@@ -64,10 +78,12 @@ def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle
         assert main([*line, "--dtype", dtype]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
-    for more, said in ((["--int8"], "without int8"), (["--nproc", "2"], "leave out int8, dtype")):
-        assert main([*line, "--dtype", "float16", *more]) == 2
-        error = capsys.readouterr().err.strip()
-        assert said in error and len(error.splitlines()) == 1
+    assert main([*line, "--dtype", "float16", "--nproc", "2"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "leave out dtype" in error and len(error.splitlines()) == 1
+    with pytest.raises(SystemExit):
+        main([*line, "--dtype", "float16", "--int8"])
+    assert "not allowed with" in capsys.readouterr().err
     with pytest.raises(InputError, match="bundle has fp32"):
         PanguLM.load(debug_bundle, dtype="float16")
 
@@ -75,6 +91,6 @@ def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle
 def test_without_kernels_and_with_experts_it_is_refused_in_one_line(monkeypatch):
     experts = preset("debug_moe").model
     with pytest.raises(InputError, match="dense models"):
-        half_runner(initial_weights(experts, 1), experts, "float16")
-    with pytest.raises(InputError, match="there are float32, float16, bfloat16"):
-        half_runner({}, experts, "float8")
+        narrow_runner(initial_weights(experts, 1), experts, "float16")
+    with pytest.raises(InputError, match="there are float32, float16, bfloat16, int8"):
+        narrow_runner({}, experts, "float8")
