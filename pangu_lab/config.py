@@ -29,6 +29,7 @@ SLICES = ("off", "states", "parameters")  # the first two are also written false
 CHOICES: dict[str, tuple[str, ...]] = {  # settings that are one of a few words
     "model.hidden_act": ACTIVATIONS, "model.compute_dtype": DTYPES, "model.softmax_dtype": DTYPES,
     "train.offload": ("none", "optimizer"), "train.optimizer": ("adamw", "muon"),
+    "train.param_dtype": ("float32", "float16"),
     "train.schedule": ("cosine", "wsd"), "parallel.optimizer": SLICES}
 PATHS = ("tokenizer.path", "data.path", "data.eval_path", "train.init_from", "train.offload_folder")
 LARGEST_COUNT = 2**31 - 1  # counts and ids are int32 in every graph
@@ -160,6 +161,7 @@ class TrainConfig:
     accumulation: int = 1
     batch_doublings: tuple[int, ...] = ()  # after each of these steps twice as many batches make one step
     optimizer: str = "adamw"
+    param_dtype: str = "float32"  # of the layers' matrices; "float16" keeps no fp32 copy of them, as the reference's TYPE
     schedule: str = "cosine"
     cooldown: float = 0.2
     start_lr: float = 1e-4
@@ -202,6 +204,9 @@ class TrainConfig:
                f"train.offload_folder={self.offload_folder} needs train.offload=optimizer")
         check(self.optimizer == "adamw" or self.offload == "none",
                "train.optimizer=muon works on the device: set train.offload=none")
+        check(self.param_dtype == "float32" or (self.optimizer, self.offload) == ("adamw", "none"),
+               "train.param_dtype=float16 goes with train.optimizer=adamw and train.offload=none (which keeps fp32 weights "
+               "on the host)")
         doublings = self.batch_doublings
         check(all(step >= 1 for step in doublings) and list(doublings) == sorted(set(doublings)) and len(doublings) <= 16,
                f"train.batch_doublings={list(doublings)} must be steps from 1 in rising order, at most 16")
@@ -346,6 +351,8 @@ class RunConfig:
         self._check_experts()
         check(self.train.offload == "none" or not self.parallel.slices_parameters,
                "train.offload does not go together with parallel.optimizer=parameters: take parallel.optimizer=states")
+        check(self.train.param_dtype in ("float32", self.model.compute_dtype),
+               "train.param_dtype=float16 is for products in fp16: set model.compute_dtype=float16")
 
     def _check_experts(self) -> None:
         experts, parallel = self.model.num_experts, self.parallel

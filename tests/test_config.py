@@ -23,7 +23,7 @@ FIXED = {"model.num_heads", "model.hidden_size", "data.batch_size", "train.accum
          "tokenizer.eod", "tokenizer.pad", "model.num_experts", "model.experts_per_token", "model.moe_every",
          "model.num_layers",
          "parallel.expert", "parallel.all_to_all", "parallel.sequence", "train.offload",
-         "train.offload_folder", "train.optimizer"}  # bound to each other: each has tests of its own below
+         "train.offload_folder", "train.optimizer", "train.param_dtype"}  # bound to each other: each has tests of its own below
 
 
 def field_of(key: str):
@@ -248,3 +248,11 @@ def test_doublings_of_the_batch_are_steps_in_rising_order(steps):
 def test_muon_keeps_no_states_on_the_host():
     with pytest.raises(InputError, match="train.optimizer=muon works on the device: set train.offload=none"):
         RunConfig().replace(**{"train.optimizer": "muon", "train.offload": "optimizer"})
+
+
+@pytest.mark.parametrize("other, said", [({"model.compute_dtype": "float32"}, "model.compute_dtype=float16"),
+                                         ({"model.compute_dtype": "float16", "train.optimizer": "muon"}, "train.optimizer=adamw"),
+                                         ({"model.compute_dtype": "float16", "train.offload": "optimizer"}, "train.offload=none")])
+def test_weights_in_fp16_need_products_in_fp16_and_an_optimizer_that_takes_them(other, said):
+    with pytest.raises(InputError, match=said):
+        RunConfig().replace(**{"train.param_dtype": "float16", **other})

@@ -85,10 +85,10 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "HOSTFILE": ("`--backend mpirun --hosts FILE`", "`--backend mpirun --hosts FILE`"),
     "RANK_SIZE": ("`parallel.data` = RANK_SIZE / stages / tensor; must agree with the rank table or the hosts",
                   "`parallel.data` = RANK_SIZE / 流水级数 / 张量并行数；须与 rank table 或主机文件一致"),
-    "TYPE": ("`--dtype` of `generate` and `serve` for one process (float16 where the weights are stored so); in training no "
-             "counterpart: weights are kept in fp32, products are made in `model.compute_dtype`",
-             "单进程的 `generate` 和 `serve` 用 `--dtype`（权重以 float16 保存时默认如此）；训练无对应项：权重以 fp32 保存，"
-             "矩阵乘按 `model.compute_dtype` 计算"),
+    "TYPE": ("`--dtype` of `generate` and `serve` for one process (float16 where the weights are stored so); in training "
+             "`train.param_dtype`: the matrices of the layers, with fp32 states and no fp32 copy",
+             "单进程的 `generate` 和 `serve` 用 `--dtype`（权重以 float16 保存时默认如此）；训练用 `train.param_dtype`：各层矩阵为 fp16，"
+             "优化器状态为 fp32，不另存 fp32 权重"),
     "MODE": ("`--preset MODE`; its `1.3B` is `reference-1.3B` here", "`--preset MODE`；其 `1.3B` 在此名为 `reference-1.3B`"),
     "STAGE_NUM": ("`parallel.pipeline`", "`parallel.pipeline`"),
     "MICRO_SIZE": ("`parallel.micro_batches`", "`parallel.micro_batches`"),

@@ -69,7 +69,7 @@ class SquaredNorm(nn.Cell):
 
 
 class AdamWUpdate(nn.Cell):
-    """AdamW over all weights of ``state``, in place."""
+    """AdamW over all weights of ``state``, in place; those in fp16 are rounded once, from the fp32 value of the update."""
 
     def __init__(self, state: AdamWState, beta1: float, beta2: float):
         super().__init__(auto_prefix=False)
@@ -77,6 +77,7 @@ class AdamWUpdate(nn.Cell):
         self.first, self.second = ParameterTuple(state.first), ParameterTuple(state.second)
         self.decay, self.rows = list(state.decay), list(state.rows)
         self.beta1, self.beta2 = Tensor(beta1, mstype.float32), Tensor(beta2, mstype.float32)
+        self.half = [weight.dtype == mstype.float16 for weight in state.weights]
         self.adam = ops.Adam()
         self.mul = ops.Mul()
 
@@ -89,9 +90,24 @@ class AdamWUpdate(nn.Cell):
             if self.rows[i] is not None:
                 gradient = gradient[self.rows[i][0]:self.rows[i][1]]
             gradient = self.mul(ops.cast(gradient, mstype.float32), factor)
+            if self.half[i]:
+                done = done + (self.update_half(i, gradient, lr, decay_factor, beta1_power, beta2_power, eps),)
+                continue
             if self.decay[i]:
                 gradient = ops.depend(gradient, ops.assign(weight, self.mul(weight, decay_factor)))
             updated = self.adam(weight, self.first[i], self.second[i], beta1_power, beta2_power, lr, self.beta1,
                                 self.beta2, eps, gradient)
             done = done + (updated[0],)
         return ops.depend(factor, done)
+
+    def update_half(self, i, gradient, lr, decay_factor, beta1_power, beta2_power, eps):
+        """``ops.Adam`` on a weight in fp16, whose state is in fp32: the operator takes only weights in fp32."""
+        rate = lr * ops.sqrt(1.0 - beta2_power) / (1.0 - beta1_power)
+        first = self.first[i] + (gradient - self.first[i]) * (1.0 - self.beta1)
+        second = self.second[i] + (gradient * gradient - self.second[i]) * (1.0 - self.beta2)
+        weight = ops.cast(self.weights[i], mstype.float32)
+        if self.decay[i]:
+            weight = weight * decay_factor
+        weight = weight - rate * first / (ops.sqrt(second) + eps)
+        kept = ops.assign(self.first[i], first), ops.assign(self.second[i], second)
+        return ops.depend(ops.assign(self.weights[i], ops.cast(weight, mstype.float16)), kept)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pangu_lab.config import ModelConfig, RunConfig
 from pangu_lab.planner.hardware import Hardware
-from pangu_lab.planner.memory import BYTES, boundary_bytes, held, micro_batch_records, offloaded, stage_layers
+from pangu_lab.planner.memory import BYTES, boundary_bytes, gradient_bytes, held, micro_batch_records, stage_layers
 
 COMMUNICATION = ("tensor", "pipeline", "gradients", "weights", "experts")
 
@@ -64,7 +64,7 @@ def communication(config: RunConfig, stage: int = 0) -> dict[str, int]:
     micro_batches = config.train.accumulation * parallel.micro_batches
     rows = micro_batch_records(config) * config.data.seq_length * boundary_bytes(config)
     layers = stage_layers(model, parallel, stage)
-    size = BYTES[model.compute_dtype] if offloaded(config) else 4
+    size = gradient_bytes(config)
     neighbours = (stage > 0) + (stage < parallel.pipeline - 1)
     sent = {"tensor": micro_batches * _reduced(_tensor_messages(config, len(layers), stage) * rows, parallel.tensor),
             "pipeline": micro_batches * rows * neighbours,

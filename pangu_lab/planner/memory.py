@@ -227,11 +227,11 @@ def stage_memory(config: RunConfig, hardware: Hardware, stage: int) -> dict[str,
     moments = {"backward": _backward_begins(config, hardware, stage, own), "gradients": _backward_ends(config, own),
                "sums": _sums(config, own), "update": _update(config, own)}
     if hardware.is_cpu:  # nothing is let go between the moments: the first has what the later ones need
-        moments["backward"] = {**moments["backward"], "gradients": _gradient(config) * own.weights,
+        moments["backward"] = {**moments["backward"], "gradients": gradient_bytes(config) * own.weights,
                                "workspace": _cpu_workspace(config, stage, own)}
     states = 8 * own.moments - (4 * own.momenta if config.train.optimizer == "muon" else 0)
-    base = {"weights": (4 if not offloaded(config) else _gradient(config)) * own.weights,
-            "optimizer": _gradient(config) * own.own if offloaded(config) else states + 4 * own.own}
+    size = gradient_bytes(config)  # as large as the weights
+    base = {"weights": size * own.weights, "optimizer": size * own.own + (0 if offloaded(config) else states)}
     return {name: {kind: int({**base, **kinds}.get(kind, 0)) for kind in KINDS} for name, kinds in moments.items()}
 
 
@@ -239,7 +239,7 @@ def host_bytes(config: RunConfig, hardware: Hardware, stage: int) -> int:
     """Bytes of a server's own memory: with offload the moments, and fp32 weights, of all its devices."""
     if not offloaded(config):
         return 0
-    each = 12 if _gradient(config) == 2 else 8  # fp32 weights stay on the device
+    each = 12 if gradient_bytes(config) == 2 else 8  # fp32 weights stay on the device
     return each * held(config.model, config.parallel, stage).moments * min(config.parallel.world_size, hardware.per_server)
 
 
@@ -248,9 +248,14 @@ def offloaded(config: RunConfig) -> bool:
     return config.train.offload == "optimizer"
 
 
-def _gradient(config: RunConfig) -> int:
-    """Bytes of a gradient's element: half precision where the device's weights are, which is with offload alone."""
-    return BYTES[config.model.compute_dtype] if offloaded(config) else 4
+def gradient_bytes(config: RunConfig) -> int:
+    """Bytes of an element of a weight on the device, and of its gradient."""
+    return BYTES[config.model.compute_dtype] if _has_halves(config) else 4
+
+
+def _has_halves(config: RunConfig) -> bool:
+    """Whether the device's weights are in the compute type."""
+    return offloaded(config) or config.train.param_dtype == "float16"
 
 
 def _parts(config: RunConfig) -> int:
@@ -267,17 +272,17 @@ def _backward_begins(config: RunConfig, hardware: Hardware, stage: int, own: Hel
 
 def _backward_ends(config: RunConfig, own: Held) -> dict[str, int]:
     """The activations are gone, and all gradients there."""
-    return {"gradients": _earlier(config, own) + _gradient(config) * own.weights, "workspace": _half_copies(config, own)}
+    return {"gradients": _earlier(config, own) + gradient_bytes(config) * own.weights, "workspace": _half_copies(config, own)}
 
 
 def _earlier(config: RunConfig, own: Held) -> int:
-    return _gradient(config) * own.weights if _parts(config) > 1 else 0
+    return gradient_bytes(config) * own.weights if _parts(config) > 1 else 0
 
 
 def _half_copies(config: RunConfig, own: Held) -> int:
     """Products in half precision are made with copies of fp32 weights, which their backward pass needs too."""
     size = BYTES[config.model.compute_dtype]
-    if size == 4 or offloaded(config):
+    if size == 4 or _has_halves(config):
         return 0
     return size * (own.largest_layer if config.parallel.recompute else own.matrices)
 
@@ -285,13 +290,13 @@ def _half_copies(config: RunConfig, own: Held) -> int:
 def _sums(config: RunConfig, own: Held) -> dict[str, int]:
     """Gradients beside the sums they go into: over micro-batches, then over data ranks in one flat message."""
     several = _parts(config) > 1 or config.parallel.data > 1
-    size = _gradient(config)
+    size = gradient_bytes(config)
     return {"gradients": size * own.weights, "workspace": 2 * size * own.weights if several else 0}
 
 
 def _update(config: RunConfig, own: Held) -> dict[str, int]:
     """The update goes tensor by tensor, with a scaled gradient and a decayed weight beside each; on the host if there."""
-    return {"gradients": _gradient(config) * own.weights, "workspace": 0 if offloaded(config) else 8 * own.largest}
+    return {"gradients": gradient_bytes(config) * own.weights, "workspace": 0 if offloaded(config) else 8 * own.largest}
 
 
 def _cpu_workspace(config: RunConfig, stage: int, own: Held) -> int:

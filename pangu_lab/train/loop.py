@@ -213,10 +213,10 @@ class Trainer:
         return ("muon_m",) if self.config.train.optimizer == "muon" and is_matrix(name) else ("adam_m", "adam_v")
 
     def _device_value(self, name: str, value):
-        """The device's copy of a parameter: with offload, matrices are there in the compute type alone."""
-        config = self.config
-        half = config.train.offload == "optimizer" and config.model.compute_dtype == "float16" and is_matrix(name)
-        return value.astype("float16") if half else value
+        """The device's copy of a parameter: with offload or ``train.param_dtype``, matrices are there in fp16 alone."""
+        train, compute = self.config.train, self.config.model.compute_dtype
+        half = train.param_dtype == "float16" or train.offload == "optimizer" and compute == "float16"
+        return value.astype("float16" if half and is_matrix(name) else "float32", copy=False)
 
     def restore(self, checkpoint) -> None:
         """Continue from a checkpoint of this run, whatever layout wrote it."""

@@ -32,7 +32,7 @@ from mindspore import Parameter, Tensor
 from pangu_lab.config import TrainConfig
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.collectives import Group
-from pangu_lab.train.step import GatherWeights, own_rows
+from pangu_lab.train.step import gathers, own_rows
 
 PIECE = 1 << 16  # elements; the five arrays of a piece take about a megabyte and stay in the cache
 THREADS = min(8, os.cpu_count() or 1)
@@ -97,7 +97,7 @@ class HostAdamW:
         self.rows = rows or [None] * len(weights)
         self.names = [weight.name for weight in weights]
         self.own = [own_rows(weight, part) for weight, part in zip(weights, self.rows)]
-        self.gathers = _gathers(weights, self.own, self.rows, group)
+        self.gathers = gathers(group, weights, self.own, self.rows)
         halves = [weight.dtype != ms.float32 for weight in weights]
         shapes = [tuple(weight.shape) for weight in self.own]
         sizes = [int(np.prod(shape)) * (3 if half else 2) for shape, half in zip(shapes, halves)]
@@ -174,12 +174,3 @@ def _state(store: StateStore, name: str, shape: tuple[int, ...], read: Optional[
     if read is not None:
         array[...] = read(name, shape)
     return array
-
-
-def _gathers(weights, own, rows, group) -> list[GatherWeights]:
-    """One all-gather per data type, for the weights of which other ranks update some rows."""
-    pairs: dict = {}
-    for weight, mine, part in zip(weights, own, rows):
-        if part is not None:
-            pairs.setdefault(weight.dtype, []).append((weight, mine))
-    return [GatherWeights(group, items) for items in pairs.values()]

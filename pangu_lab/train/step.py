@@ -13,6 +13,9 @@ The back end makes the norm and the update: graphs (``ops/adamw.py``), or C kern
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
@@ -60,6 +63,15 @@ def own_rows(weight: Parameter, rows) -> Parameter:
     return Parameter(Tensor(np.ascontiguousarray(weight.asnumpy()[rows[0]:rows[1]])), name=f"own.{weight.name}")
 
 
+def gathers(group: Group, weights: Sequence[Parameter], own: Sequence[Parameter], rows: Sequence) -> list[GatherWeights]:
+    """One message for each data type, with the weights of which other ranks update some rows."""
+    pairs: dict[Any, list] = {}
+    for weight, mine, part in zip(weights, own, rows):
+        if part is not None:
+            pairs.setdefault(weight.dtype, []).append((weight, mine))
+    return [GatherWeights(group, items) for items in pairs.values()]
+
+
 class GatherWeights(nn.Cell):
     """The second half of optimizer parallelism: sends every rank's updated rows, in one message, to all ranks."""
 
@@ -94,11 +106,9 @@ class AdamW:
                  rows=None, group: Group | None = None, backend: Backend = Portable()):
         self.config = config
         self.steps = steps
-        self.own, self.gather = weights, None
-        if rows is not None and any(part is not None for part in rows):
-            self.own = [own_rows(weight, part) for weight, part in zip(weights, rows)]
-            self.gather = GatherWeights(group, [(weight, own) for weight, own, part in zip(weights, self.own, rows)
-                                                if part is not None])
+        rows = rows or [None] * len(weights)
+        self.own = [own_rows(weight, part) for weight, part in zip(weights, rows)]
+        self.gathers = gathers(group, weights, self.own, rows)
         self.state = AdamWState.of(self.own, decay, moments, rows)
         self.apply = backend.adamw(self.state, config.beta1, config.beta2)
 
@@ -111,8 +121,8 @@ class AdamW:
         scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
                    config.adam_eps * (1.0 - power2) ** 0.5)
         self.apply(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
-        if self.gather is not None:
-            self.gather()
+        for gather in self.gathers:
+            gather()
 
     def moments(self) -> dict[str, np.ndarray]:
         """Both moments of every weight, by ``adam_m.NAME`` and ``adam_v.NAME``."""
