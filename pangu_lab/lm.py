@@ -40,27 +40,29 @@ class PanguLM(Model):
 
     @classmethod
     def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None,
-             dtype: Optional[str] = None, processes: int | Places = 1, log_dir: Optional[str | Path] = None):
-        """As ``Model.load``; over several processes if asked, which share weights and work (tensor parallelism).
+             dtype: Optional[str] = None, processes: int | Places = 1, log_dir: Optional[str | Path] = None,
+             pipeline: Optional[int] = None):
+        """As ``Model.load``; over several processes if asked, which share weights and work (tensor and pipeline
+        parallelism). Then ``dtype`` is "float32", the default, or "float16".
 
         Args:
             processes: how many on this machine, or ``pangu_lab.cluster.find_places`` of hosts or a rank table. They end
                 with ``close``, or with this process.
+            pipeline: the stages that the processes form, one after the other in the network; a number that divides theirs.
             log_dir: a folder for what they print.
 
         Raises:
             InputError: as ``Model.load``; or so many processes cannot share this model.
         """
         if isinstance(processes, int):
-            if processes == 1:
+            if processes == 1 and pipeline in (None, 1):
                 return super().load(source, tokenizer, slots, dtype)
-            processes = find_places(processes)
+            processes = find_places(processes, pipeline=pipeline)
+        elif pipeline is not None:
+            raise InputError("pipeline= goes with a number of processes; of places it is that of find_places")
         if not isinstance(processes, Places):
             raise InputError(f"processes={shown(processes, repr)} must be a whole number, or what find_places gives")
-        if slots is not None or dtype not in (None, "float32"):
-            raise InputError("a model over several processes has fp32 weights and one whole sequence of cache: leave out "
-                             "dtype and slots")
-        cluster = processes.open(find(source), tokenizer, log_dir)
+        cluster = processes.open(find(source), tokenizer, log_dir, slots, dtype)
         shared = cluster.shared
         made = cls(shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin,
                    runner=ClusterRunner(cluster))

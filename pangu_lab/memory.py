@@ -103,10 +103,11 @@ def _inactive(statistics: Path) -> int:
 # -------------------------------------------------------------------------------------------------- what is needed
 
 
-def forward_bytes(model: ModelConfig, tokens: int, span: int) -> int:
-    """What a forward pass of ``tokens`` new tokens keeps, each of which looks at ``span`` positions."""
+def forward_bytes(model: ModelConfig, tokens: int, span: int, layers: Optional[int] = None) -> int:
+    """What a forward pass of ``tokens`` new tokens keeps, each of which looks at ``span`` positions; through ``layers`` of
+    the network's, all by default."""
     each = ROWS * model.hidden_size + SCORES * model.num_heads * span
-    return int(4 * model.num_layers * tokens * each + 8 * tokens * model.vocab_size)
+    return int(4 * (layers or model.num_layers) * tokens * each + 8 * tokens * model.vocab_size)
 
 
 def tokens_at_once(model: ModelConfig, limit: int = WORK) -> int:
@@ -118,12 +119,13 @@ def weight_bytes(model: ModelConfig, dtype: str = "float32") -> int:
     return {"float32": 4, "int8": 1}.get(dtype, 2) * model.num_parameters
 
 
-def generation_need(model: ModelConfig, slots: Optional[int] = None, dtype: str = "float32") -> Need:
-    """To hold a model and write with it: weights once in ``dtype``, cache, the work of one call."""
+def generation_need(model: ModelConfig, slots: Optional[int] = None, dtype: str = "float32",
+                    layers: Optional[int] = None) -> Need:
+    """To hold a model and write with it: weights once in ``dtype``, cache, the work of one call (through ``layers``)."""
     slots = slots or max(model.num_positions, 1024)
     tokens = min(model.num_positions, tokens_at_once(model))
     return Need({"weights": weight_bytes(model, dtype), "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
-                 "work": forward_bytes(model, tokens, model.num_positions) + 2 * _largest(model), "program": PROGRAM})
+                 "work": forward_bytes(model, tokens, model.num_positions, layers) + 2 * _largest(model), "program": PROGRAM})
 
 
 def scoring_need(model: ModelConfig, tokens: int) -> Need:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pangu_lab.cli.common import add_dtype, add_verb, check_signature, finish
+from pangu_lab.cli.processes import add_pipeline
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import progress_bar, say
 
@@ -34,8 +35,10 @@ def register(verbs: Any) -> None:
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
                         help="one bundle for each of N processes that share the model (serve --nproc)")
-    export.add_argument("--rank-start", type=int, metavar="R", help="with --tensor-parallel: write only the ranks from this "
-                                                                    "one on, as each host of a cluster does")
+    export.add_argument("--pipeline", type=int, default=1, metavar="S",
+                        help="and S stages of so many processes, each stage with a part of the layers: N × S bundles")
+    export.add_argument("--rank-start", type=int, metavar="R", help="of several processes: write only the ranks from this one "
+                                                                    "on, as each host of a cluster does")
     export.add_argument("--ranks", type=int, metavar="N", help="how many of them (default: to the last)")
     export.add_argument("--sign", metavar="KEY", help="sign it with the secret key in the file KEY (HMAC-SHA256): `serve "
                         "--verify KEY` then refuses one that others made or changed")
@@ -55,6 +58,8 @@ def register(verbs: Any) -> None:
     serve.add_argument("--quick", action="store_true", help=(
         "not batch-invariant: faster with few requests, but the last bits then depend on the other requests"))
     add_dtype(serve)
+    serve.add_argument("--cache-slots", dest="slots", type=int, metavar="N", help="of a run, checkpoint or release: slots of the "
+                       "key-value cache over all sequences (default: one full-length sequence, at least 1024)")
     serve.add_argument("--limit", action="append", default=[], metavar="NAME=VALUE",
                        help="change a limit; can be given many times (an unknown name lists them all)")
     _add_network(serve)
@@ -68,11 +73,12 @@ def register(verbs: Any) -> None:
 def _add_several(serve: argparse.ArgumentParser) -> None:
     """The options of a server whose model several processes share."""
     several = serve.add_argument_group("a model over several processes", (
-        "The bundle comes from `pangu-lab export --tensor-parallel N`; of a run or a checkpoint each process reads its "
+        "The bundle comes from `pangu-lab export --tensor-parallel N --pipeline S`; of a run or a checkpoint each process reads its "
         f"part. The environment variable {KEY} holds a secret that this server and its agents share. They prove that they know it, but what they "
         "send is not encrypted, nor are MindSpore's collectives: across a network that others read, use a tunnel "
         "(WireGuard, IPsec)."))
     several.add_argument("--nproc", type=int, metavar="N", help="processes on this host (default: all; an agent: 1)")
+    add_pipeline(several)
     several.add_argument("--agent", action="store_true", help="serve no requests: run processes for the server on "
                                                               "another host, until stopped")
     several.add_argument("--master-addr", default="127.0.0.1", metavar="ADDRESS",
@@ -112,11 +118,11 @@ def run_export(args: argparse.Namespace) -> int:
     ranks = None
     if args.rank_start is not None or args.ranks is not None:
         first = args.rank_start or 0
-        ranks = range(first, args.tensor_parallel if args.ranks is None else first + args.ranks)
+        ranks = range(first, args.tensor_parallel * args.pipeline if args.ranks is None else first + args.ranks)
     with progress_bar("export") as progress:
         batches = args.decode_batches
         bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress, sign_with=args.sign,
-                            prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss, ranks=ranks,
+                            prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss, ranks=ranks, pipeline=args.pipeline,
                             decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     say(f"{bundle}: {size / 2**20:.1f} MiB")
@@ -144,7 +150,8 @@ def run_serve(args: argparse.Namespace) -> int:
         with serve(args.bundle, args.host, args.port, open_browser=args.open, insecure=args.insecure, limits=limits,
                    password=os.environ.get(PASSWORD), token=os.environ.get(TOKEN), page=not args.no_page,
                    names=args.allow_host, quick=args.quick, nproc=args.nproc, master_addr=args.master_addr,
-                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, world=args.world, dtype=args.dtype, root_path=args.root_path,
+                   master_port=args.master_port, cluster_key=os.environ.get(KEY), devices=args.devices, log_dir=args.log_dir, world=args.world, dtype=args.dtype, pipeline=args.pipeline, slots=args.slots,
+                   root_path=args.root_path,
                    origins=args.allow_origin, proxies=args.proxy, tls_cert=args.tls_cert,
                    tls_key=args.tls_key) as server:
             signals.ready()
@@ -168,7 +175,7 @@ def _from_rank_table(args: argparse.Namespace) -> None:
         raise InputError("--nproc and --rank-table both set the number of processes: give one of them")
     servers, node = read_rank_table(args.rank_table).servers, args.node_rank or 0
     world = sum(len(server.devices) for server in servers)
-    SharedModel.open(args.bundle, world)
+    SharedModel.open(args.bundle, world, pipeline=args.pipeline)
     if not 0 <= node < len(servers):
         raise InputError(f"{args.rank_table}: has {len(servers)} hosts, so --node-rank {node} must be from 0 to "
                          f"{len(servers) - 1}")

@@ -1,4 +1,4 @@
-"""One model over several processes: generation, evaluation and serving with tensor parallelism."""
+"""One model over several processes: generation, evaluation and serving with tensor and pipeline parallelism."""
 
 from pangu_lab.lazy import lazy_names
 

@@ -3,7 +3,10 @@
 The front end is the process that generates, evaluates or listens to clients; it runs no network. It runs this host's rank processes, agents
 (``pangu-lab serve --agent``) run those of other hosts, and each process registers here. When there is one for every
 rank, the front end starts MindSpore's scheduler, assigns the ranks, and from then on sends every call of the network
-to all of them; rank 0, which is always on this host, answers. When a rank ends, fails or stops responding, the others
+to all ranks of the first pipeline stage. The first rank of a stage answers: with hidden rows, which the front end passes
+on to the next stage, or with logits from the last. So calls follow each other through the stages, which work at the same
+time; MindSpore on CPU has no messages between two ranks, and rows of any number need none of its graphs this way. Within
+a stage the ranks are tensor parallel. Rank 0 is always on this host. When a rank ends, fails or stops responding, the others
 would wait for it in a collective for ever. So all are ended, their keepers start new ones, and the front end gathers
 them again. Meanwhile requests are refused, and those that were running get an error.
 
@@ -14,16 +17,17 @@ process: a process that waits in a collective for a dead one can only be killed.
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import logging
 import os
-import queue
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.connection import Listener
 from pathlib import Path
 from typing import Any, Optional
@@ -35,7 +39,7 @@ from pangu_lab.cluster.shared import SharedModel
 from pangu_lab.cluster.wire import Gone, Link, authenticated, cut
 from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine
-from pangu_lab.generate.runner import NetworkLost, Runner
+from pangu_lab.generate.runner import NetworkLost, Runner, last_rows, together
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.plan import LAUNCHER, clean_environment
 from pangu_lab.memory import tokens_at_once
@@ -44,6 +48,7 @@ logger = logging.getLogger(__name__)
 LOADING_SECONDS = 1800.0  # for all ranks to join and load
 STEP_SECONDS = 600.0  # for one call of the network, its compilation included
 POLL_SECONDS = 0.1
+CHUNK = 64  # tokens of a prompt from which on a stage's time grows with their number
 HANDSHAKES = 16  # at once; each has a thread and a timer
 
 
@@ -60,15 +65,14 @@ class _Member:
     ready: bool = False
     lost: Optional[str] = None
     refused: Optional[str] = None
-    answers: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
 
-    def listen(self, changed: Callable[[], None]) -> None:
-        """Receive its messages until it ends."""
+    def listen(self, changed: Callable[[], None], made: Callable[[_Member, Any, np.ndarray], None]) -> None:
+        """Receive its messages until it ends; ``made`` gets what it computed, and for which call."""
         try:
             while True:
                 head, arrays = self.link.receive()
-                if head["kind"] == "logits" and arrays:
-                    self.answers.put(arrays[0])
+                if head["kind"] == "made" and arrays:
+                    made(self, head.get("call"), arrays[0])
                 elif head["kind"] == "ready":
                     self.ready = True
                 elif head["kind"] == "refused":
@@ -76,12 +80,20 @@ class _Member:
                 changed()
         except Gone as error:
             self.lost = str(error)
-            self.answers.put(None)
             changed()
 
 
+@dataclass
+class _Call:
+    """A call of the network on its way through the stages."""
+
+    arrays: Sequence[np.ndarray]
+    logits: Optional[np.ndarray] = None
+    lost: bool = False
+
+
 class Cluster:
-    """The ranks of a tensor-parallel model.
+    """The ranks of a model over several processes.
 
     Args:
         shared: the model.
@@ -106,6 +118,8 @@ class Cluster:
         self.address, self.key, self.state = address, key, "the processes start"
         self._members: list[_Member] = []
         self._gathered: list[_Member] = []
+        self._calls: dict[int, _Call] = {}
+        self._numbers, self._starting = itertools.count(), threading.Lock()
         self._changed = threading.Condition()
         self._unknown: list[Any] = []  # connections that have not shown that they know the key; the oldest first
         self._scheduler: Optional[subprocess.Popen] = None
@@ -119,7 +133,7 @@ class Cluster:
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
         count = nproc if mpirun is None else 1
         try:
-            self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, world=shared.asked,
+            self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, layout=shared.asked,
                                   devices=devices, log_dir=log_dir, mpirun=mpirun)
         except BaseException:
             self._stop_listening()
@@ -157,7 +171,7 @@ class Cluster:
         with self._changed:
             self._members.append(member)
             self._changed.notify_all()
-        member.listen(self._notify)
+        member.listen(self._notify, self._made)
 
     def _offered(self, link: Link) -> _Member:
         """The process that offers itself.
@@ -237,7 +251,7 @@ class Cluster:
         for rank, member in enumerate(chosen):
             member.rank = rank
             with contextlib.suppress(Gone):
-                member.link.send("start", rank=rank, world=self.world, environment=environment)
+                member.link.send("start", rank=rank, environment=environment, **self.shared.order)
         until = time.monotonic() + LOADING_SECONDS
         while go_on() and not self._closed and time.monotonic() < until:
             for member in chosen:
@@ -264,7 +278,10 @@ class Cluster:
         with self._changed:
             gone = [member for member in self._members if member.rank >= 0]
             self._members = [member for member in self._members if member.rank < 0]
-        self._gathered = []
+            self._gathered = []
+            for call in self._calls.values():
+                call.lost = True
+            self._calls.clear()
         for member in gone:
             member.link.close()
         if gone:
@@ -276,26 +293,51 @@ class Cluster:
 
     # ------------------------------------------------------------------------------------------------- computing
 
-    def call(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """One call of the network on every rank; the logits of rank 0.
+    def start(self, arrays: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        """Begin one call of the network; what this returns waits for the logits. Calls reach every stage in the order in
+        which they began.
 
         Raises:
             NetworkLost: a rank is gone, before or meanwhile.
         """
         if not self._gathered:
             raise NetworkLost(self.state)
-        try:
-            for member in self._gathered:
-                member.link.send("call", *arrays)
-        except Gone:
-            raise self._lost() from None
+        call = _Call(arrays)
+        with self._starting:
+            number = next(self._numbers)
+            self._calls[number] = call
+            try:
+                self._send(0, number, arrays)
+            except Gone:
+                raise self._lost() from None
+        return functools.partial(self._logits, call)
+
+    def _send(self, stage: int, number: int, arrays: Sequence[np.ndarray]) -> None:
+        """A call to all ranks of a stage."""
+        first = stage * self.shared.layout.tensor
+        for member in self._gathered[first:first + self.shared.layout.tensor]:
+            member.link.send("call", *arrays, call=number)
+
+    def _made(self, member: _Member, number: Any, array: np.ndarray) -> None:
+        """A stage's part of a call is done: on to the next stage, or the end."""
+        call, stage = self._calls.get(number), member.rank // self.shared.layout.tensor
+        if call is None:
+            return
+        if stage < self.shared.layout.pipeline - 1:
+            with contextlib.suppress(Gone):  # whoever waits for the call sees it too
+                self._send(stage + 1, number, [array, *call.arrays[1:]])
+            return
+        del self._calls[number]
+        call.logits = array
+
+    def _logits(self, call: _Call) -> np.ndarray:
         until = time.monotonic() + STEP_SECONDS
-        while time.monotonic() < until and all(member.lost is None for member in self._gathered):
-            with contextlib.suppress(queue.Empty):
-                logits = self._gathered[0].answers.get(timeout=POLL_SECONDS)
-                if logits is not None:
-                    return logits
-        raise self._lost()
+        with self._changed:
+            while call.logits is None:
+                if call.lost or time.monotonic() > until or any(member.lost is not None for member in self._gathered):
+                    raise self._lost()
+                self._changed.wait(POLL_SECONDS)
+        return call.logits
 
     def check(self) -> None:
         """Check that all ranks are alive.
@@ -335,16 +377,32 @@ class Cluster:
 
 
 class ClusterRunner(Runner):
-    """A runner whose network is in the ranks of a cluster."""
+    """A runner whose network is in the ranks of a cluster. It begins a call before the earlier ones have ended: each stage
+    works on another."""
 
     def __init__(self, cluster: Cluster) -> None:
         config = cluster.shared.config
         super().__init__(None, config.vocab_size, config.num_positions, cluster.shared.slots, at_once=tokens_at_once(config))
-        self.cluster, self._calling = cluster, threading.Lock()
+        self.cluster, self.stages = cluster, cluster.shared.layout.pipeline
 
     def call(self, *arrays: np.ndarray) -> np.ndarray:
-        with self._calling:
-            return self.cluster.call([np.ascontiguousarray(array, np.int32) for array in arrays])
+        return self._begin(arrays)()
+
+    def run(self, *arrays: Any) -> np.ndarray:
+        return self.start(*arrays)()
+
+    def start(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+              rows: Optional[np.ndarray] = None) -> Callable[[], np.ndarray]:
+        calls = self._calls(ids, positions, write, read, last_rows(ids) if rows is None else rows)
+        begun = [(self._begin(arrays), places) for arrays, places in calls]
+        return lambda: together([(logits(), places) for logits, places in begun])
+
+    def _begin(self, arrays: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
+        return self.cluster.start([np.ascontiguousarray(array, np.int32) for array in arrays])
+
+    def _most_at_once(self, tokens: int) -> Optional[int]:
+        """In a pipeline the chunks of a long prompt follow each other through the stages."""
+        return self.at_once if self.stages == 1 else min(self.at_once, max(CHUNK, -(-tokens // (2 * self.stages))))
 
     def check(self) -> None:
         self.cluster.check()

@@ -15,7 +15,7 @@ from typing import Optional
 
 from pangu_lab.cluster.front import Cluster
 from pangu_lab.cluster.rank import KEY, rank_command
-from pangu_lab.cluster.shared import SharedModel
+from pangu_lab.cluster.shared import SharedModel, split
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.launch.hosts import Host, address_of, read_hosts
 from pangu_lab.launch.plan import mpirun_command, package_path, passed_environment
@@ -38,6 +38,7 @@ class Places:
         devices: of the processes here; empty to count from 0.
         address, port: where the processes reach the front end; any free port when 0.
         variables: for all processes, as ``--env`` of a launch.
+        pipeline: the stages that they form; by default as a bundle has it, or one.
     """
 
     hosts: Sequence[Host]
@@ -48,19 +49,22 @@ class Places:
     hosts_file: Optional[Path] = None
     rank_table: Optional[Path] = None
     variables: Sequence[str] = ()
+    pipeline: Optional[int] = None
 
     @property
     def world(self) -> int:
         return sum(host.slots for host in self.hosts)
 
-    def open(self, source: Path | str, tokenizer: Optional[str] = None, log_dir: Optional[Path | str] = None) -> Cluster:
-        """Start the processes and wait until each has loaded its part of the model.
+    def open(self, source: Path | str, tokenizer: Optional[str] = None, log_dir: Optional[Path | str] = None,
+             slots: Optional[int] = None, dtype: Optional[str] = None) -> Cluster:
+        """Start the processes and wait until each has loaded its part of the model; ``slots`` and ``dtype`` as of
+        ``SharedModel.open``.
 
         Raises:
             InputError: the model cannot be shared so, there is no mpirun, agents are needed and there is no key, or a
                 process ends before all have loaded it.
         """
-        shared = SharedModel.open(source, self.world, tokenizer)
+        shared = SharedModel.open(source, self.world, tokenizer, self.pipeline, slots, dtype)
         agents = len(self.hosts) > 1 and self.backend != "mpirun"
         key = os.environ.get(KEY) or (None if agents else secrets.token_hex(16))
         if key is None:
@@ -87,10 +91,12 @@ class Places:
         Raises:
             InputError: so many processes cannot share the model, where it is here.
         """
+        layout = split(self.world, self.pipeline or 1)
         if Path(source).exists() or shipped_folder(source) is not None:
-            source = SharedModel.open(source, self.world, tokenizer).source.resolve()
+            shared = SharedModel.open(source, self.world, tokenizer, self.pipeline)
+            source, layout = shared.source.resolve(), shared.layout
         front = (self.address, self.port or PORT)
-        words = functools.partial(rank_command, source, front, self.world)
+        words = functools.partial(rank_command, source, front, layout)
         own = package_path(os.environ.get("PYTHONPATH", ""))
         if self.backend == "mpirun":
             names = [KEY, "OMP_NUM_THREADS", *passed_environment(self.variables), *own]
@@ -112,7 +118,7 @@ class Places:
 
 def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, hosts: Optional[Path | str] = None,
                 rank_table: Optional[Path | str] = None, master_addr: Optional[str] = None, master_port: Optional[int] = None,
-                variables: Sequence[str] = ()) -> Places:
+                variables: Sequence[str] = (), pipeline: Optional[int] = None) -> Places:
     """The places that these options of a command name.
 
     Args:
@@ -121,6 +127,8 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
         hosts: a file with a line ``NAME slots=N`` for each machine, this one first.
         rank_table: an HCCL rank table (Ascend), this server first.
         master_addr, master_port: where the processes reach this one.
+        pipeline: the stages that the processes form, each of as many tensor-parallel ranks; by default one, or what a
+            bundle was exported for.
 
     Raises:
         InputError: they do not go together.
@@ -144,8 +152,10 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
         devices = ()
     if (total := sum(host.slots for host in listed)) > MOST:
         raise InputError(f"{hosts}: {total} processes, {MOST} at most share a model")
+    if pipeline is not None:
+        split(total, pipeline)
     several = len(listed) > 1
     address = master_addr or (address_of(listed[0].name) if several else "127.0.0.1")
     port = master_port if master_port is not None else PORT if several and backend != "mpirun" else 0
     return Places(listed, backend, devices, address, port, Path(hosts).absolute() if hosts is not None else None,
-                  Path(rank_table).absolute() if rank_table is not None else None, tuple(variables))
+                  Path(rank_table).absolute() if rank_table is not None else None, tuple(variables), pipeline)

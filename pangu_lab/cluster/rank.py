@@ -1,7 +1,7 @@
 """One process of a model over several: ``python -m pangu_lab.cluster.rank``, run by a front end or by an agent.
 
 It registers with the front end, is assigned a rank, joins the others, loads that rank's part, and then makes
-every call of the network that the front end sends to all of them. It lives only as long as its group: when any rank is
+every call of the network that the front end sends to all of its stage. It lives only as long as its group: when any rank is
 lost the front end closes all connections, and each process ends itself by ``os._exit``, because MindSpore cannot be
 interrupted in a collective whose other ranks are gone. Its keeper then starts another.
 
@@ -26,9 +26,10 @@ from typing import Any, BinaryIO, Optional
 
 from pangu_lab.cluster.shared import SharedModel
 from pangu_lab.cluster.wire import Gone, Link, connected
+from pangu_lab.config import ParallelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.export.bundle import GROUP
 from pangu_lab.launch.plan import clean_environment
+from pangu_lab.parallel.mesh import Mesh
 
 KEY = "PANGU_LAB_CLUSTER_KEY"  # not an option: all users of the machine can read options
 REFUSED = 2
@@ -63,10 +64,12 @@ def process_log(folder: Optional[Path | str], name: str) -> Iterator[Optional[Bi
         yield log
 
 
-def rank_command(source: Path | str, front: tuple[str, int], world: Optional[int], local_on: Optional[str]) -> list[str]:
+def rank_command(source: Path | str, front: tuple[str, int], layout: Optional[ParallelConfig],
+                 local_on: Optional[str]) -> list[str]:
     """The command of a rank; ``local_on`` is the front end's host, where that may be this one."""
     return [sys.executable, "-m", "pangu_lab.cluster.rank", "--from", str(Path(source).resolve()),
-            "--front", f"{front[0]}:{front[1]}", *(["--world", str(world)] if world else []),
+            "--front", f"{front[0]}:{front[1]}", *(["--world", str(layout.world_size)] if layout else []),
+            *(["--pipeline", str(layout.pipeline)] if layout and layout.pipeline > 1 else []),
             *(["--local-on", local_on] if local_on else [])]
 
 
@@ -75,7 +78,7 @@ class Keeper:
 
     Args:
         local: whether they run on the front end's host, where rank 0 belongs.
-        world: how many processes share the model; None where it says so itself, or the front end does.
+        layout: of the processes that share the model; None where it says so itself, or the front end does.
         devices: the device of each process; counted from 0 when not given, or DEVICE_ID for all.
         log_dir: what the processes print goes to ``process_N.log`` there; without it, only errors, to this one's.
 
@@ -85,11 +88,11 @@ class Keeper:
     """
 
     def __init__(self, source: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
-                 world: Optional[int] = None, devices: Sequence[int] = (), log_dir: Optional[Path | str] = None,
+                 layout: Optional[ParallelConfig] = None, devices: Sequence[int] = (), log_dir: Optional[Path | str] = None,
                  mpirun: Optional[Mpirun] = None) -> None:
         self._log_dir = log_dir
         self._devices = [str(device) for device in devices] or [os.environ.get("DEVICE_ID", str(n)) for n in range(count)]
-        self._command = rank_command(source, front, world, socket.gethostname() if local else None)
+        self._command = rank_command(source, front, layout, socket.gethostname() if local else None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(count, 1))))
         self._environment = {KEY: key.decode(), "OMP_NUM_THREADS": threads}
@@ -184,17 +187,18 @@ def serve_rank(shared: SharedModel, front: tuple[str, int], key: bytes, local: b
               pid=os.getpid(), export_id=shared.identity)
     inbox = _listening(link)
     order, _ = inbox.get()
+    mesh = Mesh(ParallelConfig(tensor=order["tensor"], pipeline=order["pipeline"]), order["rank"])
     try:
-        runner = _join_and_load(shared, order)
+        runner = _join_and_load(shared, mesh, order)
     except InputError as error:
         link.send("refused", text=str(error))
         raise
     link.send("ready")
     while True:
-        _, arrays = inbox.get()
-        logits = runner.call(*arrays)
-        if order["rank"] == 0:
-            link.send("logits", logits)
+        head, arrays = inbox.get()
+        made = runner.call(*arrays)
+        if mesh.index("tensor") == 0:  # all ranks of a stage have the same
+            link.send("made", made, call=head["call"])
 
 
 def _listening(link: Link) -> queue.SimpleQueue:
@@ -219,14 +223,16 @@ def _listening(link: Link) -> queue.SimpleQueue:
     return inbox
 
 
-def _join_and_load(shared: SharedModel, order: dict[str, Any]) -> Any:
+def _join_and_load(shared: SharedModel, mesh: Mesh, order: dict[str, Any]) -> Any:
     """Meet the other ranks, and load this one's part."""
-    os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(order["rank"]), **order["environment"])
+    os.environ.update(MS_ROLE="MS_WORKER", MS_NODE_ID=str(mesh.rank), **order["environment"])
     from mindspore import communication
 
+    from pangu_lab.parallel.collectives import inference_group, join
+
     communication.init()
-    communication.create_group(GROUP, list(range(order["world"])))
-    return shared.runner(order["rank"], order["world"])
+    join(inference_group(mesh))
+    return shared.runner(mesh, order["slots"], order["dtype"])
 
 
 def main(arguments: Optional[list[str]] = None) -> int:
@@ -235,6 +241,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
     parser.add_argument("--from", dest="source", required=True, metavar="DIR")
     parser.add_argument("--front", required=True, metavar="HOST:PORT")
     parser.add_argument("--world", type=int, metavar="N")
+    parser.add_argument("--pipeline", type=int, metavar="N")
     parser.add_argument("--local-on", metavar="HOST")
     args = parser.parse_args(arguments)
     host, _, port = args.front.rpartition(":")
@@ -242,7 +249,7 @@ def main(arguments: Optional[list[str]] = None) -> int:
         os.environ["DEVICE_ID"] = number
     code = 1
     try:
-        serve_rank(SharedModel.open(args.source, args.world), (host, int(port)), os.environ[KEY].encode(),
+        serve_rank(SharedModel.open(args.source, args.world, pipeline=args.pipeline), (host, int(port)), os.environ[KEY].encode(),
                    args.local_on == socket.gethostname())
     except InputError as error:
         sys.stderr.write(f"{error}\n")

@@ -1,7 +1,7 @@
 """A model that several processes share, as each of them opens it for itself.
 
 It is a bundle that was exported for so many processes, one folder for each, or anything with weights, of which every
-process reads its slices.
+process reads its part: of the layers of its pipeline stage, its tensor-parallel slices.
 """
 
 from __future__ import annotations
@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from pangu_lab.config import ModelConfig, SamplingConfig
+from pangu_lab.config import ModelConfig, ParallelConfig, SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.export.bundle import GROUP
+from pangu_lab.export.description import layout_of
 from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
 from pangu_lab.generate.runner import Runner, default_slots, network_runner
 from pangu_lab.loading import Model
-from pangu_lab.memory import Need, check, generation_need
+from pangu_lab.memory import check
+from pangu_lab.model.inference import check_split
+from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.planner.serving import part_need
+from pangu_lab.ranges import shown
+
+DTYPES = ("float32", "float16")  # of graphs; bfloat16 has no products on a CPU, where this could be tested
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,16 @@ class SharedModel:
 
     Attributes:
         source: the folder.
-        world: how many processes share it. ``asked``: the same where the model itself does not say it, else None.
+        layout: how many processes share it, pipeline × tensor; ``world`` in all.
+        asked: the same where the model itself does not say it, else None.
         identity: equal where the same model was opened.
         slots: of the key-value cache.
         ranks: those that this folder holds; None for all.
+        dtype: of the weights in memory: "float32" or "float16".
     """
 
     source: Path
-    world: int
+    layout: ParallelConfig
     identity: str
     config: ModelConfig
     slots: int
@@ -43,34 +51,44 @@ class SharedModel:
     origin: str
     ranks: Optional[tuple[int, ...]] = None
     model: Optional[Model] = None
+    dtype: str = "float32"
 
     @classmethod
-    def open(cls, source: Path | str, world: Optional[int] = None, tokenizer: Optional[str] = None) -> SharedModel:
-        """The model in ``source``, for ``world`` processes.
+    def open(cls, source: Path | str, world: Optional[int] = None, tokenizer: Optional[str] = None,
+             pipeline: Optional[int] = None, slots: Optional[int] = None, dtype: Optional[str] = None) -> SharedModel:
+        """The model in ``source``, for ``world`` processes in ``pipeline`` stages; by default as a bundle has it, or one.
+
+        Args:
+            slots, dtype: of the cache, and of the weights in memory (fp32 by default), of a model that is no bundle.
 
         Raises:
             InputError: no model there, or one that so many processes cannot share.
         """
-        from pangu_lab.generate.network import check_group  # imports MindSpore
-        from pangu_lab.parallel.collectives import Group
-
+        dtype = dtype or "float32"
+        if dtype not in DTYPES:
+            raise InputError(f"dtype {dtype}: over several processes there are {' and '.join(DTYPES)}")
         model = Model.load(source, tokenizer)
         if model.bundle is not None:
-            return cls._of_bundle(model, world)
-        check_group(model.config, Group(GROUP, tuple(range(world or 1)), 0))
+            if slots is not None or dtype != "float32":
+                raise InputError(f"{source}: a bundle has its own cache and fp32 weights: leave out slots and dtype")
+            return cls._of_bundle(model, world, pipeline)
+        layout = split(world or 1, pipeline or 1)
+        check_split(model.config, layout.tensor, layout.pipeline)
+        if dtype != "float32" and model.config.moe_layers:
+            raise InputError(f"dtype {dtype} is for dense models: leave it out")
         weights = model.require_weights("opened")
         manifest = weights.checkpoint.folder / "manifest.json"
-        return cls(weights.checkpoint.folder, world or 1, hashlib.sha256(manifest.read_bytes()).hexdigest()[:16],
-                   model.config, default_slots(model.config), model.tokenizer, model.sampling, model.name, model.origin,
-                   model=model)
+        return cls(weights.checkpoint.folder, layout, hashlib.sha256(manifest.read_bytes()).hexdigest()[:16],
+                   model.config, default_slots(model.config, slots), model.tokenizer, model.sampling, model.name,
+                   model.origin, model=model, dtype=dtype)
 
     @classmethod
-    def _of_bundle(cls, model: Model, world: Optional[int]) -> SharedModel:
+    def _of_bundle(cls, model: Model, world: Optional[int], pipeline: Optional[int]) -> SharedModel:
         description = read_bundle(model.bundle)
-        parallel = description.get("parallel", {"tensor": 1, "export_id": ""})
-        if world is not None and world != parallel["tensor"]:
-            made = "one process" if parallel["tensor"] == 1 else f"{parallel['tensor']} processes"
-            raise InputError(f"{model.bundle}: exported for {made}; export it with --tensor-parallel {world} first, or "
+        made, parallel = layout_of(description), description.get("parallel", {"export_id": ""})
+        wanted = split(made.world_size if world is None else world, pipeline or made.pipeline)
+        if wanted != made:
+            raise InputError(f"{model.bundle}: exported for {in_words(made)}; export it with {options(wanted)} first, or "
                              "give the run that it was made from")
         folders = rank_folders(model.bundle)
         for rank, folder in folders.items():
@@ -78,12 +96,16 @@ class SharedModel:
             if (held.get("rank"), held.get("export_id")) != (rank, parallel["export_id"]):
                 raise InputError(f"{folder}: this is rank {held.get('rank')} of another export than {model.bundle}'s first: "
                                  "copy the ranks of one export")
-        return cls(model.bundle, parallel["tensor"], parallel["export_id"], model.config, description["model"]["places"],
+        return cls(model.bundle, made, parallel["export_id"], model.config, description["model"]["places"],
                    model.tokenizer, model.sampling, model.name, model.origin, tuple(sorted(folders)))
 
     @property
-    def asked(self) -> Optional[int]:
-        return self.world if self.ranks is None else None
+    def world(self) -> int:
+        return self.layout.world_size
+
+    @property
+    def asked(self) -> Optional[ParallelConfig]:
+        return self.layout if self.ranks is None else None
 
     def require_tokenizer(self) -> Any:
         """The tokenizer.
@@ -107,24 +129,48 @@ class SharedModel:
             raise InputError(f"{self.source}: holds the ranks {', '.join(map(str, self.ranks))}; {nproc} on this host, "
                              "rank 0 among them, need a folder each: copy them here")
 
-    def runner(self, rank: int, world: int) -> Runner:
-        """The network of one rank, in a process that has joined the others of ``GROUP``.
+    @property
+    def order(self) -> dict[str, Any]:
+        """What a rank needs to know beside its number."""
+        return {"tensor": self.layout.tensor, "pipeline": self.layout.pipeline, "slots": self.slots, "dtype": self.dtype}
+
+    def runner(self, mesh: Mesh, slots: int, dtype: str) -> Runner:
+        """The network of one rank of ``mesh``, in a process that has joined the others of its stage.
+
+        Args:
+            slots, dtype: as the front end has them; a bundle has its own.
 
         Raises:
             InputError: this part is damaged, or the memory does not suffice.
         """
-        from pangu_lab.parallel.collectives import Group
-
         if self.model is None:
-            folder = rank_folders(self.source)[rank]
+            folder = rank_folders(self.source)[mesh.rank]
             return load_runner(folder, read_bundle(folder))[0]
-        check(f"{self.name}: a part for one of {world} processes", shared_need(self.config, self.slots, world))
-        weights = self.model.require_weights("opened")
-        return network_runner(weights, self.config, self.slots, Group(GROUP, tuple(range(world)), rank))
+        check(f"{self.name}: a part for one of {mesh.parallel.world_size} processes",
+              part_need(self.config, slots, mesh, dtype))
+        return network_runner(self.model.require_weights("opened"), self.config, slots, mesh, dtype)
 
 
-def shared_need(config: ModelConfig, slots: Optional[int], world: int) -> Need:
-    """Memory of one of so many processes: each has its part of weights and cache."""
-    need = generation_need(config, slots)
-    return Need({name: amount // world if name in ("weights", "key-value cache") else amount
-                 for name, amount in need.parts.items()})
+def split(world: int, pipeline: int) -> ParallelConfig:
+    """``world`` processes as pipeline stages × tensor-parallel ranks.
+
+    Raises:
+        InputError: so many stages do not divide them.
+    """
+    if pipeline < 1 or world % pipeline:
+        raise InputError(f"--pipeline {shown(pipeline)}: {world} process{'es' * (world > 1)} cannot form so many stages of equal "
+                         "size; it must divide the number of processes")
+    return ParallelConfig(tensor=world // pipeline, pipeline=pipeline)
+
+
+def in_words(layout: ParallelConfig) -> str:
+    """``one process``, ``4 processes``, ``4 processes (2 pipeline stages)``."""
+    if layout.world_size == 1:
+        return "one process"
+    stages = f" ({layout.pipeline} pipeline stages)" if layout.pipeline > 1 else ""
+    return f"{layout.world_size} processes{stages}"
+
+
+def options(layout: ParallelConfig) -> str:
+    """The options of ``export`` that make it."""
+    return f"--tensor-parallel {layout.tensor}" + (f" --pipeline {layout.pipeline}" if layout.pipeline > 1 else "")

@@ -13,8 +13,9 @@
     bundle.json        sizes, inputs and outputs, special ids, sampling defaults, versions, sha256 of every file and itself
     bundle.hmac        its signature, on request
 
-All paths inside are relative: a bundle may be moved and copied. For tensor-parallel serving the folder holds a whole
-bundle for each rank, ``rank_0``, ``rank_1`` …: a host needs only those of its own ranks.
+All paths inside are relative: a bundle may be moved and copied. For several processes the folder holds a whole bundle for
+each rank, ``rank_0``, ``rank_1`` …, stage by stage: a host needs only those of its own ranks. A rank's graphs have its
+tensor-parallel part of the layers of its pipeline stage; in several stages there is no ``eval_loss.mindir``.
 """
 
 from __future__ import annotations
@@ -33,21 +34,21 @@ import numpy as np
 
 from pangu_lab import __version__
 from pangu_lab.checkpoint.source import StoredWeights
-from pangu_lab.config import ModelConfig, SamplingConfig
+from pangu_lab.config import ModelConfig, ParallelConfig, SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.export.description import (DESCRIPTION, EVAL_LOSS, FORMAT, VERSION, cache_graph, read_key, sign,
-                                          with_checksum)
+from pangu_lab.export.description import DESCRIPTION, FORMAT, VERSION, graph_of, read_key, sign, with_checksum
 from pangu_lab.export.mindir import SharedWeights, export_graph
 from pangu_lab.files import check_destination, sha256_file, whole_folder, write_json_atomic
 from pangu_lab.generate.runner import default_slots
 from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
+from pangu_lab.model.inference import check_split
+from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.progress import Progress, silent
 
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
 DECODED = (1, 4)
 MOST_DECODED = 16  # sequences in a step, as everywhere
-GROUP = "pangu-tensor"  # the group name of the collectives in a rank's graphs
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,13 @@ class Variants:
 
 def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
                progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-               **variants: Any) -> Path:
+               pipeline: int = 1, **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
-        slots, tensor_parallel, sign_with, ranks, variants: as ``export_bundle``.
+        slots, tensor_parallel, sign_with, ranks, pipeline, variants: as ``export_bundle``.
 
     Returns:
         ``out``.
@@ -103,13 +104,13 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     model = Model.load(run)
     check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
     return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
-                         model.sampling, slots, tensor_parallel, progress, sign_with, ranks, **variants)
+                         model.sampling, slots, tensor_parallel, progress, sign_with, ranks, pipeline, **variants)
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
                   sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
                   progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-                  **variants: Any) -> Path:
+                  pipeline: int = 1, **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -118,7 +119,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         out: the folder to write; must not exist.
         sampling: the generation defaults of a request.
         slots: positions of key-value cache over all sequences; by default one whole sequence, at least 1024.
-        tensor_parallel: processes that will share the model; above 1, a bundle for each in ``out/rank_0`` and so on.
+        tensor_parallel, pipeline: ranks of a stage and stages of the processes that will share the model; of several
+            processes, a bundle for each in ``out/rank_0`` and so on.
         sign_with: a file with a secret key, to sign the bundle with (see ``description.py``).
         ranks: those to write, where each host exports its own; all by default. Of a checkpoint's weights only: what
             several hosts export of the same one belongs together.
@@ -130,40 +132,39 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     Raises:
         InputError: ``out`` exists, or weights, configuration and tokenizer do not belong together.
     """
-    from pangu_lab.generate.network import check_group
-    from pangu_lab.parallel.collectives import Group
-
     out = Path(out)
     check_destination(out)
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                          "give the tokenizer that the model was trained with")
-    if tensor_parallel < 1:
-        raise InputError(f"tensor_parallel={tensor_parallel} must be at least 1")
-    ranks = range(tensor_parallel) if ranks is None else ranks
-    if not ranks or ranks[0] < 0 or ranks[-1] >= tensor_parallel:
-        raise InputError(f"ranks {ranks.start} to {ranks.stop - 1} are not among the {tensor_parallel} of this export")
-    groups = [Group(GROUP, tuple(range(tensor_parallel)), rank) for rank in ranks]
-    check_group(config, groups[0])
-    Variants(**variants).fixed(config)
+    for option, number in (("tensor_parallel", tensor_parallel), ("pipeline", pipeline)):
+        if number < 1:
+            raise InputError(f"{option}={number} must be at least 1")
+    layout = ParallelConfig(tensor=tensor_parallel, pipeline=pipeline)
+    world = layout.world_size
+    ranks = range(world) if ranks is None else ranks
+    if not ranks or ranks[0] < 0 or ranks[-1] >= world:
+        raise InputError(f"ranks {ranks.start} to {ranks.stop - 1} are not among the {world} of this export")
+    check_split(config, tensor_parallel, pipeline)
+    chosen = Variants(**variants)
+    chosen.fixed(config)
     key = None if sign_with is None else read_key(sign_with)
     slots = default_slots(config, slots)
-    name = _export_id(weights, config, slots, tensor_parallel, variants, whole=len(ranks) == tensor_parallel)
-    writing = _Writing(weights, config, tokenizer, sampling, slots, out.name, Variants(**variants), name, ranks, key,
-                       progress)
+    name = _export_id(weights, config, slots, layout, variants, whole=len(ranks) == world)
+    writing = _Writing(weights, config, tokenizer, sampling, slots, out.name, chosen, name, ranks, key, progress)
     with whole_folder(out) as folder:
-        for group in groups:
+        for rank in ranks:
             target = folder
-            if tensor_parallel > 1:
-                target = folder / f"rank_{group.index}"
+            if world > 1:
+                target = folder / f"rank_{rank}"
                 target.mkdir()
-            writing.write(target, group)
+            writing.write(target, Mesh(layout, rank))
     progress(1, 1, str(out))
     return out
 
 
-def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: int, processes: int, variants: dict[str, Any],
-               whole: bool) -> str:
+def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: int, layout: ParallelConfig,
+               variants: dict[str, Any], whole: bool) -> str:
     """What all ranks of an export have in common, wherever they are written.
 
     Raises:
@@ -176,7 +177,7 @@ def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: in
             raise InputError("only a checkpoint can be exported in parts: its ranks would not know each other")
         return secrets.token_hex(8)
     manifest = sha256_file(weights.checkpoint.folder / "manifest.json")
-    facts = (manifest, config, slots, processes, sorted(variants.items()), __version__, ms.__version__)
+    facts = (manifest, config, slots, layout.tensor, layout.pipeline, sorted(variants.items()), __version__, ms.__version__)
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -196,40 +197,46 @@ class _Writing:
     key: Optional[bytes]
     progress: Progress
 
-    def write(self, folder: Path, group: Any) -> None:
+    def write(self, folder: Path, mesh: Mesh) -> None:
         """Write one rank's bundle, or the only one."""
-        fixed = self.variants.fixed(self.config)
-        graphs = {"prefill": cache_graph("batch", "n", "m"),
-                  **{name: cache_graph(batch, n, batch) for name, (batch, n) in fixed.items()},
-                  **({"eval_loss": EVAL_LOSS} if self.variants.eval_loss else {})}
+        graphs = {name: graph_of(name, mesh) for name in ("prefill", *self.variants.fixed(self.config),
+                                                          *["eval_loss"] * self._scores(mesh))}
         steps = (len(graphs) + 2) * len(self.ranks)
-        done = self.ranks.index(group.index) * (len(graphs) + 2)
-        self._write_graphs(folder, group, fixed, lambda number, text: self.progress(done + number, steps, text))
+        done = self.ranks.index(mesh.rank) * (len(graphs) + 2)
+        self._write_graphs(folder, mesh, lambda number, text: self.progress(done + number, steps, text))
         self.tokenizer.save(folder / "tokenizer")
         self.progress(done + len(graphs) + 1, steps, "checksums")
         files = {path.relative_to(folder).as_posix(): sha256_file(path)
                  for path in sorted(folder.rglob("*")) if path.is_file()}
         description = self._description(graphs, files)
-        if group.size > 1:
-            description["parallel"] = {"tensor": group.size, "rank": group.index, "group": group.name,
-                                       "export_id": self.export_id}
+        if mesh.parallel.world_size > 1:
+            from pangu_lab.parallel.collectives import inference_group
+
+            description["parallel"] = {"tensor": mesh.size("tensor"), "pipeline": mesh.size("pipeline"), "rank": mesh.rank,
+                                       "group": inference_group(mesh).name, "export_id": self.export_id}
         write_json_atomic(folder / DESCRIPTION, with_checksum(description))
         if self.key is not None:
             sign(folder, self.key)
 
-    def _write_graphs(self, folder: Path, group: Any, fixed: dict[str, tuple[int, int]], tell: Any) -> None:
+    def _scores(self, mesh: Mesh) -> bool:
+        """Whether there is a graph that scores whole sequences: that needs the whole network."""
+        return self.variants.eval_loss and mesh.size("pipeline") == 1
+
+    def _write_graphs(self, folder: Path, mesh: Mesh, tell: Any) -> None:
         import mindspore as ms
 
         from pangu_lab.export.eval_loss import EvalLossNetwork, eval_loss_inputs
-        from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs, fixed_inputs
+        from pangu_lab.generate.network import CachedNetwork, cached_parts
+        from pangu_lab.parallel.collectives import inference_group
 
         tell(0, "building the network")
         ms.set_context(mode=ms.GRAPH_MODE)
-        parts = cached_parts(self.weights, self.config, self.slots, group)
-        made = {"prefill": (CachedNetwork(parts), dynamic_inputs()),
-                **{name: (CachedNetwork(dataclasses.replace(parts, one=shape == (1, 1))), fixed_inputs(*shape))
-                   for name, shape in fixed.items()}}
-        if self.variants.eval_loss:
+        parts = cached_parts(self.weights, self.config, self.slots, inference_group(mesh), mesh.layers(self.config.num_layers))
+        general = CachedNetwork(parts)
+        made: dict[str, Any] = {"prefill": (general, general.dynamic_inputs())}
+        for name, shape in self.variants.fixed(self.config).items():
+            made[name] = CachedNetwork(dataclasses.replace(parts, one=shape == (1, 1))), general.fixed_inputs(*shape)
+        if self._scores(mesh):
             made["eval_loss"] = EvalLossNetwork(parts), eval_loss_inputs()
         shared = SharedWeights(folder)
         try:

@@ -18,8 +18,9 @@ from typing import Annotated, Any, Optional
 
 from pydantic import Field
 
-from pangu_lab.config import MOST_LAYERS
+from pangu_lab.config import MOST_LAYERS, ParallelConfig
 from pangu_lab.errors import InputError
+from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.ranges import shown
 from pangu_lab.reading import checked, content_of, read_json
 from pangu_lab.schema import Count, Positive, Schema, Sha256
@@ -54,7 +55,8 @@ class _SpecialIds(Schema):
 
 
 class _Parallel(Schema):
-    tensor: Annotated[int, Field(ge=2, le=1 << 16)]
+    tensor: Annotated[int, Field(ge=1, le=1 << 16)]
+    pipeline: Annotated[int, Field(ge=1, le=1 << 16)] = 1
     rank: Annotated[int, Field(ge=0, le=1 << 16)]
     group: str
     export_id: str
@@ -71,25 +73,43 @@ class _Description(Schema):
     parallel: Optional[_Parallel] = None
 
 
-def cache_graph(batch: int | str, n: int | str, rows: int | str) -> dict[str, Any]:
-    """Inputs and outputs of a graph over the cache; a dimension with a name may have any length."""
-    shapes = {"ids": [batch, n], "positions": [batch, n], "write": [batch, n],
-              "read": [batch, "t" if n in (1, "n") else n], "rows": [rows]}
-    return {"inputs": [[name, shape, INT] for name, shape in shapes.items()],
-            "outputs": [["logits", [rows, "vocab_size"], FLOAT]]}
+def layout_of(description: dict[str, Any]) -> ParallelConfig:
+    """The processes that a bundle is for: pipeline stages × tensor-parallel ranks."""
+    parallel = description.get("parallel", {})
+    return ParallelConfig(tensor=parallel.get("tensor", 1), pipeline=parallel.get("pipeline", 1))
 
 
-def graph_of(name: str) -> Optional[dict[str, Any]]:
-    """Inputs and outputs of the graph called ``name``; None when no graph is called so."""
+def mesh_of(description: dict[str, Any]) -> Mesh:
+    """The same, and the rank that this bundle is for.
+
+    Raises:
+        InputError: there is no such rank.
+    """
+    return Mesh(layout_of(description), description.get("parallel", {}).get("rank", 0))
+
+
+def cache_graph(batch: int | str, n: int | str, rows: int | str, mesh: Mesh = Mesh()) -> dict[str, Any]:
+    """Inputs and outputs of a graph over the cache; a dimension with a name may have any length. Between pipeline stages
+    hidden rows, one for each token, replace ids and logits."""
+    hidden = [batch * n if isinstance(batch, int) and isinstance(n, int) else "tokens", "hidden_size"]
+    first = ["ids", [batch, n], INT] if mesh.is_first_stage else ["hidden", hidden, FLOAT]
+    shapes = {"positions": [batch, n], "write": [batch, n], "read": [batch, "t" if n in (1, "n") else n]}
+    last = mesh.is_last_stage
+    return {"inputs": [first, *([name, shape, INT] for name, shape in shapes.items()), *[["rows", [rows], INT]] * last],
+            "outputs": [["logits", [rows, "vocab_size"], FLOAT] if last else ["hidden", hidden, FLOAT]]}
+
+
+def graph_of(name: str, mesh: Mesh = Mesh()) -> Optional[dict[str, Any]]:
+    """Inputs and outputs of the graph called ``name`` in the bundle of a rank; None when no graph is called so."""
     if name == "prefill":
-        return cache_graph("batch", "n", "m")
+        return cache_graph("batch", "n", "m", mesh)
     if name == "eval_loss":
-        return EVAL_LOSS
+        return EVAL_LOSS if mesh.size("pipeline") == 1 else None
     match = _FIXED.fullmatch(name)
     if match is None:
         return None
     number = int(match[2] or 1)
-    return cache_graph(1, number, 1) if match[1] == "prefill" else cache_graph(number, 1, number)
+    return cache_graph(1, number, 1, mesh) if match[1] == "prefill" else cache_graph(number, 1, number, mesh)
 
 
 def with_checksum(description: dict[str, Any]) -> dict[str, Any]:
@@ -120,9 +140,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     checked(description, _Description, str(path), AGAIN)
     if "prefill" not in description["graphs"]:
         raise InputError(f"{path}: says nothing of the graph prefill: {AGAIN}")
+    mesh = mesh_of(description)
+    if mesh.size("pipeline") > description["model"]["num_layers"]:
+        raise InputError(f"{path}: says of more pipeline stages than the network has layers: {AGAIN}")
     for name, graph in description["graphs"].items():
         told = {key: graph.get(key) for key in ("inputs", "outputs")}
-        if told != graph_of(name):
+        if told != graph_of(name, mesh):
             raise InputError(f"{path}: what it says of the graph {name} is not so of any graph of that name: {AGAIN}")
     return description
 

@@ -17,13 +17,15 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig, config_from_dict
 from pangu_lab.errors import InputError
-from pangu_lab.export.description import AGAIN, DESCRIPTION, SIGNATURE, read_description
+from pangu_lab.export.description import AGAIN, DESCRIPTION, SIGNATURE, layout_of, mesh_of, read_description
 from pangu_lab.export.mindir import without_weights
 from pangu_lab.files import sha256_file
 from pangu_lab.generate.engine import Engine
-from pangu_lab.generate.native import inference_shapes, native_decoder, plain_name
-from pangu_lab.generate.runner import Runner
-from pangu_lab.memory import Need, check, generation_need, tokens_at_once, weight_bytes
+from pangu_lab.generate.native import native_decoder, plain_name
+from pangu_lab.generate.runner import Runner, make_runner
+from pangu_lab.memory import Need, check, tokens_at_once, weight_bytes
+from pangu_lab.model.inference import inference_shapes
+from pangu_lab.planner.serving import part_need
 from pangu_lab.tokenizer import load_tokenizer
 
 STREAMED = 1 << 30  # bytes of weights above which they are read one by one
@@ -106,7 +108,7 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
     folder = Path(folder)
     description = read_bundle(folder)
     if "parallel" in description:
-        raise InputError(f"{folder}: exported for {description['parallel']['tensor']} processes, which share the "
+        raise InputError(f"{folder}: exported for {layout_of(description).world_size} processes, which share the "
                          "model: serve it with --nproc, or export it for one")
     runner, first = load_runner(folder, description, verify)
     return Bundle(folder, description, runner, load_bundle_tokenizer(folder, description), sampling_of(description), first)
@@ -160,29 +162,25 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
     first, fixed = _load_graph(folder, description, "prefill"), {}
     _check_sizes(folder, description, first)
     for name, graph in description["graphs"].items():
-        batch, n = graph["inputs"][0][1]
+        batch, n = graph["inputs"][1][1]  # of the positions
         if isinstance(batch, int) and isinstance(n, int):
             fixed[batch, n] = _load_graph(folder, description, name, fixed_shapes=True)
             _share(first, fixed[batch, n])
     alone = "parallel" not in description
     native = native_decoder(first.parameters_dict(), config, model["places"]) if alone else None
-    return Runner(first, model["vocab_size"], model["num_positions"], model["places"], fixed, READ_SIZES,
-                  tokens_at_once(config), native), first
+    return make_runner(mesh_of(description), first, model["vocab_size"], model["num_positions"], model["places"], fixed,
+                       READ_SIZES, tokens_at_once(config), native), first
 
 
 def rank_need(description: dict[str, Any]) -> Need:
     """Memory that one process needs to run a bundle; of several, each with its part of weights and cache."""
-    need = generation_need(model_config(description), description["model"]["places"])
-    parts = description.get("parallel", {}).get("tensor", 1)
-    shared = ("weights", "key-value cache")
-    return Need({name: amount // parts if name in shared else amount for name, amount in need.parts.items()})
+    return part_need(model_config(description), description["model"]["places"], mesh_of(description))
 
 
 def _check_sizes(folder: Path, description: dict[str, Any], graph: Any) -> None:
     """Compare the parameters of a graph with the sizes that the description tells: compiled code trusts those."""
-    parts = description.get("parallel", {}).get("tensor", 1)
     held = {plain_name(name): tuple(value.shape) for name, value in graph.parameters_dict().items()}
-    wanted = inference_shapes(model_config(description), description["model"]["places"], parts)
+    wanted = inference_shapes(model_config(description), description["model"]["places"], mesh_of(description))
     for name in sorted({*held, *wanted}):
         if held.get(name) != wanted.get(name):
             raise InputError(f"{folder / DESCRIPTION}: its sizes are not those of the graphs: {name} would be "
@@ -220,7 +218,7 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shap
                          f"({str(error).splitlines()[0]})") from None
     graph.set_train(False)
     if not fixed_shapes:
-        graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"]))
+        graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"], description["model"]["hidden_size"]))
     return graph
 
 
@@ -240,14 +238,15 @@ def _streamed_graph(path: Path) -> Any:
     return graph
 
 
-def _placeholders(inputs: list[Any]) -> list[Any]:
-    """The inputs the graph was exported with: a named dimension may have any length.
+def _placeholders(inputs: list[Any], hidden: int) -> list[Any]:
+    """The inputs the graph was exported with: a named dimension may have any length, but for the hidden size.
 
     Without them MindSpore would recompile the graph for every length.
     """
     import mindspore as ms
 
-    return [ms.Tensor(shape=[size if isinstance(size, int) else None for size in shape], dtype=getattr(ms, dtype))
+    known = {"hidden_size": hidden}
+    return [ms.Tensor(shape=[size if isinstance(size, int) else known.get(size) for size in shape], dtype=getattr(ms, dtype))
             for _, shape, dtype in inputs]
 
 

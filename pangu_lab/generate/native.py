@@ -20,43 +20,18 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY_LAYER, WORD, layer_prefix
+from pangu_lab.model.inference import QUERIES, inference_shapes
+from pangu_lab.model.parameters import FINAL_NORM, POSITION, WORD, layer_prefix
 from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
 CLOSE = 1e-3  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
-QUERIES = f"{QUERY_LAYER}.query_of_position"  # the query layer's query of every position, made when weights are loaded
 Step = Callable[[], np.ndarray]
 
 
 def plain_name(name: str) -> str:
     """A parameter's name without what MindSpore puts before it in a loaded graph."""
     return name.partition(":")[2] or name
-
-
-def inference_shapes(config: ModelConfig, slots: int, parts: int = 1) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter of the network for generation, of one of ``parts`` tensor-parallel ranks."""
-    hidden, inner, experts = config.hidden_size, config.ffn_hidden_size, config.num_experts
-    shapes: dict[str, tuple[int, ...]] = {
-        WORD: (config.vocab_size // parts, hidden), POSITION: (config.num_positions, hidden),
-        QUERIES: (config.num_positions, hidden // parts)}
-    norms, biases = [FINAL_NORM], {}
-    for layer in range(config.num_layers):
-        prefix = layer_prefix(config, layer)
-        fused = (2 if layer == config.num_layers - 1 else 3) * hidden // parts
-        norms += [f"{prefix}.layernorm1", f"{prefix}.layernorm2"]
-        weights = {"attention.qkv": (fused, hidden), "attention.projection": (hidden, hidden // parts)}
-        if layer in config.moe_layers:
-            shapes[f"{prefix}.output.router.weight"] = (hidden, experts)
-            weights |= {"output.experts.mapping": (experts, inner, hidden),
-                        "output.experts.projection": (experts, hidden, inner)}
-        else:
-            weights |= {"output.mapping": (inner // parts, hidden), "output.projection": (hidden, inner // parts)}
-        shapes |= {f"{prefix}.{name}.weight": shape for name, shape in weights.items()}
-        biases |= {f"{prefix}.{name}.bias": shape[:-1] for name, shape in weights.items()}
-        cache = (config.num_heads // parts * slots, config.head_dim)
-        shapes |= {f"{prefix}.cache.{kind}": cache for kind in ("keys", "values")}
-    return {**shapes, **biases, **{f"{norm}.{kind}": (hidden,) for norm in norms for kind in ("gamma", "beta")}}
 
 
 class Trust:

@@ -26,7 +26,7 @@ from mindspore import Parameter, Tensor, nn, ops
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.native import QUERIES
+from pangu_lab.model.inference import QUERIES, check_split, is_product
 from pangu_lab.model.moe import Router
 from pangu_lab.model.pangu import Stack
 from pangu_lab.model.parameters import POSITION, QUERY, WORD, layer_prefix, parameter_specs
@@ -86,11 +86,14 @@ class Parameters:
     Args:
         weights: whole, by released name.
         group: the tensor-parallel ranks; each holds its slice.
+        dtype: of the weights of products: "float32", or "float16" with products in it, for devices that have them. (A CPU
+            has them too, but slow; its C kernels are for that, see ``NarrowParameters``.)
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, group: Group = ALONE):
+    def __init__(self, weights: Weights, config: ModelConfig, group: Group = ALONE, dtype: str = "float32"):
         check_weights(weights, config)
-        check_group(config, group)
+        check_split(config, group.size)
+        self.dtype = dtype
         self.weights = _Part(weights, config, group) if group.size > 1 else weights
         self.made: dict[str, Parameter] = {}
         self._makes: dict[str, Optional[Callable[[], np.ndarray]]] = {}
@@ -100,7 +103,9 @@ class Parameters:
         time: ``renew`` calls it again with others."""
         if name not in self.made:
             value = self.weights[name] if make is None else make()
-            self.made[name] = Parameter(Tensor(np.ascontiguousarray(value, np.float32)), name=name, requires_grad=False)
+            half = self.dtype != "float32" and is_product(name)
+            value = halved(value, self.dtype).view(np.float16) if half else np.ascontiguousarray(value, np.float32)
+            self.made[name] = Parameter(Tensor(value), name=name, requires_grad=False)
             self._makes[name] = make
         return self.made[name]
 
@@ -131,8 +136,7 @@ class NarrowParameters(Parameters):
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, dtype: str):
-        super().__init__(weights, config)
-        self.dtype = dtype
+        super().__init__(weights, config, dtype=dtype)
         self.scales: dict[str, np.ndarray] = {}
 
     def __call__(self, name: str, make=None) -> Any:
@@ -142,7 +146,7 @@ class NarrowParameters(Parameters):
 
     def _value(self, name: str, make) -> np.ndarray:
         value = self.weights[name] if make is None else make()
-        if name != WORD and not name.endswith(".weight"):
+        if not is_product(name):
             return np.ascontiguousarray(value, np.float32)
         if self.dtype != "int8":
             return halved(value, self.dtype)
@@ -165,6 +169,7 @@ class InferenceParts:
         parameters: networks made from the same object share them, the cache too.
         slots: positions that the cache holds; None for whole records without a cache.
         one: there is a single token, known when the graph is compiled.
+        layers: those of this pipeline stage; None for all.
     """
 
     config: ModelConfig
@@ -172,6 +177,7 @@ class InferenceParts:
     group: Group = ALONE
     slots: Optional[int] = None
     one: bool = False
+    layers: Optional[range] = None
     backend: Portable = field(default_factory=Portable)
 
     @property
@@ -180,7 +186,7 @@ class InferenceParts:
         return self.config.num_heads // self.group.size
 
     def words(self) -> nn.Cell:
-        return WordEmbedding(self.parameters, WORD, self.config.vocab_size, self.group, AllReduce(self.group))
+        return _Words(WordEmbedding(self.parameters, WORD, self.config.vocab_size, self.group, AllReduce(self.group)))
 
     def positions(self) -> nn.Cell:
         return _Rows(self.parameters(POSITION))
@@ -228,6 +234,29 @@ class _NoDropout(nn.Cell):
         return x
 
 
+class _Words(nn.Cell):
+    """Rows of the word embedding in fp32, whatever the table is kept in."""
+
+    def __init__(self, embedding: WordEmbedding):
+        super().__init__(auto_prefix=False)
+        self.embedding = embedding
+
+    def construct(self, ids):
+        return ops.cast(self.embedding(ids), ms.float32)
+
+
+class _Product(nn.Cell):
+    """a (m, k) · bᵀ (k, n) in the type of ``weight``, which is one of them; the result is fp32."""
+
+    def __init__(self, weight: Parameter):
+        super().__init__(auto_prefix=False)
+        self.dtype = weight.dtype
+        self.product = ops.MatMul(transpose_b=True)
+
+    def construct(self, a, b):
+        return ops.cast(self.product(ops.cast(a, self.dtype), ops.cast(b, self.dtype)), ms.float32)
+
+
 class _Rows(nn.Cell):
     """indices (batch, n) → rows of a table, (batch·n, hidden)."""
 
@@ -260,7 +289,7 @@ class _Linear(nn.Cell):
         super().__init__(auto_prefix=False)
         self.weight, self.bias = weight, bias
         self.activation = activation or nn.Identity()
-        self.product = ops.MatMul(transpose_b=True)
+        self.product = _Product(weight)
         self.reduce = AllReduce(group)
         self.add = ops.Add()
 
@@ -413,7 +442,7 @@ class _Head(nn.Cell):
         super().__init__(auto_prefix=False)
         self.words, self.split = words, group.size > 1
         self.gather_parts = AllGather(group)
-        self.product, self.transpose = ops.MatMul(transpose_b=True), ops.Transpose()
+        self.product, self.transpose = _Product(words), ops.Transpose()
 
     def construct(self, x):
         if not self.split:
@@ -429,16 +458,19 @@ def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
 
 
-def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = None, group: Group = ALONE) -> InferenceParts:
+def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = None, group: Group = ALONE,
+                 layers: Optional[range] = None, dtype: str = "float32") -> InferenceParts:
     """The parts of networks over a cache of ``slots`` positions (one sequence's by default).
 
     Args:
         weights: whole, by released name; in a group of several ranks each keeps its slice.
+        layers: those of this pipeline stage, the only ones whose weights are read; all by default.
+        dtype: of the weights of products, as of ``Parameters``.
 
     Raises:
         InputError: the weights are not those of ``config``, or the group cannot share the network.
     """
-    return InferenceParts(config, Parameters(weights, config, group), group, slots or config.num_positions)
+    return InferenceParts(config, Parameters(weights, config, group, dtype), group, slots or config.num_positions, layers=layers)
 
 
 def narrow_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> NarrowParameters:
@@ -450,20 +482,6 @@ def narrow_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str)
     parameters = NarrowParameters(weights, config, dtype)
     CachedNetwork(InferenceParts(config, parameters, ALONE, slots))  # asks for each of them; nothing is compiled
     return parameters
-
-
-def check_group(config: ModelConfig, group: Group) -> None:
-    """Refuse a number of tensor-parallel ranks that cannot split this network.
-
-    Raises:
-        InputError: names what is not divisible.
-    """
-    for name, amount in (("num_heads", config.num_heads), ("vocab_size", config.vocab_size)):
-        if amount % group.size:
-            raise InputError(f"{group.size} tensor-parallel ranks cannot split model.{name}={amount}: take a number "
-                             "that divides it")
-    if group.size > 1 and config.moe_layers:
-        raise InputError("a mixture of experts runs in one process here: leave tensor parallelism at 1")
 
 
 class SlotMask(nn.Cell):
@@ -500,28 +518,36 @@ class CachedNetwork(Stack):
     is overwritten before anything reads it.
 
     Tensor parallel, each rank of the group holds its share of the heads, of the feed-forward part and of the
-    vocabulary; all are called with the same inputs and all return the whole logits.
+    vocabulary; all are called with the same inputs and all return the whole logits. A pipeline stage takes, unless it is
+    the first, hidden rows (batch·n, hidden) float32 in place of ids; unless it is the last, it takes no ``rows`` and
+    returns hidden rows for the next.
     """
 
     def __init__(self, parts: InferenceParts):
-        super().__init__(parts)
+        super().__init__(parts, parts.layers)
+        self.hidden = parts.config.hidden_size
         self.slots = SlotMask(parts.config, parts.heads, parts.slots)
-        self.head, self.gather = parts.head(), ops.Gather()
+        if self.has_query:
+            self.head, self.gather = parts.head(), ops.Gather()
         self.set_train(False)
 
-    def construct(self, ids, positions, write, read, rows):
-        x, _ = self.rows(self.embedding(ids, positions), positions, self.slots(positions, write, read))
-        return self.head(self.gather(x, rows, 0))
+    def construct(self, x, positions, write, read, rows=None):
+        if self.is_first:
+            x = self.embedding(x, positions)
+        x, _ = self.rows(x, positions, self.slots(positions, write, read))
+        return self.head(self.gather(x, rows, 0)) if self.has_query else x
 
+    def dynamic_inputs(self) -> tuple[Tensor, ...]:
+        """Placeholders of the inputs: any batch, length and number of rows."""
+        return self._inputs(None, None, None, None)
 
-def dynamic_inputs() -> tuple[Tensor, ...]:
-    """Placeholders of the five inputs: any batch, length and number of rows."""
-    return tuple(Tensor(shape=shape, dtype=ms.int32)
-                 for shape in ([None, None], [None, None], [None, None], [None, None], [None]))
+    def fixed_inputs(self, batch: int, n: int) -> tuple[Tensor, ...]:
+        """Placeholders for n tokens each of ``batch`` sequences; for a single token the number of positions read stays
+        dynamic."""
+        return self._inputs(batch, n, None if n == 1 else n, batch)
 
-
-def fixed_inputs(batch: int, n: int) -> tuple[Tensor, ...]:
-    """Placeholders for n tokens each of ``batch`` sequences; for a single token the number of positions read stays
-    dynamic."""
-    shapes = ([batch, n], [batch, n], [batch, n], [batch, None if n == 1 else n], [batch])
-    return tuple(Tensor(shape=shape, dtype=ms.int32) for shape in shapes)
+    def _inputs(self, batch: Optional[int], n: Optional[int], span: Optional[int], rows: Optional[int]) -> tuple[Tensor, ...]:
+        tokens = None if n is None else batch * n
+        first = ([batch, n], ms.int32) if self.is_first else ([tokens, self.hidden], ms.float32)
+        rest = [(shape, ms.int32) for shape in ([batch, n], [batch, n], [batch, span], [rows])]
+        return tuple(Tensor(shape=shape, dtype=dtype) for shape, dtype in [first, *rest][:5 if self.has_query else 4])

@@ -22,6 +22,7 @@ from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate.native import NativeDecoder, kernels_for, native_decoder
 from pangu_lab.memory import tokens_at_once
+from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.ranges import shown
 
 BUCKET = 64  # the number of slots that the general graph reads is rounded up to this
@@ -110,6 +111,7 @@ class Runner:
     Attributes:
         vocab_size, max_length: of the network; max_length is the number of positions a sequence can have.
         pool: the free slots of the cache.
+        stages: how many calls it works on at the same time; more than one in a pipeline.
         at_once: the most tokens fed in one call; more are fed in chunks, so that memory does not grow with a prompt.
         batch_sizes: batch sizes that the graph's decode steps are padded to, ascending, so that a sequence's logits do
             not depend on its batch (see ``batch_invariant.py``); empty for the fastest way of each call.
@@ -126,7 +128,7 @@ class Runner:
         self._graph, self._fixed = graph, dict(fixed)
         self._read_sizes = sorted({min(size, max_length) for size in read_sizes})
         self._prompt_sizes = sorted(n for batch, n in self._fixed if batch == 1 and n > 1)
-        self.at_once = at_once
+        self.at_once, self.stages = at_once, 1
         self.batch_sizes: tuple[int, ...] = ()
         self._native = native
         self.reload: Optional[Callable[[], Runner]] = None
@@ -159,14 +161,31 @@ class Runner:
         Returns:
             (m, vocab_size) float32.
         """
+        calls = self._calls(ids, positions, write, read, last_rows(ids) if rows is None else rows)
+        return together([(self.call(*arrays), places) for arrays, places in calls])
+
+    def start(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+              rows: Optional[np.ndarray] = None) -> Callable[[], np.ndarray]:
+        """Begin what ``run`` does; what this returns gives the logits. Only a runner of several ``stages`` goes on meanwhile:
+        here they are there already."""
+        logits = self.run(ids, positions, write, read, rows)
+        return lambda: logits
+
+    def _calls(self, *arrays: np.ndarray) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        """The calls that make up a ``run`` of ids, positions, write, read and rows, each with the places among ``rows`` of
+        the logits that it begins with."""
+        ids, rows = arrays[0], arrays[-1]
         batch, n = ids.shape
-        if rows is None:
-            rows = np.arange(n - 1, batch * n, n)
         if n == 1 and self.batch_sizes and len(rows) == batch and not self.decodes_by_kernels:
-            return self._in_agreeing_batches(ids, positions, write, read)
-        if n > 1 and self.at_once is not None and ids.size > self.at_once:
-            return self._in_parts(ids, positions, write, read, rows)
-        return self.call(ids, positions, write, read, rows)
+            return self._agreeing_batches(*arrays[:-1])
+        most = self._most_at_once(ids.size)
+        if n > 1 and most is not None and ids.size > most:
+            return self._parts(max(1, most // batch), *arrays)
+        return [(arrays, np.arange(len(rows)))]
+
+    def _most_at_once(self, tokens: int) -> Optional[int]:
+        """The most tokens of one call, where there are so many in all."""
+        return self.at_once
 
     def check(self) -> None:
         """Check that calls can be made.
@@ -186,22 +205,19 @@ class Runner:
         if self.reload is not None:
             self._graph, self._fixed, self._native = None, {}, None
 
-    def _in_parts(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-                  rows: np.ndarray) -> np.ndarray:
-        """The same in chunks of columns: a token sees only earlier ones, which the cache then holds."""
-        batch, n = ids.shape
-        width = max(1, self.at_once // batch)
-        logits = np.empty((len(rows), self.vocab_size), np.float32)
+    @staticmethod
+    def _parts(width: int, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+               rows: np.ndarray) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+        """Chunks of ``width`` columns: a token sees only earlier ones, which the cache then holds."""
+        n, calls = ids.shape[1], []
         for start in range(0, n, width):
             part = slice(start, min(start + width, n))
             columns, span = part.stop - start, int(positions[:, part].max()) + 1
             wanted = np.flatnonzero((rows % n >= start) & (rows % n < part.stop))
             local = rows[wanted] // n * columns + rows[wanted] % n - start
-            made = self.call(ids[:, part], positions[:, part], write[:, part], read[:, :span],
-                              local if len(local) else np.zeros(1, np.int64))
-            if len(local):
-                logits[wanted] = made
-        return logits
+            calls.append(((ids[:, part], positions[:, part], write[:, part], read[:, :span],
+                           local if len(local) else np.zeros(1, np.int64)), wanted))
+        return calls
 
     @property
     def decodes_by_kernels(self) -> bool:
@@ -209,16 +225,16 @@ class Runner:
         row do not depend on the batch."""
         return self._native is not None and self._native.steps.value is True
 
-    def _in_agreeing_batches(self, *arrays: np.ndarray) -> np.ndarray:
+    def _agreeing_batches(self, *arrays: np.ndarray) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """One decode step in batches of ``batch_sizes``, each padded with repetitions of its last sequence."""
-        most, parts = self.batch_sizes[-1], []
+        most, calls = self.batch_sizes[-1], []
         for start in range(0, len(arrays[0]), most):
             part = [array[start:start + most] for array in arrays]
             count = len(part[0])
             size = next(size for size in self.batch_sizes if size >= count)
-            filled = [np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part]
-            parts.append(self.call(*filled, np.arange(size))[:count])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            filled = (np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part)
+            calls.append(((*filled, np.arange(size)), np.arange(start, start + count)))
+        return calls
 
     def call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
              rows: np.ndarray) -> np.ndarray:
@@ -238,13 +254,14 @@ class Runner:
     def _by_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> np.ndarray:
         from mindspore import Tensor
 
+        types = (np.float32 if array.dtype.kind == "f" else np.int32 for array in arrays)
         with ONE_AT_A_TIME:
-            return graph(*(Tensor(np.ascontiguousarray(array, np.int32)) for array in arrays)).asnumpy()
+            return graph(*(Tensor(np.ascontiguousarray(*each)) for each in zip(arrays, types))).asnumpy()
 
     def _choose(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
                 rows: np.ndarray) -> tuple[Graph, tuple[np.ndarray, ...]]:
         """The graph for this call, and the inputs in the shapes that it takes."""
-        (batch, n), span = ids.shape, read.shape[1]
+        (batch, n), span = positions.shape, read.shape[1]
         if n == 1 and (batch, 1) in self._fixed and len(rows) == batch:
             for size in self._read_sizes:
                 if span <= size:
@@ -261,38 +278,84 @@ class Runner:
         return _padded(read, max(span, min(-(-span // BUCKET) * BUCKET, self.max_length)))
 
 
+def last_rows(ids: np.ndarray) -> np.ndarray:
+    """The last token of each sequence among the batch·n tokens of ids (batch, n)."""
+    return np.arange(ids.shape[1] - 1, ids.size, ids.shape[1])
+
+
+def together(made: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """The logits of several calls, each in its places."""
+    if len(made) == 1:
+        return made[0][0][:len(made[0][1])]
+    logits = np.empty((sum(len(places) for _, places in made), made[0][0].shape[1]), np.float32)
+    for each, places in made:
+        logits[places] = each[:len(places)]
+    return logits
+
+
+class StageRunner(Runner):
+    """The network of one pipeline stage. ``call`` takes hidden rows (batch·n, hidden) in place of ids, except on the first
+    stage, and returns them in place of logits, except on the last; the stages' caches have the same slots.
+
+    Args:
+        last: whether it is the last; the rest as of ``Runner``.
+    """
+
+    def __init__(self, *args: Any, last: bool, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._last = last
+
+    def call(self, x: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
+             rows: np.ndarray) -> np.ndarray:
+        graph, arrays = self._choose(x, positions, write, read, rows)
+        return self._by_graph(graph, arrays) if self._last else self._by_graph(graph, arrays[:-1])[:positions.size]
+
+
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
-    """(batch, n) → (batch, size), the last column repeated. Padding in ``read`` may be any slot: no token sees it."""
+    """(batch, n) → (batch, size), the last column repeated; hidden rows (n, hidden) → (size, hidden), the last row.
+    Padding in ``read`` may be any slot: no token sees it."""
+    if array.dtype.kind == "f":
+        return np.pad(array, ((0, size - len(array)), (0, 0)), mode="edge")
     return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
 def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: Optional[int] = None,
-                   group: Any = None) -> Runner:
+                   mesh: Mesh = Mesh(), dtype: str = "float32") -> Runner:
     """Compile the network for ``weights`` (released names) on this machine.
 
     Args:
         weights: every parameter of the network; read one by one, so a lazily reading mapping saves memory.
         slots: of the cache, one per position; by default one full sequence, and at least 1024.
-        group: the ranks that share the network (``pangu_lab.parallel.collectives.Group``), which this process has joined.
+        mesh: the processes that share the network by tensor and pipeline parallelism, and this one's rank among them;
+            it has joined the group of its stage.
+        dtype: of the weights of products, which are made in it: "float32" or "float16". For one process on a CPU
+            ``narrow_runner`` is quicker.
 
     Raises:
         InputError: the weights are not those of ``config``.
     """
     import mindspore as ms
 
-    from pangu_lab.generate.network import ALONE, CachedNetwork, cached_parts, dynamic_inputs
+    from pangu_lab.generate.network import CachedNetwork, cached_parts
+    from pangu_lab.parallel.collectives import inference_group
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    parts = cached_parts(weights, config, default_slots(config, slots), group or ALONE)
+    parts = cached_parts(weights, config, default_slots(config, slots), inference_group(mesh), mesh.layers(config.num_layers),
+                         dtype)
     network = CachedNetwork(parts)
-    network.set_inputs(*dynamic_inputs())
+    network.set_inputs(*network.dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
-    alone = parts.group.size == 1
+    alone = mesh.parallel.world_size == 1 and dtype == "float32"
     native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots) if alone else None
-    runner = Runner(network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
-                    tokens_at_once(config), native)
+    runner = make_runner(mesh, network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
+                         tokens_at_once(config), native)
     runner.renew = parts.parameters.renew
     return runner
+
+
+def make_runner(mesh: Mesh, *arguments: Any) -> Runner:
+    """A runner of the whole network, or of this rank's pipeline stage; ``arguments`` as of ``Runner``."""
+    return Runner(*arguments) if mesh.size("pipeline") == 1 else StageRunner(*arguments, last=mesh.is_last_stage)
 
 
 def narrow_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: Optional[int] = None) -> Runner:

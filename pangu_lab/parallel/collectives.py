@@ -75,6 +75,20 @@ def make_group(ranks: tuple[int, ...], rank: int) -> Group:
     return Group(name, ranks, ranks.index(rank))
 
 
+def inference_group(mesh: Mesh) -> Group:
+    """The tensor-parallel ranks of this rank's stage under a name that exported graphs keep; see ``join``."""
+    stages, stage = mesh.size("pipeline"), mesh.index("pipeline")
+    return Group("pangu-tensor" if stages == 1 else f"pangu-tensor-{stage}", tuple(mesh.group("tensor")), mesh.index("tensor"))
+
+
+def join(group: Group) -> None:
+    """Create a group under its own name, in a process that has joined the others."""
+    from mindspore.communication import create_group
+
+    if group.size > 1:
+        create_group(group.name, list(group.ranks))
+
+
 def has_native(operator: str, group: Group) -> bool:
     """Whether this back end has the operator for this group (GPU and Ascend: untested, for lack of a device)."""
     target = ms.get_context("device_target")

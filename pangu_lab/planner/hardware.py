@@ -7,8 +7,10 @@ project, with its own memory tables, because MindSpore frees much less between o
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
+from typing import Optional
 
 from pangu_lab.errors import InputError, nearest
 
@@ -29,6 +31,8 @@ class Hardware:
         per_server: devices in a server.
         host: bytes of a server's own memory, for what is offloaded.
         overhead: seconds of a micro-batch that its operations do not explain; what a very small model's step is made of.
+        read: bytes a second from the device's own memory; what decoding is made of.
+        near_delay, far_delay: seconds of a small message within a server, and between servers.
         usable: share of ``memory`` that is left to the model. The reference gives MindSpore 30 of 32 GB.
     """
 
@@ -42,6 +46,9 @@ class Hardware:
     usable: float = 30 / 32
     host: int = 2**40
     overhead: float = 0.0
+    read: float = 1.2e12
+    near_delay: float = 5e-6
+    far_delay: float = 10e-6
 
     @property
     def is_cpu(self) -> bool:
@@ -50,11 +57,12 @@ class Hardware:
 
 HARDWARE = {item.name: item for item in (
     Hardware("ascend910", 32 * GIB, 256e12, 90e9, 12.5e9),
-    Hardware("ascend910b", 64 * GIB, 313e12, 196e9, 25e9),
-    Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9),
-    Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9),
-    Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9),
-    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0, overhead=0.01),
+    Hardware("ascend910b", 64 * GIB, 313e12, 196e9, 25e9, read=1.6e12),
+    Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9, read=0.9e12),
+    Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9, read=2.0e12),
+    Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9, read=3.35e12),
+    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0, overhead=0.01,
+             read=25e9, near_delay=7e-4, far_delay=1e-3),
 )}
 
 
@@ -67,6 +75,13 @@ def hardware(name: str) -> Hardware:
     if name not in HARDWARE:
         raise InputError(f"unknown hardware '{name}'{nearest(name, HARDWARE)}; there are {', '.join(HARDWARE)}")
     return HARDWARE[name]
+
+
+def device_of(kind: str | Hardware, memory: Optional[int] = None, host: Optional[int] = None) -> Hardware:
+    """The device of that name, or the one given, with other amounts of memory if they are given."""
+    device = hardware(kind) if isinstance(kind, str) else kind
+    given = {name: value for name, value in (("memory", memory), ("host", host)) if value is not None}
+    return dataclasses.replace(device, **given)
 
 
 def memory_size(text: str) -> int:

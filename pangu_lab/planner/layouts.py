@@ -17,8 +17,7 @@ from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import check_layout
 from pangu_lab.planner.cost import bubble, communication, flops_per_token, step_seconds
-from pangu_lab.planner.hardware import Hardware
-from pangu_lab.planner.hardware import hardware as named
+from pangu_lab.planner.hardware import Hardware, device_of
 from pangu_lab.planner.memory import activation_bytes, host_bytes, micro_batch_records, stage_memory
 from pangu_lab.planner.words import nothing_fits, why_chosen
 
@@ -130,7 +129,7 @@ def estimate(config: RunConfig, memory: Optional[int] = None, hardware: str | Ha
         InputError: the layout cannot work, whatever the memory.
     """
     check_layout(config)
-    device = _device(hardware, memory, host)
+    device = device_of(hardware, memory, host)
     parallel = config.parallel
     stages = sorted({0, parallel.pipeline - 1})
     needs = {(stage, moment): kinds for stage in stages
@@ -148,12 +147,6 @@ def estimate(config: RunConfig, memory: Optional[int] = None, hardware: str | Ha
         {name: kinds for (number, name), kinds in needs.items() if number == stage}, moment, capacity, host, activations,
         sent, bubble(config), seconds, step, config.data.batch_size * config.data.seq_length / step,
         total <= capacity and host <= device.host)
-
-
-def _device(hardware: str | Hardware, memory: Optional[int], host: Optional[int]) -> Hardware:
-    device = named(hardware) if isinstance(hardware, str) else hardware
-    given = {name: value for name, value in (("memory", memory), ("host", host)) if value is not None}
-    return dataclasses.replace(device, **given)
 
 
 # ---------------------------------------------------------------------------------------------------- all layouts
@@ -176,7 +169,7 @@ def plan(config: RunConfig, devices: int, memory: Optional[int] = None, batch: O
     """
     if devices < 1:
         raise InputError(f"--devices {devices}: there must be at least one")
-    device, batch = _device(hardware, memory, host), config.data.batch_size if batch is None else batch
+    device, batch = device_of(hardware, memory, host), config.data.batch_size if batch is None else batch
     if batch < 1:
         raise InputError(f"--batch {batch}: there must be at least one record")
     found = _ranked(config, devices, batch, device)

@@ -24,6 +24,7 @@ from pangu_lab.cluster.front import Cluster, cluster_engine
 from pangu_lab.cluster.places import PORT
 from pangu_lab.cluster.shared import SharedModel
 from pangu_lab.errors import InputError
+from pangu_lab.export.description import layout_of
 from pangu_lab.export.loading import read_bundle
 from pangu_lab.generate.engine import Engine
 from pangu_lab.loading import Model
@@ -81,30 +82,29 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
           password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
           limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False,
           nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: Optional[int] = None,
-          cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (),
-          proxies: Sequence[str] = (), tls_cert: Optional[Path | str] = None,
-          tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
-          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: Optional[str] = None) -> Server:
+          cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (), proxies: Sequence[str] = (),
+          tls_cert: Optional[Path | str] = None, tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
+          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: Optional[str] = None,
+          pipeline: Optional[int] = None, slots: Optional[int] = None) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
-        bundle: a model as ``PanguLM.load`` opens it, or an engine. ``dtype``: as there.
+        bundle: a model as ``PanguLM.load`` opens it, or an engine. ``dtype``, ``slots``: as there.
         host: an address of this machine. Addresses other than 127.0.0.1 need a password or a token.
         port: 0 takes a free one.
         password, token: the page asks for the one (user name ``pangu``), the API for the other as ``Authorization:
             Bearer``; each defaults to the other.
         insecure: serve on any address even without a secret.
         limits: what requests may ask for.
-        page: whether the page is served beside the API.
-        names: further host names of the server; empty for any when it is served beyond this machine.
+        page, names: whether the page is served beside the API; further host names of the server, empty for any when it is
+            served beyond this machine.
         quick: let a graph decode in batches of any size: faster with few requests at once, but the last bits of a
             text's numbers then depend on the other requests. The C kernels are batch-invariant by themselves.
-        nproc, world: of the ``world`` processes that share a model, how many run on this host; agents bring the others.
-        master_addr, master_port: where agents reach this process; by default port 8119, any free one without agents.
-        cluster_key: a secret shared with the agents.
+        nproc, world, pipeline: of the ``world`` processes that share a model, in stages, how many are here; agents bring the rest.
+        master_addr, master_port, cluster_key: where agents reach this process (by default port 8119, any free one without
+            agents), and a secret shared with them.
         root_path: the path under which a proxy serves this server, if the proxy strips it from requests.
-        origins, proxies: of other sites (``https://example.com``), whose pages may use the API; addresses of proxies,
-            which say in ``X-Forwarded-For`` for whom they ask.
+        origins, proxies: other sites (``https://example.com``) whose pages may use the API; proxies, whose ``X-Forwarded-For`` counts.
         tls_cert, tls_key: PEM files, to serve HTTPS; the key may stand in the first.
         devices, log_dir: the device of each of them, counted from 0 by default; a folder for what they print.
 
@@ -119,7 +119,8 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
-            bundle, cluster = _load(bundle, nproc, master_addr, master_port, cluster_key, devices, log_dir, world, dtype)
+            master, layout = (master_addr, master_port), (world, pipeline)
+            bundle, cluster = _load(bundle, nproc, master, cluster_key, devices, log_dir, layout, slots, dtype)
         bundle.runner.reload = getattr(bundle, "reload", None)  # an engine over weights is only retried, not reloaded
         scheduler = Scheduler(bundle, limits, batch_invariant=not quick)
         scheduler.wait_ready()
@@ -144,23 +145,20 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{shown}:{port}/"
 
 
-def _load(source: Path | str, nproc: Optional[int], master_addr: str, master_port: Optional[int], key: Optional[str],
-          devices: Sequence[int], log_dir: Optional[Path | str], world: Optional[int],
-          dtype: Optional[str]) -> tuple[Engine, Any]:
+def _load(source: Path | str, nproc: Optional[int], master: tuple[str, Optional[int]], key: Optional[str],
+          devices: Sequence[int], log_dir: Optional[Path | str], layout: tuple[Optional[int], Optional[int]],
+          slots: Optional[int], dtype: Optional[str]) -> tuple[Engine, Any]:
     """The engine over a model, and the cluster behind it where several processes share it."""
-    model = Model.load(source, dtype=dtype)
+    (master_addr, master_port), (world, pipeline) = master, layout
+    model = Model.load(source, slots=slots, dtype=dtype)
     if model.bundle is not None:
-        held = read_bundle(model.bundle).get("parallel", {}).get("tensor", 1)
-        if held == 1 and (nproc or 1) == 1 and (world or 1) == 1:
-            return model.engine, None
-        world = held if world is None and held > 1 else world or nproc
-    else:
-        world = world or nproc or 1
-        if world == 1:
-            return model.engine, None
-    if dtype not in (None, "float32"):
-        raise InputError(f"a model over several processes has fp32 weights: leave out --dtype {dtype}")
-    shared = SharedModel.open(source, world)
+        held = layout_of(read_bundle(model.bundle)).world_size
+        if held > 1 and world is None:
+            world = held
+    world = world or nproc or 1
+    if world == 1 and pipeline in (None, 1):
+        return model.engine, None
+    shared = SharedModel.open(source, world, None, pipeline, slots, dtype)
     nproc = world if nproc is None else nproc
     if not key and (nproc < world or not is_loopback(master_addr)):
         raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one into "

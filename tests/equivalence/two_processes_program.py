@@ -57,11 +57,11 @@ def logits(rank: Rank, config, weights, ids):
     import numpy as np
     from mindspore import Tensor
 
-    from pangu_lab.generate.network import CachedNetwork, cached_parts, dynamic_inputs
+    from pangu_lab.generate.network import CachedNetwork, cached_parts
     from pangu_lab.parallel.collectives import group_of
 
     network = CachedNetwork(cached_parts(weights, config, 64, group_of(mesh_of(rank), "tensor")))
-    network.set_inputs(*dynamic_inputs())
+    network.set_inputs(*network.dynamic_inputs())
     at, found = np.arange(ids.shape[1], dtype=np.int32)[None], []
     for start, stop in ((0, 9), *((place, place + 1) for place in range(9, ids.shape[1]))):
         part = slice(start, stop)
