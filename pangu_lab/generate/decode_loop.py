@@ -10,6 +10,9 @@ The loop belongs to one thread and knows nothing of clients. ``generate_many`` a
 they have ended; ``stream`` is one request whose iterator steps; a beam search is a policy whose rows fork
 (``beam.py``); the server is a thread that steps. Several loops may share a runner, each with its own slots.
 
+A runner of several pipeline stages works on as many steps at the same time: the running requests then take turns in so
+many groups, and each call of ``step`` ends the step of one group while those of the others go on.
+
 An error in one request (choosing, decoding text, serving its client) ends only that request and is kept in its
 ``error``; an exception from a step itself comes from the network.
 """
@@ -194,6 +197,15 @@ class Counts:
     new_tokens: int = 0
 
 
+@dataclass
+class _Step:
+    """A decode step that has begun: its requests with their numbers of rows."""
+
+    parts: Sequence[tuple[Request, int]]
+    logits: Callable[[], np.ndarray]
+    started: float
+
+
 class DecodeLoop:
     """Runs requests over one runner.
 
@@ -210,6 +222,8 @@ class DecodeLoop:
     def __init__(self, runner: Runner, waiting: FairQueue, at_once: int = MAX_BATCH, prefills: int = MAX_BATCH) -> None:
         self.runner, self.waiting, self.at_once, self.prefills = runner, waiting, at_once, prefills
         self.running: list[Request] = []
+        self._begun: collections.deque[_Step] = collections.deque()
+        self._ended = 0.0  # when the last step did
         self.counts = Counts()
         self.on_step: Callable[[int, float], None] = lambda batch, seconds: None
 
@@ -227,18 +241,16 @@ class DecodeLoop:
         return request if not self.running or self.sequences + request.policy.width <= self.at_once else None
 
     def step(self) -> list[Request]:
-        """One token for every running sequence, and the prompts that there is room for; returns ended requests."""
+        """One token for every running sequence (of a group, in a pipeline), and the prompts that there is room for; returns
+        ended requests."""
         ended = self._take_out([request for request in self.running if request.unwanted()])
         ended += self._decode()
         ended += self._take_out(self.waiting.remove(lambda request: request.unwanted()))
-        for _ in range(self.prefills):
-            if (request := self.next_in) is None or not self._admit(request):
-                break
-            ended += self._prefill(request)
-        return ended
+        return ended + self._prefill()
 
     def end_all(self, error: Optional[Exception] = None) -> None:
         """Remove all requests, running and waiting, as they are."""
+        self._begun.clear()
         for request in [*self.running, *self.waiting.remove(lambda request: True)]:
             self._finish(request, error)
 
@@ -260,30 +272,66 @@ class DecodeLoop:
         request.admitted(slots)
         return True
 
-    def _prefill(self, request: Request) -> list[Request]:
-        ids, policy, logits = request.prompt.read, request.policy, None
-        if policy.rows or policy.whole_prompt:
-            logits = prefill(self.runner, ids, request.slots[:len(ids)], policy.whole_prompt)
-            self.counts.prompts += 1
-            self.counts.prompt_tokens += len(ids)
-        return self._advance(request, policy.width if policy.rows else 0, request.begin, logits)
+    def _prefill(self) -> list[Request]:
+        """Feed the prompts that there is room for, as many at the same time as there are stages."""
+        begun: collections.deque[tuple[Request, Optional[Callable[[], np.ndarray]]]] = collections.deque()
+        ended: list[Request] = []
+        for _ in range(self.prefills):
+            if len(begun) == self.runner.stages:
+                ended += self._read(*begun.popleft())
+            if (request := self.next_in) is None or not self._admit(request):
+                break
+            begun.append((request, self._begin_prompt(request)))
+        for request, logits in begun:
+            ended += self._read(request, logits)
+        return ended
+
+    def _begin_prompt(self, request: Request) -> Optional[Callable[[], np.ndarray]]:
+        ids, policy = request.prompt.read, request.policy
+        if not policy.rows and not policy.whole_prompt:
+            return None
+        self.counts.prompts += 1
+        self.counts.prompt_tokens += len(ids)
+        return self.runner.start(*_prompt(ids, request.slots[:len(ids)], policy.whole_prompt))
+
+    def _read(self, request: Request, logits: Optional[Callable[[], np.ndarray]]) -> list[Request]:
+        policy = request.policy
+        return self._advance(request, policy.width if policy.rows else 0, request.begin, logits and logits())
 
     def _decode(self) -> list[Request]:
-        parts = [(request, request.next_rows()) for request in self.running]
-        batch = [row for _, rows in parts for row in rows]
-        if not batch:
+        """End the step that began first, after beginning others for those who are in none."""
+        self._begin_steps()
+        if not self._begun:
             return []
-        started, start, ended = time.monotonic(), 0, []
-        logits = decode_step(self.runner, batch)
-        for request, rows in parts:
-            count = len(rows)
-            ended += self._advance(request, count, request.policy.accept, logits[start:start + count])
+        step, start, ended = self._begun.popleft(), 0, []
+        logits = step.logits()
+        for request, count in step.parts:
+            if request in self.running:  # it may have been taken out meanwhile
+                ended += self._advance(request, count, request.policy.accept, logits[start:start + count])
             start += count
-        seconds = time.monotonic() - started
+        now = time.monotonic()
+        seconds, self._ended = now - max(step.started, self._ended), now
         self.counts.steps += 1
         self.counts.step_seconds += seconds
-        self.on_step(len(batch), seconds)
+        self.on_step(start, seconds)
         return ended
+
+    def _begin_steps(self) -> None:
+        """Begin steps of groups of about the same size, one for each stage."""
+        self._begun = collections.deque(step for step in self._begun if any(one in self.running for one, _ in step.parts))
+        busy = {id(request) for step in self._begun for request, _ in step.parts}
+        idle = collections.deque(request for request in self.running if id(request) not in busy)
+        size = -(-self.sequences // self.runner.stages)
+        while idle and len(self._begun) < self.runner.stages:
+            group = [idle.popleft()]
+            rows = len(group[0].policy.rows)
+            while idle and rows + len(idle[0].policy.rows) <= size:
+                group.append(idle.popleft())
+                rows += len(group[-1].policy.rows)
+            parts = [(request, request.next_rows()) for request in group]
+            started = time.monotonic()
+            logits = begin_step(self.runner, [row for _, rows in parts for row in rows])
+            self._begun.append(_Step([(request, len(rows)) for request, rows in parts], logits, started))
 
     def _advance(self, request: Request, count: int, choose: Callable[..., Sequence[Delta]],
                  logits: Optional[np.ndarray]) -> list[Request]:
@@ -317,14 +365,19 @@ def _its_own(request: Request) -> Iterator[None]:
 
 def prefill(runner: Runner, ids: Sequence[int], slots: Sequence[int], all_rows: bool = False) -> np.ndarray:
     """Feed a prompt; logits of its last token (1, vocab), or of all of them (len(ids), vocab)."""
+    return runner.run(*_prompt(ids, slots, all_rows))
+
+
+def _prompt(ids: Sequence[int], slots: Sequence[int], all_rows: bool) -> tuple[Optional[np.ndarray], ...]:
+    """What ``Runner.run`` takes of a prompt."""
     rows = np.arange(len(ids)) if all_rows else None
-    return runner.run(np.array([ids]), np.arange(len(ids))[None], np.array([slots]), np.array([slots]), rows)
+    return np.array([ids]), np.arange(len(ids))[None], np.array([slots]), np.array([slots]), rows
 
 
-def decode_step(runner: Runner, rows: Sequence[Row]) -> np.ndarray:
-    """Feed the last token of every row; logits (rows, vocab)."""
+def begin_step(runner: Runner, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
+    """Feed the last token of every row; what this returns gives the logits (rows, vocab)."""
     lengths = np.array([len(row.slots) for row in rows])
     longest = int(lengths.max())
     read = np.array([row.slots + row.slots[-1:] * (longest - length) for row, length in zip(rows, lengths)])
-    return runner.run(np.array([[row.new_ids[-1]] for row in rows]), (lengths - 1)[:, None],
-                      np.array([[row.slots[-1]] for row in rows]), read)
+    return runner.start(np.array([[row.new_ids[-1]] for row in rows]), (lengths - 1)[:, None],
+                        np.array([[row.slots[-1]] for row in rows]), read)

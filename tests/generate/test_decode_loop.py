@@ -228,3 +228,67 @@ def test_an_error_of_one_prompt_is_raised_and_frees_the_cache():
     with pytest.raises(InputError, match="the model's logits are not finite"):
         generate_many(engine, PROMPTS, SamplingConfig(max_new_tokens=4))
     assert engine.runner.pool.free == 256
+
+
+# ------------------------------------------------------------------------------------------------- pipeline stages
+
+
+class StagedRunner(TableRunner):
+    """A runner of three stages: what it begins is computed in order, and given out when it is asked for."""
+
+    def __init__(self, *arguments) -> None:
+        super().__init__(*arguments)
+        self.stages, self.under_way, self.most = 3, 0, 0
+
+    def start(self, *arrays):
+        logits = self.run(*arrays)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+
+        def wait():
+            self.under_way -= 1
+            return logits
+
+        return wait
+
+
+def staged_engine(slots: int = 256, seed: int = 0) -> Engine:
+    tokenizer = CharacterTokenizer()
+    return Engine(StagedRunner(random_table(tokenizer.vocab_size, seed), tokenizer.vocab_size, 32, slots), tokenizer)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_in_stages_each_sequence_is_written_as_by_one_process(seed):
+    engine, staged, config = engine_of(seed=seed), staged_engine(seed=seed), random_settings(random.Random(seed))
+    assert generate_many(staged, PROMPTS, config) == [generate(engine, prompt, config) for prompt in PROMPTS]
+    assert staged.runner.pool.free == 256 and staged.runner.most <= 3 and not staged.runner.under_way
+
+
+def test_the_running_sequences_form_as_many_groups_as_there_are_stages():
+    engine = staged_engine()
+    config = SamplingConfig(max_new_tokens=8, seed=1, logit_bias=NO_END)
+    requests = [request_of(engine, "ab", config) for _ in range(6)]
+    loop, sizes = loop_of(engine, *requests), []
+    loop.on_step = lambda batch, seconds: sizes.append(batch)
+    while loop.running or len(loop.waiting):
+        loop.step()
+    assert engine.runner.most == 3 and sizes == [2] * 21  # the first of 8 tokens comes with the prompt
+    assert [request.completion for request in requests] == [generate(engine_of(), "ab", config)] * 6
+
+
+def test_who_leaves_while_its_step_is_under_way_leaves_the_others_alone():
+    engine = staged_engine()
+    config = SamplingConfig(max_new_tokens=8, seed=1, logit_bias=NO_END)
+    gone, stays = (request_of(engine, "ab", config) for _ in range(2))
+    loop = loop_of(engine, gone, stays)
+    for _ in range(3):
+        loop.step()
+    gone.cancel()
+    while loop.running:
+        loop.step()
+    assert stays.completion == generate(engine_of(), "ab", config)
+    assert gone.completion.finish_reason == "cancelled" and engine.runner.pool.free == 256
+    loop.waiting.put(again := request_of(engine, "ab", config))
+    while loop.running or len(loop.waiting):
+        loop.step()
+    assert again.completion == stays.completion
