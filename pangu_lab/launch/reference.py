@@ -35,6 +35,8 @@ FROM_0 = ("RANK_START", "ENABLE_ALLTOALL")  # the other numbers count something,
 EXPORTED = 8  # ranks of the reference's distributed export
 TRAINED = {"200B": {"parallel.pipeline": 16, "parallel.micro_batches": 32, "train.start_lr": 6e-5, "train.end_lr": 6e-6},
            "13B": {"train.start_lr": 5e-5, "train.end_lr": 1e-6}}  # whatever the arguments say
+PREDICTED = {"200B": 4}  # pipeline stages in prediction, evaluation and serving; one for the other sizes
+HALF = "fp16"  # a TYPE
 
 
 @dataclass(frozen=True)
@@ -85,12 +87,14 @@ ARGUMENTS: dict[str, tuple[str, str]] = {
     "HOSTFILE": ("`--backend mpirun --hosts FILE`", "`--backend mpirun --hosts FILE`"),
     "RANK_SIZE": ("`parallel.data` = RANK_SIZE / stages / tensor; must agree with the rank table or the hosts",
                   "`parallel.data` = RANK_SIZE / 流水级数 / 张量并行数；须与 rank table 或主机文件一致"),
-    "TYPE": ("`--dtype` of `generate` and `serve` for one process (float16 where the weights are stored so); in training "
+    "TYPE": ("`--dtype` of `generate` and `serve` (in one process float16 where the weights are stored so); in training "
              "`train.param_dtype`: the matrices of the layers, with fp32 states and no fp32 copy",
-             "单进程的 `generate` 和 `serve` 用 `--dtype`（权重以 float16 保存时默认如此）；训练用 `train.param_dtype`：各层矩阵为 fp16，"
-             "优化器状态为 fp32，不另存 fp32 权重"),
-    "MODE": ("`--preset MODE`; its `1.3B` is `reference-1.3B` here", "`--preset MODE`；其 `1.3B` 在此名为 `reference-1.3B`"),
-    "STAGE_NUM": ("`parallel.pipeline`", "`parallel.pipeline`"),
+             "`generate` 和 `serve` 用 `--dtype`（单进程且权重以 float16 保存时默认如此）；训练用 `train.param_dtype`："
+             "各层矩阵为 fp16，优化器状态为 fp32，不另存 fp32 权重"),
+    "MODE": ("`--preset MODE`; its `1.3B` is `reference-1.3B` here; 200B predicts and evaluates in 4 stages, `--pipeline 4`",
+             "`--preset MODE`；其 `1.3B` 在此名为 `reference-1.3B`；200B 预测和评测分 4 级，即 `--pipeline 4`"),
+    "STAGE_NUM": ("`parallel.pipeline`; of `generate`, `evaluate`, `export` and `serve` `--pipeline`",
+                  "`parallel.pipeline`；`generate`、`evaluate`、`export`、`serve` 用 `--pipeline`"),
     "MICRO_SIZE": ("`parallel.micro_batches`", "`parallel.micro_batches`"),
     "PER_BATCH": ("`data.batch_size` = PER_BATCH × data ranks × micro-batches (here it counts the whole step)",
                   "`data.batch_size` = PER_BATCH × 数据并行数 × 微批数（此处按整步计）"),
@@ -143,13 +147,23 @@ def translate(script: str, arguments: Sequence[str]) -> list[str]:
 
 
 def _predict(script: str, given: Mapping[str, str]) -> list[str]:
-    table = ["--rank-table", given["RANK_TABLE"]] if "RANK_TABLE" in given else []
-    return ["pangu-lab", "generate", "--from", WEIGHTS, *table, "--prompt", "TEXT"]
+    half = ["--dtype", "float16"] if given.get("TYPE") == HALF else []
+    return ["pangu-lab", "generate", "--from", WEIGHTS, *_ranks(given), *half, "--prompt", "TEXT"]
 
 
 def _evaluate(script: str, given: Mapping[str, str]) -> list[str]:
-    table = ["--rank-table", given["RANK_TABLE"]] if "RANK_TABLE" in given else []
-    return ["pangu-lab", "evaluate", given["TASK"], "--from", WEIGHTS, *table, "--data", given["TASK_PATH"]]
+    return ["pangu-lab", "evaluate", given["TASK"], "--from", WEIGHTS, *_ranks(given), "--data", given["TASK_PATH"]]
+
+
+def _ranks(given: Mapping[str, str]) -> list[str]:
+    """The options that name the processes of a prediction, if there are several, and the stages that they form."""
+    if "RANK_TABLE" not in given:
+        return []
+    stages, ranks = PREDICTED.get(given["MODE"], 1), number(given, "RANK_SIZE", 1)
+    if ranks % stages:
+        raise InputError(f"RANK_SIZE={ranks} must be a multiple of {stages}, the pipeline stages of the reference's {given['MODE']} "
+                         "in prediction")
+    return ["--rank-table", given["RANK_TABLE"], *(["--pipeline", str(stages)] if stages > 1 else [])]
 
 
 def _export(script: str, given: Mapping[str, str]) -> list[str]:
@@ -240,6 +254,9 @@ def _preprocess(words: Sequence[str]) -> list[str]:
 
 def _client(words: Sequence[str]) -> list[str]:
     given = _options(words)
+    if "stage_num" in given and "device_num" in given:
+        return ["pangu-lab", "generate", "--from", WEIGHTS, "--nproc", str(number(given, "device_num", 1)), "--pipeline",
+                str(number(given, "stage_num", 1)), "--prompt", "TEXT"]
     if "enable_client" not in given:
         raise InputError("predict.py is started by the reference's scripts: paste the line of the script, or one with "
                          "--enable_client")

@@ -103,6 +103,12 @@ def test_the_commands_of_prediction_evaluation_and_export_parse_and_those_of_sev
     ("bash run_cluster_export.sh S C t.json 16 8",
      "pangu-lab export --from WEIGHTS --out BUNDLE --tensor-parallel 16 --rank-start 8 --ranks 8"),
     ("bash stop_pangu.sh", "pangu-lab serve --stop --pid-file serve.pid"),
+    ("bash scripts/run_distribute_predict.sh 32 t.json S T C filitered 200B fp16",
+     "pangu-lab generate --from WEIGHTS --rank-table t.json --pipeline 4 --dtype float16 --prompt TEXT"),
+    ("bash scripts/run_distribute_eval.sh 32 t.json S T C 200B fp32 c3 D",
+     "pangu-lab evaluate c3 --from WEIGHTS --rank-table t.json --pipeline 4 --data D"),
+    ("python predict.py --mode=200B --run_type=predict --device_num=32 --stage_num=4",
+     "pangu-lab generate --from WEIGHTS --nproc 32 --pipeline 4 --prompt TEXT"),
     ("python predict.py --enable_client --eval_task=c3 --tokenizer_path=T --eval_data_url=D",
      "pangu-lab evaluate c3 --server http://127.0.0.1:7860 --tokenizer T --data D"),
     ("$ DEVICE_ID=0 nohup /bin/bash -x run_distribute_predict.sh \\ \n 8 \\\r\n'~/表 x' S T C filitered 2.6B fp32",
@@ -146,6 +152,7 @@ TRAINING = "bash run_distribute_train.sh D t.json 8 fp32 2.6B 1 1 8 0 8"
     (TRAINING.replace("json 8", "json " + "9" * 5000), "RANK_SIZE=9999"),
     (TRAINING.replace("2.6B 1", "2.6B 0"), "STAGE_NUM=0 must be a whole number from 1"),
     (TRAINING.replace("8 0 8", "0 0 8"), "PER_BATCH=0 must be a whole number from 1"),
+    ("bash run_distribute_predict.sh 6 t.json S T C filitered 200B fp16", "RANK_SIZE=6 must be a multiple of 4"),
     ("bash run_cluster_export.sh S C t.json 16 99", "RANK_START=99 must be below RANK_SIZE=16")])
 def test_a_line_that_is_not_the_references_is_refused_in_one_line(line, said, capsys):
     assert cli.main(["translate", line]) == 2
