@@ -18,7 +18,7 @@ from pangu_lab.checkpoint.source import StoredWeights, resolve_checkpoint, token
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export.description import DESCRIPTION
-from pangu_lab.export.loading import load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
+from pangu_lab.export.loading import dtype_of, load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.native import has_kernels
 from pangu_lab.generate.runner import DTYPES, HALF_DTYPES, Runner, narrow_runner, network_runner
@@ -58,8 +58,6 @@ class Model:
                  slots: Optional[int] = None, dtype: Optional[str] = None) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
-        if dtype in HALF_DTYPES and bundle is not None:
-            raise InputError(f"{name}: dtype {dtype} is for a run, checkpoint or release; a bundle has fp32 weights")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
             raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                              "give the tokenizer that the model was trained with")
@@ -98,9 +96,13 @@ class Model:
     @classmethod
     def _of_bundle(cls, folder: Path, dtype: Optional[str]):
         description = read_bundle(folder)
+        held = dtype_of(description)
+        if dtype not in (None, held, "int8"):
+            raise InputError(f"{folder}: a bundle exported with {held} weights: leave out dtype {dtype}, or export it again with "
+                             f"`--dtype {dtype}`")
         first = folder if (folder / DESCRIPTION).is_file() else min(folder.glob(f"rank_*/{DESCRIPTION}")).parent
         return cls(model_config(description), load_bundle_tokenizer(first, description), sampling_of(description),
-                   description["name"], bundle=folder, dtype=dtype)
+                   description["name"], bundle=folder, dtype=dtype or held)
 
     @property
     def runner(self) -> Runner:

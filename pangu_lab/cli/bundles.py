@@ -32,6 +32,9 @@ def register(verbs: Any) -> None:
                              "recompile for every shape")
     export.add_argument("--decode-batches", type=_numbers, metavar="N,N",
                         help="fixed-shape decode graphs of N sequences (default: 1,4 below 1 GiB of weights; 0: none)")
+    export.add_argument("--dtype", choices=("float32", "float16"), metavar="TYPE", help=(
+        "of the weights: float32, or float16, half as large, for products in it (default: float16 where they are stored so "
+        "and the device has such products, else float32)"))
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
     export.add_argument("--tensor-parallel", type=int, default=1, metavar="N",
                         help="one bundle for each of N processes that share the model (serve --nproc)")
@@ -123,6 +126,7 @@ def run_export(args: argparse.Namespace) -> int:
         batches = args.decode_batches
         bundle = export_run(args.source, args.out, args.slots, args.tensor_parallel, progress, sign_with=args.sign,
                             prefill_lengths=args.prefill_lengths, eval_loss=not args.no_eval_loss, ranks=ranks, pipeline=args.pipeline,
+                            dtype=args.dtype,
                             decode_batches=batches if batches is None else [n for n in batches if n])
     size = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
     say(f"{bundle}: {size / 2**20:.1f} MiB")

@@ -45,10 +45,12 @@ from pangu_lab.memory import check, generation_need
 from pangu_lab.model.inference import check_split
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.progress import Progress, silent
+from pangu_lab.ranges import shown
 
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
 DECODED = (1, 4)
 MOST_DECODED = 16  # sequences in a step, as everywhere
+DTYPES = ("float32", "float16")  # a CPU has no products in bfloat16, where such a graph could be tested
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,14 @@ class Variants:
 
 def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
                progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-               pipeline: int = 1, **variants: Any) -> Path:
+               pipeline: int = 1, dtype: Optional[str] = None, **variants: Any) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
         run: a run, a checkpoint or a converted release.
         out: the bundle to write; must not exist.
+        dtype: as of ``export_bundle``; by default float16 where the weights are stored so and the device has products in it
+            (a CPU has not), else float32.
         slots, tensor_parallel, sign_with, ranks, pipeline, variants: as ``export_bundle``.
 
     Returns:
@@ -102,15 +106,24 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     """
     check_destination(out)
     model = Model.load(run)
-    check(f"{run}: exporting", generation_need(model.config, slots), generation_need)
-    return export_bundle(model.require_weights("exported again"), model.config, model.require_tokenizer(), out,
-                         model.sampling, slots, tensor_parallel, progress, sign_with, ranks, pipeline, **variants)
+    weights = model.require_weights("exported again")
+    if dtype is None:
+        dtype = weights.dtype if weights.dtype in DTYPES and _device() != "CPU" else "float32"
+    check(f"{run}: exporting", generation_need(model.config, slots, dtype), generation_need)
+    return export_bundle(weights, model.config, model.require_tokenizer(), out, model.sampling, slots, tensor_parallel,
+                         progress, sign_with, ranks, pipeline, dtype, **variants)
+
+
+def _device() -> str:
+    import mindspore as ms
+
+    return ms.get_context("device_target")
 
 
 def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
                   sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
                   progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-                  pipeline: int = 1, **variants: Any) -> Path:
+                  pipeline: int = 1, dtype: str = "float32", **variants: Any) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -124,6 +137,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
         sign_with: a file with a secret key, to sign the bundle with (see ``description.py``).
         ranks: those to write, where each host exports its own; all by default. Of a checkpoint's weights only: what
             several hosts export of the same one belongs together.
+        dtype: of the weights of products: "float32", or "float16", with the products of the graphs in it; the C kernels sum
+            in fp32 all the same.
         variants: the fields of ``Variants``.
 
     Returns:
@@ -137,6 +152,10 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     if tokenizer.vocab_size > config.vocab_size:
         raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
                          "give the tokenizer that the model was trained with")
+    if dtype not in DTYPES:
+        raise InputError(f"a bundle's weights are {' or '.join(DTYPES)}, not {shown(dtype)}")
+    if dtype != "float32" and config.moe_layers:
+        raise InputError(f"dtype {dtype} is for dense models: leave it out")
     for option, number in (("tensor_parallel", tensor_parallel), ("pipeline", pipeline)):
         if number < 1:
             raise InputError(f"{option}={number} must be at least 1")
@@ -150,8 +169,8 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     chosen.fixed(config)
     key = None if sign_with is None else read_key(sign_with)
     slots = default_slots(config, slots)
-    name = _export_id(weights, config, slots, layout, variants, whole=len(ranks) == world)
-    writing = _Writing(weights, config, tokenizer, sampling, slots, out.name, chosen, name, ranks, key, progress)
+    name = _export_id(weights, config, slots, layout, {**variants, "dtype": dtype}, whole=len(ranks) == world)
+    writing = _Writing(weights, config, tokenizer, sampling, slots, out.name, chosen, name, ranks, key, progress, dtype)
     with whole_folder(out) as folder:
         for rank in ranks:
             target = folder
@@ -196,6 +215,7 @@ class _Writing:
     ranks: range
     key: Optional[bytes]
     progress: Progress
+    dtype: str
 
     def write(self, folder: Path, mesh: Mesh) -> None:
         """Write one rank's bundle, or the only one."""
@@ -231,7 +251,8 @@ class _Writing:
 
         tell(0, "building the network")
         ms.set_context(mode=ms.GRAPH_MODE)
-        parts = cached_parts(self.weights, self.config, self.slots, inference_group(mesh), mesh.layers(self.config.num_layers))
+        parts = cached_parts(self.weights, self.config, self.slots, inference_group(mesh), mesh.layers(self.config.num_layers),
+                             self.dtype)
         general = CachedNetwork(parts)
         made: dict[str, Any] = {"prefill": (general, general.dynamic_inputs())}
         for name, shape in self.variants.fixed(self.config).items():
@@ -251,7 +272,7 @@ class _Writing:
 
         config, tokenizer = self.config, self.tokenizer
         return {
-            "format": FORMAT, "version": VERSION, "name": self.name,
+            "format": FORMAT, "version": VERSION, "name": self.name, "dtype": self.dtype,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": self.slots},
             "graphs": {name: {"file": f"{name}.mindir", **graph} for name, graph in graphs.items()},

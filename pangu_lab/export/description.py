@@ -14,7 +14,7 @@ import hmac
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Literal, Optional
 
 from pydantic import Field
 
@@ -71,6 +71,7 @@ class _Description(Schema):
     files: dict[FilePath, Sha256]
     versions: dict[str, str]
     parallel: Optional[_Parallel] = None
+    dtype: Literal["float32", "float16"] = "float32"
 
 
 def layout_of(description: dict[str, Any]) -> ParallelConfig:

@@ -24,7 +24,7 @@ from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.native import native_decoder, plain_name
 from pangu_lab.generate.runner import Runner, make_runner
 from pangu_lab.memory import Need, check, tokens_at_once, weight_bytes
-from pangu_lab.model.inference import inference_shapes
+from pangu_lab.model.inference import inference_shapes, is_product
 from pangu_lab.planner.serving import part_need
 from pangu_lab.tokenizer import load_tokenizer
 
@@ -174,12 +174,20 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
 
 def rank_need(description: dict[str, Any]) -> Need:
     """Memory that one process needs to run a bundle; of several, each with its part of weights and cache."""
-    return part_need(model_config(description), description["model"]["places"], mesh_of(description))
+    return part_need(model_config(description), description["model"]["places"], mesh_of(description), dtype_of(description))
+
+
+def dtype_of(description: dict[str, Any]) -> str:
+    """The type of the weights of products; bundles of before there was a choice do not say it."""
+    return description.get("dtype", "float32")
 
 
 def _check_sizes(folder: Path, description: dict[str, Any], graph: Any) -> None:
     """Compare the parameters of a graph with the sizes that the description tells: compiled code trusts those."""
-    held = {plain_name(name): tuple(value.shape) for name, value in graph.parameters_dict().items()}
+    held, half = {}, dtype_of(description) == "float16"
+    for name, value in graph.parameters_dict().items():
+        types = ["Float16" if half and is_product(plain_name(name)) else "Float32"]
+        held[plain_name(name)] = tuple(value.shape) if str(value.dtype) in types else str(value.dtype)
     wanted = inference_shapes(model_config(description), description["model"]["places"], mesh_of(description))
     for name in sorted({*held, *wanted}):
         if held.get(name) != wanted.get(name):
@@ -232,7 +240,8 @@ def _streamed_graph(path: Path) -> Any:
         graph = nn.GraphCell(ms.load(str(Path(folder) / path.name)))
     for name, parameter in graph.parameters_dict().items():
         file, offset, length = found[name]
-        value = np.fromfile(file, np.float32, length // 4, offset=offset)
+        kind = np.dtype(np.float16 if parameter.dtype == ms.float16 else np.float32)
+        value = np.fromfile(file, kind, length // kind.itemsize, offset=offset)
         if value.any():  # the cache is zero as it is
             parameter.assign_value(Tensor(value.reshape(parameter.shape)))
     return graph

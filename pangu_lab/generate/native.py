@@ -25,7 +25,7 @@ from pangu_lab.model.parameters import FINAL_NORM, POSITION, WORD, layer_prefix
 from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
-CLOSE = 1e-3  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
+CLOSE = {"float32": 1e-3, "float16": 2e-2}  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
 Step = Callable[[], np.ndarray]
 
 
@@ -35,15 +35,17 @@ def plain_name(name: str) -> str:
 
 
 class Trust:
-    """Whether the kernels are used for a kind of call: None until compared with the graph."""
+    """Whether the kernels are used for a kind of call: None until compared with the graph, whose products are in ``dtype``.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: str = "float32") -> None:
         self.value: Optional[bool] = None
+        self._close = CLOSE.get(dtype)
 
     def check(self, by_kernels: Step, by_graph: Step) -> np.ndarray:
         """The first call, computed both ways."""
         expected, found = by_graph(), by_kernels()
-        limit = CLOSE * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
+        limit = self._close * max(1.0, float(np.abs(np.nan_to_num(expected)).max()))
         self.value = bool(np.allclose(found, expected, rtol=0, atol=limit, equal_nan=True))
         if not self.value:
             log.warning("the decode kernels and the graph disagree here: the graph is used")
@@ -59,27 +61,34 @@ class NativeDecoder:
         config: the network's sizes.
         slots: positions that the cache holds.
         dtype: of the products' weights: "float32"; or "float16", "bfloat16" or "int8", whose arrays are those of
-            ``ops.native.decode.halved`` and ``quantise``. There is no graph then that has them too.
+            ``ops.native.decode.halved`` and ``quantise``.
         scales: with "int8", the factors of each weight's rows.
+        trusted: there is no graph to compare with.
 
     Attributes:
         steps, prompts: whether the kernels handle one token per sequence, and several.
     """
 
     def __init__(self, library: ctypes.CDLL, arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int,
-                 dtype: str = "float32", scales: Mapping[str, np.ndarray] = MappingProxyType({})) -> None:
+                 dtype: str = "float32", scales: Mapping[str, np.ndarray] = MappingProxyType({}), trusted: bool = False) -> None:
         self._library, self._config, self._slots, self._dtype, self._scales = library, config, slots, dtype, scales
         self._arrays = {plain_name(name): value for name, value in arrays.items()}
         self._shapes = inference_shapes(config, slots)
         self._kept: list[Any] = []
         self._scratch = np.empty(0, np.float32)
-        self.steps, self.prompts = Trust(), Trust()
-        if dtype != "float32":
+        self.steps, self.prompts = Trust(dtype), Trust(dtype)
+        if trusted:
             self.steps.value = self.prompts.value = True
         self._network = self._describe(int8=False)
 
     def use_int8(self) -> None:
-        """Round every product's weights to int8 with one scale per row; the graph's copy is rounded the same."""
+        """Round every product's weights to int8 with one scale per row; the graph's copy is rounded the same.
+
+        Raises:
+            InputError: the graph has fp16 weights.
+        """
+        if self._dtype != "float32":
+            raise InputError(f"this bundle has {self._dtype} weights, int8 is made of fp32: export it with --dtype float32")
         self._network = self._describe(int8=True)
 
     def _describe(self, int8: bool) -> decode.Network:
@@ -153,9 +162,16 @@ class NativeDecoder:
 
 
 def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> Optional[NativeDecoder]:
-    """The kernels over a graph's parameters; None if they cannot run this model."""
+    """The kernels over a graph's parameters, in fp32, or in fp16 as ``Parameters`` makes them; None if they cannot run this
+    model."""
     library = _library_for(config)
-    return library and NativeDecoder(library, {name: value.asnumpy() for name, value in parameters.items()}, config, slots)
+    if library is None:
+        return None
+    arrays = {plain_name(name): value.asnumpy() for name, value in parameters.items()}
+    dtype = arrays[WORD].dtype.name
+    if dtype == "float16":
+        arrays = {name: array.view(np.uint16) if array.dtype == np.float16 else array for name, array in arrays.items()}
+    return NativeDecoder(library, arrays, config, slots, dtype)
 
 
 def kernels_for(config: ModelConfig, purpose: str) -> ctypes.CDLL:

@@ -375,7 +375,7 @@ def narrow_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype:
         raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
     library = kernels_for(config, f"{dtype} weights")
     arrays = narrow_arrays(weights, config, slots, dtype)
-    native = NativeDecoder(library, arrays.made, config, slots, dtype, arrays.scales)
+    native = NativeDecoder(library, arrays.made, config, slots, dtype, arrays.scales, trusted=True)
     runner = Runner(None, config.vocab_size, config.num_positions, slots, at_once=tokens_at_once(config), native=native)
     runner.renew = arrays.renew
     return runner

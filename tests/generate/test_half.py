@@ -3,6 +3,8 @@ cannot be is refused."""
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -84,7 +86,7 @@ def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle
     with pytest.raises(SystemExit):
         main([*line, "--dtype", "float16", "--int8"])
     assert "not allowed with" in capsys.readouterr().err
-    with pytest.raises(InputError, match="bundle has fp32"):
+    with pytest.raises(InputError, match="exported with float32 weights"):
         PanguLM.load(debug_bundle, dtype="float16")
 
 
@@ -94,3 +96,29 @@ def test_without_kernels_and_with_experts_it_is_refused_in_one_line(monkeypatch)
         narrow_runner(initial_weights(experts, 1), experts, "float16")
     with pytest.raises(InputError, match="there are float32, float16, bfloat16, int8"):
         narrow_runner({}, experts, "float8")
+
+
+def test_a_bundle_in_fp16_has_half_the_weights_and_writes_the_text(tmp_path, capsys):
+    lm = PanguLM.load("verse")
+    assert main(["export", "--from", "verse", "--dtype", "float16", "--out", str(tmp_path / "half")]) == 0
+    assert main(["export", "--from", "verse", "--out", str(tmp_path / "whole")]) == 0  # a CPU has no products in fp16
+    half, whole = PanguLM.load(tmp_path / "half"), PanguLM.load(tmp_path / "whole")
+    assert (half.dtype, whole.dtype) == ("float16", "float32")
+    data = [sum(path.stat().st_size for path in (tmp_path / name / "weights").iterdir()) for name in ("half", "whole")]
+    assert data[0] < 0.55 * data[1]
+    ids = np.random.default_rng(1).integers(10, lm.config.vocab_size, (2, 20))
+    wanted = whole.logits(ids)
+    for found in (half.logits(ids), half.logits(ids)):  # the first by the graph too
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=BOUNDS["float16"] * np.abs(wanted).max())
+    assert half.runner._native.prompts.value is True  # it agreed with the graph's products in fp16
+    settings = {"temperature": 0.8, "seed": 3, "max_new_tokens": 60}
+    assert half.generate("《春夜》\n", **settings).text == lm.generate("《春夜》\n", **settings).text
+    for dtype, said in (("int8", "export it with --dtype float32"), ("bfloat16", "leave out dtype bfloat16")):
+        with pytest.raises(InputError, match=said):
+            PanguLM.load(tmp_path / "half", dtype=dtype).runner
+    capsys.readouterr()
+    path = tmp_path / "half" / "bundle.json"
+    description = {**json.loads(path.read_text(encoding="utf-8")), "dtype": "float32"}
+    path.write_text(json.dumps({key: value for key, value in description.items() if key != "sha256"}), encoding="utf-8")
+    with pytest.raises(InputError, match="its sizes are not those of the graphs"):
+        PanguLM.load(tmp_path / "half").runner
