@@ -330,7 +330,9 @@ def _settings(script: str, given: Mapping[str, str]) -> dict[str, str]:
     if "EXPERT_NUM_PER_EP" in given:
         more["model.num_experts"] = str(number(given, "EXPERT_NUM_PER_EP", 1) * expert)
     if script.endswith("host_device"):
-        more["train.offload"] = "optimizer"
+        more["train.offload"] = "optimizer"  # which has halves on the device as it is
+    elif given.get("TYPE") == HALF:
+        more["train.param_dtype"] = "float16"
     train = preset(_preset(given["MODE"])).train
     more |= {key: f"{value:g}" for key, value in fixed.items() if key.startswith("train.")
              and value != getattr(train, key.partition(".")[2])}
