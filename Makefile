@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser test-native bench bench-large verse notebooks audit clean
+.PHONY: help demo lab test test-all test-browser test-native bench bench-large verse notebooks map audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -49,6 +49,9 @@ verse: $(VENV)/.installed-corpus  ## the model that comes with the lab, made aga
 notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipynb, and keep its outputs
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False $(or $(ARGS),notebooks/*.ipynb)
+
+map: $(VENV)/.installed-test  ## the parts of the library and what imports what, as docs/house.png
+	$(BIN)/python -m tests.house_map
 
 audit: $(VENV)/.installed-audit  ## known holes of what is installed (asks PyPI's database), and sbom.json, a list of it all
 	$(BIN)/cyclonedx-py environment $(VENV) --output-file sbom.json

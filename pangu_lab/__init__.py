@@ -23,7 +23,7 @@ import os
 
 from pangu_lab.lazy import lazy_names
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # MindSpore's log level is read once, when it is first imported; its warnings would drown the program's own words.
 os.environ.setdefault("GLOG_v", "3")
