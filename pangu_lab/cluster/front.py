@@ -1,14 +1,16 @@
 """One model over several processes, on this host and others: which processes compute, and recovery when one is lost.
 
-The front end is the process that generates, evaluates or listens to clients; it runs no network. It runs this host's rank processes, agents
-(``pangu-lab serve --agent``) run those of other hosts, and each process registers here. When there is one for every
-rank, the front end starts MindSpore's scheduler, assigns the ranks, and from then on sends every call of the network
-to all ranks of the first pipeline stage. The first rank of a stage answers: with hidden rows, which the front end passes
-on to the next stage, or with logits from the last. So calls follow each other through the stages, which work at the same
-time; MindSpore on CPU has no messages between two ranks, and rows of any number need none of its graphs this way. Within
-a stage the ranks are tensor parallel. Rank 0 is always on this host. When a rank ends, fails or stops responding, the others
-would wait for it in a collective for ever. So all are ended, their keepers start new ones, and the front end gathers
-them again. Meanwhile requests are refused, and those that were running get an error.
+The front end is the process that generates, evaluates or listens to clients; it runs no network. It runs this host's rank
+processes, agents (``pangu-lab serve --agent``) run those of other hosts, and each process registers here. When there is one
+for every rank, the front end starts MindSpore's scheduler, assigns the ranks, and from then on sends every call of the
+network to all ranks of the first pipeline stage. The first rank of a stage answers: with hidden rows, which the front end
+passes on to the next stage, or with logits from the last. So calls follow each other through the stages, which work at the
+same time. (MindSpore on CPU has no messages between two ranks but sums over both, which take five times as long for a row.)
+Within a stage the ranks are tensor parallel. Rank 0 is always on this host.
+
+When a rank ends, fails or stops responding, the others would wait for it in a collective for ever. So all are ended, their
+keepers start new ones, and the front end gathers them again. Meanwhile requests are refused, and those that were running
+get an error.
 
 Why not the collectives of one long-lived group: MindSpore's cannot replace a member. Why rank 0 is not in this
 process: a process that waits in a collective for a dead one can only be killed.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from pangu_lab import PanguLM
@@ -14,6 +16,7 @@ from pangu_lab.cli import main
 from pangu_lab.cluster import SharedModel, find_places
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_run, load_bundle
+from pangu_lab.generate.runner import NetworkLost
 
 from tests.cluster.test_places import PAIRS, PROMPTS
 from tests.evaluate.published import write_c3
@@ -45,6 +48,19 @@ def test_two_by_two_processes_write_and_score_as_one_does(debug_run, alone):
         model.close()
 
 
+def test_a_lost_stage_is_named_and_another_takes_its_place(debug_run, alone):
+    model = PanguLM.load(debug_run, processes=2, pipeline=2)
+    try:
+        second = next(member for member in model.runner.cluster._gathered if member.rank == 1)
+        psutil.Process(second.pid).kill()
+        with pytest.raises(NetworkLost, match="rank 1 on .* is lost"):
+            model.generate(PROMPTS, max_new_tokens=50, temperature=0, min_new_tokens=50)
+        model.runner.recover(lambda: True)
+        assert [completion.text for completion in model.generate(PROMPTS, max_new_tokens=12, temperature=0)] == alone[0]
+    finally:
+        model.close()
+
+
 def test_stages_keep_half_precision_and_the_cache_that_is_asked_for(debug_run):
     ids = np.arange(12)[None] + 20
     wanted = PanguLM.load(debug_run).logits(ids)
@@ -70,9 +86,12 @@ def test_a_task_is_evaluated_over_two_stages_to_the_result_of_one_process(debug_
 def test_a_bundle_of_two_by_two_parts_is_served_with_the_text_of_one_process(staged, alone):
     with running(staged, "--nproc", "4", "--no-page") as server, httpx.Client(
             base_url=server.url, timeout=120, trust_env=False) as http:
-        for prompt, text in zip(PROMPTS, alone[0]):
+        def written(prompt: str) -> str:
             reply = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 12, "temperature": 0})
-            assert reply.json()["choices"][0]["text"] == text
+            return reply.json()["choices"][0]["text"]
+
+        with ThreadPoolExecutor(6) as clients:  # the groups of both stages are under way at the same time
+            assert list(clients.map(written, PROMPTS * 3)) == alone[0] * 3
 
 
 def test_each_rank_has_a_part_of_its_stage(staged):
