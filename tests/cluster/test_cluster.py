@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from pangu_lab.cli import main
-from pangu_lab.config import SamplingConfig
+from pangu_lab.config import ParallelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_run, load_bundle
 from pangu_lab.generate import generate
@@ -355,7 +355,7 @@ def front(monkeypatch):
     """A front that waits for two ranks and has no process of its own."""
     monkeypatch.setattr(clustering, "Keeper", NoKeeper)
     debug = preset("debug").model
-    model = SharedModel(Path("nothing"), 2, "this", debug, 64, None, SamplingConfig(), "debug", "debug", ranks=(0, 1))
+    model = SharedModel(Path("nothing"), ParallelConfig(tensor=2), "this", debug, 64, None, SamplingConfig(), "debug", "debug", ranks=(0, 1))
     cluster = Cluster(model, 1, "127.0.0.1", 0, b"right")
     yield cluster
     cluster.close()
