@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,11 +16,42 @@ from pangu_lab.presets import PRESETS, changed_settings
 Folder = Union[Path, str]
 
 
-def launch_words(config: RunConfig, run: Folder, restarts: int = 0) -> list[str]:
+@dataclass(frozen=True)
+class Target:
+    """Where a launch runs, as ``pangu-lab launch`` is told it.
+
+    Attributes:
+        backend: "local", "msrun", "mpirun" or "ranktable".
+        nproc: processes on each machine; 0 for as many as the layout has, or the hosts file says.
+        hosts, rank_table: files; empty for this machine alone.
+        node_rank: which of the machines this one is; None when it is found by its name.
+        master_addr: of the first machine; empty when its name says it.
+    """
+
+    backend: str = "local"
+    nproc: int = 0
+    hosts: str = ""
+    rank_table: str = ""
+    node_rank: Optional[int] = None
+    master_addr: str = ""
+
+    def words(self, layout: int) -> list[str]:
+        """The options, for a layout of so many processes."""
+        words = [] if self.backend in ("local", "ranktable") else ["--backend", self.backend]
+        nproc = self.nproc or (layout if layout > 1 and not self.hosts else 0)
+        words += ["--nproc", str(nproc)] if nproc and not self.rank_table else []
+        words += ["--hosts", self.hosts] if self.hosts else []
+        words += ["--rank-table", self.rank_table] if self.rank_table else []
+        words += ["--master-addr", self.master_addr] if self.master_addr else []
+        return words + (["--node-rank", str(self.node_rank)] if self.node_rank is not None else [])
+
+
+HERE = Target()
+
+
+def launch_words(config: RunConfig, run: Folder, restarts: int = 0, target: Target = HERE) -> list[str]:
     """``pangu-lab launch`` with the arguments that train ``config`` in ``run``; no shell has touched them."""
-    words = ["pangu-lab", "launch", "--run", str(run)]
-    if config.parallel.world_size > 1:
-        words += ["--nproc", str(config.parallel.world_size)]
+    words = ["pangu-lab", "launch", "--run", str(run), *target.words(config.parallel.world_size)]
     if restarts:
         words += ["--restarts", str(restarts)]
     words += ["--preset", config.preset if config.preset in PRESETS else "self_define"]

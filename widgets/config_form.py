@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import traitlets
 
@@ -24,7 +24,7 @@ from pangu_lab.presets import PRESETS, changed_settings, preset
 from pangu_lab.ranges import shown
 from pangu_lab.reading import parse_yaml
 from widgets.base import LabWidget, escape, still_block
-from widgets.command import command_text, launch_words, value_text
+from widgets.command import HERE, Target, command_text, launch_words, value_text
 
 
 def field_kind(key: str, hint: Any) -> str:
@@ -105,7 +105,7 @@ class ConfigForm(LabWidget):
 
     def __init__(self, config: Union[RunConfig, str, None] = None, run: Union[Path, str] = "runs/first",
                  **values: Any) -> None:
-        self.run = run
+        self.run, self.target = run, HERE
         start = preset(config) if isinstance(config, str) else config or preset("tiny")
         super().__init__(presets=list(PRESETS), fields=fields_of(start), **values)
         self._by_key = {field["key"]: field for field in self.fields}
@@ -126,10 +126,10 @@ class ConfigForm(LabWidget):
             self.version += 1
             self._show(config)
 
-    def name_run(self, run: Union[Path, str]) -> None:
-        """Name another run folder in the command."""
-        self.run = run
-        self.command = command_text(launch_words(self._config, run))
+    def name_run(self, run: Union[Path, str], target: Optional[Target] = None) -> None:
+        """Name another run folder in the command, and where it runs."""
+        self.run, self.target = run, target or self.target
+        self.command = command_text(launch_words(self._config, run, target=self.target))
 
     def edit(self, key: str, text: str) -> None:
         """Type ``text`` into the field of a setting; ``error`` says what is wrong with it, if anything is."""

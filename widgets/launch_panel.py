@@ -1,37 +1,54 @@
-"""``LaunchPanel``: name a run, start it, watch it. Training is the public command line in a process of its own."""
+"""``LaunchPanel``: name a run, say where it runs, start it, watch it. Training is the public command line in a process of its own."""
 
 from __future__ import annotations
 
+import threading
+import time
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Optional, Union
 
 import traitlets
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.presets import preset
+from pangu_lab.terminal import duration
 from widgets.base import LabWidget
 from widgets.command import command_text, launch_words
 from widgets.config_form import ConfigForm
-from widgets.launching import StartedRun, start_run
+from widgets.launching import StartedRun, ask, exit_code, interrupt, last_words, resume_run, start_run
 from widgets.monitor import RunMonitor
+from widgets.target_form import TargetForm
 from widgets.watched import Watched
+
+OUTPUT_LINES = 30  # of the command's output, the last
+LOOK_SECONDS = 0.3  # between two looks at it
 
 
 class LaunchControls(LabWidget):
-    """The upper part of a ``LaunchPanel``: the run's name, the command, and the button that starts it."""
+    """The middle of a ``LaunchPanel``: the run's name, the command, its buttons, and what it said: a plan or its output."""
 
     _script = "launch"
     _sections = ("launch",)
     name = traitlets.Unicode().tag(sync=True)
     folder = traitlets.Unicode().tag(sync=True)
     command = traitlets.Unicode().tag(sync=True)
+    said = traitlets.Unicode().tag(sync=True)
+    busy = traitlets.Bool(False).tag(sync=True)  # a dry run is being made
+    running = traitlets.Bool(False).tag(sync=True)
+    stopping = traitlets.Bool(False).tag(sync=True)
 
     def _do_start(self, content: dict[str, Any]) -> None:
         self.start()
 
+    def _do_dry_run(self, content: dict[str, Any]) -> None:
+        self.dry_run()
+
+    def _do_stop(self, content: dict[str, Any]) -> None:
+        self.stop()
+
     def still_text(self) -> str:
-        return self.command
+        return "\n".join(filter(None, (self.command, self.said)))
 
 
 class LaunchPanel(Watched):
@@ -41,22 +58,26 @@ class LaunchPanel(Watched):
         settings: a ``ConfigForm`` (what it says when the button is pressed), a configuration, or a preset's name.
         name: of the run; can be changed on the page.
         folder: where runs are.
+        target: where it runs, such as ``TargetForm(backend="mpirun", nproc=2)``; this machine's own starter by default.
     """
 
     def __init__(self, settings: Union[ConfigForm, RunConfig, str], name: str = "first",
-                 folder: Union[Path, str] = "runs", **values: Any) -> None:
+                 folder: Union[Path, str] = "runs", target: Optional[TargetForm] = None, **values: Any) -> None:
         self._settings = preset(settings) if isinstance(settings, str) else settings
+        self._started: Optional[StartedRun] = None
         self.folder = Path(folder)
+        self.target = target or TargetForm(folder, **values)
         self.controls = LaunchControls(name=name, folder=str(folder), **values)
-        self.controls.start = self.start
+        self.controls.start, self.controls.dry_run, self.controls.stop = self.start, self.dry_run, self.stop
         self.monitor = RunMonitor(self.folder / name, **values)
+        self.monitor.resume = self.resume
         self.controls.observe(lambda change: self._named(), "name")
+        self.target.observe(lambda change: self._other(), ["target", "errors"])
         if isinstance(self._settings, ConfigForm):
             self._settings.observe(lambda change: self._show_command(), "command")
-            # why Start was refused is no longer true of other settings
-            self._settings.observe(lambda change: self.controls.send({"kind": "other settings"}), ["command", "error"])
+            self._settings.observe(lambda change: self._other(), ["command", "error"])
         self._show_command()
-        super().__init__(self.controls, self.monitor)
+        super().__init__(self.target, self.controls, monitor=self.monitor)
 
     @property
     def config(self) -> RunConfig:
@@ -72,23 +93,96 @@ class LaunchPanel(Watched):
         """Begin the run, or go on with it, without waiting.
 
         Raises:
-            InputError: the settings on the form do not work, there is no data, or a run is going on.
+            InputError: the settings or the target on the form do not work, there is no data, or a run is going on.
         """
+        self._check()
+        return self._follow(start_run(self.config, self.run, target=self.target.ready()))
+
+    def resume(self) -> StartedRun:
+        """Go on with a run that has ended, with its own settings, where the form says.
+
+        Raises:
+            InputError: the target does not work, there is no run, or it is running.
+        """
+        return self._follow(resume_run(self.run, self.target.ready()))
+
+    def dry_run(self) -> threading.Thread:
+        """Have the command say what would run on each machine, without waiting; ``controls.said`` is then its answer.
+
+        Raises:
+            InputError: the settings or the target on the form do not work, or an answer is awaited.
+        """
+        self._check()
+        if self.controls.busy:
+            raise InputError("the plan is being made: wait for it")
+        words = [*launch_words(self.config, self.run, target=self.target.ready()), "--dry-run"]
+        self.controls.busy, self.controls.said = True, ""
+        asking = threading.Thread(target=self._ask, args=(words,), name="dry run", daemon=True)
+        asking.start()
+        return asking
+
+    def stop(self) -> None:
+        """Ctrl-C for the command that was started here: the run saves and ends; a second call ends it at once.
+
+        A run that was started elsewhere is asked to finish its step, save and end.
+        """
+        if self._started is None or exit_code(self._started) is not None:
+            self.monitor.stop()
+        else:
+            self.controls.stopping = True
+            interrupt(self._started)
+
+    # ---------------------------------------------------------------- the command at work
+
+    def _ask(self, words: list[str]) -> None:
+        try:
+            self.controls.said = ask(words)
+        except InputError as error:
+            self.controls.send({"kind": "refused", "text": str(error)})
+        finally:
+            self.controls.busy = False
+
+    def _follow(self, started: StartedRun) -> StartedRun:
+        """Show a command's output and its end."""
+        self._started = started
+        self.controls.said, self.controls.stopping, self.controls.running = "", False, True
+        self.monitor.show(self.run)
+        threading.Thread(target=self._tell, args=(started, time.monotonic()), name="launch", daemon=True).start()
+        return started
+
+    def _tell(self, started: StartedRun, begun: float) -> None:
+        code = None
+        while code is None:
+            time.sleep(LOOK_SECONDS)
+            code = exit_code(started)  # before the look at what it wrote, all of which is then there
+            if self._started is not started:
+                return
+            lines = last_words(started.run, OUTPUT_LINES)
+            if code is not None:
+                lines.append(self.controls.word("launch", "ended", code=code, time=duration(time.monotonic() - begun)))
+            self.controls.said = "\n".join(lines)
+        self.controls.running = False
+
+    # ---------------------------------------------------------------- what is on the form
+
+    def _check(self) -> None:
         if isinstance(self._settings, ConfigForm) and self._settings.error:
             raise InputError(self._settings.error["text"])
         name = self.controls.name.strip()
         if not name or name in (".", "..") or "/" in name or "\\" in name:
             raise InputError(f"'{name}' cannot be a run's name: give a plain name such as first")
-        started = start_run(self.config, self.run)
-        self.monitor.show(self.run)
-        return started
 
     def _named(self) -> None:
         self._show_command()
         if self.controls.name.strip():
             self.monitor.show(self.run)
 
+    def _other(self) -> None:
+        """Why Start was refused is no longer true of other settings or another target."""
+        self._show_command()
+        self.controls.send({"kind": "other settings"})
+
     def _show_command(self) -> None:
         if isinstance(self._settings, ConfigForm):
-            self._settings.name_run(self.run)  # both show one command
-        self.controls.command = command_text(launch_words(self.config, self.run))
+            self._settings.name_run(self.run, self.target.target)  # both show one command
+        self.controls.command = command_text(launch_words(self.config, self.run, target=self.target.target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.progress import Progress, silent
 from pangu_lab.runs.events import EventReader
-from widgets.command import launch_words
-from widgets.run_state import ENDED, heard_of, settings_of, state_of
+from widgets.command import HERE, Target, launch_words
+from widgets.run_state import ENDED, heard_of, launched_by, settings_of, state_of
 
 Folder = Union[Path, str]
 LOG = "launcher.log"
@@ -38,10 +39,10 @@ class StartedRun:
     pid: int
 
 
-def start_run(config: RunConfig, run: Folder, restarts: int = 0) -> StartedRun:
+def start_run(config: RunConfig, run: Folder, restarts: int = 0, target: Target = HERE) -> StartedRun:
     """Train ``config`` in the folder ``run`` without waiting: ``pangu-lab launch`` in the background.
 
-    An existing run resumes from its newest checkpoint.
+    An existing run resumes from its newest checkpoint. ``target`` says where it runs; this machine's own starter by default.
 
     Raises:
         InputError: no data set is named, or somebody trains there now.
@@ -50,11 +51,13 @@ def start_run(config: RunConfig, run: Folder, restarts: int = 0) -> StartedRun:
         raise InputError("data.path is empty: name a folder made by `pangu-lab prepare`")
     if not Path(config.data.path).is_dir():
         raise InputError(f"data.path={config.data.path}: no such folder; `pangu-lab prepare` makes one")
-    return _start(launch_words(config, run, restarts), Path(run))
+    return _start(launch_words(config, run, restarts, target), Path(run))
 
 
-def resume_run(run: Folder) -> StartedRun:
+def resume_run(run: Folder, target: Optional[Target] = None) -> StartedRun:
     """Go on with a run that has ended, with the settings it has.
+
+    ``target`` says where; when not given, a run of this machine alone is started as it was before.
 
     Raises:
         InputError: there is none, or it is running.
@@ -63,10 +66,8 @@ def resume_run(run: Folder) -> StartedRun:
     if not (run / "config.yaml").exists() and not (run / "launch.yaml").exists():
         raise InputError(f"{run}: no run to resume")
     config = settings_of(run)
-    words = ["pangu-lab", "launch", "--run", str(run)]
-    if config is not None and config.parallel.world_size > 1:
-        words += ["--nproc", str(config.parallel.world_size)]
-    return _start(words, run)
+    target = target or Target(launched_by(run))
+    return _start(["pangu-lab", "launch", "--run", str(run), *target.words(config.parallel.world_size if config else 1)], run)
 
 
 def start_text(words: Sequence[str], run: Folder) -> StartedRun:
@@ -86,6 +87,18 @@ def outcome(started: StartedRun) -> str:
     lines = (started.run / "logs" / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
     first = max((number for number, line in enumerate(lines) if line.startswith(f"{started.words[1]}: ")), default=-1) + 1
     return "\n".join(lines[first:])
+
+
+def exit_code(started: StartedRun) -> Optional[int]:
+    """Of the command; None while it runs."""
+    return _started[started.run.absolute()][0].poll()
+
+
+def interrupt(started: StartedRun) -> None:
+    """Ctrl-C for the command: the run saves and ends; a second one ends it at once."""
+    process, _ = _started[started.run.absolute()]
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
 
 
 def ask(words: Sequence[str]) -> str:
@@ -168,10 +181,10 @@ def launch_note(run: Folder) -> tuple[str, str]:
     return ("failed", (last_words(run) or [f"exit code {code}"])[-1]) if code else ("", "")
 
 
-def last_words(run: Folder) -> list[str]:
-    """What the launcher said last: why it refused, when it did."""
+def last_words(run: Folder, count: int = 6) -> list[str]:
+    """What the launcher said last: why it refused, when it did. Lines without anything in them are left out."""
     try:
         text = (Path(run) / "logs" / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [line for line in text.splitlines() if line.strip()][-6:]
+    return [line for line in text.splitlines() if line.strip()][-count:]

@@ -72,6 +72,13 @@ def _lives(launch: dict[str, Any]) -> bool:
     return psutil.pid_exists(int(launch["pid"])) if process is None else lives(process) is not False
 
 
+def launched_by(folder: Path) -> str:
+    """The back end that started a run on one machine alone; "local" for any other, and for a run that tells none."""
+    launch = _launch(folder)
+    alone = isinstance(hosts := launch.get("hosts"), list) and len(hosts) == 1
+    return str(launch["backend"]) if alone and launch.get("backend") in ("msrun", "mpirun") else "local"
+
+
 def heard_of(folder: Path) -> float:
     """When the run or its launcher last wrote how it stands (seconds since 1970); 0 when never."""
     status: dict[str, Any] = {}

@@ -55,7 +55,7 @@ class StartForm(Watched):
         self.monitor = RunMonitor(self.run, **values)
         self.controls.observe(lambda change: self._changed(), ["text", "minutes"])
         self._changed()
-        super().__init__(self.controls, self.monitor)
+        super().__init__(self.controls, monitor=self.monitor)
 
     @property
     def run(self) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -133,10 +132,11 @@ def _register_ranktable(verbs: Any) -> None:
     create = add_verb(kinds, "create", create_table, "make the rank table of one server",
                       "Run it on each server, then `pangu-lab ranktable merge` the files.")
     create.add_argument("--server", required=True, metavar="IP", help="the server's address")
-    create.add_argument("--devices", default="0-7", metavar="LIST", help="such as 0-7 or 0,2,4,6 (default 0-7)")
+    create.add_argument("--devices", metavar="LIST",
+                        help="such as 0-7 or 0,2,4,6 (default: those that --device-ips names, else 0-7)")
     create.add_argument("--device-ips", metavar="LIST",
-                        help="their addresses, such as 192.168.100.101,192.168.101.101,… (default: read from the "
-                             "driver's /etc/hccn.conf)")
+                        help="their addresses, such as 192.168.100.101,192.168.101.101,…; the text of a server's hccn.conf and "
+                             "the output of hccn_tool -i N -ip -g serve too (default: read from the driver's /etc/hccn.conf)")
     create.add_argument("--host-nic-ip", default="reserve", metavar="IP", help="(default %(default)s)")
     create.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
     merge = add_verb(kinds, "merge", merge_tables, "join the rank tables of several servers into one",
@@ -147,26 +147,10 @@ def _register_ranktable(verbs: Any) -> None:
     check.add_argument("table", metavar="FILE.json")
 
 
-def device_numbers(text: str) -> list[int]:
-    """``0-3,6`` → [0, 1, 2, 3, 6].
-
-    Raises:
-        InputError: it is not such a list.
-    """
-    numbers: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*(\d+)(?:-(\d+))?\s*", part)
-        if match is None or (match[2] and int(match[2]) < int(match[1])):
-            raise InputError(f"--devices {text}: write numbers such as 0-7 or 0,2,4,6")
-        numbers += range(int(match[1]), int(match[2] or match[1]) + 1)
-    return numbers
-
-
 def create_table(args: argparse.Namespace) -> int:
-    from pangu_lab.launch import create_rank_table, write_rank_table
+    from pangu_lab.launch import server_table, write_rank_table
 
-    addresses = [part.strip() for part in args.device_ips.split(",")] if args.device_ips else None
-    table = create_rank_table(args.server, device_numbers(args.devices), addresses, args.host_nic_ip)
+    table = server_table(args.server, args.devices or "", args.device_ips or "", args.host_nic_ip)
     return _written(args, table, write_rank_table)
 
 

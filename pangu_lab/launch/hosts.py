@@ -35,20 +35,25 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
         InputError: the file is missing, a line is malformed, a host is listed twice, or a number of slots is missing.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        text = Path(path).read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
         raise InputError(f"{path}: no such hosts file") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a text file") from None
+    return parse_hosts(text, str(path), slots)
+
+
+def parse_hosts(text: str, where: str = "hosts file", slots: Optional[int] = None) -> list[Host]:
+    """The hosts of a hosts file's text; error messages begin with ``where``. Otherwise as ``read_hosts``."""
     hosts: list[Host] = []
-    for number, line in enumerate(lines, 1):
-        text = line.partition("#")[0].strip()
-        if text:
-            hosts.append(_host(f"{path}, line {number}", text, slots))
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.partition("#")[0].strip()
+        if words:
+            hosts.append(_host(f"{where}, line {number}", words, slots))
             if hosts[-1].name in [host.name for host in hosts[:-1]]:
-                raise InputError(f"{path}, line {number}: {shown(hosts[-1].name)} is listed twice")
+                raise InputError(f"{where}, line {number}: {shown(hosts[-1].name)} is listed twice")
     if not hosts:
-        raise InputError(f"{path}: names no host; write a line such as 'node-a slots=8' for each")
+        raise InputError(f"{where}: names no host; write a line such as 'node-a slots=8' for each")
     return hosts
 
 

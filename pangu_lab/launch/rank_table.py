@@ -193,8 +193,75 @@ def read_hccn_conf(path: Path | str = HCCN_CONF) -> dict[int, str]:
     except InputError:
         raise InputError(f"{path}: not readable, so the devices' addresses are not known; give them with "
                          "--device-ips") from None
-    return {int(number): address for number, address in
-            re.findall(r"^\s*address_([0-9]{1,3})\s*=\s*(\S+)\s*$", text, re.MULTILINE)}
+    return _driver_addresses(text)
+
+
+_CONF_LINE = re.compile(r"\s*address_([0-9]{1,3})\s*=\s*(\S+)\s*")
+_TOOL_COMMAND = re.compile(r".*\bhccn_tool\s+-i\s+([0-9]{1,3})\s+-ip\s+-g\s*")
+_TOOL_ANSWER = re.compile(r"\s*ipaddr\s*:\s*(\S+)\s*")
+
+
+def _driver_addresses(text: str) -> dict[int, str]:
+    """Device number → address, from lines of ``hccn.conf`` or from what ``hccn_tool -i N -ip -g`` prints.
+
+    The tool does not print N: where its command line is in the text, N is taken from it; else devices count from 0.
+    """
+    found: dict[int, str] = {}
+    device = 0
+    for line in text.splitlines():
+        if match := _CONF_LINE.fullmatch(line):
+            found[int(match[1])] = match[2]
+        elif match := _TOOL_COMMAND.fullmatch(line):
+            device = int(match[1])
+        elif match := _TOOL_ANSWER.fullmatch(line):
+            found[device] = match[1]
+            device += 1
+    return found
+
+
+def device_numbers(text: str) -> list[int]:
+    """``0-3,6`` → [0, 1, 2, 3, 6].
+
+    Raises:
+        InputError: it is not such a list.
+    """
+    numbers: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,9})(?:-([0-9]{1,9}))?\s*", part)
+        if match is None or (match[2] and int(match[2]) < int(match[1])):
+            raise InputError(f"--devices {shown(text)}: write numbers such as 0-7 or 0,2,4,6")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last >= MAX_DEVICES:
+            raise InputError(f"--devices {shown(text)}: device_id {last} is above {MAX_DEVICES - 1}")
+        numbers += range(first, last + 1)
+    return numbers
+
+
+def server_table(server_id: str, devices: str = "", addresses: str = "", host_nic_ip: str = "reserve") -> RankTable:
+    """The table of one server from texts, as a person types or pastes them.
+
+    Args:
+        server_id: the server's IP address.
+        devices: such as "0-7" or "0,2,4,6"; when empty, all that ``addresses`` names.
+        addresses: the devices' addresses in their order, with commas or blanks between them; or the server's ``hccn.conf``;
+            or what ``hccn_tool -i N -ip -g`` printed for each device. When empty, this machine's driver is asked.
+
+    Raises:
+        InputError: a text cannot be read, an address is missing or wrong, or something is listed twice.
+    """
+    if not addresses.strip():
+        return create_rank_table(server_id, device_numbers(devices.strip() or "0-7"), None, host_nic_ip)
+    known = _driver_addresses(addresses)
+    if known:
+        numbers = device_numbers(devices) if devices.strip() else sorted(known)
+        absent = [number for number in numbers if number not in known]
+        if absent:
+            raise InputError(f"{server_id}: the text has no address for device {absent[0]}, only for "
+                             f"{', '.join(map(str, sorted(known)))}")
+        return create_rank_table(server_id, numbers, [known[number] for number in numbers], host_nic_ip)
+    listed = [word for word in re.split(r"[,\s]+", addresses) if word]
+    numbers = device_numbers(devices) if devices.strip() else list(range(len(listed)))
+    return create_rank_table(server_id, numbers, listed, host_nic_ip)
 
 
 def merge_rank_tables(tables: Sequence[RankTable]) -> RankTable:
