@@ -63,7 +63,7 @@ class LaunchPanel(Watched):
 
     def __init__(self, settings: Union[ConfigForm, RunConfig, str], name: str = "first",
                  folder: Union[Path, str] = "runs", target: Optional[TargetForm] = None, **values: Any) -> None:
-        self._settings = preset(settings) if isinstance(settings, str) else settings
+        self.settings = preset(settings) if isinstance(settings, str) else settings
         self._started: Optional[StartedRun] = None
         self.folder = Path(folder)
         self.target = target or TargetForm(folder, **values)
@@ -73,16 +73,16 @@ class LaunchPanel(Watched):
         self.monitor.resume = self.resume
         self.controls.observe(lambda change: self._named(), "name")
         self.target.observe(lambda change: self._other(), ["target", "errors"])
-        if isinstance(self._settings, ConfigForm):
-            self._settings.observe(lambda change: self._show_command(), "command")
-            self._settings.observe(lambda change: self._other(), ["command", "error"])
+        if isinstance(self.settings, ConfigForm):
+            self.settings.observe(lambda change: self._show_command(), "command")
+            self.settings.observe(lambda change: self._other(), ["command", "error"])
         self._show_command()
         super().__init__(self.target, self.controls, monitor=self.monitor)
 
     @property
     def config(self) -> RunConfig:
         """What would be trained now."""
-        return self._settings.config if isinstance(self._settings, ConfigForm) else self._settings
+        return self.settings.config if isinstance(self.settings, ConfigForm) else self.settings
 
     @property
     def run(self) -> Path:
@@ -166,8 +166,8 @@ class LaunchPanel(Watched):
     # ---------------------------------------------------------------- what is on the form
 
     def _check(self) -> None:
-        if isinstance(self._settings, ConfigForm) and self._settings.error:
-            raise InputError(self._settings.error["text"])
+        if isinstance(self.settings, ConfigForm) and self.settings.error:
+            raise InputError(self.settings.error["text"])
         name = self.controls.name.strip()
         if not name or name in (".", "..") or "/" in name or "\\" in name:
             raise InputError(f"'{name}' cannot be a run's name: give a plain name such as first")
@@ -183,6 +183,6 @@ class LaunchPanel(Watched):
         self.controls.send({"kind": "other settings"})
 
     def _show_command(self) -> None:
-        if isinstance(self._settings, ConfigForm):
-            self._settings.name_run(self.run, self.target.target)  # both show one command
+        if isinstance(self.settings, ConfigForm):
+            self.settings.name_run(self.run, self.target.target)  # both show one command
         self.controls.command = command_text(launch_words(self.config, self.run, target=self.target.target))

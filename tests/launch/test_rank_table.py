@@ -9,7 +9,7 @@ import pytest
 
 from pangu_lab.errors import InputError
 from pangu_lab.launch.rank_table import (create_rank_table, merge_rank_tables, parse_rank_table, read_hccn_conf,
-                                         read_rank_table, write_rank_table)
+                                         read_rank_table, server_table, write_rank_table)
 
 
 def server(number: int, devices: int = 2):
@@ -56,6 +56,19 @@ def test_device_addresses_come_from_the_drivers_file(tmp_path):
         create_rank_table("10.0.0.1", [0, 1], hccn_conf=conf)
     with pytest.raises(InputError, match="give them with --device-ips"):
         create_rank_table("10.0.0.1", [0, 1], hccn_conf=tmp_path / "none")
+
+
+@pytest.mark.parametrize("devices, addresses, found", [
+    ("", "192.168.0.1, 192.168.0.2", {0: "192.168.0.1", 1: "192.168.0.2"}),
+    ("4-5", "192.168.0.1\n192.168.0.2\n", {4: "192.168.0.1", 5: "192.168.0.2"}),
+    ("", "address_4=192.168.0.1\naddress_5=192.168.0.2\n", {4: "192.168.0.1", 5: "192.168.0.2"}),
+    ("5", "address_4=192.168.0.1\naddress_5=192.168.0.2\n", {5: "192.168.0.2"}),
+    ("", "ipaddr:192.168.0.1\nnetmask:255.255.255.0\nipaddr:192.168.0.2\nnetmask:255.255.255.0\n", {0: "192.168.0.1", 1: "192.168.0.2"}),
+    ("", "$ hccn_tool -i 3 -ip -g\nipaddr:192.168.0.1\n$ hccn_tool -i 7 -ip -g\nipaddr: 192.168.0.2\n", {3: "192.168.0.1", 7: "192.168.0.2"}),
+])
+def test_a_server_is_made_of_a_list_of_the_drivers_file_or_of_its_tools_answers(devices, addresses, found):
+    table = server_table("10.0.0.1", devices, addresses)
+    assert {device.device_id: device.device_ip for device in table.servers[0].devices} == found
 
 
 def change(table, path, value):

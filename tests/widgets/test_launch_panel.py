@@ -1,8 +1,9 @@
-"""Starting a run from a notebook's side: a real process, one that refuses, names that cannot be."""
+"""Starting a run from a notebook's side: real processes, one that refuses, names that cannot be, plans of other machines."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from widgets import launching
 from widgets.config_form import ConfigForm
 from widgets.launch_panel import LaunchPanel
 from widgets.launching import resume_run, start_run
+from widgets.run_state import launched_by
 
 
 def wait_for(condition, seconds=120.0):
@@ -104,3 +106,64 @@ def test_waiting_for_a_run_ends_when_nothing_more_is_heard_of_it(written_run):
     assert seen == [(2, 2, "training")]
     with pytest.raises(InputError, match="nothing new for 0 s; it is training"):
         launching.wait_for(run.folder, patience=0.2)
+
+
+def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(debug_config, panel_of, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    panel, said = panel_of(debug_config), []
+    panel.controls.send = said.append
+    panel.target.backend, panel.target.table_file = "ranktable", "runs/hccl.json"
+    for server in (1, 2):
+        panel.target.add_server(f"10.0.0.{server}", "0", f"192.168.0.{server}")
+    panel.target.node_rank = 0
+    assert "--rank-table runs/hccl.json --node-rank 0" in panel.controls.command.replace("\\\n  ", "")
+    asking = panel.dry_run()
+    with pytest.raises(InputError, match="wait for it"):
+        panel.dry_run()
+    asking.join(60)
+    lines = panel.controls.said.splitlines()
+    assert [line for line in lines if line.startswith("# host")] == [
+        "# host 10.0.0.1 (node rank 0): rank 0", "# host 10.0.0.2 (node rank 1): rank 1"]
+    assert sum("RANK_TABLE_FILE=" in line for line in lines) == 2 and not panel.run.exists()
+    panel.target.node_rank = -1
+    said.clear()
+    panel.dry_run().join(60)
+    assert panel.controls.said == "" and not panel.controls.busy
+    refused, = (message["text"] for message in said if message["kind"] == "refused")
+    assert "this machine is none of 10.0.0.1, 10.0.0.2: give --node-rank K" in refused and "\n" not in refused
+    panel.target.backend, panel.target.several = "mpirun", True
+    with pytest.raises(InputError, match="names no host"):
+        panel.start()
+    assert not panel.run.exists()
+
+
+@pytest.mark.multiprocess
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("backend", ["msrun", pytest.param("mpirun", marks=pytest.mark.slow)])
+def test_two_processes_are_started_by_a_back_end_their_output_shown_and_stopped(debug_config, panel_of, backend):
+    if backend == "mpirun" and not shutil.which("mpirun"):
+        pytest.skip("no Open MPI here")
+    panel = panel_of(ConfigForm(debug_config.replace(**{"model.num_layers": 2, "train.steps": 100_000, "train.eval_every": 100_000})))
+    panel.target.backend, panel.target.nproc = backend, 2
+    assert f"--backend {backend} --nproc 2" in panel.controls.command == panel.settings.command
+    panel.start()
+    assert panel.controls.running
+    assert launching.wait_for(panel.run, step=2) in ("training", "saving")
+    wait_for(lambda: "rank 1: training" in panel.controls.said)
+    assert "started 2 of 2 ranks here" in panel.controls.said
+    assert '"backend": "%s"' % backend in (panel.run / "launch.json").read_text()
+    panel.controls._received(panel.controls, {"do": "stop"}, [])
+    assert panel.controls.stopping
+    wait_for(lambda: not panel.controls.running)
+    assert "2 ranks" in panel.controls.said and "ended with exit code 0 after" in panel.controls.said
+    assert launching.wait_for(panel.run) == "stopped" and list(panel.run.glob("checkpoints/step-*/manifest.json"))
+    assert launched_by(panel.run) == backend, "it is resumed as it was started"
+
+
+def test_a_start_that_is_refused_ends_with_its_reason_and_its_exit_code(debug_config, panel_of):
+    panel = panel_of(debug_config)
+    panel.target.nproc = 3
+    panel.start()
+    wait_for(lambda: not panel.controls.running)
+    reason, end = panel.controls.said.splitlines()[-2:]
+    assert "batch_size=4 must be a multiple of 3" in reason and end.startswith("ended with exit code 2 after")
