@@ -11,6 +11,7 @@ import functools
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -20,6 +21,7 @@ import traitlets
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.runs import list_runs, request_stop
+from pangu_lab.runs.ranks import RankReader
 from pangu_lab.runs.units import BITS, common_unit
 from widgets.base import LabWidget
 from widgets.launching import launch_note, resume_run
@@ -29,6 +31,7 @@ from widgets.still import monitor_html, monitor_text
 
 POLL_SECONDS = 0.5
 IDLE_SECONDS = 2.0  # of a run that has ended, which may be resumed
+RANK_SECONDS = 1.0  # between two looks at the ranks' heartbeats, for each 64 of them
 WHOLE_SECONDS = 15.0  # how often the whole picture is renewed while rows are sent
 
 
@@ -55,6 +58,7 @@ class RunMonitor(LabWidget):
     data = traitlets.List().tag(sync=True)
     samples = traitlets.List().tag(sync=True)
     others = traitlets.List().tag(sync=True)
+    ranks = traitlets.List().tag(sync=True)
     log_view = traitlets.Dict().tag(sync=True)
 
     def __init__(self, *runs: Union[Path, str], **values: Any) -> None:
@@ -63,6 +67,7 @@ class RunMonitor(LabWidget):
         self._lock = threading.RLock()
         self._configs: dict[str, tuple[float, Optional[RunConfig]]] = {}
         self._sent: dict[str, tuple] = {}
+        self._ranks_at, self._rank_reader = -RANK_SECONDS, RankReader("")
         self._whole_at, self._log_name, self._log_mark = 0.0, "", None
         self._followers = [RunFollower(Path(run).absolute()) for run in dict.fromkeys(map(str, runs))]
         super().__init__(**values)
@@ -89,6 +94,7 @@ class RunMonitor(LabWidget):
                 run.poll()
             self.heads = [self._head(run) for run in self._followers]
             self.samples = list(self._followers[0].samples)
+            self._look_at_ranks()
             self._send_whole()
             self._list_others()
 
@@ -117,6 +123,17 @@ class RunMonitor(LabWidget):
                 self._send_whole()
                 self._list_others()
             self._send_log()
+            pace = RANK_SECONDS * max(1.0, len(self.ranks) / 64)
+            if ended_now or self._alive() and time.monotonic() - self._ranks_at > pace:
+                self._look_at_ranks()
+
+    def _look_at_ranks(self) -> None:
+        """One line a rank, whichever host it is on; none where there is one rank alone."""
+        self._ranks_at = time.monotonic()
+        if self._rank_reader.folder != self._followers[0].folder:
+            self._rank_reader = RankReader(self._followers[0].folder)
+        found = self._rank_reader.read()
+        self.ranks = [asdict(one) for one in found] if len(found) > 1 else []
 
     def _head(self, run: RunFollower) -> dict[str, Any]:
         head = head_of(run, self._config(run))

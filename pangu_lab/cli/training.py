@@ -43,6 +43,8 @@ def register(verbs: Any) -> None:
     runs.add_argument("--stop", metavar="NAME", help="ask this run (its name, or its folder) to finish its step, save and end")
     runs.add_argument("--samples", action="store_true",
                       help="print what one run (its folder, or its name in runs) wrote at its evaluations (train.sample_prompts)")
+    runs.add_argument("--ranks", action="store_true",
+                      help="list the ranks of one run, on whatever hosts: state, step, and when each was last heard of")
     runs.add_argument("--compare", nargs="+", metavar="NAME",
                       help="compare these runs: curves, losses at the same steps, settings that differ")
     runs.add_argument("--tensorboard", metavar="OUT",
@@ -126,6 +128,8 @@ def show_runs(args: argparse.Namespace) -> int:
         return finish(args, {"run": args.stop, "asked": "stop"})
     if args.samples:
         return _show_samples(args)
+    if args.ranks:
+        return _show_ranks(args)
     if args.compare:
         from pangu_lab.runs.comparison import compare_runs
 
@@ -165,15 +169,34 @@ def _time(seconds: Optional[float]) -> Optional[str]:
 def _show_samples(args: argparse.Namespace) -> int:
     from pangu_lab.runs import read_curves
 
-    folder = Path(args.folder) if _is_run(Path(args.folder)) else Path("runs") / args.folder
-    if not _is_run(folder):
-        raise InputError(f"{args.folder}: no run here: name one, such as `pangu-lab runs runs/first --samples`")
+    folder = _one_run(args, "--samples")
     samples = read_curves(folder).samples
     if not samples:
         say(f"{folder}: no samples: a run writes them with --set train.sample_prompts='[\"春天来了，\"]' and held-out data")
     for sample in samples:
         say(f"step {sample['step']}: {one_line(sample['prompt'])} ▸ {one_line(sample['text'])}")
     return finish(args, [{key: sample[key] for key in ("step", "prompt", "text")} for sample in samples])
+
+
+def _show_ranks(args: argparse.Namespace) -> int:
+    from pangu_lab.runs import read_ranks
+
+    folder = _one_run(args, "--ranks")
+    found = read_ranks(folder)
+    if not found:
+        say(f"{folder}: no heartbeats of ranks: only a launch has them")
+    else:
+        table(["rank", "host", "pid", "state", "step", "heard of", "why it ended"],
+              [[one.rank, one.host, one.pid, one.state, one.step, f"{duration(one.age)} ago", one.note or None] for one in found])
+    return finish(args, found)
+
+
+def _one_run(args: argparse.Namespace, option: str) -> Path:
+    """The run that DIR is, or that is named so in ``runs``; its ranks may not have begun to train."""
+    for folder in (Path(args.folder), Path("runs") / args.folder):
+        if _is_run(folder) or option == "--ranks" and (folder / "launch.json").exists():
+            return folder
+    raise InputError(f"{args.folder}: no run here: name one, such as `pangu-lab runs runs/first {option}`")
 
 
 def _boards(args: argparse.Namespace) -> dict[str, Any]:

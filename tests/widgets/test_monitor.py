@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import numpy as np
 import pytest
 
 from pangu_lab.errors import InputError
+from tests.runs.test_ranks import write as write_beat
 from widgets.monitor import RunMonitor
 from widgets.run_data import RunFollower
 
@@ -134,6 +137,24 @@ def test_the_monitor_says_epochs_tokens_a_parameter_and_the_last_warning(written
     monitor = monitor_of(run.folder)
     assert "1.25 epochs, 0.0179 tokens a parameter" in monitor.still_text()
     assert "! from step 2 on it learns &lt;by&gt; heart" in monitor.still_html()
+
+
+def test_every_rank_is_a_line_whichever_host_it_is_on(written_run, monitor_of):
+    run = written_run()
+    run.step(5)
+    run.status("training", 5)
+    monitor = monitor_of(run.folder)
+    assert monitor.ranks == []
+    write_beat(run.folder, 0, step=5)
+    write_beat(run.folder, 1, step=4, host="node-b", boot="another", pid=(1 << 22) - 1)
+    monitor.refresh()
+    assert [(one["rank"], one["host"], one["state"], one["step"]) for one in monitor.ranks] == [
+        (0, socket.gethostname(), "training", 5), (1, "node-b", "training", 4)]
+    write_beat(run.folder, 1, "done", step=20, host="node-b", boot="another")
+    run.step(20)
+    run.status("finished", 20)
+    monitor.tick()
+    assert [(one["state"], one["step"]) for one in monitor.ranks] == [("training", 5), ("done", 20)]
 
 
 def test_samples_follow_the_run_and_are_text_and_never_markup(written_run, monitor_of):

@@ -13,6 +13,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate import explain
 from pangu_lab.generate.sequence import CANCELLED, END_OF_DOCUMENT, FULL, LENGTH, STOP
 from pangu_lab.planner.memory import KINDS
+from pangu_lab.runs import ranks
+from pangu_lab.runs.heartbeat import BEFORE_TRAINING
 from pangu_lab.texts import catalogue
 from widgets.base import HERE, set_language
 from widgets.run_state import ENDED
@@ -52,6 +54,7 @@ def test_the_words_a_script_asks_for_are_in_the_catalogue(path: Path):
 @pytest.mark.parametrize("section, prefix, found", [
     ("next", "stage_", {stage.name for heat in (0, 1) for stage in explain(np.arange(5.0), SamplingConfig(temperature=heat))}),
     ("monitor", "state_", {*ENDED, "starting", "compiling", "training", "evaluating", "saving"}),
+    ("monitor", "rank_", {*BEFORE_TRAINING, *ranks.ENDED, "silent", "compiling", "training", "evaluating", "saving", "finished", "stopped"}),
     ("pad", "reason_", {END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED}),
     ("form", "section_", {key.partition(".")[0] for key in all_keys() if "." in key}), ("form", "memory_", set(KINDS))])
 def test_words_that_scripts_put_together_are_in_the_catalogue(section, prefix, found):

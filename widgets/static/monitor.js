@@ -245,7 +245,7 @@ class Monitor {
     this.listeners = [
       ["change:data", () => { this.runs.replace(model.get("data")); this.draw(); }],
       ["change:heads", () => this.showHead()], ["change:others", () => this.showOthers()],
-      ["change:samples", () => this.showSamples()], ["change:log_view", () => this.showLog()],
+      ["change:samples", () => this.showSamples()], ["change:ranks", () => this.showRanks()], ["change:log_view", () => this.showLog()],
       ["change:axis change:log change:smoothing", () => { this.showControls(); this.draw(); }],
       ["msg:custom", (message, buffers) => this.receive(message, buffers)],
     ];
@@ -302,10 +302,11 @@ class Monitor {
     this.chart.frame.append(this.tip);
     fill(this.node,
       el("div", { class: "pgl-row" }, this.badge, this.title, this.progress, el("span", { class: "pgl-row pgl-push" }, this.stop, this.resume, languageSwitch(this.model))),
-      this.bar, this.refusal, this.trouble, this.warning, this.tiles, this.controls(), this.legend, this.waiting, this.chart.frame, this.small, this.samples(), this.logs());
+      this.bar, this.refusal, this.trouble, this.warning, this.tiles, this.controls(), this.legend, this.waiting, this.chart.frame, this.small, this.samples(), this.rankLines(), this.logs());
     this.showControls();
     this.showOthers();
     this.showHead();
+    this.showRanks();
     this.showLog();
     this.draw();
   }
@@ -437,6 +438,22 @@ class Monitor {
     this.sampleSlider.value = String(row);
     this.sampleStep.textContent = this.t("sample_step", { step: steps[row].toLocaleString("en-US") });
     fill(this.sampleTexts, samples.filter((one) => one.step === steps[row]).map((one) => el("div", { style: "white-space:pre-wrap;margin:4px 0" }, el("b", {}, one.prompt), one.text)));
+  }
+
+  // Every rank, on whichever host, a line.
+  rankLines() {
+    this.rankTable = el("table", { class: "pgl-table" });
+    this.rankBox = el("details", { open: true, style: "margin-top:10px", "data-name": "ranks" }, el("summary", {}, this.t("ranks")), el("div", { class: "pgl-scroll" }, this.rankTable));
+    return this.rankBox;
+  }
+
+  showRanks() {
+    const [ranks, t] = [this.model.get("ranks"), this.t];
+    this.rankBox.hidden = !ranks.length;
+    const troubled = (one) => ["failed", "refused", "gone", "silent"].includes(one.state);
+    fill(this.rankTable, el("tr", {}, ["rank", "host", "state", "axis_step", "heard"].map((key) => el("th", {}, t(key)))), ranks.map((one) => el("tr", { "data-rank": String(one.rank) },
+      el("td", {}, String(one.rank)), el("td", { title: `pid ${one.pid}` }, one.host), el("td", { class: troubled(one) && "pgl-bad", title: one.note }, t(`rank_${one.state}`)),
+      el("td", {}, one.step.toLocaleString("en-US")), el("td", {}, one.state === "done" ? "" : t("ago", { time: clock(one.age) })))));
   }
 
   showOthersNames(heads) {

@@ -144,7 +144,7 @@ class Target {
       node.hidden = !errors[key];
     }
     const ranks = machines.reduce((sum, one) => sum + one.ranks, 0);
-    const told = machines.length ? t(machines.length > 1 ? "told" : "told_one", { machines: machines.length, ranks }) : "";
+    const told = machines.length ? t("told", { machines: machines.length, ranks }) : "";
     this.hostsTold.textContent = told;
     this.tableTold.textContent = told || t("no_server");
     this.entryTold.textContent = model.get("entry_devices") ? t("entry", { devices: model.get("entry_devices") }) : "";
