@@ -27,6 +27,27 @@ def at_the_form(debug_data, tmp_path):
         yield person, tmp_path / "lab"
 
 
+def test_lines_of_a_hosts_file_are_typed_checked_loaded_and_in_the_command(at_the_form, tmp_path):
+    person, folder = at_the_form
+    error = ".pgl-target .pgl-error:not([hidden])"
+    person.wait(lambda: person.find(".pgl-target select"))
+    person.click(".pgl-target option[value=mpirun]")
+    person.click(".pgl-target option[value=hosts]")
+    person.type(".pgl-target textarea[data-name=hosts_text]", "node-a slots=8\nnode-b slots")
+    person.wait(lambda: "hosts, line 2: 'node-b slots' is not 'NAME' or 'NAME slots=N'" in person.text(error))
+    person.find(".pgl-target textarea[data-name=hosts_text]").send_keys("=8")
+    person.wait(lambda: "machines: 2, processes: 16" in person.text(".pgl-target") and not person.all(error))
+    assert "--backend mpirun --hosts runs/hosts" in person.text(".pgl-launch .pgl-command")
+    looks_right(person, "target-hosts")
+    (tmp_path / "mine").write_text("10.0.0.1 slots=2\n10.0.0.2 slots=2\n")
+    person.find(".pgl-target input[data-name=choose_file]").send_keys(str(tmp_path / "mine"))
+    person.wait(lambda: "machines: 2, processes: 4" in person.text(".pgl-target"))
+    person.press(".pgl-launch", "Dry run")
+    person.wait(lambda: "# host 10.0.0.2 (node rank 1): ranks 2 to 3" in person.text(".pgl-launch .pgl-said"))
+    assert (folder / "runs" / "hosts").read_text() == (tmp_path / "mine").read_text()
+    assert person.errors() == []
+
+
 def test_a_rank_table_is_pasted_together_checked_written_and_planned_for(at_the_form):
     person, folder = at_the_form
     error, told = ".pgl-target .pgl-error:not([hidden])", ".pgl-target [role=status]"
@@ -76,8 +97,4 @@ def test_mpirun_starts_two_processes_from_the_form_and_their_end_is_shown(at_the
     assert "finished at step 5: 2 ranks" in person.text(".pgl-launch .pgl-said")
     person.show(".pgl-target")
     looks_right(person, "target-mpirun")
-    person.click(".pgl-target option[value=hosts]")
-    person.type(".pgl-target textarea[data-name=hosts_text]", "node-a slots=8\nnode-b slots")
-    person.wait(lambda: "hosts, line 2: 'node-b slots' is not 'NAME' or 'NAME slots=N'" in person.text(".pgl-target .pgl-error:not([hidden])"))
-    person.picture("target-hosts")
     assert person.errors() == []

@@ -11,6 +11,7 @@ import pytest
 from pangu_lab.checkpoint import Checkpoint, load_weights, save_checkpoint
 from pangu_lab.checkpoint.convert import CKPT_FILE, convert_checkpoint
 from pangu_lab.checkpoint.layouts import gpt_name, published_name
+from pangu_lab.checkpoint.made_release import write_shards
 from pangu_lab.checkpoint.mindspore_ckpt import index_ckpt, read_entry, write_ckpt
 from pangu_lab.checkpoint.releases import open_source
 from pangu_lab.config import ModelConfig, RunConfig
@@ -298,37 +299,10 @@ def parity_logits(folder, ids):
     return PanguLogits(PanguStage(Parts(model, Weights(arrays))))(Tensor(ids), Tensor(positions)).asnumpy()
 
 
-def sharded(folder, weights, optimizer=4, tensor=2):
-    """The sharded release for 8 ranks, with a strategy file made by MindSpore's own messages."""
-    from mindspore.train.node_strategy_pb2 import ParallelStrategyMap
-
-    strategy = ParallelStrategyMap(current_stage=0)
-    pieces = [{} for _ in range(optimizer * tensor)]
-    for name, value in weights.items():
-        axis = cut_axis(name)
-        item = strategy.parallel_layout_item.add(param_name=name)
-        layout = item.parallel_layouts
-        layout.dev_matrix.add(dim=[optimizer, tensor])
-        layout.tensor_map.add(dim=[0 if place == axis else -1 for place in range(value.ndim)])
-        layout.field, layout.opt_weight_shard_step = 0, tensor if axis is not None else 0
-        layout.opt_weight_shard_size = -1 if axis is not None else 0
-        for rank, piece in enumerate(pieces):
-            part = value if axis is None else np.split(value, tensor, axis)[rank % tensor]
-            piece[name] = part if axis is None else np.split(part, optimizer)[rank // tensor]
-    (folder / "pangu_strategy.ckpt").write_bytes(strategy.SerializeToString())
-    tables = [name for name in weights if "_embedding." in name]
-    for rank, piece in enumerate(pieces):
-        release(folder / f"filerted_{rank}.ckpt", {name: piece[name] for name in piece if name not in tables})
-    for name in tables:
-        np.save(folder / f"{name.split('.')[1]}.npy", weights[name])
-
-
-def cut_axis(name):
-    """The axis that the release cuts by tensor parallelism."""
-    if name.endswith("output.mapping.weight"):
-        return 1
-    whole = ("_embedding.embedding_table", "gamma", "beta", "projection.bias")
-    return None if name.endswith(whole) else 0
+def sharded(folder, weights):
+    """The sharded release for 8 ranks, in one folder."""
+    write_shards(folder, weights, tensor=2, optimizer=4)
+    (folder / "strategy.ckpt").rename(folder / "pangu_strategy.ckpt")
 
 
 def test_a_sharded_release_of_eight_ranks_is_merged_bit_for_bit(tmp_path, weights):

@@ -9,8 +9,14 @@ function el(tag, attributes = {}, ...children) {
     else if (name === "value" || name === "checked" || name === "disabled" || name === "textContent") node[name] = value;
     else node.setAttribute(name, value === true ? "" : value);
   }
+  if (tag === "textarea") node.addEventListener("keydown", keepLineBreak);
   node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
   return node;
+}
+
+// JupyterLab's notebook would take Enter for itself, and no new line would come.
+function keepLineBreak(event) {
+  if (event.key === "Enter" && !event.shiftKey && !event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
 }
 
 function fill(node, ...children) {
