@@ -65,6 +65,7 @@ class LaunchPanel(Watched):
                  folder: Union[Path, str] = "runs", target: Optional[TargetForm] = None, **values: Any) -> None:
         self.settings = preset(settings) if isinstance(settings, str) else settings
         self._started: Optional[StartedRun] = None
+        self._telling: Optional[threading.Thread] = None
         self.folder = Path(folder)
         self.target = target or TargetForm(folder, **values)
         self.controls = LaunchControls(name=name, folder=str(folder), **values)
@@ -132,6 +133,17 @@ class LaunchPanel(Watched):
             self.controls.stopping = True
             interrupt(self._started)
 
+    def wait(self) -> str:
+        """Wait for the end of the command that was started here; its last line. Interrupting the wait leaves it alone.
+
+        Raises:
+            InputError: nothing was started here.
+        """
+        if self._telling is None:
+            raise InputError("nothing was started here yet")
+        self._telling.join()
+        return self.controls.said.rpartition("\n")[2]
+
     # ---------------------------------------------------------------- the command at work
 
     def _ask(self, words: list[str]) -> None:
@@ -147,7 +159,8 @@ class LaunchPanel(Watched):
         self._started = started
         self.controls.said, self.controls.stopping, self.controls.running = "", False, True
         self.monitor.show(self.run)
-        threading.Thread(target=self._tell, args=(started, time.monotonic()), name="launch", daemon=True).start()
+        self._telling = threading.Thread(target=self._tell, args=(started, time.monotonic()), name="launch", daemon=True)
+        self._telling.start()
         return started
 
     def _tell(self, started: StartedRun, begun: float) -> None:

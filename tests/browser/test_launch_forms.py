@@ -95,6 +95,9 @@ def test_mpirun_starts_two_processes_from_the_form_and_their_end_is_shown(at_the
     person.picture("target-mpirun-running")
     person.wait(lambda: "ended with exit code 0" in person.text(".pgl-launch .pgl-said"), 240)
     assert "finished at step 5: 2 ranks" in person.text(".pgl-launch .pgl-said")
+    for rank in (0, 1):
+        person.wait(lambda: "done" in person.text(f".pgl-monitor tr[data-rank='{rank}']"))
     person.show(".pgl-target")
     looks_right(person, "target-mpirun")
+    person.picture("target-mpirun-monitor", ".pgl-monitor")
     assert person.errors() == []

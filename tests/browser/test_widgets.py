@@ -20,7 +20,7 @@ CELLS = ("from widgets import *\nfrom pangu_lab.config import SamplingConfig\nfr
          "LaunchPanel(ConfigForm('debug'), 'first')", "ConfigForm('tiny')", "TokenView('白日依山尽 <b>')", "NextToken(lm.engine, 'ab')",
          "AttentionView(lm, '春天好。ab!')", "GenerationPad(lm, prompt='ab', sampling=SamplingConfig(seed=2))", "LayoutPicker('2.6B', devices=8)",
          "StartForm('novel.txt')")
-KINDS = ("launch", "monitor", "form", "tokens", "next", "attention", "pad", "layout", "starter")
+KINDS = ("target", "launch", "monitor", "form", "tokens", "next", "attention", "pad", "layout", "starter")
 # Texts whose contrast with the colour behind them is below 4. Colours are painted to be read as numbers.
 PALE = """
 const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true});

@@ -162,8 +162,9 @@ def test_two_processes_are_started_by_a_back_end_their_output_shown_and_stopped(
 
 def test_a_start_that_is_refused_ends_with_its_reason_and_its_exit_code(debug_config, panel_of):
     panel = panel_of(debug_config)
+    with pytest.raises(InputError, match="nothing was started"):
+        panel.wait()
     panel.target.nproc = 3
     panel.start()
-    wait_for(lambda: not panel.controls.running)
-    reason, end = panel.controls.said.splitlines()[-2:]
-    assert "batch_size=4 must be a multiple of 3" in reason and end.startswith("ended with exit code 2 after")
+    assert panel.wait().startswith("ended with exit code 2 after") and not panel.controls.running
+    assert "batch_size=4 must be a multiple of 3" in panel.controls.said.splitlines()[-2]
