@@ -107,16 +107,24 @@ class LaunchPanel(Watched):
         """
         return self._follow(resume_run(self.run, self.target.ready()))
 
+    def plan(self) -> str:
+        """What would run on each machine, as the command's dry run says it; shown on the form and returned.
+
+        Raises:
+            InputError: the settings or the target on the form do not work, in the words of the form or the command.
+        """
+        self.controls.said = ask(self._dry_words())
+        return self.controls.said
+
     def dry_run(self) -> threading.Thread:
-        """Have the command say what would run on each machine, without waiting; ``controls.said`` is then its answer.
+        """As ``plan``, without waiting: the answer, or why there is none, then appears on the form.
 
         Raises:
             InputError: the settings or the target on the form do not work, or an answer is awaited.
         """
-        self._check()
         if self.controls.busy:
             raise InputError("the plan is being made: wait for it")
-        words = [*launch_words(self.config, self.run, target=self.target.ready()), "--dry-run"]
+        words = self._dry_words()
         self.controls.busy, self.controls.said = True, ""
         asking = threading.Thread(target=self._ask, args=(words,), name="dry run", daemon=True)
         asking.start()
@@ -184,6 +192,10 @@ class LaunchPanel(Watched):
         name = self.controls.name.strip()
         if not name or name in (".", "..") or "/" in name or "\\" in name:
             raise InputError(f"'{name}' cannot be a run's name: give a plain name such as first")
+
+    def _dry_words(self) -> list[str]:
+        self._check()
+        return [*launch_words(self.config, self.run, target=self.target.ready()), "--dry-run"]
 
     def _named(self) -> None:
         self._show_command()

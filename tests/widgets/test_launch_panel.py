@@ -131,6 +131,10 @@ def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(deb
     assert panel.controls.said == "" and not panel.controls.busy
     refused, = (message["text"] for message in said if message["kind"] == "refused")
     assert "this machine is none of 10.0.0.1, 10.0.0.2: give --node-rank K" in refused and "\n" not in refused
+    with pytest.raises(InputError, match="this machine is none of"):
+        panel.plan()
+    panel.target.node_rank = 1
+    assert panel.plan() == panel.controls.said and panel.controls.said.splitlines()[0] == lines[0]
     panel.target.backend, panel.target.several = "mpirun", True
     with pytest.raises(InputError, match="names no host"):
         panel.start()
