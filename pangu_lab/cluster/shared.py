@@ -70,7 +70,7 @@ class SharedModel:
         model = Model.load(source, tokenizer)
         if model.bundle is not None:
             if slots is not None or dtype != "float32":
-                raise InputError(f"{source}: a bundle has its own cache and fp32 weights: leave out slots and dtype")
+                raise InputError(f"{source}: a bundle has its own cache and weights: leave out slots and dtype")
             return cls._of_bundle(model, world, pipeline)
         layout = split(world or 1, pipeline or 1)
         check_split(model.config, layout.tensor, layout.pipeline)

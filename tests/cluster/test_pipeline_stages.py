@@ -22,13 +22,22 @@ from tests.cluster.test_places import PAIRS, PROMPTS
 from tests.evaluate.published import write_c3
 from tests.serve.running import running
 
+DRAWN = {"max_new_tokens": 12, "temperature": 0.8, "seed": 1}  # the likeliest text of so little training is empty
+
+
+def steps(model: PanguLM) -> np.ndarray:
+    """Logits of what follows a prompt of four tokens and each of four more, fed one by one."""
+    ids = list(range(20, 28))
+    return np.array([model.engine.prefill(ids[:4]), *(model.engine.step(index) for index in ids[4:])])
+
 
 @pytest.fixture(scope="module")
 def alone(debug_run):
-    """One process: the texts of the prompts, and the scores of the pairs."""
+    """One process: the texts of the prompts, the scores of the pairs, and logits step by step."""
     model = PanguLM.load(debug_run)
-    texts = [completion.text for completion in model.generate(PROMPTS, max_new_tokens=12, temperature=0)]
-    return texts, [model.score(*pair).logprob for pair in PAIRS]
+    texts = [completion.text for completion in model.generate(PROMPTS, **DRAWN)]
+    assert all(texts)
+    return texts, [model.score(*pair).logprob for pair in PAIRS], steps(model)
 
 
 @pytest.fixture(scope="module")
@@ -39,11 +48,12 @@ def staged(debug_run, tmp_path_factory):
 
 
 def test_two_by_two_processes_write_and_score_as_one_does(debug_run, alone):
-    texts, scores = alone
+    texts, scores, logits = alone
     model = PanguLM.load(debug_run, processes=4, pipeline=2)
     try:
-        assert [completion.text for completion in model.generate(PROMPTS, max_new_tokens=12, temperature=0)] == texts
+        assert [completion.text for completion in model.generate(PROMPTS, **DRAWN)] == texts
         assert [model.score(*pair).logprob for pair in PAIRS] == pytest.approx(scores, abs=1e-4)
+        np.testing.assert_allclose(steps(model), logits, rtol=0, atol=1e-4)
     finally:
         model.close()
 
@@ -56,7 +66,7 @@ def test_a_lost_stage_is_named_and_another_takes_its_place(debug_run, alone):
         with pytest.raises(NetworkLost, match="rank 1 on .* is lost"):
             model.generate(PROMPTS, max_new_tokens=50, temperature=0, min_new_tokens=50)
         model.runner.recover(lambda: True)
-        assert [completion.text for completion in model.generate(PROMPTS, max_new_tokens=12, temperature=0)] == alone[0]
+        assert [completion.text for completion in model.generate(PROMPTS, **DRAWN)] == alone[0]
     finally:
         model.close()
 
@@ -87,7 +97,7 @@ def test_a_bundle_of_two_by_two_parts_is_served_with_the_text_of_one_process(sta
     with running(staged, "--nproc", "4", "--no-page") as server, httpx.Client(
             base_url=server.url, timeout=120, trust_env=False) as http:
         def written(prompt: str) -> str:
-            reply = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 12, "temperature": 0})
+            reply = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 12, "temperature": 0.8, "seed": 1})
             return reply.json()["choices"][0]["text"]
 
         with ThreadPoolExecutor(6) as clients:  # the groups of both stages are under way at the same time

@@ -93,11 +93,12 @@ def test_agents_need_a_key(debug_run, tmp_path, monkeypatch, capsys):
 
 def test_two_processes_write_and_score_as_one_does(debug_run, tmp_path, capsys):
     alone = PanguLM.load(debug_run)
-    wanted = [completion.text for completion in alone.generate(PROMPTS, max_new_tokens=12, temperature=0)]
+    wanted = [completion.text for completion in alone.generate(PROMPTS, max_new_tokens=12, temperature=0.8, seed=1)]
+    assert all(wanted)  # the likeliest text of so little training is empty
     scores = [alone.score(*pair).logprob for pair in PAIRS]
     both = PanguLM.load(debug_run, processes=2, log_dir=tmp_path / "logs")
     try:
-        assert [completion.text for completion in both.generate(PROMPTS, max_new_tokens=12, temperature=0)] == wanted
+        assert [completion.text for completion in both.generate(PROMPTS, max_new_tokens=12, temperature=0.8, seed=1)] == wanted
         assert [both.score(*pair).logprob for pair in PAIRS] == pytest.approx(scores, abs=1e-4)
         with pytest.raises(InputError, match="without processes="):
             both.attention("春天")
@@ -193,7 +194,7 @@ def test_ctrl_c_while_mpirun_s_processes_load_leaves_none_of_them(debug_run):
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed: apt-get install openmpi-bin")
 def test_mpirun_starts_the_processes_and_they_write_the_text_of_one(debug_run, capsys):
     base = ["generate", "--json", "--from", str(debug_run), "--prompt", PROMPTS[0], "--max-new-tokens", "12",
-            "--temperature", "0"]
+            "--temperature", "0.8", "--seed", "1"]
     texts = []
     for more in ([], ["--nproc", "2", "--backend", "mpirun"]):
         assert main([*base, *more]) == 0
