@@ -28,14 +28,17 @@ __version__ = "0.2.0"
 # MindSpore's log level is read once, when it is first imported; its warnings would drown the program's own words.
 os.environ.setdefault("GLOG_v", "3")
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "config": ["ModelConfig", "RunConfig", "SamplingConfig"],
-    "presets": ["load_yaml", "preset"],
-    "tokenizer": ["load_tokenizer", "train_vocabulary"],
-    "data": ["open_dataset", "prepare"],
-    "runs": ["list_runs", "read_curves"],
-    "lm": ["PanguLM"],
-    "evaluate": ["perplexity"],
-    "export": ["export_run", "load_bundle"],
-    "errors": ["InputError"],
-})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "config": ["ModelConfig", "RunConfig", "SamplingConfig"],
+        "presets": ["load_yaml", "preset"],
+        "tokenizer": ["load_tokenizer", "train_vocabulary"],
+        "data": ["open_dataset", "prepare"],
+        "runs": ["list_runs", "read_curves"],
+        "lm": ["PanguLM"],
+        "evaluate": ["perplexity"],
+        "export": ["export_run", "load_bundle"],
+        "errors": ["InputError"],
+    },
+)

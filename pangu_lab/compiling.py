@@ -24,15 +24,26 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, TypeVar
+from typing import TypeVar
 
 from pangu_lab.cache import cache_folder
 
 PACKAGE = Path(__file__).parent
 BUILT = "built"  # the package's folder of prebuilt libraries
 PRIVATE = "native"  # the cache's folder of libraries: it alone must be closed to others, whatever lies beside it
-KERNELS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-fvisibility=hidden", "-pthread", "-fopenmp-simd",
-           "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+KERNELS = (
+    "-O3",
+    "-std=gnu11",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-pthread",
+    "-fopenmp-simd",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wno-psabi",
+)
 log = logging.getLogger(__name__)
 Opened = TypeVar("Opened")
 
@@ -62,15 +73,43 @@ class Library:
         return f"{self.name}-{tag}.so"
 
 
-LIBRARIES = {library.name: library for library in (
-    # No fused or reordered arithmetic: equality with jieba rests on plain IEEE sums.
-    Library("segment", ("tokenizer/segment.c", "tokenizer/wordids.c"),
-            ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math")),
-    Library("kernels", tuple(f"ops/native/{unit}.c" for unit in (
-        "thread_pool", "scratch", "gemm", "gemv", "softmax", "layernorm", "activations",  # what all of them are made of
-        "network", "block", "projection", "cached_attention",  # prompts and decode steps
-        "linear", "attention", "dropout", "head_loss", "embedding", "optimizer")), KERNELS),  # training
-)}
+LIBRARIES = {
+    library.name: library
+    for library in (
+        # No fused or reordered arithmetic: equality with jieba rests on plain IEEE sums.
+        Library(
+            "segment",
+            ("tokenizer/segment.c", "tokenizer/wordids.c"),
+            ("-O2", "-std=c99", "-fPIC", "-shared", "-ffp-contract=off", "-fno-fast-math"),
+        ),
+        Library(
+            "kernels",
+            tuple(
+                f"ops/native/{unit}.c"
+                for unit in (
+                    "thread_pool",
+                    "scratch",
+                    "gemm",
+                    "gemv",
+                    "softmax",
+                    "layernorm",
+                    "activations",  # what all of them are made of
+                    "network",
+                    "block",
+                    "projection",
+                    "cached_attention",  # prompts and decode steps
+                    "linear",
+                    "attention",
+                    "dropout",
+                    "head_loss",
+                    "embedding",
+                    "optimizer",
+                )
+            ),
+            KERNELS,
+        ),  # training
+    )
+}
 
 
 def wanted() -> bool:
@@ -78,7 +117,7 @@ def wanted() -> bool:
     return os.environ.get("PANGU_LAB_NATIVE", "1") != "0"
 
 
-def compiled(name: str) -> Optional[Path]:
+def compiled(name: str) -> Path | None:
     """The library of ``LIBRARIES``, compiled if it is not there yet; None, with the reason logged, where it cannot be had."""
     library = LIBRARIES[name]
     file_name = library.file_name()
@@ -87,8 +126,11 @@ def compiled(name: str) -> Optional[Path]:
         return built
     for path in (cached.parent, cached):
         if path.exists() and not is_private(path):
-            log.warning("%s: another user owns it or may write it, so no compiled code is taken from there: delete it, "
-                        "or name another folder in PANGU_LAB_CACHE", path)
+            log.warning(
+                "%s: another user owns it or may write it, so no compiled code is taken from there: delete it, "
+                "or name another folder in PANGU_LAB_CACHE",
+                path,
+            )
             return None
     return cached if cached.exists() else build(library, cached.parent)
 
@@ -99,7 +141,7 @@ def is_private(path: Path) -> bool:
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def loaded(name: str, opened: Callable[[Path], Opened], without: str) -> Optional[Opened]:
+def loaded(name: str, opened: Callable[[Path], Opened], without: str) -> Opened | None:
     """What ``opened`` makes of the library's path; None where the user does not want it or it cannot be had.
 
     Args:
@@ -124,12 +166,12 @@ def all_built() -> bool:
     return all((PACKAGE / BUILT / library.file_name()).exists() for library in LIBRARIES.values())
 
 
-def compiler() -> Optional[str]:
+def compiler() -> str | None:
     """The path of a C compiler."""
     return next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
 
 
-def build(library: Library, folder: Path) -> Optional[Path]:
+def build(library: Library, folder: Path) -> Path | None:
     """Compile into this folder, made if need be; None, with the reason logged, where that cannot be done."""
     program = compiler()
     if program is None:
@@ -142,8 +184,13 @@ def build(library: Library, folder: Path) -> Optional[Path]:
     environment = dict(os.environ)
     environment.pop("LD_PRELOAD", None)  # a sanitizer's library is for the program: it makes compiling twice as long
     try:
-        subprocess.run([program, *library.options(), "-o", temporary, *map(str, library.paths()), "-lm"], check=True,
-                       capture_output=True, timeout=300, env=environment)
+        subprocess.run(
+            [program, *library.options(), "-o", temporary, *map(str, library.paths()), "-lm"],
+            check=True,
+            capture_output=True,
+            timeout=300,
+            env=environment,
+        )
         os.chmod(temporary, 0o755)  # the linker makes the file anew, and a umask of 002 would let the group write it
         os.replace(temporary, path)
         return path

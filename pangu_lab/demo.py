@@ -44,8 +44,12 @@ class DemoResult:
     seconds: float
 
 
-def run_demo(folder: Path | str, progress: Progress = silent, say: Callable[[str], None] = lambda text: None,
-             config: RunConfig | None = None) -> DemoResult:
+def run_demo(
+    folder: Path | str,
+    progress: Progress = silent,
+    say: Callable[[str], None] = lambda text: None,
+    config: RunConfig | None = None,
+) -> DemoResult:
     """Prepare the sample, train, generate, export, check.
 
     Args:
@@ -64,12 +68,15 @@ def run_demo(folder: Path | str, progress: Progress = silent, say: Callable[[str
     continuations = _write(result.run, say)
     equal = _export(result.run, folder, say, progress)
     seconds = time.monotonic() - started
-    say(f"\nDone in {seconds / 60:.1f} minutes. Held-out perplexity {before:.0f} → {result.eval_perplexity:.0f}. Next:\n"
+    say(
+        f"\nDone in {seconds / 60:.1f} minutes. Held-out perplexity {before:.0f} → {result.eval_perplexity:.0f}. Next:\n"
         f"  make lab                                        the notebooks\n"
         f"  .venv/bin/pangu-lab serve --bundle {folder / 'bundle'}     a page to write with, on 127.0.0.1\n"
-        f"  .venv/bin/pangu-lab generate --from {result.run} --prompt 春天    the same in the terminal")
-    return DemoResult(result.run, folder / "bundle", curve, before, result.eval_perplexity, continuations, equal,
-                      round(seconds, 1))
+        f"  .venv/bin/pangu-lab generate --from {result.run} --prompt 春天    the same in the terminal"
+    )
+    return DemoResult(
+        result.run, folder / "bundle", curve, before, result.eval_perplexity, continuations, equal, round(seconds, 1)
+    )
 
 
 def sample_run(folder: Path | str, config: RunConfig | None = None, progress: Progress = silent) -> Path:
@@ -104,8 +111,10 @@ def sample_data(folder: Path | str, config: RunConfig | None = None, progress: P
     if not (folder / "data" / "heldout").is_dir():
         return _prepare(config, _fresh(folder), progress, lambda text: None)
     there = open_dataset(folder / "data" / "train")
-    for key, is_there, wanted in (("model.vocab_size", there.vocab_size, config.model.vocab_size),
-                                  ("data.seq_length", there.seq_length, config.data.seq_length)):
+    for key, is_there, wanted in (
+        ("model.vocab_size", there.vocab_size, config.model.vocab_size),
+        ("data.seq_length", there.seq_length, config.data.seq_length),
+    ):
         if is_there != wanted:
             raise InputError(f"{folder} holds data for {key}={is_there}, not {wanted}: choose another folder")
     return _with_data(config, folder)
@@ -128,17 +137,29 @@ def _prepare(config: RunConfig, folder: Path, progress: Progress, say) -> RunCon
     train_vocabulary(sample_files("train"), folder / "tokenizer", config.model.vocab_size, progress=progress)
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     for part in ("train", "heldout"):
-        made = prepare(sample_files(part), folder / "data" / part, tokenizer, record_length=config.data.seq_length + 1,
-                       documents="block", progress=progress)
-        say(f"    {part}: {made.documents} documents, {made.characters:,} characters → {made.tokens:,} tokens in "
-            f"{made.records} records ({made.leftover_tokens} tokens left over)")
+        made = prepare(
+            sample_files(part),
+            folder / "data" / part,
+            tokenizer,
+            record_length=config.data.seq_length + 1,
+            documents="block",
+            progress=progress,
+        )
+        say(
+            f"    {part}: {made.documents} documents, {made.characters:,} characters → {made.tokens:,} tokens in "
+            f"{made.records} records ({made.leftover_tokens} tokens left over)"
+        )
     return _with_data(config, folder)
 
 
 def _with_data(config: RunConfig, folder: Path) -> RunConfig:
-    return config.replace(**{"data.path": str(folder / "data" / "train"),
-                             "data.eval_path": str(folder / "data" / "heldout"),
-                             "tokenizer.path": str(folder / "tokenizer")})
+    return config.replace(
+        **{
+            "data.path": str(folder / "data" / "train"),
+            "data.eval_path": str(folder / "data" / "heldout"),
+            "tokenizer.path": str(folder / "tokenizer"),
+        }
+    )
 
 
 def _train(config: RunConfig, folder: Path, progress: Progress, say):
@@ -173,8 +194,9 @@ def _export(run: Path, folder: Path, say, progress: Progress) -> bool:
     say("5 · Export: a bundle in MindIR, which needs no model code")
     bundle = export_run(run, folder / "bundle", progress=progress)
     greedy = SamplingConfig(max_new_tokens=32, temperature=0.0)
-    python, exported = (generate(engine, PROMPTS[0], greedy).ids
-                        for engine in (PanguLM.load(source).engine for source in (run, bundle)))
+    python, exported = (
+        generate(engine, PROMPTS[0], greedy).ids for engine in (PanguLM.load(source).engine for source in (run, bundle))
+    )
     if list(python) != list(exported):
         raise RuntimeError(f"the bundle gives other tokens than the model: {list(exported)} instead of {list(python)}")
     say(f"    {folder / 'bundle'}: continues with exactly the {len(python)} tokens that the Python model gives")

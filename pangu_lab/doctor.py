@@ -23,10 +23,24 @@ from pathlib import Path
 from pangu_lab import compiling, memory
 from pangu_lab.plotting import cjk_font
 
-PACKAGES = ("mindspore", "numpy", "jupyterlab", "ipywidgets", "anywidget", "gradio", "sentencepiece", "jieba",
-            "pcl-pangu", "tokenizers", "safetensors", "matplotlib")
-PORTS = {7860: ("pangu-lab serve", "pangu-lab serve --port 0 takes a free one"),
-         8888: ("make lab", "JupyterLab takes the next free one by itself")}
+PACKAGES = (
+    "mindspore",
+    "numpy",
+    "jupyterlab",
+    "ipywidgets",
+    "anywidget",
+    "gradio",
+    "sentencepiece",
+    "jieba",
+    "pcl-pangu",
+    "tokenizers",
+    "safetensors",
+    "matplotlib",
+)
+PORTS = {
+    7860: ("pangu-lab serve", "pangu-lab serve --port 0 takes a free one"),
+    8888: ("make lab", "JupyterLab takes the next free one by itself"),
+}
 GIB = 2**30
 
 # Runs in a separate process; its last line says which devices answered, after a product that must be 11.
@@ -63,19 +77,36 @@ def checks(folder: Path | str = ".") -> list[Check]:
         folder: where runs and data sets will be written (its free space is checked).
     """
     programs = (
-        ("chromium", ("chromium", "chromium-browser", "google-chrome"),
-         "only browser tests need it: apt-get install chromium chromium-driver"),
+        (
+            "chromium",
+            ("chromium", "chromium-browser", "google-chrome"),
+            "only browser tests need it: apt-get install chromium chromium-driver",
+        ),
         ("mpirun", ("mpirun",), "only launching with Open MPI needs it: apt-get install openmpi-bin"),
     )
-    return [_python(), *_packages(), *_mindspore(), _memory(), _cores(), _disk(Path(folder)), _compiler(), _font(),
-            *(_program(*program) for program in programs), *_ports()]
+    return [
+        _python(),
+        *_packages(),
+        *_mindspore(),
+        _memory(),
+        _cores(),
+        _disk(Path(folder)),
+        _compiler(),
+        _font(),
+        *(_program(*program) for program in programs),
+        *_ports(),
+    ]
 
 
 def _python() -> Check:
     version = platform.python_version()
     good = (3, 10) <= sys.version_info[:2] <= (3, 12)
-    return Check("Python", "ok" if good else "bad", f"{version} at {sys.executable}",
-                 "" if good else "install Python 3.10, 3.11 or 3.12, delete .venv and run make again")
+    return Check(
+        "Python",
+        "ok" if good else "bad",
+        f"{version} at {sys.executable}",
+        "" if good else "install Python 3.10, 3.11 or 3.12, delete .venv and run make again",
+    )
 
 
 def _packages() -> Iterator[Check]:
@@ -94,8 +125,7 @@ def _package(name: str, wanted) -> Check:
     except metadata.PackageNotFoundError:
         return Check(name, "bad", "not installed", f"pip install '{name}{text}'")
     if name == "numpy" and int(version.split(".")[0]) >= 2:
-        return Check(name, "bad", f"{version}: MindSpore's compiled parts need numpy 1",
-                     "pip install 'numpy>=1.26,<2'")
+        return Check(name, "bad", f"{version}: MindSpore's compiled parts need numpy 1", "pip install 'numpy>=1.26,<2'")
     if wanted is not None and not wanted.contains(version, prereleases=True):
         return Check(name, "warning", f"{version}, tested with {text}", f"pip install '{name}{text}'")
     return Check(name, "ok", version)
@@ -123,8 +153,12 @@ def _mindspore() -> Iterator[Check]:
     if answer is None or answer["total"] != 11.0:
         lines = [line for line in found.stderr.splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "no output")
-        yield Check("MindSpore computes", "bad", reason.strip()[:200],
-                    f"{sys.executable} -m pip install --force-reinstall mindspore==2.10.* 'numpy<2'")
+        yield Check(
+            "MindSpore computes",
+            "bad",
+            reason.strip()[:200],
+            f"{sys.executable} -m pip install --force-reinstall mindspore==2.10.* 'numpy<2'",
+        )
         return
     yield Check("MindSpore computes", "ok", "a product of matrices is right")
     yield _devices(answer["devices"])
@@ -133,11 +167,17 @@ def _mindspore() -> Iterator[Check]:
 def _devices(counts: dict[str, int]) -> Check:
     """The devices MindSpore can use; an accelerator with a driver that MindSpore does not see is named."""
     value = ", ".join(f"{name} × {count}" if count > 1 else name for name, count in counts.items() if count)
-    for name, tool, needs in (("GPU", "nvidia-smi", "CUDA 11.1 or 11.6 with cuDNN on LD_LIBRARY_PATH"),
-                              ("Ascend", "npu-smi", "the CANN toolkit (source its set_env.sh)")):
+    for name, tool, needs in (
+        ("GPU", "nvidia-smi", "CUDA 11.1 or 11.6 with cuDNN on LD_LIBRARY_PATH"),
+        ("Ascend", "npu-smi", "the CANN toolkit (source its set_env.sh)"),
+    ):
         if not counts.get(name) and shutil.which(tool):
-            return Check("devices", "warning", f"{value}; {tool} is here but MindSpore sees no {name}",
-                         f"MindSpore looks for {needs}; without it everything runs on the CPU")
+            return Check(
+                "devices",
+                "warning",
+                f"{value}; {tool} is here but MindSpore sees no {name}",
+                f"MindSpore looks for {needs}; without it everything runs on the CPU",
+            )
     return Check("devices", "ok", value)
 
 
@@ -149,8 +189,15 @@ def _last_json(text: str) -> dict | None:
 
 
 def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, timeout=seconds, stdin=subprocess.DEVNULL,
-                          env={**os.environ, "GLOG_v": "3"}, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, "GLOG_v": "3"},
+        check=False,
+    )
 
 
 def _memory() -> Check:
@@ -181,8 +228,11 @@ def _disk(folder: Path) -> Check:
 def _compiler() -> Check:
     if compiling.compiler() is None and compiling.all_built():
         return Check("compiler", "ok", "none, nor needed: the C libraries were built with the package")
-    return _program("compiler", ("cc", "gcc", "clang"),
-                    "with one, training, generation and preparing text are quicker, by 1.3 to 4 times: apt-get install gcc")
+    return _program(
+        "compiler",
+        ("cc", "gcc", "clang"),
+        "with one, training, generation and preparing text are quicker, by 1.3 to 4 times: apt-get install gcc",
+    )
 
 
 def _program(name: str, commands: tuple[str, ...], fix: str) -> Check:
@@ -199,8 +249,12 @@ def _program(name: str, commands: tuple[str, ...], fix: str) -> Check:
 def _font() -> Check:
     font = cjk_font()
     if font is None:
-        return Check("Chinese font", "warning", "none: plots would show boxes",
-                     "apt-get install fonts-noto-cjk, or pip install 'pangu-lab[fonts]' (85 MB)")
+        return Check(
+            "Chinese font",
+            "warning",
+            "none: plots would show boxes",
+            "apt-get install fonts-noto-cjk, or pip install 'pangu-lab[fonts]' (85 MB)",
+        )
     return Check("Chinese font", "ok", font)
 
 

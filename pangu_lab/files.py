@@ -133,7 +133,9 @@ def check_destination(path: Path | str, replace: bool = False) -> None:
     if path.exists() and not replace:
         raise InputError(f"{path} exists already: choose another folder or delete it first")
     if path.is_symlink() and not path.exists():
-        raise InputError(f"{path} is a link to {os.readlink(path)}, which is not there: remove it or choose another folder")
+        raise InputError(
+            f"{path} is a link to {os.readlink(path)}, which is not there: remove it or choose another folder"
+        )
     place = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
     try:
         os.rmdir(tempfile.mkdtemp(dir=place, prefix=f".{path.name}.partial-"))

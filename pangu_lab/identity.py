@@ -15,7 +15,7 @@ import signal
 import socket
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import psutil
 
@@ -44,7 +44,7 @@ class Identity:
         return f"process {self.pid} on host {self.host}"
 
 
-def parse_identity(values: Any) -> Optional[Identity]:
+def parse_identity(values: Any) -> Identity | None:
     """The identity from the result of ``to_dict``; None for anything else."""
     kinds = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields(Identity)}
     if not isinstance(values, dict) or any(type(values.get(name)) is not kind for name, kind in kinds.items()):
@@ -59,13 +59,13 @@ def own_identity() -> Identity:
     return Identity(socket.gethostname(), _boot(), _namespace(), os.getpid(), ticks)
 
 
-def identity_of(pid: int) -> Optional[Identity]:
+def identity_of(pid: int) -> Identity | None:
     """The process with this pid, here and now; None if there is none."""
     ticks = _ticks(str(pid)) if _proc_is_ours() else _created(pid)
     return Identity(socket.gethostname(), _boot(), _namespace(), pid, ticks) if ticks is not None else None
 
 
-def lives(identity: Identity) -> Optional[bool]:
+def lives(identity: Identity) -> bool | None:
     """Whether exactly that process is still running; None if that cannot be known from here."""
     here = own_identity()
     if (identity.kernel, identity.namespace) != (here.kernel, here.namespace):
@@ -117,7 +117,7 @@ def _namespace() -> str:
     return ""
 
 
-def _ticks(name: str) -> Optional[int]:
+def _ticks(name: str) -> int | None:
     """Start of a process in ticks since the boot; None if it is gone, or a zombie."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         text = (PROC / name / "stat").read_text(encoding="utf-8", errors="replace")
@@ -126,7 +126,7 @@ def _ticks(name: str) -> Optional[int]:
     return None
 
 
-def _created(pid: int) -> Optional[int]:
+def _created(pid: int) -> int | None:
     """The same where there is no /proc: a time that such systems note at the start and do not change."""
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)

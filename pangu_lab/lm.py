@@ -14,7 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -36,12 +36,19 @@ from pangu_lab.ranges import shown
 class PanguLM(Model):
     """A model ready to generate, to score, and to be inspected. ``PanguLM.load`` opens one; see ``Model``."""
 
-    _cluster: Optional[Cluster] = None
+    _cluster: Cluster | None = None
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None,
-             dtype: Optional[str] = None, processes: int | Places = 1, log_dir: Optional[str | Path] = None,
-             pipeline: Optional[int] = None):
+    def load(
+        cls,
+        source: str | Path,
+        tokenizer: str | None = None,
+        slots: int | None = None,
+        dtype: str | None = None,
+        processes: int | Places = 1,
+        log_dir: str | Path | None = None,
+        pipeline: int | None = None,
+    ):
         """As ``Model.load``; over several processes if asked, which share weights and work (tensor and pipeline
         parallelism). Then ``dtype`` is "float32", the default, or "float16".
 
@@ -64,8 +71,9 @@ class PanguLM(Model):
             raise InputError(f"processes={shown(processes, repr)} must be a whole number, or what find_places gives")
         cluster = processes.open(find(source), tokenizer, log_dir, slots, dtype)
         shared = cluster.shared
-        made = cls(shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin,
-                   runner=ClusterRunner(cluster))
+        made = cls(
+            shared.config, shared.tokenizer, shared.sampling, shared.name, shared.origin, runner=ClusterRunner(cluster)
+        )
         made._cluster = cluster
         weakref.finalize(made, cluster.close)
         return made
@@ -81,12 +89,14 @@ class PanguLM(Model):
         return EngineScorer(self.engine, name=self.name)
 
     @overload
-    def generate(self, prompt: str, explain: bool = ..., constraint: Optional[Constraint] = ...,
-                 **sampling: Any) -> Completion: ...
+    def generate(
+        self, prompt: str, explain: bool = ..., constraint: Constraint | None = ..., **sampling: Any
+    ) -> Completion: ...
 
     @overload
-    def generate(self, prompt: Sequence[str], explain: bool = ..., constraint: Optional[Constraint] = ...,
-                 **sampling: Any) -> list[Completion]: ...
+    def generate(
+        self, prompt: Sequence[str], explain: bool = ..., constraint: Constraint | None = ..., **sampling: Any
+    ) -> list[Completion]: ...
 
     def generate(self, prompt, explain=False, constraint=None, **sampling):
         """Continue a prompt, or each of several.
@@ -110,7 +120,7 @@ class PanguLM(Model):
             return generate(self.engine, prompt, chosen, explain, constraint)
         return generate_many(self.engine, list(prompt), chosen, explain=explain, constraint=constraint)
 
-    def stream(self, prompt: str, constraint: Optional[Constraint] = None, **sampling: Any) -> CompletionStream:
+    def stream(self, prompt: str, constraint: Constraint | None = None, **sampling: Any) -> CompletionStream:
         """Continue a prompt, giving the text piece by piece; settings as ``generate``."""
         return stream(self.engine, prompt, self._sampling(sampling), constraint)
 
@@ -131,10 +141,10 @@ class PanguLM(Model):
         group = max(1, self.runner.pool.slots // seq)
         if self.tokenizer is not None:
             self.engine.release_prefix(min(batch, group) * seq)
-        parts = [self._logits(ids[start:start + group]) for start in range(0, batch, group)]
+        parts = [self._logits(ids[start : start + group]) for start in range(0, batch, group)]
         return np.concatenate(parts)
 
-    def explain(self, prompt: str, constraint: Optional[Constraint] = None, **sampling: Any) -> list[Stage]:
+    def explain(self, prompt: str, constraint: Constraint | None = None, **sampling: Any) -> list[Stage]:
         """How the token after ``prompt`` would be chosen: the distribution after each step of the sampling chain.
 
         Settings as ``generate``. The first stage is the model's own distribution.
@@ -142,7 +152,7 @@ class PanguLM(Model):
         chosen, engine = self._sampling(sampling), self.engine
         read = prepare_prompt(prompt, engine.tokenizer, chosen, engine.max_length)
         begun = SequenceInProgress(read, engine.tokenizer, chosen, 0, constraint=constraint)
-        logits = engine.prefill(read.ids)[:engine.tokenizer.vocab_size]
+        logits = engine.prefill(read.ids)[: engine.tokenizer.vocab_size]
         engine.reset()
         return explain(logits, chosen, begun.history())
 
@@ -166,17 +176,23 @@ class PanguLM(Model):
                 positions, or the memory does not suffice.
         """
         if self._cluster is not None:
-            raise InputError(f"{self.name}: several processes have the weights, attention needs them in this one: load it "
-                             "without processes=")
+            raise InputError(
+                f"{self.name}: several processes have the weights, attention needs them in this one: load it "
+                "without processes="
+            )
         weights, tokenizer = self.require_weights("looked into"), self.require_tokenizer()
         texts = [tokenizer.encode(one) for one in ([text] if isinstance(text, str) else text)]
         if not texts or not all(texts):
             raise InputError("the text is empty: attention needs at least one token")
         try:
             with ONE_AT_A_TIME:
-                found = attention(weights, self.config, texts, [[tokenizer.piece(index) for index in ids] for ids in texts])
+                found = attention(
+                    weights, self.config, texts, [[tokenizer.piece(index) for index in ids] for ids in texts]
+                )
         except OSError as error:
-            raise InputError(f"{self.name}: its weights cannot be read any more, load the model again ({error})") from None
+            raise InputError(
+                f"{self.name}: its weights cannot be read any more, load the model again ({error})"
+            ) from None
         return found[0] if isinstance(text, str) else found
 
     def score(self, context: str, continuation: str) -> Score:
@@ -196,8 +212,9 @@ class PanguLM(Model):
             raise InputError(f"ids has {ids.shape[1]} tokens a row, the model holds {self.runner.max_length}")
         if ids.min() < 0 or ids.max() >= self.runner.vocab_size:
             wrong = ids.min() if ids.min() < 0 else ids.max()
-            raise InputError(f"token {wrong} is outside the vocabulary: the model has 0 to "
-                             f"{self.runner.vocab_size - 1}")
+            raise InputError(
+                f"token {wrong} is outside the vocabulary: the model has 0 to {self.runner.vocab_size - 1}"
+            )
         return ids
 
     def _logits(self, ids: np.ndarray) -> np.ndarray:
@@ -221,5 +238,7 @@ class PanguLM(Model):
         return apply_overrides(RunConfig(sampling=base), changes).sampling
 
     def __repr__(self) -> str:
-        return (f"PanguLM({self.name}: {self.config.num_layers} layers × {self.config.hidden_size}, "
-                f"{self.config.num_parameters:,} parameters)")
+        return (
+            f"PanguLM({self.name}: {self.config.num_layers} layers × {self.config.hidden_size}, "
+            f"{self.config.num_parameters:,} parameters)"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -18,7 +17,14 @@ from pangu_lab.checkpoint.source import StoredWeights, resolve_checkpoint, token
 from pangu_lab.config import ModelConfig, RunConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export.description import DESCRIPTION
-from pangu_lab.export.loading import dtype_of, load_bundle, load_bundle_tokenizer, model_config, read_bundle, sampling_of
+from pangu_lab.export.loading import (
+    dtype_of,
+    load_bundle,
+    load_bundle_tokenizer,
+    model_config,
+    read_bundle,
+    sampling_of,
+)
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.native import has_kernels
 from pangu_lab.generate.runner import DTYPES, HALF_DTYPES, Runner, narrow_runner, network_runner
@@ -52,22 +58,39 @@ class Model:
         settings: the run's, of a run or checkpoint.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Optional[Tokenizer], sampling: SamplingConfig = SamplingConfig(),
-                 name: str = "model", origin: str = "", weights: Optional[Mapping[str, np.ndarray]] = None,
-                 settings: Optional[RunConfig] = None, runner: Optional[Runner] = None, bundle: Optional[Path] = None,
-                 slots: Optional[int] = None, dtype: Optional[str] = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        sampling: SamplingConfig = SamplingConfig(),
+        name: str = "model",
+        origin: str = "",
+        weights: Mapping[str, np.ndarray] | None = None,
+        settings: RunConfig | None = None,
+        runner: Runner | None = None,
+        bundle: Path | None = None,
+        slots: int | None = None,
+        dtype: str | None = None,
+    ) -> None:
         if dtype is not None and dtype not in DTYPES:
             raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
         if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
-                             "give the tokenizer that the model was trained with")
-        self.config, self.tokenizer, self.sampling, self.name, self.origin = config, tokenizer, sampling, name, origin or name
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
+                "give the tokenizer that the model was trained with"
+            )
+        self.config, self.tokenizer, self.sampling, self.name, self.origin = (
+            config,
+            tokenizer,
+            sampling,
+            name,
+            origin or name,
+        )
         self.weights, self.settings, self.bundle = weights, settings, bundle
         self._runner, self._engine, self._slots, self._dtype = runner, None, slots, dtype
 
     @classmethod
-    def load(cls, source: str | Path, tokenizer: Optional[str] = None, slots: Optional[int] = None,
-             dtype: Optional[str] = None):
+    def load(cls, source: str | Path, tokenizer: str | None = None, slots: int | None = None, dtype: str | None = None):
         """The model in ``source``.
 
         Args:
@@ -90,19 +113,36 @@ class Model:
         name = Path(source).name if str(source).endswith(MARK) else folder.resolve().name
         settings, place = checkpoint.config, checkpoint.folder.resolve()
         of_run = f"{place.parent.parent.name}/{place.name}" if place.parent.name == "checkpoints" else place.name
-        return cls(settings.model, _tokenizer(folder, tokenizer, settings), settings.sampling, name,
-                   of_run, StoredWeights(checkpoint, settings), settings, slots=slots, dtype=dtype)
+        return cls(
+            settings.model,
+            _tokenizer(folder, tokenizer, settings),
+            settings.sampling,
+            name,
+            of_run,
+            StoredWeights(checkpoint, settings),
+            settings,
+            slots=slots,
+            dtype=dtype,
+        )
 
     @classmethod
-    def _of_bundle(cls, folder: Path, dtype: Optional[str]):
+    def _of_bundle(cls, folder: Path, dtype: str | None):
         description = read_bundle(folder)
         held = dtype_of(description)
         if dtype not in (None, held, "int8"):
-            raise InputError(f"{folder}: a bundle exported with {held} weights: leave out dtype {dtype}, or export it again with "
-                             f"`--dtype {dtype}`")
+            raise InputError(
+                f"{folder}: a bundle exported with {held} weights: leave out dtype {dtype}, or export it again with "
+                f"`--dtype {dtype}`"
+            )
         first = folder if (folder / DESCRIPTION).is_file() else min(folder.glob(f"rank_*/{DESCRIPTION}")).parent
-        return cls(model_config(description), load_bundle_tokenizer(first, description), sampling_of(description),
-                   description["name"], bundle=folder, dtype=dtype or held)
+        return cls(
+            model_config(description),
+            load_bundle_tokenizer(first, description),
+            sampling_of(description),
+            description["name"],
+            bundle=folder,
+            dtype=dtype or held,
+        )
 
     @property
     def runner(self) -> Runner:
@@ -118,9 +158,14 @@ class Model:
                 if self._dtype == "int8":
                     self._runner.use_int8()
             else:
-                check(f"{self.name}: generating", generation_need(self.config, self._slots, self.dtype), generation_need)
-                self._runner = (network_runner(self.weights, self.config, self._slots) if self.dtype == "float32" else
-                                narrow_runner(self.weights, self.config, self.dtype, self._slots))
+                check(
+                    f"{self.name}: generating", generation_need(self.config, self._slots, self.dtype), generation_need
+                )
+                self._runner = (
+                    network_runner(self.weights, self.config, self._slots)
+                    if self.dtype == "float32"
+                    else narrow_runner(self.weights, self.config, self.dtype, self._slots)
+                )
         return self._runner
 
     @property
@@ -151,8 +196,10 @@ class Model:
             InputError: there is none.
         """
         if self.tokenizer is None:
-            raise InputError(f"{self.name}: no tokenizer is kept with this model; load it with tokenizer= (--tokenizer): "
-                             "'pangu' for the published releases, or a tokenizer's folder")
+            raise InputError(
+                f"{self.name}: no tokenizer is kept with this model; load it with tokenizer= (--tokenizer): "
+                "'pangu' for the published releases, or a tokenizer's folder"
+            )
         return self.tokenizer
 
     def require_weights(self, purpose: str) -> Mapping[str, np.ndarray]:
@@ -162,8 +209,10 @@ class Model:
             InputError: it is a bundle.
         """
         if self.weights is None:
-            raise InputError(f"{self.name}: an exported bundle cannot be {purpose}: load the run, checkpoint or release that "
-                             "it was made from")
+            raise InputError(
+                f"{self.name}: an exported bundle cannot be {purpose}: load the run, checkpoint or release that "
+                "it was made from"
+            )
         return self.weights
 
 
@@ -177,7 +226,9 @@ def find(source: str | Path) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    if (shipped := shipped_folder(source)) is not None and not any((Path(parent) / folder).is_dir() for parent in FOLDERS):
+    if (shipped := shipped_folder(source)) is not None and not any(
+        (Path(parent) / folder).is_dir() for parent in FOLDERS
+    ):
         return shipped
     run = Path(str(source).removesuffix(MARK))
     if run.is_dir() and run != folder:
@@ -186,12 +237,14 @@ def find(source: str | Path) -> Path:
         for parent in FOLDERS:
             if (Path(parent) / run).is_dir():
                 return named(Path(parent) / folder)
-        raise InputError(f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint, "
-                         f"a bundle, or a model that comes with the lab ({', '.join(shipped_names())})")
+        raise InputError(
+            f"{source}: no such folder, here or in {' or '.join(FOLDERS)}; give a run (runs/NAME), a checkpoint, "
+            f"a bundle, or a model that comes with the lab ({', '.join(shipped_names())})"
+        )
     raise InputError(f"{source}: no such folder; give a run (runs/NAME), a checkpoint or a bundle")
 
 
-def _tokenizer(folder: Path, name: Optional[str | Path | Tokenizer], settings: RunConfig) -> Optional[Tokenizer]:
+def _tokenizer(folder: Path, name: str | Path | Tokenizer | None, settings: RunConfig) -> Tokenizer | None:
     """The one that is named, or else the one kept with a run or checkpoint, whose special tokens were chosen with the
     data."""
     if isinstance(name, Tokenizer):

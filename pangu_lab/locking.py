@@ -25,7 +25,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.identity import Identity, lives, own_identity, parse_identity
@@ -67,21 +67,23 @@ class Record:
         """Where it is and since when, for people."""
         here = own_identity()
         apart = self.process.kernel == here.kernel and self.process.namespace != here.namespace
-        return (f"on host {self.process.host}{', in another container,' if apart else ''} since "
-                f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}")
+        return (
+            f"on host {self.process.host}{', in another container,' if apart else ''} since "
+            f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(self.since))}"
+        )
 
     def __str__(self) -> str:
         return f"process {self.process.pid} ({self.place})"
 
 
-def read_record(path: Path | str) -> Optional[Record]:
+def read_record(path: Path | str) -> Record | None:
     """The record in a lock file; None when nobody holds it, or it cannot be read."""
     with contextlib.suppress(OSError, ValueError):
         return _parse(Path(path).read_bytes())
     return None
 
 
-def _parse(content: bytes) -> Optional[Record]:
+def _parse(content: bytes) -> Record | None:
     with contextlib.suppress(ValueError, TypeError, KeyError, OverflowError):
         values = parse_json(content[:SIZE], "the lock's record")
         process, since = parse_identity(values["process"]), values["since"]
@@ -90,7 +92,7 @@ def _parse(content: bytes) -> Optional[Record]:
     return None
 
 
-def is_locked(path: Path | str) -> Optional[bool]:
+def is_locked(path: Path | str) -> bool | None:
     """Whether somebody has the system's lock on the file; None where that cannot be known."""
     if fcntl is None:
         return None
@@ -111,7 +113,7 @@ def is_locked(path: Path | str) -> Optional[bool]:
         os.close(descriptor)
 
 
-def holder_lives(path: Path | str, record: Record) -> Optional[bool]:
+def holder_lives(path: Path | str, record: Record) -> bool | None:
     """Whether the process of a record still holds the lock; None when only its beats can tell (another host)."""
     alive = lives(record.process)
     if alive is not None:
@@ -135,11 +137,10 @@ class Lock:
         process: this process, as the record names it.
     """
 
-    def __init__(self, path: Path | str, what: str, doing: str, how: str,
-                 tell: Callable[[str], Any] = log.warning):
+    def __init__(self, path: Path | str, what: str, doing: str, how: str, tell: Callable[[str], Any] = log.warning):
         self.path, self.what, self.doing, self.how, self.tell = Path(path), what, doing, how, tell
         self.token = secrets.token_hex(16)
-        self._descriptor: Optional[int] = None
+        self._descriptor: int | None = None
         self._firm = False
         self._beats = 0
         self._since = 0.0
@@ -147,7 +148,7 @@ class Lock:
         self._lost = ""
         self._writing = threading.Lock()
         self._ended = threading.Event()
-        self._thread: Optional[threading.Thread] = None
+        self._thread: threading.Thread | None = None
 
     # ---------------------------------------------------------------- taking it
 
@@ -217,7 +218,7 @@ class Lock:
         self.tell(f"{self.what}: no sign of life from {who}: taken over")
         return True
 
-    def refusal(self, record: Optional[Record]) -> Held:
+    def refusal(self, record: Record | None) -> Held:
         """Who has it, where, since when, and what to do."""
         if record is None:
             return Held(f"{self.what}: another process is just starting here; try again in a moment")
@@ -262,8 +263,13 @@ class Lock:
         """Write the record over the old one; opened anew, because NFS passes on what was written at the closing."""
         with self._writing:
             self._beats += 1
-            values = {"process": self.process.to_dict(), "token": self.token, "beats": self._beats,
-                      "since": self._since, "firm": self._firm}
+            values = {
+                "process": self.process.to_dict(),
+                "token": self.token,
+                "beats": self._beats,
+                "since": self._since,
+                "firm": self._firm,
+            }
             descriptor = os.open(self.path, os.O_WRONLY)
             try:
                 os.pwrite(descriptor, json.dumps(values).encode().ljust(SIZE - 1) + b"\n", 0)

@@ -17,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import psutil
 
@@ -103,7 +102,7 @@ def _inactive(statistics: Path) -> int:
 # -------------------------------------------------------------------------------------------------- what is needed
 
 
-def forward_bytes(model: ModelConfig, tokens: int, span: int, layers: Optional[int] = None) -> int:
+def forward_bytes(model: ModelConfig, tokens: int, span: int, layers: int | None = None) -> int:
     """What a forward pass of ``tokens`` new tokens keeps, each of which looks at ``span`` positions; through ``layers`` of
     the network's, all by default."""
     each = ROWS * model.hidden_size + SCORES * model.num_heads * span
@@ -119,20 +118,32 @@ def weight_bytes(model: ModelConfig, dtype: str = "float32") -> int:
     return {"float32": 4, "int8": 1}.get(dtype, 2) * model.num_parameters
 
 
-def generation_need(model: ModelConfig, slots: Optional[int] = None, dtype: str = "float32",
-                    layers: Optional[int] = None) -> Need:
+def generation_need(
+    model: ModelConfig, slots: int | None = None, dtype: str = "float32", layers: int | None = None
+) -> Need:
     """To hold a model and write with it: weights once in ``dtype``, cache, the work of one call (through ``layers``)."""
     slots = slots or max(model.num_positions, 1024)
     tokens = min(model.num_positions, tokens_at_once(model))
-    return Need({"weights": weight_bytes(model, dtype), "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
-                 "work": forward_bytes(model, tokens, model.num_positions, layers) + 2 * _largest(model), "program": PROGRAM})
+    return Need(
+        {
+            "weights": weight_bytes(model, dtype),
+            "key-value cache": 8 * model.num_layers * slots * model.hidden_size,
+            "work": forward_bytes(model, tokens, model.num_positions, layers) + 2 * _largest(model),
+            "program": PROGRAM,
+        }
+    )
 
 
 def scoring_need(model: ModelConfig, tokens: int) -> Need:
     """To score batches of ``tokens`` tokens: such graphs have fixed shapes and keep the weights once more."""
     tokens = max(tokens, model.num_positions)
-    return Need({"weights": 2 * weight_bytes(model), "work": forward_bytes(model, tokens, model.num_positions),
-                 "program": PROGRAM})
+    return Need(
+        {
+            "weights": 2 * weight_bytes(model),
+            "work": forward_bytes(model, tokens, model.num_positions),
+            "program": PROGRAM,
+        }
+    )
 
 
 def conversion_need(shapes: Iterable[int], group: int) -> Need:
@@ -147,14 +158,15 @@ def _largest(model: ModelConfig) -> int:
 # ------------------------------------------------------------------------------------------------- said and checked
 
 
-def check(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None) -> None:
+def check(what: str, need: Need, smaller: Callable[[ModelConfig], Need] | None = None) -> None:
     """Say what ``what`` needs if it is much, and refuse it when that is not there; as ``estimate``, which gives the words."""
     words = estimate(what, need, smaller)
     log.log(logging.INFO if need.total > min(MUCH, available() / 4) else logging.DEBUG, words)
 
 
-def estimate(what: str, need: Need, smaller: Optional[Callable[[ModelConfig], Need]] = None,
-             more: Callable[[], str] = lambda: "") -> str:
+def estimate(
+    what: str, need: Need, smaller: Callable[[ModelConfig], Need] | None = None, more: Callable[[], str] = lambda: ""
+) -> str:
     """What ``what`` needs and what is there, in a line.
 
     Args:

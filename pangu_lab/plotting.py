@@ -17,12 +17,27 @@ from pathlib import Path
 SOME = "中国说书"  # simplified ones among them
 PACKAGED = "mplfonts", "fonts/NotoSansCJKsc-Regular.otf"
 KNOWN_FONTS = (
-    "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "PingFang SC",
-    "Microsoft YaHei", "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Heiti SC", "Hiragino Sans GB", "SimHei",
-    "Noto Serif CJK SC", "Source Han Serif SC", "Songti SC", "SimSun", "AR PL UMing CN", "Arial Unicode MS",
+    "Noto Sans CJK SC",
+    "Noto Sans SC",
+    "Source Han Sans SC",
+    "Source Han Sans CN",
+    "PingFang SC",
+    "Microsoft YaHei",
+    "WenQuanYi Micro Hei",
+    "WenQuanYi Zen Hei",
+    "Heiti SC",
+    "Hiragino Sans GB",
+    "SimHei",
+    "Noto Serif CJK SC",
+    "Source Han Serif SC",
+    "Songti SC",
+    "SimSun",
+    "AR PL UMing CN",
+    "Arial Unicode MS",
     "Noto Sans CJK TC",
     "Noto Sans CJK JP",  # matplotlib before 3.11 sees only this face of Noto's collection; it has the glyphs
-    "Noto Serif CJK JP", "Droid Sans Fallback",
+    "Noto Serif CJK JP",
+    "Droid Sans Fallback",
 )
 
 
@@ -97,6 +112,8 @@ def save_png(figure, png: Path | str, dpi: int) -> Path:
 
     written = BytesIO()
     figure.savefig(written, dpi=dpi)
-    few = Image.open(written).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)  # rare ones stay
+    few = (
+        Image.open(written).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    )  # rare ones stay
     few.save(png, format="PNG", optimize=True, dpi=(dpi, dpi))
     return Path(png)

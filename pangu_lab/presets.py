@@ -21,11 +21,13 @@ def debug() -> RunConfig:
     """Compiles in seconds; what the tests use."""
     return RunConfig(
         preset="debug",
-        model=ModelConfig(vocab_size=512, num_positions=64, hidden_size=32, num_layers=4, num_heads=4,
-                          dropout_rate=0.0),
+        model=ModelConfig(
+            vocab_size=512, num_positions=64, hidden_size=32, num_layers=4, num_heads=4, dropout_rate=0.0
+        ),
         data=DataConfig(seq_length=64, batch_size=4),
-        train=TrainConfig(steps=20, start_lr=3e-3, end_lr=3e-4, warmup_steps=4, eval_every=10, eval_batches=2,
-                          checkpoint_every=10),
+        train=TrainConfig(
+            steps=20, start_lr=3e-3, end_lr=3e-4, warmup_steps=4, eval_every=10, eval_batches=2, checkpoint_every=10
+        ),
     )
 
 
@@ -33,13 +35,28 @@ def tiny() -> RunConfig:
     """Learns the shipped sample in about three minutes on two cores."""
     return RunConfig(
         preset="tiny",
-        model=ModelConfig(vocab_size=2560, num_positions=128, hidden_size=192, num_layers=4, num_heads=6,
-                          hidden_act="fast_gelu", dropout_rate=0.1),
+        model=ModelConfig(
+            vocab_size=2560,
+            num_positions=128,
+            hidden_size=192,
+            num_layers=4,
+            num_heads=6,
+            hidden_act="fast_gelu",
+            dropout_rate=0.1,
+        ),
         data=DataConfig(seq_length=128, batch_size=16),
         # at first all tokens share one vector, which holds the frequencies of the pieces; with 2e-3 after 30 steps of
         # warm-up it grew so fast that it broke down at step 25 in one step (loss 8.13, gradient norm 119)
-        train=TrainConfig(steps=300, start_lr=1e-3, end_lr=1e-4, warmup_steps=100, eval_every=50, eval_batches=8,
-                          checkpoint_every=100, log_every=1),
+        train=TrainConfig(
+            steps=300,
+            start_lr=1e-3,
+            end_lr=1e-4,
+            warmup_steps=100,
+            eval_every=50,
+            eval_batches=8,
+            checkpoint_every=100,
+            log_every=1,
+        ),
     )
 
 
@@ -47,8 +64,15 @@ def small() -> RunConfig:
     """An evening on a laptop with a few megabytes of text; the yardstick of the benchmarks."""
     return RunConfig(
         preset="small",
-        model=ModelConfig(vocab_size=8000, num_positions=256, hidden_size=384, num_layers=6, num_heads=6,
-                          hidden_act="fast_gelu", dropout_rate=0.0),
+        model=ModelConfig(
+            vocab_size=8000,
+            num_positions=256,
+            hidden_size=384,
+            num_layers=6,
+            num_heads=6,
+            hidden_act="fast_gelu",
+            dropout_rate=0.0,
+        ),
         data=DataConfig(seq_length=256, batch_size=12),
         train=TrainConfig(steps=4000, start_lr=6e-4, end_lr=6e-5, warmup_steps=200, eval_every=200),
     )
@@ -63,18 +87,36 @@ def verse() -> RunConfig:
     """
     return RunConfig(
         preset="verse",
-        model=ModelConfig(vocab_size=6000, num_positions=128, hidden_size=256, num_layers=4, num_heads=4,
-                          hidden_act="fast_gelu", dropout_rate=0.0),
+        model=ModelConfig(
+            vocab_size=6000,
+            num_positions=128,
+            hidden_size=256,
+            num_layers=4,
+            num_heads=4,
+            hidden_act="fast_gelu",
+            dropout_rate=0.0,
+        ),
         data=DataConfig(seq_length=128, batch_size=32),
-        train=TrainConfig(steps=3000, optimizer="muon", schedule="wsd", start_lr=1e-2, end_lr=0.0, warmup_steps=50,
-                          eval_every=200, eval_batches=20, checkpoint_every=200, log_every=10),
+        train=TrainConfig(
+            steps=3000,
+            optimizer="muon",
+            schedule="wsd",
+            start_lr=1e-2,
+            end_lr=0.0,
+            warmup_steps=50,
+            eval_every=200,
+            eval_batches=20,
+            checkpoint_every=200,
+            log_every=10,
+        ),
     )
 
 
 def debug_moe() -> RunConfig:
     """The debug preset with two experts of four for every token of its second block."""
-    return debug().replace(**{"preset": "debug_moe", "model.num_experts": 4, "model.moe_every": 2,
-                              "model.experts_per_token": 2})
+    return debug().replace(
+        **{"preset": "debug_moe", "model.num_experts": 4, "model.moe_every": 2, "model.experts_per_token": 2}
+    )
 
 
 def tiny_moe() -> RunConfig:
@@ -82,8 +124,15 @@ def tiny_moe() -> RunConfig:
     return tiny().replace(**{"preset": "tiny_moe", "model.num_experts": 8})
 
 
-def _published(name: str, hidden: int, layers: int, heads: int, lr: float = 1e-4,
-               parallel: ParallelConfig = ParallelConfig(), batch: int = 16) -> RunConfig:
+def _published(
+    name: str,
+    hidden: int,
+    layers: int,
+    heads: int,
+    lr: float = 1e-4,
+    parallel: ParallelConfig = ParallelConfig(),
+    batch: int = 16,
+) -> RunConfig:
     """Vocabulary 40000, sequence 1024, fp16 with a dynamic loss scale, as all published sizes were trained."""
     return RunConfig(
         preset=name,
@@ -117,8 +166,14 @@ def size_26b() -> RunConfig:
 def size_26b_moe36() -> RunConfig:
     """60 billion parameters from the 2.6B configuration: 36 experts in every block, 8 devices, states on the host."""
     base = _published("2.6B_moe36", 2560, 32, 32, parallel=ParallelConfig(tensor=8), batch=2)
-    return base.replace(**{"model.num_experts": 36, "model.capacity_factor": 1.1, "model.balance_loss": 0.05,
-                           "train.offload": "optimizer"})
+    return base.replace(
+        **{
+            "model.num_experts": 36,
+            "model.capacity_factor": 1.1,
+            "model.balance_loss": 0.05,
+            "train.offload": "optimizer",
+        }
+    )
 
 
 def size_13b() -> RunConfig:
@@ -128,8 +183,15 @@ def size_13b() -> RunConfig:
 
 def size_200b() -> RunConfig:
     """The largest size of the paper: 16 pipeline stages × 8 tensor × 16 data on 2048 devices."""
-    return _published("200B", 16384, 64, 128, lr=2e-5, batch=1024,
-                      parallel=ParallelConfig(data=16, tensor=8, pipeline=16, micro_batches=64, optimizer=True))
+    return _published(
+        "200B",
+        16384,
+        64,
+        128,
+        lr=2e-5,
+        batch=1024,
+        parallel=ParallelConfig(data=16, tensor=8, pipeline=16, micro_batches=64, optimizer=True),
+    )
 
 
 def self_define() -> RunConfig:
@@ -138,8 +200,20 @@ def self_define() -> RunConfig:
 
 
 PRESETS: dict[str, Callable[[], RunConfig]] = {
-    "debug": debug, "tiny": tiny, "small": small, "verse": verse, "debug_moe": debug_moe, "tiny_moe": tiny_moe, "350M": size_350m,
-    "0.26B": size_026b, "1.3B": size_13b_true, "2.6B": size_26b, "2.6B_moe36": size_26b_moe36, "13B": size_13b, "200B": size_200b, "self_define": self_define,
+    "debug": debug,
+    "tiny": tiny,
+    "small": small,
+    "verse": verse,
+    "debug_moe": debug_moe,
+    "tiny_moe": tiny_moe,
+    "350M": size_350m,
+    "0.26B": size_026b,
+    "1.3B": size_13b_true,
+    "2.6B": size_26b,
+    "2.6B_moe36": size_26b_moe36,
+    "13B": size_13b,
+    "200B": size_200b,
+    "self_define": self_define,
 }
 
 ALIASES = {"reference-1.3B": "0.26B"}
@@ -161,11 +235,15 @@ def describe(name: str) -> str:
     """One line: sizes and the true parameter count, and what an alias really stands for."""
     config = preset(name)
     model = config.model
-    line = (f"{config.preset}: {model.num_layers} layers × {model.hidden_size}, {model.num_heads} heads, "
-            f"vocabulary {model.vocab_size}, {model.num_parameters:,} parameters")
+    line = (
+        f"{config.preset}: {model.num_layers} layers × {model.hidden_size}, {model.num_heads} heads, "
+        f"vocabulary {model.vocab_size}, {model.num_parameters:,} parameters"
+    )
     if model.moe_layers:
-        line += (f" ({model.num_experts} experts in {len(model.moe_layers)} of {model.num_layers - 1} blocks, "
-                 f"{model.active_parameters:,} active for a token)")
+        line += (
+            f" ({model.num_experts} experts in {len(model.moe_layers)} of {model.num_layers - 1} blocks, "
+            f"{model.active_parameters:,} active for a token)"
+        )
     if name in ALIASES:
         line += " (the reference calls this configuration '1.3B')"
     return line
@@ -176,7 +254,11 @@ def changed_settings(config: RunConfig) -> dict[str, Any]:
     base = preset(config.preset) if config.preset in PRESETS else RunConfig()
     ours, theirs = config.to_dict(), base.to_dict()
     pairs = (key.split(".") for key in all_keys(config))
-    return {f"{section}.{name}": ours[section][name] for section, name in pairs if ours[section][name] != theirs[section][name]}
+    return {
+        f"{section}.{name}": ours[section][name]
+        for section, name in pairs
+        if ours[section][name] != theirs[section][name]
+    }
 
 
 def load_yaml(path: Path | str, base: RunConfig | None = None) -> RunConfig:

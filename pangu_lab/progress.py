@@ -11,16 +11,15 @@ so that no more time is promised than the budget has left.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Optional
 
-Progress = Callable[[int, Optional[int], str], None]
+Progress = Callable[[int, int | None, str], None]
 
 
 def silent(done: int, total: int | None, text: str = "") -> None:
     """The default: say nothing."""
 
 
-def tell_budget(progress: Progress, seconds: Optional[float]) -> None:
+def tell_budget(progress: Progress, seconds: float | None) -> None:
     """Say that the work ends in so many seconds at the latest; None: there is no such budget."""
     until = getattr(progress, "until", None)
     if until is not None and seconds is not None:

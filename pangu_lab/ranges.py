@@ -12,7 +12,9 @@ from typing import Any
 
 from pangu_lab.errors import InputError, nearest
 
-SMALLEST = 2.0**-126  # of fp32's normal numbers; smaller ones (subnormal) may be 0 by the time something is divided by them
+SMALLEST = (
+    2.0**-126
+)  # of fp32's normal numbers; smaller ones (subnormal) may be 0 by the time something is divided by them
 
 
 def check(good: bool, message: str) -> None:
@@ -37,7 +39,10 @@ def range_text(low: float | None, high: float | None) -> str:
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    check(value in choices, f"{key}={shown(value, repr)} must be one of {', '.join(choices)}{nearest(str(value), choices)}")
+    check(
+        value in choices,
+        f"{key}={shown(value, repr)} must be one of {', '.join(choices)}{nearest(str(value), choices)}",
+    )
 
 
 def number(key: str, value: Any, low: float, high: float) -> Any:
@@ -48,11 +53,16 @@ def number(key: str, value: Any, low: float, high: float) -> Any:
     """
     whole, expected = isinstance(low, int), f"between {low} and {high}"
     kind = "a whole number " if whole else "a number "
-    check(isinstance(value, numbers.Real) and not isinstance(value, bool), f"{key}={shown(value)} must be {kind}{expected}")
+    check(
+        isinstance(value, numbers.Real) and not isinstance(value, bool),
+        f"{key}={shown(value)} must be {kind}{expected}",
+    )
     check(low <= value <= high, f"{key}={shown(value)} must be {expected}")
     check(not whole or value == int(value), f"{key}={shown(value)} must be {kind}{expected}")
-    check(whole or value == 0 or abs(value) >= SMALLEST,
-           f"{key}={shown(value)} is too small for fp32: give 0, or a number of at least {SMALLEST:.3g}, {expected}")
+    check(
+        whole or value == 0 or abs(value) >= SMALLEST,
+        f"{key}={shown(value)} is too small for fp32: give 0, or a number of at least {SMALLEST:.3g}, {expected}",
+    )
     return int(value) if whole else float(value)
 
 

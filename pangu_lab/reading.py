@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -46,8 +46,9 @@ def content_of(path: Path | str, what: str, limit: int = LIMIT) -> bytes:
     return content
 
 
-def read_json(path: Path | str, what: str, schema: Optional[type[Schema]] = None, fix: str = FIX,
-              limit: int = LIMIT) -> Any:
+def read_json(
+    path: Path | str, what: str, schema: type[Schema] | None = None, fix: str = FIX, limit: int = LIMIT
+) -> Any:
     """Parse a JSON file; ``what`` names it in the error ("the data set's description").
 
     Args:
@@ -63,7 +64,7 @@ def read_json(path: Path | str, what: str, schema: Optional[type[Schema]] = None
     return parse_json(content_of(path, what, limit), f"{path}: {what}", schema, fix)
 
 
-def parse_json(content: bytes | str, where: str, schema: Optional[type[Schema]] = None, fix: str = FIX) -> Any:
+def parse_json(content: bytes | str, where: str, schema: type[Schema] | None = None, fix: str = FIX) -> Any:
     """Parse JSON text; ``where`` begins the line of an error.
 
     Raises:
@@ -127,7 +128,7 @@ def parse_yaml(content: bytes | str, where: str) -> Any:
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
         _check_events(text)
-        return yaml.load(text, Loader=_Plain)  # noqa: S506 - a safe loader, further restricted
+        return yaml.load(text, Loader=_Plain)
     except (yaml.YAMLError, ValueError) as error:
         raise InputError(f"{where}: not readable as YAML ({_why(error)}): correct it") from None
 
@@ -174,8 +175,12 @@ def _refuse_doubles(keys: Iterable[str]) -> None:
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(DEPTH):
-        level = [item for one in level if isinstance(one, (dict, list))
-                 for item in (one.values() if isinstance(one, dict) else one)]
+        level = [
+            item
+            for one in level
+            if isinstance(one, (dict, list))
+            for item in (one.values() if isinstance(one, dict) else one)
+        ]
         if not level:
             return
     raise ValueError(f"nested more than {DEPTH} levels deep")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Optional
 
 WEIGHTS = Path(__file__).parent / "weights"
 CARD = "card.md"
@@ -13,7 +12,7 @@ def shipped_names() -> list[str]:
     return sorted(path.parent.name for path in WEIGHTS.glob("*/manifest.json"))
 
 
-def shipped_folder(name: Path | str) -> Optional[Path]:
+def shipped_folder(name: Path | str) -> Path | None:
     """The checkpoint of the model called ``name``; None if none of that name comes with the lab, or a file has it."""
     plain = str(name)
     return WEIGHTS / plain if plain in shipped_names() and not Path(plain).exists() else None

@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, "int | None", str], None]]:
+def progress_bar(title: str) -> Iterator[Callable[[int, int | None, str], None]]:
     """A progress bar for the duration of the block; yields a ``Progress`` callback for a library function."""
     global _active_bar
     if not sys.stderr.isatty():
@@ -140,10 +140,20 @@ class _RichBar:
         wide = self.console.width >= WIDE
         self.progress = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(min_width=len(title))),
-            *([BarColumn(bar_width=24)] if wide else []), MofNCompleteColumn(),
-            *([TimeElapsedColumn()] if wide else []), TextColumn("left"), self._remaining_column(),
-            TextColumn("{task.fields[news]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            expand=True, console=self.console, auto_refresh=False, redirect_stdout=False, redirect_stderr=sys.stdout.isatty())
+            *([BarColumn(bar_width=24)] if wide else []),
+            MofNCompleteColumn(),
+            *([TimeElapsedColumn()] if wide else []),
+            TextColumn("left"),
+            self._remaining_column(),
+            TextColumn(
+                "{task.fields[news]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+            ),
+            expand=True,
+            console=self.console,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=sys.stdout.isatty(),
+        )
         self.task = self.progress.add_task(title, total=None, news="")
         self.done, self.total = 0, None
         self.drawn = 0.0

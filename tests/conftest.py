@@ -50,8 +50,9 @@ def debug_config(debug_data):
     """The debug preset on that data, with two of its four layers: what takes the time is compiling, layer by layer."""
     from pangu_lab.presets import preset
 
-    return preset("debug").replace(**{"data.path": str(debug_data / "train"), "model.num_layers": 2,
-                                      "data.eval_path": str(debug_data / "heldout")})
+    return preset("debug").replace(
+        **{"data.path": str(debug_data / "train"), "model.num_layers": 2, "data.eval_path": str(debug_data / "heldout")}
+    )
 
 
 @pytest.fixture(scope="session")

@@ -38,12 +38,26 @@ def ip(*words: str) -> bool:
 @contextlib.contextmanager
 def joined_hosts() -> Iterator[list[Host]]:
     """Two hosts, or none where the machine does not allow it; nothing of them stays."""
-    hosts = [Host(f"pangu-lab-{os.getpid()}-{number}", f"pl{os.getpid() % 100000}v{number}", f"10.231.77.{number}")
-             for number in (1, 2)]
+    hosts = [
+        Host(f"pangu-lab-{os.getpid()}-{number}", f"pl{os.getpid() % 100000}v{number}", f"10.231.77.{number}")
+        for number in (1, 2)
+    ]
     one, other = hosts
     try:
         made = all(ip("netns", "add", host.name) for host in hosts) and ip(
-            "link", "add", one.cable, "netns", one.name, "type", "veth", "peer", "name", other.cable, "netns", other.name)
+            "link",
+            "add",
+            one.cable,
+            "netns",
+            one.name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            other.cable,
+            "netns",
+            other.name,
+        )
         for host in hosts:
             made = made and ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.cable)
             made = made and all(ip("-n", host.name, "link", "set", link, "up") for link in (host.cable, "lo"))

@@ -51,17 +51,44 @@ def draw(out: Path) -> Path:
         if source in places and target in places and target not in GENERAL:
             (x, y), (u, v) = places[source], places[target]
             bend = 0.12 if u >= x else -0.12
-            axes.annotate("", (u, v - 0.17), (x, y + 0.17), arrowprops={
-                "arrowstyle": "-|>", "color": "#4878b0", "alpha": 0.3, "linewidth": 0.5 + 0.3 * min(count, 8),
-                "connectionstyle": f"arc3,rad={bend}"})
+            axes.annotate(
+                "",
+                (u, v - 0.17),
+                (x, y + 0.17),
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": "#4878b0",
+                    "alpha": 0.3,
+                    "linewidth": 0.5 + 0.3 * min(count, 8),
+                    "connectionstyle": f"arc3,rad={bend}",
+                },
+            )
     for name, (x, y) in places.items():
         width = 0.35 + 0.085 * len(name)
-        axes.add_patch(FancyBboxPatch((x - width / 2, y - 0.15), width, 0.3, boxstyle="round,pad=0.03", zorder=3,
-                                      facecolor="#eef3fa" if name not in GENERAL else "#f4f4f4", edgecolor="#4878b0"))
+        axes.add_patch(
+            FancyBboxPatch(
+                (x - width / 2, y - 0.15),
+                width,
+                0.3,
+                boxstyle="round,pad=0.03",
+                zorder=3,
+                facecolor="#eef3fa" if name not in GENERAL else "#f4f4f4",
+                edgecolor="#4878b0",
+            )
+        )
         axes.text(x, y, name, ha="center", va="center", fontsize=8 if name in GENERAL else 9, zorder=4)
         if name not in GENERAL:
-            axes.text(x, y - 0.27, f"{sizes[name]:,} lines", ha="center", va="center", fontsize=6.5, color="#555555", zorder=4,
-                      bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0})
+            axes.text(
+                x,
+                y - 0.27,
+                f"{sizes[name]:,} lines",
+                ha="center",
+                va="center",
+                fontsize=6.5,
+                color="#555555",
+                zorder=4,
+                bbox={"facecolor": "white", "alpha": 0.7, "pad": 0.5, "linewidth": 0},
+            )
     axes.set(xlim=(-0.1, 12.6), ylim=(-len(LAYERS) + 0.4, 0.6))
     axes.axis("off")
     return save_png(drawing, out, 110)

@@ -27,8 +27,11 @@ def kept_output(notebook: str, pattern: str) -> str:
 @pytest.mark.parametrize("name", losses.READMES)
 def test_the_readmes_expect_what_the_notebooks_found(name):
     """After `make notebooks` comes `python -m tests.benchmarks.losses`."""
-    rows = re.findall(r"^\| ([\d.]+) \| (\d+) \| [\d.]+ \| (\d+) \| (.*?) ?\|(?: |$)", (losses.ROOT / name).read_text(encoding="utf-8"),
-                      re.MULTILINE)
+    rows = re.findall(
+        r"^\| ([\d.]+) \| (\d+) \| [\d.]+ \| (\d+) \| (.*?) ?\|(?: |$)",
+        (losses.ROOT / name).read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     told = {int(step): (loss, perplexity, text) for loss, perplexity, step, text in rows}
     assert sorted(told) == [0, 20, 60, 150, 300]
     before, after = (kept_output("00_quickstart", rf"(\d+) {word}") for word in ("before training", "after"))

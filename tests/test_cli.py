@@ -69,8 +69,9 @@ def start(code: str) -> subprocess.Popen:
 
 def test_help_is_quick_and_tells_every_verb():
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", "--help"], capture_output=True, text=True,
-                          cwd=ROOT, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "pangu_lab.cli", "--help"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
     seconds = time.monotonic() - start
     assert done.returncode == 0 and seconds < 2, f"{seconds:.2f} s; on a quiet machine 0.1 s"
     for verb in VERBS:
@@ -95,24 +96,29 @@ def test_no_verb_is_a_stub():
                         importlib.import_module(f"{node.module}.{alias.name}")
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ([], "the following arguments are required: VERB"),
-    (["trian"], "unknown verb 'trian' (did you mean 'train'?)"),
-    (["tokenizer", "shw", "x"], "unknown verb 'shw' (did you mean 'show'?)"),
-    (["train"], "the following arguments are required: --run"),
-    (["train", "--run", "x", "--presett", "tiny"], "unknown argument '--presett' (did you mean '--preset'?)"),
-    (["train", "--run", "x", "--pre", "tiny"], "unknown argument '--pre'"),
-    (["plan", "2.6B"], "'2.6B' belongs to no option (did you mean '--preset 2.6B'?)"),
-    (["train", "--run", "x", "data"], "'data' belongs to no option (see `pangu-lab train --help`)"),
-    (["train", "--run", "x", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
-    (["train", "--run", "x"], "give --preset NAME (debug, tiny,"),
-    (["train", "--run", "x", "--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),
-    (["train", "--run", "x", "--preset", "tiny"], "give --data DIR"),
-    (["train", "--run", "x", "--preset", "tiny", "--data", "d", "--set", "train.stps=3"],
-     "unknown setting 'train.stps' (did you mean 'train.steps'?)"),
-    (["train", "--run", "x", "--preset", "tiny", "--data", "d", "--steps", "0"], "train.steps=0 must be"),
-    (["train", "--run", "x", "--config", "none.yaml"], "none.yaml: no such configuration file"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ([], "the following arguments are required: VERB"),
+        (["trian"], "unknown verb 'trian' (did you mean 'train'?)"),
+        (["tokenizer", "shw", "x"], "unknown verb 'shw' (did you mean 'show'?)"),
+        (["train"], "the following arguments are required: --run"),
+        (["train", "--run", "x", "--presett", "tiny"], "unknown argument '--presett' (did you mean '--preset'?)"),
+        (["train", "--run", "x", "--pre", "tiny"], "unknown argument '--pre'"),
+        (["plan", "2.6B"], "'2.6B' belongs to no option (did you mean '--preset 2.6B'?)"),
+        (["train", "--run", "x", "data"], "'data' belongs to no option (see `pangu-lab train --help`)"),
+        (["train", "--run", "x", "--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["train", "--run", "x"], "give --preset NAME (debug, tiny,"),
+        (["train", "--run", "x", "--preset", "tinny"], "unknown preset 'tinny' (did you mean 'tiny'?)"),
+        (["train", "--run", "x", "--preset", "tiny"], "give --data DIR"),
+        (
+            ["train", "--run", "x", "--preset", "tiny", "--data", "d", "--set", "train.stps=3"],
+            "unknown setting 'train.stps' (did you mean 'train.steps'?)",
+        ),
+        (["train", "--run", "x", "--preset", "tiny", "--data", "d", "--steps", "0"], "train.steps=0 must be"),
+        (["train", "--run", "x", "--config", "none.yaml"], "none.yaml: no such configuration file"),
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(*arguments, capsys=capsys)
@@ -124,13 +130,19 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, capsys, mon
 # -------------------------------------------------------------------------------------------------- exit codes
 
 
-@pytest.mark.parametrize("error, code, message", [
-    (InputError("a.txt: not readable"), 2, "pangu-lab doctor: a.txt: not readable\n"),
-    (KeyboardInterrupt(), 130, "pangu-lab doctor: interrupted\n"),
-    (OSError(errno.ENOSPC, "No space left on device", "/data/x"), 1,
-     "pangu-lab doctor: No space left on device: /data/x\n"),
-    (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "pangu-lab doctor: Permission denied: /x\n"),
-])
+@pytest.mark.parametrize(
+    "error, code, message",
+    [
+        (InputError("a.txt: not readable"), 2, "pangu-lab doctor: a.txt: not readable\n"),
+        (KeyboardInterrupt(), 130, "pangu-lab doctor: interrupted\n"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            1,
+            "pangu-lab doctor: No space left on device: /data/x\n",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), 1, "pangu-lab doctor: Permission denied: /x\n"),
+    ],
+)
 def test_what_went_wrong_decides_the_exit_code(error, code, message, capsys, monkeypatch):
     def fail(folder="."):
         raise error
@@ -146,9 +158,11 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 def test_ctrl_c_ends_with_130_and_without_a_traceback():
-    code = ("import sys, time\nfrom pangu_lab import cli, doctor\n"
-            "def wait(folder='.'):\n    print('now', flush=True)\n    time.sleep(60)\n"
-            "doctor.checks = wait\nsys.exit(cli.main(['doctor']))")
+    code = (
+        "import sys, time\nfrom pangu_lab import cli, doctor\n"
+        "def wait(folder='.'):\n    print('now', flush=True)\n    time.sleep(60)\n"
+        "doctor.checks = wait\nsys.exit(cli.main(['doctor']))"
+    )
     process = start(code)
     assert process.stdout.readline() == "now\n"
     process.send_signal(signal.SIGINT)
@@ -157,9 +171,11 @@ def test_ctrl_c_ends_with_130_and_without_a_traceback():
 
 
 def test_a_reader_that_goes_away_is_no_crash():
-    code = ("import sys\nfrom pangu_lab import cli, doctor\n"
-            "doctor.checks = lambda: [doctor.Check('a', 'ok', 'x' * 1000)] * 10000\n"
-            "sys.exit(cli.main(['doctor']))")
+    code = (
+        "import sys\nfrom pangu_lab import cli, doctor\n"
+        "doctor.checks = lambda: [doctor.Check('a', 'ok', 'x' * 1000)] * 10000\n"
+        "sys.exit(cli.main(['doctor']))"
+    )
     process = start(code)
     process.stdout.readline()
     process.stdout.close()
@@ -226,14 +242,19 @@ def workplace(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("life") / HOME
     folder.mkdir(parents=True)
     for line in (
-            "tokenizer train --sample train --vocab-size 1024 --out tok",
-            "prepare --sample train --tokenizer tok --seq-length 65 --out data",
-            "prepare --sample heldout --tokenizer tok --seq-length 65 --out heldout",
-            "train --preset debug --data data --eval-data heldout --run runs/a "
-            "--steps 12"):
-        done = subprocess.run([sys.executable, "-m", "pangu_lab.cli", *line.split(), "--json"], cwd=folder,
-                              capture_output=True, text=True, timeout=240,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        "tokenizer train --sample train --vocab-size 1024 --out tok",
+        "prepare --sample train --tokenizer tok --seq-length 65 --out data",
+        "prepare --sample heldout --tokenizer tok --seq-length 65 --out heldout",
+        "train --preset debug --data data --eval-data heldout --run runs/a --steps 12",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "pangu_lab.cli", *line.split(), "--json"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         assert done.returncode == 0, done.stderr
         verb = line.split(" --")[0].replace(" ", "-")
         (folder / f"{verb}-{line.split()[-1].replace('/', '-')}.json").write_text(done.stdout.splitlines()[-1])
@@ -261,14 +282,30 @@ def test_train_says_how_it_ended(workplace):
 def test_the_vocabulary_is_the_data_set_s_unless_it_is_set(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     assert load_yaml("runs/a/config.yaml").model.vocab_size == 1024 != preset("debug").model.vocab_size
-    code, _, err = run("train", "--preset", "debug", "--set", "model.vocab_size=600", "--data", "data", "--run", "runs/few",
-                       capsys=capsys)
+    code, _, err = run(
+        "train",
+        "--preset",
+        "debug",
+        "--set",
+        "model.vocab_size=600",
+        "--data",
+        "data",
+        "--run",
+        "runs/few",
+        capsys=capsys,
+    )
     assert code == 2 and "1024 pieces, more than model.vocab_size=600; set model.vocab_size=1024" in err
     Path("few.yaml").write_text("model: {vocab_size: 600}\n")
-    code, _, err = run("train", "--preset", "debug", "--config", "few.yaml", "--data", "data", "--run", "runs/few", capsys=capsys)
+    code, _, err = run(
+        "train", "--preset", "debug", "--config", "few.yaml", "--data", "data", "--run", "runs/few", capsys=capsys
+    )
     assert code == 2 and "set model.vocab_size=1024" in err
-    code, _, err = run("train", "--preset", "debug", "--data", "data", "--run", "runs/few", "--init-from", "verse", capsys=capsys)
-    assert code == 2 and "more than model.vocab_size=512" in err, "it does not follow the data set where there are weights"
+    code, _, err = run(
+        "train", "--preset", "debug", "--data", "data", "--run", "runs/few", "--init-from", "verse", capsys=capsys
+    )
+    assert code == 2 and "more than model.vocab_size=512" in err, (
+        "it does not follow the data set where there are weights"
+    )
     settings = "launch --preset debug --set parallel.tensor=2 --data data --run runs/few --dry-run --json"
     code, out, _ = run(*settings.split(), capsys=capsys)
     assert code == 0 and "model.vocab_size=1024, as data has it; preset debug: 512" in out
@@ -276,20 +313,29 @@ def test_the_vocabulary_is_the_data_set_s_unless_it_is_set(workplace, capsys, mo
 
 def test_a_run_keeps_its_vocabulary_whatever_the_preset_says(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    code, out, _ = run(*"train --preset debug --data data --eval-data heldout --steps 12 --run runs/a".split(), capsys=capsys)
+    code, out, _ = run(
+        *["train", "--preset", "debug", "--data", "data", "--eval-data", "heldout", "--steps", "12", "--run", "runs/a"],
+        capsys=capsys,
+    )
     assert code == 0 and "finished at step 12" in out and "as runs/a/config.yaml has it" in out
 
 
 def test_a_time_budget_that_ends_early_says_that_the_rate_is_still_high(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    code, out, _ = run("train", "--preset", "debug", "--data", "data", "--run", "runs/short", "--max-minutes", "0", capsys=capsys)
+    code, out, _ = run(
+        "train", "--preset", "debug", "--data", "data", "--run", "runs/short", "--max-minutes", "0", capsys=capsys
+    )
     assert code == 0 and "the time ended at step 1 of 20, with the learning rate still at" in out and "--minutes" in out
 
 
 def test_a_held_out_loss_of_an_earlier_step_is_told_as_one():
-    result = TrainResult(Path("run"), 22, 6.05, 8.0, 2980.96, "signal", Path("run"), eval_records=9, eval_of_records=9,
-                         eval_step=20)
-    assert ending(result) == "signal at step 22: loss 6.050, held-out perplexity 2980.96 on all 9 records, measured at step 20"
+    result = TrainResult(
+        Path("run"), 22, 6.05, 8.0, 2980.96, "signal", Path("run"), eval_records=9, eval_of_records=9, eval_step=20
+    )
+    assert (
+        ending(result)
+        == "signal at step 22: loss 6.050, held-out perplexity 2980.96 on all 9 records, measured at step 20"
+    )
     assert ending(dataclasses.replace(result, eval_step=22)).endswith("on all 9 records")
 
 
@@ -310,8 +356,14 @@ def test_a_damaged_checkpoint_is_named_on_the_terminal_and_starting_over_needs_a
 
     def train(*more: str) -> tuple[int, str]:
         words = [sys.executable, "-m", "pangu_lab.cli", "train", "--run", "runs/cut", "--steps", "2", *more]
-        done = subprocess.run(words, cwd=workplace, capture_output=True, text=True, timeout=240,
-                              env={**os.environ, "PYTHONPATH": str(ROOT)})
+        done = subprocess.run(
+            words,
+            cwd=workplace,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
         return done.returncode, done.stderr
 
     code, err = train()
@@ -368,9 +420,11 @@ def test_tokenizer_show_puts_words_pieces_and_ids_side_by_side(workplace, capsys
 
 def test_generate_streams_the_prompt_and_its_continuation_and_the_seed_repeats_it(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
-    arguments = (*"generate --from runs/a --prompt 春天 --max-new-tokens 8 --seed 3 --json".split(),)
+    arguments = (
+        *["generate", "--from", "runs/a", "--prompt", "春天", "--max-new-tokens", "8", "--seed", "3", "--json"],
+    )
     code, out, _ = run(*arguments, capsys=capsys)
-    result, = json.loads(out.splitlines()[-1])
+    (result,) = json.loads(out.splitlines()[-1])
     assert code == 0 and out.startswith("春天" + result["text"]) and len(result["ids"]) <= 8 and result["seed"] == 3
     assert json.loads(run(*arguments, capsys=capsys)[1].splitlines()[-1]) == [result]
 
@@ -378,17 +432,32 @@ def test_generate_streams_the_prompt_and_its_continuation_and_the_seed_repeats_i
 def test_generate_writes_several_texts_and_takes_the_prompt_from_standard_input(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr("sys.stdin", io.StringIO("你好\n"))
-    code, out, _ = run("generate", "--from", "runs/a", "--max-new-tokens", "4", "--seed", "1", "--json",
-                       "--set", "sampling.num_return_sequences=3", capsys=capsys)
-    result, = json.loads(out.splitlines()[-1])
+    code, out, _ = run(
+        "generate",
+        "--from",
+        "runs/a",
+        "--max-new-tokens",
+        "4",
+        "--seed",
+        "1",
+        "--json",
+        "--set",
+        "sampling.num_return_sequences=3",
+        capsys=capsys,
+    )
+    (result,) = json.loads(out.splitlines()[-1])
     assert code == 0 and result["prompt"] == "你好" and len(result["others"]) == 2
     assert all(f"{number}. 你好" in out for number in (1, 2, 3))
 
 
-@pytest.mark.parametrize("content", ["\ufeff春天来了，\r\n".encode(), "春天来了，\n".encode("gbk"), "春天来了，".encode("utf-16")])
+@pytest.mark.parametrize(
+    "content", ["\ufeff春天来了，\r\n".encode(), "春天来了，\n".encode("gbk"), "春天来了，".encode("utf-16")]
+)
 def test_a_prompt_on_standard_input_is_decoded_whatever_wrote_it(content):
-    code = ("import argparse\nfrom pangu_lab.cli.writing import prompts\n"
-            "print(ascii(prompts(argparse.Namespace(prompt=None))))")
+    code = (
+        "import argparse\nfrom pangu_lab.cli.writing import prompts\n"
+        "print(ascii(prompts(argparse.Namespace(prompt=None))))"
+    )
     locale = {"PYTHONPATH": str(ROOT), "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run([sys.executable, "-c", code], input=content, capture_output=True, env=locale, check=True)
     assert done.stdout.decode().strip() == ascii(["春天来了，"])
@@ -397,27 +466,34 @@ def test_a_prompt_on_standard_input_is_decoded_whatever_wrote_it(content):
 def test_a_prompt_on_standard_input_that_is_no_text_is_refused(capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff\x00\xfe")))
     code, _, err = run("generate", "--from", "runs/a", capsys=capsys)
-    assert code == 2 and "on standard input is not readable as UTF-8 or GBK text at byte 0" in err and err.count("\n") == 1
+    assert (
+        code == 2 and "on standard input is not readable as UTF-8 or GBK text at byte 0" in err and err.count("\n") == 1
+    )
 
 
 def test_stop_takes_a_line_end_and_top_k_0_is_off():
     from pangu_lab.cli.writing import sampling
     from pangu_lab.config import SamplingConfig
 
-    args = cli.build_parser().parse_args(["generate", "--from", "x", "--stop", r"\n", "--stop", r"a\\n", "--top-k", "0"])
+    args = cli.build_parser().parse_args(
+        ["generate", "--from", "x", "--stop", r"\n", "--stop", r"a\\n", "--top-k", "0"]
+    )
     chosen = sampling(args, SamplingConfig(top_k=5))
     assert chosen.stop == ("\n", r"a\n") and chosen.top_k is None
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--from", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
-    (["--from", "runs/a", "--prompt", "x", "--top-p", "3"], "sampling.top_p=3.0 must be between"),
-    (["--from", "runs/a", "--prompt", "x", "--set", "train.steps=3"], "only takes sampling.* settings"),
-    (["--from", "runs/a", "--prompt", "x", "--set", "samplng.top_k=3"], "did you mean 'sampling.top_k'?"),
-    (["--prompt", "x"], "required: --from"),
-    (["--from", "runs/a", "--prompt", "\udcb4\udcba"], "--prompt: is not UTF-8 text"),
-    (["--from", "runs/a", "--prompt", "x", "--top-k", "-1"], "sampling.top_k=-1 must be"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--from", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
+        (["--from", "runs/a", "--prompt", "x", "--top-p", "3"], "sampling.top_p=3.0 must be between"),
+        (["--from", "runs/a", "--prompt", "x", "--set", "train.steps=3"], "only takes sampling.* settings"),
+        (["--from", "runs/a", "--prompt", "x", "--set", "samplng.top_k=3"], "did you mean 'sampling.top_k'?"),
+        (["--prompt", "x"], "required: --from"),
+        (["--from", "runs/a", "--prompt", "\udcb4\udcba"], "--prompt: is not UTF-8 text"),
+        (["--from", "runs/a", "--prompt", "x", "--top-k", "-1"], "sampling.top_k=-1 must be"),
+    ],
+)
 def test_generate_tells_mistakes_in_one_line(workplace, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(workplace)
     code, out, err = run("generate", *arguments, capsys=capsys)
@@ -428,8 +504,10 @@ def test_a_bundle_continues_as_the_run_it_came_from(workplace, capsys, monkeypat
     monkeypatch.chdir(workplace)
     code, out, _ = run("export", "--from", "runs/a", "--out", "exports/a", "--json", capsys=capsys)
     assert code == 0 and json.loads(out.splitlines()[-1])["bundle"] == "exports/a"
-    texts = [run(*f"generate --from {source} --prompt 春天 --max-new-tokens 12 --seed 5".split(), capsys=capsys)
-             for source in ("runs/a", "exports/a")]
+    texts = [
+        run(*f"generate --from {source} --prompt 春天 --max-new-tokens 12 --seed 5".split(), capsys=capsys)
+        for source in ("runs/a", "exports/a")
+    ]
     assert texts[0][:2] == texts[1][:2] and texts[0][0] == 0
     code, _, err = run("export", "--from", "runs/a", "--out", "exports/a", capsys=capsys)
     assert code == 2 and "exports/a exists already" in err
@@ -439,9 +517,15 @@ def test_serve_tells_its_address_when_it_answers_and_ends_well_on_a_signal(workp
     bundle = workplace / "exports" / "page"
     if not bundle.exists():
         assert cli.main(["export", "--from", str(workplace / "runs" / "a"), "--out", str(bundle)]) == 0
-    command = [sys.executable, "-m", "pangu_lab.cli", *"serve --bundle exports/page --port 0 --json".split()]
-    process = subprocess.Popen(command, cwd=workplace, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-                               text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-m", "pangu_lab.cli", *["serve", "--bundle", "exports/page", "--port", "0", "--json"]]
+    process = subprocess.Popen(
+        command,
+        cwd=workplace,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     try:
         lines = iter(process.stdout.readline, "")
         ready = json.loads(next(line for line in lines if line.startswith("{")))
@@ -474,15 +558,16 @@ def test_evaluate_gives_the_perplexity_of_a_data_set(workplace, capsys, monkeypa
 def test_mistakes_with_text_are_the_users_to_mend(workplace, capsys, monkeypatch):
     monkeypatch.chdir(workplace)
     for arguments, message in (
-            (["prepare", "--input", "no/*.txt", "--out", "x"], "no/*.txt: no such file"),
-            (["prepare", "--sample", "trian", "--out", "x"], "'trian'"),
-            (["prepare", "--sample", "train", "--out", "data"], "data exists already"),
-            (["prepare", "--sample", "train", "--out", "x", "--format", "wikki"], "'wikki'"),
-            (["prepare", "--sample", "train", "--out", "x", "--eod", "<nope>"], "<nope>"),
-            (["prepare", "--sample", "train", "--out", "x", "--tokenizer", "nowhere"], "nowhere"),
-            (["tokenizer", "train", "--sample", "train", "--out", "x", "--vocab-size", "3"], "vocabulary of 3"),
-            (["train", "--run", "runs/b", "--preset", "tiny", "--data", "data"], "seq_length"),
-            (["train", "--run", "runs/b", "--preset", "tiny", "--data", "nowhere"], "nowhere")):
+        (["prepare", "--input", "no/*.txt", "--out", "x"], "no/*.txt: no such file"),
+        (["prepare", "--sample", "trian", "--out", "x"], "'trian'"),
+        (["prepare", "--sample", "train", "--out", "data"], "data exists already"),
+        (["prepare", "--sample", "train", "--out", "x", "--format", "wikki"], "'wikki'"),
+        (["prepare", "--sample", "train", "--out", "x", "--eod", "<nope>"], "<nope>"),
+        (["prepare", "--sample", "train", "--out", "x", "--tokenizer", "nowhere"], "nowhere"),
+        (["tokenizer", "train", "--sample", "train", "--out", "x", "--vocab-size", "3"], "vocabulary of 3"),
+        (["train", "--run", "runs/b", "--preset", "tiny", "--data", "data"], "seq_length"),
+        (["train", "--run", "runs/b", "--preset", "tiny", "--data", "nowhere"], "nowhere"),
+    ):
         code, out, err = run(*arguments, capsys=capsys)
         lines = [line for line in err.splitlines() if line.startswith("pangu-lab")]
         assert code == 2 and len(lines) == 1 and message in lines[0], (arguments, err)
@@ -497,15 +582,22 @@ FURTHER = (  # what no test above runs there
     ("ranktable create", "--server 10.0.0.2 --devices 0-1 --device-ips 192.168.2.1,192.168.2.2 --out '乙 (二).json'"),
     ("ranktable merge", "'甲 (一).json' '乙 (二).json' --out 表+.json"),
     ("ranktable check", "表+.json"),
-    ("launch", "--preset debug --set model.vocab_size=1024 --set parallel.data=2 --nproc 2 --data data --run 'runs/双 机' --steps 2"),
+    (
+        "launch",
+        "--preset debug --set model.vocab_size=1024 --set parallel.data=2 --nproc 2 --data data --run 'runs/双 机' --steps 2",
+    ),
     ("convert", "--from 'runs/双 机' --to gpt_pangu --out '外 (三)'"),
     ("corpus verse", "--from '诗 集' --out 诗+"),
     ("advise", "--input '文 (四).txt' --minutes 0.1 --yaml '设+.yaml'"),
     ("start", "'文 (四).txt' --minutes 0.1 --config '设+.yaml' --out 'runs/始 (五)'"),
 )
 ABOVE = {"tokenizer train", "tokenizer show", "prepare", "train", "runs", "generate", "evaluate", "export", "serve"}
-ELSEWHERE = {"demo",  # minutes of training: tests/test_demo.py runs it in a folder named like these
-             "doctor", "bench serve", "translate"}  # touch no folder
+ELSEWHERE = {
+    "demo",  # minutes of training: tests/test_demo.py runs it in a folder named like these
+    "doctor",
+    "bench serve",
+    "translate",
+}  # touch no folder
 
 
 def test_every_verb_is_tried_in_a_folder_as_people_name_them():
@@ -516,9 +608,11 @@ def test_the_further_verbs_work_in_a_folder_as_people_name_them(workplace, capsy
     monkeypatch.chdir(workplace)
     Path("诗 集").mkdir()
     Path("文 (四).txt").write_text(sample_files("train")[0].read_text(encoding="utf-8")[:3000], encoding="utf-8")
-    letters = "".join(chr(0x4e00 + number) for number in range(400))
-    poems = [{"title": "题", "author": "人", "paragraphs": [f"{text[:5]}，{text[5:10]}。", f"{text[10:15]}，{text[15:]}。"]}
-             for text in (letters[start:start + 20] for start in range(0, 400, 20))]
+    letters = "".join(chr(0x4E00 + number) for number in range(400))
+    poems = [
+        {"title": "题", "author": "人", "paragraphs": [f"{text[:5]}，{text[5:10]}。", f"{text[10:15]}，{text[15:]}。"]}
+        for text in (letters[start : start + 20] for start in range(0, 400, 20))
+    ]
     Path("诗 集", "a.json").write_text(json.dumps(poems, ensure_ascii=False), encoding="utf-8")
     for verb, arguments in FURTHER:
         if verb == "corpus verse":

@@ -146,9 +146,15 @@ def built_wheel(tmp_path: Path, **environment: str) -> tuple[str, list[str]]:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     code = f"from setuptools import build_meta; build_meta.build_wheel({str(tmp_path)!r})"
-    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, timeout=240,
-                   env={**os.environ, "PANGU_LAB_CFLAGS": "-O0", **environment})
-    wheel, = tmp_path.glob("*.whl")
+    subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=source,
+        check=True,
+        capture_output=True,
+        timeout=240,
+        env={**os.environ, "PANGU_LAB_CFLAGS": "-O0", **environment},
+    )
+    (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         return wheel.name, archive.namelist()
 
@@ -159,7 +165,8 @@ def test_a_wheel_brings_the_libraries_the_program_will_ask_for(tmp_path, monkeyp
     monkeypatch.setenv("PANGU_LAB_CFLAGS", "-O0")
     assert "-py3-none-" in name and not name.endswith("-any.whl")
     assert {file for file in files if file.endswith(".so")} == {
-        f"pangu_lab/{BUILT}/{library.file_name()}" for library in LIBRARIES.values()}
+        f"pangu_lab/{BUILT}/{library.file_name()}" for library in LIBRARIES.values()
+    }
     assert {f"pangu_lab/{path.relative_to(PACKAGE)}" for path in PACKAGE.rglob("*.[ch]")} <= set(files)
 
 

@@ -119,7 +119,8 @@ def kill_while(code: str, *arguments) -> None:
 def test_sigkill_during_a_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "state.json"
     write_json_atomic(path, {"step": 1})
-    kill_while("""
+    kill_while(
+        """
 import os, sys, time
 from pangu_lab import files
 def stop_here(*args):
@@ -127,20 +128,25 @@ def stop_here(*args):
     time.sleep(60)
 files.os.replace = stop_here  # the moment in which the new content is on the disk but not yet in place
 files.write_json_atomic(sys.argv[1], {"step": 2})
-""", path)
+""",
+        path,
+    )
     assert json.loads(path.read_text()) == {"step": 1}
 
 
 def test_sigkill_inside_whole_folder_leaves_no_folder_of_that_name(tmp_path):
     target = tmp_path / "step-00000100"
-    kill_while("""
+    kill_while(
+        """
 import sys, time
 from pangu_lab.files import whole_folder
 with whole_folder(sys.argv[1]) as folder:
     (folder / "weights").write_text("half")
     print("now", flush=True)
     time.sleep(60)
-""", target)
+""",
+        target,
+    )
     assert not target.exists()
     left = names(tmp_path)
     assert len(left) == 1 and left[0].startswith(".step-00000100.partial-"), "nothing that a reader would look at"
@@ -187,12 +193,16 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one_there(tmp_path, 
 
 
 def test_a_user_without_a_home_has_a_cache_of_her_own_and_the_prebuilt_libraries():
-    code = ("import os, pwd\ndel os.environ['HOME']\n"
-            "def unknown(uid):\n    raise KeyError(uid)\n"
-            "pwd.getpwuid = unknown\n"  # as in a container that runs under a number without a name
-            "from pangu_lab import cache, compiling\nprint(cache.cache_folder())\n"
-            "print(compiling.all_built() == (compiling.compiled('kernels').parent.name == 'built'))")
-    environment = {name: value for name, value in os.environ.items() if name not in ("PANGU_LAB_CACHE", "XDG_CACHE_HOME")}
+    code = (
+        "import os, pwd\ndel os.environ['HOME']\n"
+        "def unknown(uid):\n    raise KeyError(uid)\n"
+        "pwd.getpwuid = unknown\n"  # as in a container that runs under a number without a name
+        "from pangu_lab import cache, compiling\nprint(cache.cache_folder())\n"
+        "print(compiling.all_built() == (compiling.compiled('kernels').parent.name == 'built'))"
+    )
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("PANGU_LAB_CACHE", "XDG_CACHE_HOME")
+    }
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.stdout.split() == [os.path.join(tempfile.gettempdir(), f"pangu-lab-{os.getuid()}"), "True"], done.stderr
 
@@ -280,8 +290,17 @@ def test_what_a_living_writer_works_on_stays(tmp_path, code, arguments):
 
 
 def test_names_that_are_not_exactly_ours_stay(tmp_path):
-    others = [".data.partial-", ".data.partial-ABCDEFGH", ".data.partial-abcdefgh1", ".data2.partial-abcdefgh", "data.partial-abcdefgh",
-              ".data.old-abcdefg", ".dataX.old-abcdefgh", ".data.abcdefgh", ".data.settings"]
+    others = [
+        ".data.partial-",
+        ".data.partial-ABCDEFGH",
+        ".data.partial-abcdefgh1",
+        ".data2.partial-abcdefgh",
+        "data.partial-abcdefgh",
+        ".data.old-abcdefg",
+        ".dataX.old-abcdefgh",
+        ".data.abcdefgh",
+        ".data.settings",
+    ]
     for name in others:
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -294,11 +313,13 @@ def test_names_that_are_not_exactly_ours_stay(tmp_path):
 def test_a_destination_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    for path, message in ((tmp_path / "link", "is a link to .*nowhere, which is not there"),
-                          (tmp_path / "file" / "data", "cannot be made .*Not a directory"),
-                          (tmp_path / "link" / "data", "cannot be made"),
-                          (tmp_path / ("x" * 250), "cannot be made .*File name too long"),
-                          (Path("/proc/data"), "cannot be made")):
+    for path, message in (
+        (tmp_path / "link", "is a link to .*nowhere, which is not there"),
+        (tmp_path / "file" / "data", "cannot be made .*Not a directory"),
+        (tmp_path / "link" / "data", "cannot be made"),
+        (tmp_path / ("x" * 250), "cannot be made .*File name too long"),
+        (Path("/proc/data"), "cannot be made"),
+    ):
         for refuse in (check_destination, lambda path: whole_folder(path, replace=True).__enter__()):
             with pytest.raises(InputError, match=message):
                 refuse(path)

@@ -27,11 +27,16 @@ def places(debug_run, tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("places")
     convert_checkpoint(debug_run, folder / "theirs", "gpt_pangu")
-    convert_checkpoint(folder / "theirs", folder / "release", overrides=SETTINGS,
-                       tokenizer=str(debug_run / "tokenizer"))
+    convert_checkpoint(
+        folder / "theirs", folder / "release", overrides=SETTINGS, tokenizer=str(debug_run / "tokenizer")
+    )
     export_run(debug_run, folder / "bundle", decode_batches=())
-    return {"run": debug_run, "checkpoint": list_checkpoints(debug_run / "checkpoints")[-1],
-            "release": folder / "release", "bundle": folder / "bundle"}
+    return {
+        "run": debug_run,
+        "checkpoint": list_checkpoints(debug_run / "checkpoints")[-1],
+        "release": folder / "release",
+        "bundle": folder / "bundle",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,8 @@ def test_it_is_the_same_model_wherever_it_lies(places, lm, what):
     same = dict(max_new_tokens=12, temperature=0.8, top_p=0.9, seed=5)
     assert other.generate(PROMPT, **same).ids == lm.generate(PROMPT, **same).ids
     assert other.score("春天来", "了，花开了。").logprob == pytest.approx(
-        lm.score("春天来", "了，花开了。").logprob, abs=1e-4)
+        lm.score("春天来", "了，花开了。").logprob, abs=1e-4
+    )
     ids = np.arange(20).reshape(2, 10)
     assert np.abs(other.logits(ids) - lm.logits(ids)).max() < 1e-4
     assert other.config.num_parameters == lm.config.num_parameters
@@ -117,24 +123,30 @@ def test_scores_are_those_of_the_scoring_engine(lm, debug_run):
 
 def attention_by_hand(weights, config, ids):
     """(layers, heads, seq, seq) of a text, in plain numpy and float64: PanGu-α as the paper says it."""
+
     def linear(x, name):
         return x @ weights[f"{name}.weight"].T.astype(float) + weights[f"{name}.bias"]
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5) * weights[f"{name}.gamma"] + weights[f"{name}.beta"]
+        return (
+            centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-5) * weights[f"{name}.gamma"]
+            + weights[f"{name}.beta"]
+        )
 
     def heads(x):
         return x.reshape(len(ids), config.num_heads, -1).swapaxes(0, 1)
 
-    x, found = weights[WORD][ids].astype(float) + weights[POSITION][:len(ids)], []
+    x, found = weights[WORD][ids].astype(float) + weights[POSITION][: len(ids)], []
     for layer in range(config.num_layers):
         prefix, last = layer_prefix(config, layer), layer == config.num_layers - 1
         x = norm(x, FINAL_NORM) if last else x
         inner = norm(x, f"{prefix}.layernorm1")
-        asked = weights[QUERY][:len(ids)].astype(float) if last else inner
-        q, k, v = (heads(linear(source, f"{prefix}.attention.dense{number}"))
-                   for number, source in ((1, asked), (2, inner), (3, inner)))
+        asked = weights[QUERY][: len(ids)].astype(float) if last else inner
+        q, k, v = (
+            heads(linear(source, f"{prefix}.attention.dense{number}"))
+            for number, source in ((1, asked), (2, inner), (3, inner))
+        )
         scores = np.where(np.tri(len(ids), dtype=bool), q @ k.swapaxes(1, 2) / np.sqrt(q.shape[-1]), -np.inf)
         found.append(np.exp(scores) / np.exp(scores).sum(-1, keepdims=True))
         mixed = (found[-1] @ v).swapaxes(0, 1).reshape(len(ids), -1)
@@ -150,7 +162,9 @@ def attention_by_hand(weights, config, ids):
 def test_attention_is_that_of_the_network_written_in_numpy_the_query_layers_too():
     lm = small_lm()
     seen = lm.attention("春天好。ab!")
-    assert seen.tokens == ("春", "天", "好", "。", "a", "b", "!") and seen.ids == tuple(lm.tokenizer.encode("春天好。ab!"))
+    assert seen.tokens == ("春", "天", "好", "。", "a", "b", "!") and seen.ids == tuple(
+        lm.tokenizer.encode("春天好。ab!")
+    )
     assert seen.layers == ("blocks.0", "blocks.1", "query_layer") and seen.probabilities.shape == (3, 4, 7, 7)
     want = attention_by_hand(random_weights(lm.config), lm.config, list(seen.ids))
     assert np.abs(seen.probabilities - want).max() < 1e-5 and np.abs(want[2] - want[1]).max() > 0.1
@@ -167,7 +181,9 @@ def test_attention_is_that_of_the_network_written_in_numpy_the_query_layers_too(
 
 def test_attention_of_a_run_is_read_from_its_own_checkpoint_and_a_bundle_has_none(places, lm):
     seen = lm.attention(PROMPT)
-    assert seen.probabilities.shape == (2, 4, len(seen.ids), len(seen.ids)) and np.allclose(seen.probabilities.sum(-1), 1)
+    assert seen.probabilities.shape == (2, 4, len(seen.ids), len(seen.ids)) and np.allclose(
+        seen.probabilities.sum(-1), 1
+    )
     same = PanguLM.load(places["release"]).attention(PROMPT)
     assert same.ids == seen.ids and np.abs(same.probabilities - seen.probabilities).max() < 1e-5
     with pytest.raises(InputError, match="an exported bundle cannot be looked into: load the run") as refused:
@@ -185,8 +201,17 @@ def test_without_a_tokenizer_there_are_logits_and_a_clear_word(places, tmp_path)
         PanguLM.load(tmp_path / "bare", tokenizer="pangu")
 
 
-@pytest.mark.parametrize("ids,word", [([1, 2], "batch, seq"), ([[1.5]], "whole numbers"), ([[]], "batch, seq"),
-                                      ([[512]], "token 512"), ([[-1]], "token -1"), ([[0] * 65], "65 tokens")])
+@pytest.mark.parametrize(
+    "ids,word",
+    [
+        ([1, 2], "batch, seq"),
+        ([[1.5]], "whole numbers"),
+        ([[]], "batch, seq"),
+        ([[512]], "token 512"),
+        ([[-1]], "token -1"),
+        ([[0] * 65], "65 tokens"),
+    ],
+)
 def test_ids_that_cannot_be_are_refused(lm, ids, word):
     with pytest.raises(InputError, match=word):
         lm.logits(ids)
@@ -204,7 +229,9 @@ def test_wrong_settings_and_folders_are_named(lm, places, tmp_path):
 
 
 def test_the_name_is_there_and_nothing_is_loaded_for_it():
-    code = ("import sys, pangu_lab; before = 'mindspore' in sys.modules; assert 'PanguLM' in dir(pangu_lab); "
-            "from pangu_lab import PanguLM; print(before, PanguLM.__name__)")
+    code = (
+        "import sys, pangu_lab; before = 'mindspore' in sys.modules; assert 'PanguLM' in dir(pangu_lab); "
+        "from pangu_lab import PanguLM; print(before, PanguLM.__name__)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.stdout.split() == ["False", "PanguLM"], done.stderr

@@ -40,8 +40,13 @@ def lock_on(path, tell=lambda text: None) -> Lock:
 
 
 def start(path, *within: str, code: str = HOLD) -> subprocess.Popen:
-    return subprocess.Popen([*within, sys.executable, "-c", code, str(path)], cwd=ROOT, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [*within, sys.executable, "-c", code, str(path)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 @pytest.fixture
@@ -64,8 +69,11 @@ def quick(monkeypatch):
 def write_record(path, beats=1, **changes) -> None:
     """A record as another process leaves it."""
     process = dataclasses.replace(own_identity(), **changes)
-    path.write_text(json.dumps({"process": process.to_dict(), "token": "theirs", "beats": beats, "since": 1e9,
-                                "firm": True}).ljust(locking.SIZE))
+    path.write_text(
+        json.dumps({"process": process.to_dict(), "token": "theirs", "beats": beats, "since": 1e9, "firm": True}).ljust(
+            locking.SIZE
+        )
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- one kernel
@@ -81,12 +89,14 @@ def test_a_lock_is_had_by_one_and_leaves_nothing_behind(tmp_path):
 
 
 def test_of_starts_at_once_exactly_one_wins_in_every_round(tmp_path):
-    code = ("import sys\nfrom pangu_lab.locking import Held, Lock\n"
-            "for line in sys.stdin:\n"
-            "    lock = Lock(line.strip(), 'x', 'is here', 'wait')\n"
-            "    try:\n        lock.acquire(); print('mine', flush=True)\n"
-            "    except Held: print('held', flush=True); continue\n"
-            "    sys.stdin.readline(); lock.release()\n")
+    code = (
+        "import sys\nfrom pangu_lab.locking import Held, Lock\n"
+        "for line in sys.stdin:\n"
+        "    lock = Lock(line.strip(), 'x', 'is here', 'wait')\n"
+        "    try:\n        lock.acquire(); print('mine', flush=True)\n"
+        "    except Held: print('held', flush=True); continue\n"
+        "    sys.stdin.readline(); lock.release()\n"
+    )
     rivals = [start(tmp_path, code=code) for _ in range(3)]
     for number in range(100):
         if number % 2:  # a holder was killed before
@@ -130,8 +140,10 @@ def test_a_holder_that_only_just_opened_the_file_is_told_as_starting(tmp_path):
 
 @pytest.mark.parametrize("how", ["subprocess", "fork"])
 def test_children_do_not_keep_the_lock_of_a_dead_parent(tmp_path, how):
-    child = {"subprocess": "import subprocess; c = subprocess.Popen(['sleep', '60']).pid",
-             "fork": "import os\nc = os.fork()\nif not c: time.sleep(60); os._exit(0)"}[how]
+    child = {
+        "subprocess": "import subprocess; c = subprocess.Popen(['sleep', '60']).pid",
+        "fork": "import os\nc = os.fork()\nif not c: time.sleep(60); os._exit(0)",
+    }[how]
     code = HOLD.replace("sys.stdin.readline()", f"{child}\nprint(c, flush=True)\nsys.stdin.readline()")
     process = start(tmp_path / "lock", code=code)
     assert process.stdout.readline() == "mine\n"
@@ -306,9 +318,18 @@ def test_a_process_that_proc_does_not_show_is_not_called_dead(tmp_path, holder, 
     assert lives(who) is None
 
 
-@pytest.mark.parametrize("values", [None, [], {}, {"pid": 1}, {**own_identity().to_dict(), "pid": 0},
-                                    {**own_identity().to_dict(), "pid": -1},
-                                    {**own_identity().to_dict(), "ticks": "1"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        None,
+        [],
+        {},
+        {"pid": 1},
+        {**own_identity().to_dict(), "pid": 0},
+        {**own_identity().to_dict(), "pid": -1},
+        {**own_identity().to_dict(), "ticks": "1"},
+    ],
+)
 def test_what_is_no_identity_is_none(values):
     assert parse_identity(values) is None
     assert parse_identity(own_identity().to_dict()) == own_identity()

@@ -43,12 +43,13 @@ def test_no_verb_loads_what_does_not_fit(debug_run, debug_data, tmp_path, free, 
     from pangu_lab.cli import main
 
     free(64 << 20)
-    for line in (["generate", "--from", str(debug_run), "--prompt", "春"],
-                 ["export", "--from", str(debug_run), "--out", str(tmp_path / "b")],
-                 ["evaluate", "perplexity", "--from", str(debug_run), "--data", str(debug_data / "heldout")],
-                 ["convert", "--from", str(debug_run), "--out", str(tmp_path / "c")],
-                 ["train", "--run", str(tmp_path / "r"), "--init-from", str(debug_run), "--data",
-                  str(debug_data / "train")]):
+    for line in (
+        ["generate", "--from", str(debug_run), "--prompt", "春"],
+        ["export", "--from", str(debug_run), "--out", str(tmp_path / "b")],
+        ["evaluate", "perplexity", "--from", str(debug_run), "--data", str(debug_data / "heldout")],
+        ["convert", "--from", str(debug_run), "--out", str(tmp_path / "c")],
+        ["train", "--run", str(tmp_path / "r"), "--init-from", str(debug_run), "--data", str(debug_data / "train")],
+    ):
         assert main(line) == 2, line
         said = capsys.readouterr().err
         assert "64 MB are free" in said and said.strip().count("\n") == 0, said
@@ -116,7 +117,9 @@ def test_large_models_are_fed_in_small_parts_and_small_ones_whole():
     assert tokens_at_once(small) > small.num_positions
     assert 16 <= tokens_at_once(large) < 128
     assert forward_bytes(large, tokens_at_once(large), 1024) <= memory.WORK
-    assert Need({"a": GIB, "b": GIB // 2}).total == 1.5 * GIB and size(1.5 * GIB) == "1.5 GB" and size(5 << 20) == "5 MB"
+    assert (
+        Need({"a": GIB, "b": GIB // 2}).total == 1.5 * GIB and size(1.5 * GIB) == "1.5 GB" and size(5 << 20) == "5 MB"
+    )
 
 
 def test_what_the_cache_holds_is_counted():

@@ -27,11 +27,42 @@ PACKAGE = ROOT / "pangu_lab"
 
 # In the order that data flows: a module imports from its own layer and from those above it in this list.
 LAYERS = (
-    ("errors", "identity", "files", "locking", "progress", "plotting", "compiling", "ranges", "lazy", "texts", "reading", "shipped",
-     "schema", "cache"),
-    ("config", "presets", "memory"), ("corpus",), ("tokenizer",), ("data",), ("ops",),
-    ("parallel",), ("model",), ("planner",), ("checkpoint",), ("runs", "interpret"), ("generate",), ("train",), ("launch",),
-    ("export", "loading"), ("cluster",), ("evaluate",), ("lm",), ("serve",), ("demo", "doctor", "terminal", "start"), ("cli",),
+    (
+        "errors",
+        "identity",
+        "files",
+        "locking",
+        "progress",
+        "plotting",
+        "compiling",
+        "ranges",
+        "lazy",
+        "texts",
+        "reading",
+        "shipped",
+        "schema",
+        "cache",
+    ),
+    ("config", "presets", "memory"),
+    ("corpus",),
+    ("tokenizer",),
+    ("data",),
+    ("ops",),
+    ("parallel",),
+    ("model",),
+    ("planner",),
+    ("checkpoint",),
+    ("runs", "interpret"),
+    ("generate",),
+    ("train",),
+    ("launch",),
+    ("export", "loading"),
+    ("cluster",),
+    ("evaluate",),
+    ("lm",),
+    ("serve",),
+    ("demo", "doctor", "terminal", "start"),
+    ("cli",),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -96,7 +127,17 @@ def test_the_check_of_imports_sees_relative_ones_and_those_inside_functions():
     assert found == [(2, "pangu_lab.train"), (3, "pangu_lab.serve"), (4, "pangu_lab.cli")]
 
 
-HEAVY = {"mindspore", "gradio", "matplotlib", "fastapi", "uvicorn", "prometheus_client", "lm_eval", "tensorboardX", "swanlab"}
+HEAVY = {
+    "mindspore",
+    "gradio",
+    "matplotlib",
+    "fastapi",
+    "uvicorn",
+    "prometheus_client",
+    "lm_eval",
+    "tensorboardX",
+    "swanlab",
+}
 
 
 def module_name(path: Path) -> str:
@@ -127,7 +168,7 @@ def imported_modules(node: ast.AST) -> set[str]:
     return found
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def brings_something_heavy(name: str) -> bool:
     if name.split(".")[0] in HEAVY:
         return True
@@ -145,7 +186,8 @@ def test_inside_functions_only_what_is_heavy_is_imported(path):
             for node in ast.walk(function):
                 own = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("pangu_lab", "widgets")
                 assert not own or any(map(brings_something_heavy, imported_modules(node))), (
-                    f"{label(path)}:{node.lineno}: {ast.unparse(node)} stands at the top of the module")
+                    f"{label(path)}:{node.lineno}: {ast.unparse(node)} stands at the top of the module"
+                )
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=label)
@@ -156,8 +198,10 @@ def test_notebooks_import_from_packages(path):
 
 def test_importing_the_package_is_quick_and_brings_nothing_heavy():
     heavy = ("mindspore", "gradio", "jieba", "sentencepiece", "matplotlib", "pandas", "torch", "pydantic")
-    code = ("import sys, pangu_lab, pangu_lab.config, pangu_lab.presets, pangu_lab.cli; "
-            f"print([name for name in {heavy!r} if name in sys.modules])")
+    code = (
+        "import sys, pangu_lab, pangu_lab.config, pangu_lab.presets, pangu_lab.cli; "
+        f"print([name for name in {heavy!r} if name in sys.modules])"
+    )
     start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     seconds = time.monotonic() - start
@@ -232,7 +276,8 @@ def test_environment_yml_names_the_same_pins_as_pyproject():
     python = next(Requirement(item.replace("=3", "==3")) for item in environment["dependencies"][:1])
     assert python.name == "python" and all(
         version in Requirement(f"python{project['requires-python']}").specifier
-        for version in [next(iter(python.specifier)).version])
+        for version in [next(iter(python.specifier)).version]
+    )
 
 
 def test_pins_have_an_upper_bound_and_are_met_here():
@@ -256,8 +301,13 @@ def test_the_package_brings_its_sample_and_its_command():
 
 def tracked_files() -> list[Path]:
     """What git tracks or would track; every file where there is no git (an unpacked archive)."""
-    listed = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                            capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if listed.returncode == 0 and listed.stdout:
         return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
     skipped = {".venv", ".git", ".pytest_cache", ".hypothesis", "__pycache__", "runs", "exports", "datasets", "built"}
@@ -265,8 +315,17 @@ def tracked_files() -> list[Path]:
 
 
 def test_no_machine_paths_and_no_registry_hosts():
-    wrong = re.compile("|".join((r"/(?:work|root|farm)/[a-z.]", r"files\.python" r"hosted", r"pypi\." r"org",
-                                 r"registry\." r"npmjs", r"deb\." r"debian")))
+    wrong = re.compile(
+        "|".join(
+            (
+                r"/(?:work|root|farm)/[a-z.]",
+                r"files\.python" r"hosted",
+                r"pypi\." r"org",
+                r"registry\." r"npmjs",
+                r"deb\." r"debian",
+            )
+        )
+    )
     for path in tracked_files():
         if path.stat().st_size < 2_000_000 and path != Path(__file__):
             found = wrong.search(path.read_text(encoding="utf-8", errors="ignore"))
@@ -274,8 +333,14 @@ def test_no_machine_paths_and_no_registry_hosts():
 
 
 # The lowest versions without a known hole, of what a page or a stranger's file reaches; pyproject.toml begins no lower.
-WITHOUT_KNOWN_HOLES = {"jupyterlab": "4.6.4", "jupyter-server": "2.20", "sentencepiece": "0.2.1", "tornado": "6.5.5",
-                       "python-multipart": "0.0.27", "gradio": "6.31"}
+WITHOUT_KNOWN_HOLES = {
+    "jupyterlab": "4.6.4",
+    "jupyter-server": "2.20",
+    "sentencepiece": "0.2.1",
+    "tornado": "6.5.5",
+    "python-multipart": "0.0.27",
+    "gradio": "6.31",
+}
 
 
 @pytest.mark.parametrize("name", WITHOUT_KNOWN_HOLES)

@@ -18,7 +18,11 @@ from tests.test_cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
-TEXTS = (*READMES, "pangu_lab/ops/README.md", *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("notebooks/*.ipynb")))
+TEXTS = (
+    *READMES,
+    "pangu_lab/ops/README.md",
+    *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("notebooks/*.ipynb")),
+)
 
 
 def prose(name: str) -> str:
@@ -58,7 +62,8 @@ def wrong(text: str) -> list[str]:
     parts = [(line, refusal(line)) for line in spans(text) if line.startswith("pangu-lab ")]
     open_ended = ("arguments are required", "expected one argument", "expected at least one argument")
     return [line for line, said in lines if said] + [
-        line for line, said in parts if said and not any(words in said for words in open_ended)]
+        line for line, said in parts if said and not any(words in said for words in open_ended)
+    ]
 
 
 @pytest.mark.parametrize("name", TEXTS)
@@ -68,8 +73,10 @@ def test_every_command_parses(name):
 
 def test_the_check_of_commands_sees_wrong_ones():
     assert all(sum(line.startswith("pangu-lab ") for line in blocks(prose(name))) > 20 for name in READMES)
-    text = ("`pangu-lab plan`, `pangu-lab nonsense`, `pangu-lab export --tensor-parallel 2` and\n"
-            "```bash\npangu-lab train --wrong 1 --run x  # why\n```\n`pangu-lab serve --bundle …`")
+    text = (
+        "`pangu-lab plan`, `pangu-lab nonsense`, `pangu-lab export --tensor-parallel 2` and\n"
+        "```bash\npangu-lab train --wrong 1 --run x  # why\n```\n`pangu-lab serve --bundle …`"
+    )
     assert wrong(text) == ["pangu-lab train --wrong 1 --run x  # why", "pangu-lab nonsense"]
 
 

@@ -52,21 +52,45 @@ def test_verse_writes_a_poem_of_a_regulated_form():
 
 
 def test_verse_finds_the_second_line_of_a_couplet_in_poems_later_than_those_it_learned_from():
-    found = evaluate("c3", "verse", sample_folder() / "verse" / "couplets.json", template="{passage}{question}{|}{option}")
+    found = evaluate(
+        "c3", "verse", sample_folder() / "verse" / "couplets.json", template="{passage}{question}{|}{option}"
+    )
     assert found.n == 80 and found.interval[0] > 0.6 and found.cut == 0
     assert found.baselines["random"] == 0.25 and max(found.baselines.values()) < 0.3
 
 
 def test_every_command_takes_the_name(capsys):
-    assert main(["generate", "--from", "verse", "--prompt", "《送友人》\n", "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    assert (
+        main(["generate", "--from", "verse", "--prompt", "《送友人》\n", "--max-new-tokens", "8", "--temperature", "0"])
+        == 0
+    )
     assert len(capsys.readouterr().out.strip()) >= 8
 
 
 def test_a_poem_held_to_its_form_begins_below_its_title(capsys):
-    assert main(["generate", "--from", "verse", "--prompt", "《四时》", "--verse", "4x7", "--rhyme", "--acrostic", "春夏秋冬"]) == 0
+    assert (
+        main(
+            [
+                "generate",
+                "--from",
+                "verse",
+                "--prompt",
+                "《四时》",
+                "--verse",
+                "4x7",
+                "--rhyme",
+                "--acrostic",
+                "春夏秋冬",
+            ]
+        )
+        == 0
+    )
     title, first, second = capsys.readouterr().out.strip().split("\n")
     assert title == "《四时》" and [line[0] for line in (first, second)] == ["春", "秋"]
-    assert [line.index("，") for line in (first, second)] == [7, 7] and [len(line) for line in (first, second)] == [16, 16]
+    assert [line.index("，") for line in (first, second)] == [7, 7] and [len(line) for line in (first, second)] == [
+        16,
+        16,
+    ]
     assert first[8] == "夏" and second[8] == "冬"
 
 

@@ -18,8 +18,9 @@ import pytest
 from pangu_lab import terminal
 
 
-@pytest.mark.parametrize("seconds, text", [(0.4, "0 s"), (59, "59 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"),
-                                           (-1, "0 s")])
+@pytest.mark.parametrize(
+    "seconds, text", [(0.4, "0 s"), (59, "59 s"), (75, "1 min 15 s"), (3700, "1 h 1 min"), (-1, "0 s")]
+)
 def test_durations_read_well(seconds, text):
     assert terminal.duration(seconds) == text
 
@@ -105,8 +106,13 @@ def test_json_is_one_strict_line_whatever_a_result_holds(capsys):
 def on_a_terminal(code: str, columns: int = 120) -> str:
     """What a program shows on a pseudo-terminal."""
     parent, child = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=child, stdout=child, stderr=child,
-                               env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)})
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns)},
+    )
     os.close(child)
     shown = b""
     try:
@@ -133,19 +139,24 @@ terminal.say_json({"done": "好"})
 """)
     assert "20/20" in shown and "[tokens]/s" in shown and "prepare [x]" in shown
     assert "春天 [red]half way\r\n" in shown
-    assert json.loads(shown[shown.rindex('{"done"'):]) == {"done": "好"}
+    assert json.loads(shown[shown.rindex('{"done"') :]) == {"done": "好"}
 
 
 def test_on_a_narrow_terminal_how_far_it_is_and_the_news_stay():
-    shown = on_a_terminal("""
+    shown = on_a_terminal(
+        """
 import time
 from pangu_lab import terminal
 with terminal.progress_bar("train") as progress:
     for number in range(21):
         progress(number, 20, "loss 5.250 · 12,345 tokens/s · epoch 0.50 · 1.5 tokens/parameter")
         time.sleep(0.02)
-""", columns=80)
-    assert "train 20/20 left 0:00:00 loss 5.250 · 12,345 tokens/s · epoch 0.5" in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+""",
+        columns=80,
+    )
+    assert "train 20/20 left 0:00:00 loss 5.250 · 12,345 tokens/s · epoch 0.5" in re.sub(
+        r"\x1b\[[0-9;?]*[A-Za-z]", "", shown
+    )
 
 
 def test_no_more_time_is_promised_than_the_budget_has(capsys, monkeypatch):

@@ -12,10 +12,20 @@ from typing import Any
 
 from widgets.progress import notebook_progress
 
-_PLACES = {"monitor_all": "monitor", "start_run": "launching", "resume_run": "launching", "wait_for": "launching",
-           "set_language": "base", "LaunchPanel": "launch_panel", "StartForm": "start_form",
-           **{name: path.stem for path in sorted(Path(__file__).parent.glob("*.py"))
-              for name in re.findall(r"^class (\w+)\(LabWidget\)", path.read_text(encoding="utf-8"), re.MULTILINE)}}
+_PLACES = {
+    "monitor_all": "monitor",
+    "start_run": "launching",
+    "resume_run": "launching",
+    "wait_for": "launching",
+    "set_language": "base",
+    "LaunchPanel": "launch_panel",
+    "StartForm": "start_form",
+    **{
+        name: path.stem
+        for path in sorted(Path(__file__).parent.glob("*.py"))
+        for name in re.findall(r"^class (\w+)\(LabWidget\)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    },
+}
 
 __all__ = ["notebook_progress", *_PLACES]
 

@@ -7,7 +7,7 @@ follows here?". The page holds all layers of the text, as 16-bit numbers, so swi
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 import traitlets
@@ -50,14 +50,20 @@ class AttentionView(LabWidget):
     row = traitlets.Int(-1).tag(sync=True)
     note = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, lm: PanguLM, text: str = "春天来了，我们一起去公园。", layer: Union[str, int] = "query_layer",
-                 head: Union[str, int] = "mean", **values: Any) -> None:
+    def __init__(
+        self,
+        lm: PanguLM,
+        text: str = "春天来了，我们一起去公园。",
+        layer: str | int = "query_layer",
+        head: str | int = "mean",
+        **values: Any,
+    ) -> None:
         layers, heads = lm.config.num_layers, lm.config.num_heads
         number = layers - 1 if layer == "query_layer" else layer
         if not isinstance(number, int) or not 0 <= number < layers:
-            raise InputError(f"no layer {layer!r}: there are 0 to {layers - 2} and \"query_layer\"")
+            raise InputError(f'no layer {layer!r}: there are 0 to {layers - 2} and "query_layer"')
         if head != "mean" and (not isinstance(head, int) or not 0 <= head < heads):
-            raise InputError(f"no head {head!r}: there are 0 to {heads - 1} and \"mean\"")
+            raise InputError(f'no head {head!r}: there are 0 to {heads - 1} and "mean"')
         self.lm = lm
         super().__init__(layer=number, head=MEAN if head == "mean" else head, **values)
         self.read(text)
@@ -107,8 +113,10 @@ class AttentionView(LabWidget):
     def still_html(self) -> str:
         last = self.layer == len(self.seen.layers) - 1
         told = self.word("attention", "asks" if last else "looks")
-        return (f'<div style="font-family:sans-serif;font-size:13px"><b>{escape(self._title())}</b> {escape(told)}</div>'
-                f'{attention_svg(self.picture(), self.tokens)}')
+        return (
+            f'<div style="font-family:sans-serif;font-size:13px"><b>{escape(self._title())}</b> {escape(told)}</div>'
+            f"{attention_svg(self.picture(), self.tokens)}"
+        )
 
 
 def attention_svg(picture: np.ndarray, tokens: list[str]) -> str:
@@ -118,8 +126,13 @@ def attention_svg(picture: np.ndarray, tokens: list[str]) -> str:
         at = CELL * place + CELL / 2
         parts.append(f'<text x="{LEFT - 6}" y="{TOP + at + 4}" text-anchor="end">{escape(token)}</text>')
         parts.append(f'<text transform="translate({LEFT + at + 4},{TOP - 6}) rotate(-90)">{escape(token)}</text>')
-        parts += [f'<rect x="{LEFT + CELL * key}" y="{TOP + CELL * place}" width="{CELL - 1}" height="{CELL - 1}" '
-                  f'fill="{COLORS[0]}" fill-opacity="{picture[place, key] ** 0.5:.2f}"/>' for key in range(place + 1)]
+        parts += [
+            f'<rect x="{LEFT + CELL * key}" y="{TOP + CELL * place}" width="{CELL - 1}" height="{CELL - 1}" '
+            f'fill="{COLORS[0]}" fill-opacity="{picture[place, key] ** 0.5:.2f}"/>'
+            for key in range(place + 1)
+        ]
     wide, high = LEFT + CELL * len(tokens) + 4, TOP + CELL * len(tokens) + 4
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" '
-            f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="12">{"".join(parts)}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}" width="{wide}" '
+        f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="12">{"".join(parts)}</svg>'
+    )

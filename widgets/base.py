@@ -29,8 +29,10 @@ __all__ = ["LabWidget", "escape", "piece_of", "set_language", "still_block"]
 
 def still_block(text: str) -> str:
     """Lines as they are, as HTML without scripts; viewers differ in what they make of a bare ``pre``."""
-    return ('<pre style="font-family:monospace;font-size:12px;line-height:1.45;white-space:pre-wrap;margin:4px 0">'
-            f"{escape(text)}</pre>")
+    return (
+        '<pre style="font-family:monospace;font-size:12px;line-height:1.45;white-space:pre-wrap;margin:4px 0">'
+        f"{escape(text)}</pre>"
+    )
 
 
 def piece_of(tokenizer: Any, index: int) -> str:
@@ -50,7 +52,7 @@ def set_language(language: str) -> None:
     _language = language
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _script_text(name: str) -> str:
     parts = [(HERE / "static" / f"{part}.js").read_text(encoding="utf-8") for part in ("common", name)]
     return "\n".join(parts)
@@ -67,8 +69,10 @@ class LabWidget(anywidget.AnyWidget):
     def __init__(self, **values: Any) -> None:
         self._esm, self._css = _script_text(self._script), (HERE / "static" / "lab.css").read_text(encoding="utf-8")
         values.setdefault("language", _language)
-        chosen = {language: {section: catalogue(language)[section] for section in ("common", *self._sections)}
-                  for language in LANGUAGES}
+        chosen = {
+            language: {section: catalogue(language)[section] for section in ("common", *self._sections)}
+            for language in LANGUAGES
+        }
         super().__init__(texts=chosen, **values)
         self.on_msg(self._received)
 

@@ -6,14 +6,14 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import yaml
 
 from pangu_lab.config import RunConfig
 from pangu_lab.presets import PRESETS, changed_settings
 
-Folder = Union[Path, str]
+Folder = Path | str
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Target:
     nproc: int = 0
     hosts: str = ""
     rank_table: str = ""
-    node_rank: Optional[int] = None
+    node_rank: int | None = None
     master_addr: str = ""
 
     def words(self, layout: int) -> list[str]:
@@ -81,7 +81,7 @@ def _read(text: str) -> Any:
         return None
 
 
-def command_text(words: list[str], width: Optional[int] = 88) -> str:
+def command_text(words: list[str], width: int | None = 88) -> str:
     """Words as one would type them, a line an option where they are many."""
     line = shlex.join(words)
     if width is None or len(line) <= width:
@@ -90,8 +90,8 @@ def command_text(words: list[str], width: Optional[int] = 88) -> str:
     rest = words[2:]
     while rest:
         takes_value = len(rest) > 1 and not rest[1].startswith("--")
-        part = shlex.join(rest[:1 + takes_value])
-        rest = rest[1 + takes_value:]
+        part = shlex.join(rest[: 1 + takes_value])
+        rest = rest[1 + takes_value :]
         if len(current) + len(part) + 3 > width:
             lines.append(current)
             current = f"  {part}"

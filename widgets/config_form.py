@@ -8,9 +8,10 @@ exactly this.
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Union
 
 import traitlets
 
@@ -31,8 +32,11 @@ def field_kind(key: str, hint: Any) -> str:
     """How a setting is typed in: "bool", "number", "choice", "text" (as it is) or "yaml" (lists, names or ids)."""
     if key in CHOICES:
         return "choice"
-    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)] \
-        if typing.get_origin(hint) is Union else [hint]
+    kinds = (
+        [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+        if typing.get_origin(hint) in (Union, types.UnionType)
+        else [hint]
+    )
     if kinds == [bool]:
         return "bool"
     if set(kinds) <= {int, float}:
@@ -42,14 +46,25 @@ def field_kind(key: str, hint: Any) -> str:
 
 def fields_of(config: RunConfig) -> list[dict[str, Any]]:
     """What the form is made of, a dictionary a setting, in the order of the settings."""
-    hints = {section.name: typing.get_type_hints(type(getattr(config, section.name)))
-             for section in dataclasses.fields(config) if section.name != "preset"}
+    hints = {
+        section.name: typing.get_type_hints(type(getattr(config, section.name)))
+        for section in dataclasses.fields(config)
+        if section.name != "preset"
+    }
     found = []
     for key in all_keys(config):
         section, name = key.split(".")
         hint = hints[section][name]
-        found.append({"key": key, "section": section, "name": name, "kind": field_kind(key, hint),
-                      "choices": list(CHOICES.get(key, ())), "optional": type(None) in typing.get_args(hint)})
+        found.append(
+            {
+                "key": key,
+                "section": section,
+                "name": name,
+                "kind": field_kind(key, hint),
+                "choices": list(CHOICES.get(key, ())),
+                "optional": type(None) in typing.get_args(hint),
+            }
+        )
     return found
 
 
@@ -103,8 +118,7 @@ class ConfigForm(LabWidget):
     hardwares = traitlets.List(list(HARDWARE)).tag(sync=True)
     version = traitlets.Int(0).tag(sync=True)
 
-    def __init__(self, config: Union[RunConfig, str, None] = None, run: Union[Path, str] = "runs/first",
-                 **values: Any) -> None:
+    def __init__(self, config: RunConfig | str | None = None, run: Path | str = "runs/first", **values: Any) -> None:
         self.run, self.target = run, HERE
         start = preset(config) if isinstance(config, str) else config or preset("tiny")
         super().__init__(presets=list(PRESETS), fields=fields_of(start), **values)
@@ -119,14 +133,16 @@ class ConfigForm(LabWidget):
     @config.setter
     def config(self, config: RunConfig) -> None:
         self._base, self._edits = config, {}
-        values = {field["key"]: text_of(getattr(getattr(config, field["section"]), field["name"]), field["kind"])
-                  for field in self.fields}
+        values = {
+            field["key"]: text_of(getattr(getattr(config, field["section"]), field["name"]), field["kind"])
+            for field in self.fields
+        }
         with self.hold_sync():
             self.values, self.preset, self.error = values, config.preset, {}
             self.version += 1
             self._show(config)
 
-    def name_run(self, run: Union[Path, str], target: Optional[Target] = None) -> None:
+    def name_run(self, run: Path | str, target: Target | None = None) -> None:
         """Name another run folder in the command, and where it runs."""
         self.run, self.target = run, target or self.target
         self.command = command_text(launch_words(self._config, run, target=self.target))
@@ -167,7 +183,7 @@ class ConfigForm(LabWidget):
         """The settings as a configuration file holds them."""
         return self._config.to_yaml()
 
-    def save(self, path: Union[Path, str]) -> None:
+    def save(self, path: Path | str) -> None:
         """Write the settings to a YAML file."""
         write_text_atomic(path, self.to_yaml())
 
@@ -220,7 +236,15 @@ def figures_of(config: RunConfig, hardware: str) -> dict[str, Any]:
     except InputError as error:
         return {**figures, "note": str(error)}
     tokens = config.data.batch_size * config.data.seq_length
-    return {**figures, "memory": {kind: int(size) for kind, size in found.memory.items()}, "total": found.total,
-            "in_top": found.total + IDLE if hardware == "cpu" else None, "capacity": found.capacity, "fits": bool(found.fits), "step_seconds": found.step_seconds,
-            "seconds": found.step_seconds * config.train.steps, "tokens": tokens * config.train.steps,
-            "tokens_per_second": found.tokens_per_second}
+    return {
+        **figures,
+        "memory": {kind: int(size) for kind, size in found.memory.items()},
+        "total": found.total,
+        "in_top": found.total + IDLE if hardware == "cpu" else None,
+        "capacity": found.capacity,
+        "fits": bool(found.fits),
+        "step_seconds": found.step_seconds,
+        "seconds": found.step_seconds * config.train.steps,
+        "tokens": tokens * config.train.steps,
+        "tokens_per_second": found.tokens_per_second,
+    }

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 import traitlets
 
@@ -27,7 +27,7 @@ from widgets.still import COLORS
 SETTINGS = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
 SHOW_SECONDS = 0.08  # the minimum time between two updates of the page
 HISTORY = 20
-Source = Union[PanguLM, Engine]
+Source = PanguLM | Engine
 logger = logging.getLogger(__name__)
 
 
@@ -57,23 +57,31 @@ class GenerationPad(LabWidget):
     models = traitlets.List().tag(sync=True)
     show_tokens = traitlets.Bool(False).tag(sync=True)
 
-    def __init__(self, *models: Source, prompt: str = "春天来了，",
-                 sampling: Union[SamplingConfig, Sequence[SamplingConfig], None] = None, **values: Any) -> None:
+    def __init__(
+        self,
+        *models: Source,
+        prompt: str = "春天来了，",
+        sampling: SamplingConfig | Sequence[SamplingConfig] | None = None,
+        **values: Any,
+    ) -> None:
         if not models:
             raise InputError("GenerationPad needs a model: GenerationPad(PanguLM.load('verse'))")
         self._engines = [model.engine if isinstance(model, PanguLM) else model for model in models]
         chosen = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling]
         count = max(len(models), len(chosen))
-        columns = [_column(number % len(models), chosen[number % len(chosen)] or models[number % len(models)].sampling)
-                   for number in range(count)]
+        columns = [
+            _column(number % len(models), chosen[number % len(chosen)] or models[number % len(models)].sampling)
+            for number in range(count)
+        ]
         self._lock, self._thread = threading.Lock(), None
         self._streams: list[CompletionStream] = []
-        super().__init__(prompt=prompt, columns=columns, outputs=[_empty() for _ in columns],
-                         models=_names(models), **values)
+        super().__init__(
+            prompt=prompt, columns=columns, outputs=[_empty() for _ in columns], models=_names(models), **values
+        )
 
     # ---------------------------------------------------------------- writing
 
-    def write(self, prompt: Optional[str] = None) -> None:
+    def write(self, prompt: str | None = None) -> None:
         """Begin to write after ``prompt`` (what the page shows when not given), without waiting.
 
         Raises:
@@ -141,9 +149,13 @@ class GenerationPad(LabWidget):
             self._cut(columns, outputs, streams)
             with self.hold_sync():
                 self.outputs, self.writing = outputs, False
-                self.history = [{"prompt": self.prompt, "columns": columns, "outputs": outputs}, *self.history][:HISTORY]
+                self.history = [{"prompt": self.prompt, "columns": columns, "outputs": outputs}, *self.history][
+                    :HISTORY
+                ]
 
-    def _cut(self, columns: list[dict[str, Any]], outputs: list[dict[str, Any]], streams: dict[int, CompletionStream]) -> None:
+    def _cut(
+        self, columns: list[dict[str, Any]], outputs: list[dict[str, Any]], streams: dict[int, CompletionStream]
+    ) -> None:
         """Where the tokens of every column's text end; not for each token: it takes as long as the text is."""
         for number, pieces in streams.items():
             tokenizer = self._engines[columns[number]["model"]].tokenizer
@@ -179,8 +191,10 @@ class GenerationPad(LabWidget):
     # ---------------------------------------------------------------- without a page
 
     def still_text(self) -> str:
-        lines = [f"{self.models[column['model']]} ({_told(column)}): {self.prompt}{self._written(output) or ' …'}"
-                 for column, output in zip(self.columns, self.outputs)]
+        lines = [
+            f"{self.models[column['model']]} ({_told(column)}): {self.prompt}{self._written(output) or ' …'}"
+            for column, output in zip(self.columns, self.outputs)
+        ]
         return "\n".join(lines)
 
     def _written(self, output: dict[str, Any]) -> str:
@@ -189,15 +203,21 @@ class GenerationPad(LabWidget):
     def _written_html(self, output: dict[str, Any]) -> str:
         if not self.show_tokens:
             return escape(output["text"])
-        return "".join(f'<span style="border-bottom:3px solid {COLORS[number % len(COLORS)]}">{escape(text)}</span>'
-                       for number, (text, _) in enumerate(output["pieces"]))
+        return "".join(
+            f'<span style="border-bottom:3px solid {COLORS[number % len(COLORS)]}">{escape(text)}</span>'
+            for number, (text, _) in enumerate(output["pieces"])
+        )
 
     def still_html(self) -> str:
         cell = '<td style="vertical-align:top;text-align:left;white-space:pre-wrap">'
-        heads = "".join(f"<th style='text-align:left'>{escape(self.models[column['model']])}<br><small>{escape(_told(column))}</small></th>"
-                        for column in self.columns)
-        texts = "".join(f'{cell}<span style="opacity:.6">{escape(self.prompt)}</span>{self._written_html(output)}</td>'
-                        for output in self.outputs)
+        heads = "".join(
+            f"<th style='text-align:left'>{escape(self.models[column['model']])}<br><small>{escape(_told(column))}</small></th>"
+            for column in self.columns
+        )
+        texts = "".join(
+            f'{cell}<span style="opacity:.6">{escape(self.prompt)}</span>{self._written_html(output)}</td>'
+            for output in self.outputs
+        )
         return f"<table><tr>{heads}</tr><tr>{texts}</tr></table>"
 
 
@@ -212,7 +232,7 @@ def pieces_of(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> list[t
         made = stream.push(index)
         waiting.append(index)
         if made and place < len(text):
-            pieces.append((text[place:place + len(made)], waiting))
+            pieces.append((text[place : place + len(made)], waiting))
             waiting, place = [], place + len(made)
     if place < len(text):  # half a character, shown as what it is when nothing follows
         pieces.append((text[place:], waiting))
@@ -222,8 +242,10 @@ def pieces_of(tokenizer: TokenizerLike, ids: Sequence[int], text: str) -> list[t
 def _names(models: Sequence[Source]) -> list[str]:
     """What columns are headed by: checkpoints of different runs may have one name, then the later ones are numbered."""
     names = [model.name for model in models]
-    return [name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
-            for place, name in enumerate(names)]
+    return [
+        name if name not in names[:place] else f"{name} ({names[:place].count(name) + 1})"
+        for place, name in enumerate(names)
+    ]
 
 
 def _column(model: int, sampling: SamplingConfig) -> dict[str, Any]:
@@ -258,8 +280,12 @@ def _advance(pieces: CompletionStream, output: dict[str, Any], begun: float) -> 
         logger.exception("the network failed")
         return {**output, "state": "refused", "note": f"{type(error).__name__}: {error}"}
     done = pieces.completion
-    told = {"tokens": pieces.tokens, "seconds": time.monotonic() - begun, "seed": done.seed,
-            "note": " ".join(done.warnings)}
+    told = {
+        "tokens": pieces.tokens,
+        "seconds": time.monotonic() - begun,
+        "seed": done.seed,
+        "note": " ".join(done.warnings),
+    }
     if text is None:
         return {**output, **told, "state": "done", "text": done.text, "reason": done.finish_reason}
     return {**output, **told, "state": "writing", "text": output["text"] + text}

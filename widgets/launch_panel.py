@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import traitlets
 
@@ -61,11 +61,17 @@ class LaunchPanel(Watched):
         target: where it runs, such as ``TargetForm(backend="mpirun", nproc=2)``; this machine's own starter by default.
     """
 
-    def __init__(self, settings: Union[ConfigForm, RunConfig, str], name: str = "first",
-                 folder: Union[Path, str] = "runs", target: Optional[TargetForm] = None, **values: Any) -> None:
+    def __init__(
+        self,
+        settings: ConfigForm | RunConfig | str,
+        name: str = "first",
+        folder: Path | str = "runs",
+        target: TargetForm | None = None,
+        **values: Any,
+    ) -> None:
         self.settings = preset(settings) if isinstance(settings, str) else settings
-        self._started: Optional[StartedRun] = None
-        self._telling: Optional[threading.Thread] = None
+        self._started: StartedRun | None = None
+        self._telling: threading.Thread | None = None
         self.folder = Path(folder)
         self.target = target or TargetForm(folder, **values)
         self.controls = LaunchControls(name=name, folder=str(folder), **values)
@@ -167,7 +173,9 @@ class LaunchPanel(Watched):
         self._started = started
         self.controls.said, self.controls.stopping, self.controls.running = "", False, True
         self.monitor.show(self.run)
-        self._telling = threading.Thread(target=self._tell, args=(started, time.monotonic()), name="launch", daemon=True)
+        self._telling = threading.Thread(
+            target=self._tell, args=(started, time.monotonic()), name="launch", daemon=True
+        )
         self._telling.start()
         return started
 

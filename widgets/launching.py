@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
@@ -24,7 +23,7 @@ from pangu_lab.runs.events import EventReader
 from widgets.command import HERE, Target, launch_words
 from widgets.run_state import ENDED, heard_of, launched_by, settings_of, state_of
 
-Folder = Union[Path, str]
+Folder = Path | str
 LOG = "launcher.log"
 LEAVE_SECONDS = 10.0
 _started: dict[Path, tuple[subprocess.Popen, float]] = {}  # by run: its newest launcher and when it was begun
@@ -54,7 +53,7 @@ def start_run(config: RunConfig, run: Folder, restarts: int = 0, target: Target 
     return _start(launch_words(config, run, restarts, target), Path(run))
 
 
-def resume_run(run: Folder, target: Optional[Target] = None) -> StartedRun:
+def resume_run(run: Folder, target: Target | None = None) -> StartedRun:
     """Go on with a run that has ended, with the settings it has.
 
     ``target`` says where; when not given, a run of this machine alone is started as it was before.
@@ -67,7 +66,9 @@ def resume_run(run: Folder, target: Optional[Target] = None) -> StartedRun:
         raise InputError(f"{run}: no run to resume")
     config = settings_of(run)
     target = target or Target(launched_by(run))
-    return _start(["pangu-lab", "launch", "--run", str(run), *target.words(config.parallel.world_size if config else 1)], run)
+    return _start(
+        ["pangu-lab", "launch", "--run", str(run), *target.words(config.parallel.world_size if config else 1)], run
+    )
 
 
 def start_text(words: Sequence[str], run: Folder) -> StartedRun:
@@ -85,11 +86,13 @@ def outcome(started: StartedRun) -> str:
     if process.wait():
         return ""
     lines = (started.run / "logs" / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-    first = max((number for number, line in enumerate(lines) if line.startswith(f"{started.words[1]}: ")), default=-1) + 1
+    first = (
+        max((number for number, line in enumerate(lines) if line.startswith(f"{started.words[1]}: ")), default=-1) + 1
+    )
     return "\n".join(lines[first:])
 
 
-def exit_code(started: StartedRun) -> Optional[int]:
+def exit_code(started: StartedRun) -> int | None:
     """Of the command; None while it runs."""
     return _started[started.run.absolute()][0].poll()
 
@@ -107,8 +110,15 @@ def ask(words: Sequence[str]) -> str:
     Raises:
         InputError: it refused, in its words.
     """
-    done = subprocess.run(_argv(words), stdin=subprocess.DEVNULL, capture_output=True, text=True, encoding="utf-8",
-                          errors="replace", env=_environment())
+    done = subprocess.run(
+        _argv(words),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=_environment(),
+    )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise InputError(said[-1] if said else f"exit code {done.returncode}")
@@ -129,8 +139,14 @@ def _start(words: Sequence[str], run: Path) -> StartedRun:
             _started[run.absolute()][0].wait(LEAVE_SECONDS)
     (run / "logs").mkdir(parents=True, exist_ok=True)
     with open(run / "logs" / LOG, "wb") as log:
-        process = subprocess.Popen(_argv(words), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                   start_new_session=True, env=_environment())
+        process = subprocess.Popen(
+            _argv(words),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(),
+        )
     _started[run.absolute()] = process, time.time()
     return StartedRun(run, tuple(words), process.pid)
 
@@ -140,11 +156,16 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     modules = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
-    return {**os.environ, "PATH": path, "PYTHONPATH": modules, "PYTHONUNBUFFERED": "1",
-            "GLOG_v": os.environ.get("GLOG_v", "3")}
+    return {
+        **os.environ,
+        "PATH": path,
+        "PYTHONPATH": modules,
+        "PYTHONUNBUFFERED": "1",
+        "GLOG_v": os.environ.get("GLOG_v", "3"),
+    }
 
 
-def wait_for(run: Folder, step: Optional[int] = None, progress: Progress = silent, patience: float = 600.0) -> str:
+def wait_for(run: Folder, step: int | None = None, progress: Progress = silent, patience: float = 600.0) -> str:
     """Wait until a run has done ``step`` steps, or has ended; the word for its state then.
 
     Interrupting the wait leaves the run alone.

@@ -6,7 +6,7 @@ training and checkpoints use.
 
 from __future__ import annotations
 
-from typing import Any, Optional, Union
+from typing import Any
 
 import traitlets
 import yaml
@@ -59,12 +59,26 @@ class LayoutPicker(LabWidget):
     held = traitlets.Dict().tag(sync=True)
     settings = traitlets.Unicode().tag(sync=True)
 
-    def __init__(self, config: Union[RunConfig, str] = "2.6B", devices: int = 8, hardware: str = "ascend910",
-                 memory: Optional[float] = None, batch: Optional[int] = None, **values: Any) -> None:
+    def __init__(
+        self,
+        config: RunConfig | str = "2.6B",
+        devices: int = 8,
+        hardware: str = "ascend910",
+        memory: float | None = None,
+        batch: int | None = None,
+        **values: Any,
+    ) -> None:
         self._base = preset(config) if isinstance(config, str) else config
         self._found: tuple[LayoutEstimate, ...] = ()
-        super().__init__(preset=self._base.preset, presets=list(dict.fromkeys([self._base.preset, *PRESETS])), devices=devices,
-                         hardware=hardware, memory=memory, batch=batch or self._base.data.batch_size, **values)
+        super().__init__(
+            preset=self._base.preset,
+            presets=list(dict.fromkeys([self._base.preset, *PRESETS])),
+            devices=devices,
+            hardware=hardware,
+            memory=memory,
+            batch=batch or self._base.data.batch_size,
+            **values,
+        )
         self.observe(lambda change: self._another_model(), "preset")
         self.observe(lambda change: self._plan(), ["devices", "hardware", "memory", "batch"])
         self.observe(lambda change: self._draw(), "chosen")
@@ -129,11 +143,16 @@ class LayoutPicker(LabWidget):
         """The layouts and why the first is recommended; or why there are none."""
         if self.note:
             return [self.note]
-        rows = [f"{'→' if row['recommended'] else ' '} {row['pipeline']} × {row['data']} × {row['tensor']}  "
-                f"{row['total'] / GIB:7.1f} / {row['capacity'] / GIB:.0f} GB  {self.word('layout', 'step_time')} {figure(row['step_seconds'], 3)} s"
-                for row in self.layouts[:8]]
-        return [f"{self.preset}, {self.devices} × {self.hardware}: {self.word('layout', 'layout')}", *rows,
-                *(self.why_zh if self.language == "zh" else self.why)]
+        rows = [
+            f"{'→' if row['recommended'] else ' '} {row['pipeline']} × {row['data']} × {row['tensor']}  "
+            f"{row['total'] / GIB:7.1f} / {row['capacity'] / GIB:.0f} GB  {self.word('layout', 'step_time')} {figure(row['step_seconds'], 3)} s"
+            for row in self.layouts[:8]
+        ]
+        return [
+            f"{self.preset}, {self.devices} × {self.hardware}: {self.word('layout', 'layout')}",
+            *rows,
+            *(self.why_zh if self.language == "zh" else self.why),
+        ]
 
     def _held_lines(self) -> list[str]:
         """What the chosen rank holds: which part of which tensor of which layers."""
@@ -169,12 +188,22 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _row(item: LayoutEstimate) -> dict[str, Any]:
     parallel = item.parallel
-    return {"pipeline": parallel.pipeline, "data": parallel.data, "tensor": parallel.tensor, "fits": bool(item.fits),
-            "micro_batches": parallel.micro_batches * item.accumulation, "optimizer": bool(parallel.optimizer),
-            "recompute": parallel.recompute, "expert": parallel.expert, "total": int(item.total),
-            "capacity": int(item.capacity), "memory": {kind: int(size) for kind, size in item.memory.items()},
-            "step_seconds": float(item.step_seconds), "tokens_per_second": float(item.tokens_per_second),
-            "bubble": float(item.bubble)}
+    return {
+        "pipeline": parallel.pipeline,
+        "data": parallel.data,
+        "tensor": parallel.tensor,
+        "fits": bool(item.fits),
+        "micro_batches": parallel.micro_batches * item.accumulation,
+        "optimizer": bool(parallel.optimizer),
+        "recompute": parallel.recompute,
+        "expert": parallel.expert,
+        "total": int(item.total),
+        "capacity": int(item.capacity),
+        "memory": {kind: int(size) for kind, size in item.memory.items()},
+        "step_seconds": float(item.step_seconds),
+        "tokens_per_second": float(item.tokens_per_second),
+        "bubble": float(item.bubble),
+    }
 
 
 def mesh_of(parallel: ParallelConfig, num_layers: int) -> dict[str, Any]:
@@ -198,15 +227,16 @@ def held_by(model: ModelConfig, parallel: ParallelConfig, rank: int) -> dict[str
     for name, shard in shards.items():
         where, short = _where(name)
         key = ("block" if isinstance(where, int) else where, short, shard)
-        row = rows.setdefault(key, {"where": key[0], "layers": [], "name": short, "whole": list(shard.whole),
-                                    "here": _part(shard)})
+        row = rows.setdefault(
+            key, {"where": key[0], "layers": [], "name": short, "whole": list(shard.whole), "here": _part(shard)}
+        )
         if isinstance(where, int):
             row["layers"].append(where)
     size = sum(_size(shard) for shard in shards.values())
     return {"rank": rank, **mesh.coordinates, "parameters": size, "rows": list(rows.values())}
 
 
-def _where(name: str) -> tuple[Union[int, str], str]:
+def _where(name: str) -> tuple[int | str, str]:
     """A released name as (block's number, "query_layer" or "embedding"; what is left of the name)."""
     words = name.removeprefix("backbone.").split(".")
     if words[0] == "blocks":
@@ -227,7 +257,7 @@ def _spans(layers: list[int]) -> str:
     return ", ".join(str(first) if first == last else f"{first}–{last}" for first, last in parts)
 
 
-def _part(shard: Shard) -> Optional[list[list[int]]]:
+def _part(shard: Shard) -> list[list[int]] | None:
     """[first, last] along each axis, or None where all of it is here."""
     if shard.whole == shard.shape:
         return None
@@ -250,10 +280,14 @@ def mesh_svg(mesh: dict[str, Any]) -> str:
         for row, ranks in enumerate(stage["ranks"]):
             for column, rank in enumerate(ranks):
                 x, y = left + column * cell, 22 + row * cell
-                parts.append(f'<rect x="{x}" y="{y}" width="{cell - 4}" height="{cell - 4}" rx="5" '
-                             f'fill="{COLORS[column % len(COLORS)]}"/><text x="{x + cell / 2 - 2}" y="{y + cell / 2 + 2}" '
-                             f'text-anchor="middle" fill="#fff">{rank}</text>')
+                parts.append(
+                    f'<rect x="{x}" y="{y}" width="{cell - 4}" height="{cell - 4}" rx="5" '
+                    f'fill="{COLORS[column % len(COLORS)]}"/><text x="{x + cell / 2 - 2}" y="{y + cell / 2 + 2}" '
+                    f'text-anchor="middle" fill="#fff">{rank}</text>'
+                )
         left += max(len(stage["ranks"][0]) * cell, 56) + 14
     height = 30 + cell * len(mesh["stages"][0]["ranks"])
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left} {height}" width="{left}" '
-            f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>')
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left} {height}" width="{left}" '
+        f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )

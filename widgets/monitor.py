@@ -13,7 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 import traitlets
@@ -61,11 +61,11 @@ class RunMonitor(LabWidget):
     ranks = traitlets.List().tag(sync=True)
     log_view = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, *runs: Union[Path, str], **values: Any) -> None:
+    def __init__(self, *runs: Path | str, **values: Any) -> None:
         if not runs:
             raise InputError("RunMonitor needs a run folder, such as RunMonitor('runs/first')")
         self._lock = threading.RLock()
-        self._configs: dict[str, tuple[float, Optional[RunConfig]]] = {}
+        self._configs: dict[str, tuple[float, RunConfig | None]] = {}
         self._sent: dict[str, tuple] = {}
         self._ranks_at, self._rank_reader = -RANK_SECONDS, RankReader("")
         self._whole_at, self._log_name, self._log_mark = 0.0, "", None
@@ -119,7 +119,8 @@ class RunMonitor(LabWidget):
                 if changed[number]:
                     self._send_tail(number, run)
             if any(self._stale(run) for run in self._followers) and (
-                    ended_now or time.monotonic() - self._whole_at > WHOLE_SECONDS):
+                ended_now or time.monotonic() - self._whole_at > WHOLE_SECONDS
+            ):
                 self._send_whole()
                 self._list_others()
             self._send_log()
@@ -140,7 +141,7 @@ class RunMonitor(LabWidget):
         state, reason = launch_note(run.folder)
         return {**head, "state": state, "reason": reason, "ended": state in ENDED} if state else head
 
-    def _config(self, run: RunFollower) -> Optional[RunConfig]:
+    def _config(self, run: RunFollower) -> RunConfig | None:
         """The run's settings, read again when their file has changed."""
         try:
             changed = (run.folder / "config.yaml").stat().st_mtime
@@ -164,9 +165,17 @@ class RunMonitor(LabWidget):
     def _send_whole(self) -> None:
         self._whole_at = time.monotonic()
         self.unit = common_unit([run.vocabulary for run in self._followers])
-        self.data = [{"name": run.name, "version": self._version(run), "columns": _packed(run.steps.rows()),
-                      "scale": run.bits(1.0) if self.unit == BITS else 1.0,
-                      "evals": run.evals, "marks": _marks(run)} for run in self._followers]
+        self.data = [
+            {
+                "name": run.name,
+                "version": self._version(run),
+                "columns": _packed(run.steps.rows()),
+                "scale": run.bits(1.0) if self.unit == BITS else 1.0,
+                "evals": run.evals,
+                "marks": _marks(run),
+            }
+            for run in self._followers
+        ]
         for run in self._followers:
             self._sent[run.name] = (*self._version(run), len(run.steps), len(run.evals), len(run.marks))
             self._rows_sent(run)
@@ -182,8 +191,18 @@ class RunMonitor(LabWidget):
             return
         columns = _packed(run.steps.rows(first))
         names = list(columns)
-        self.send({"kind": "tail", "run": number, "version": version, "first": first, "names": names,
-                   "evals": run.evals, "marks": _marks(run)}, [columns[name] for name in names])
+        self.send(
+            {
+                "kind": "tail",
+                "run": number,
+                "version": version,
+                "first": first,
+                "names": names,
+                "evals": run.evals,
+                "marks": _marks(run),
+            },
+            [columns[name] for name in names],
+        )
         self._rows_sent(run)
 
     def _send_log(self) -> None:
@@ -208,7 +227,7 @@ class RunMonitor(LabWidget):
 
     # ---------------------------------------------------------------- from the page
 
-    def show(self, *runs: Union[Path, str]) -> None:
+    def show(self, *runs: Path | str) -> None:
         """Show these runs instead."""
         with self._lock:
             known = {run.folder: run for run in self._followers}
@@ -286,8 +305,10 @@ class RunMonitor(LabWidget):
 
 def _packed(rows: dict[str, np.ndarray]) -> dict[str, bytes]:
     """Columns as little-endian bytes; the page knows the kinds: float64 for step, time and tokens, else float32."""
-    return {name: np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes()
-            for name, column in rows.items()}
+    return {
+        name: np.ascontiguousarray(column).astype(column.dtype.newbyteorder("<")).tobytes()
+        for name, column in rows.items()
+    }
 
 
 def _marks(run: RunFollower) -> list[dict[str, Any]]:
@@ -309,7 +330,7 @@ def _joined(texts: list[str]) -> str:
     return output.getvalue()
 
 
-def monitor_all(folder: Union[Path, str] = "runs") -> RunMonitor:
+def monitor_all(folder: Path | str = "runs") -> RunMonitor:
     """A monitor of every run below ``folder``, the one heard of last first.
 
     Raises:

@@ -53,8 +53,9 @@ class NextToken(LabWidget):
     wanted = traitlets.Unicode().tag(sync=True)
     sought = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, engine: Engine, text: str = "春天来了，", sampling: SamplingConfig | None = None,
-                 **values: Any) -> None:
+    def __init__(
+        self, engine: Engine, text: str = "春天来了，", sampling: SamplingConfig | None = None, **values: Any
+    ) -> None:
         self.engine = engine
         self._lock, self._logits = threading.Lock(), None
         self._ids: list[int] = []
@@ -76,7 +77,7 @@ class NextToken(LabWidget):
     def write(self, text: str) -> None:
         """Begin with ``text``; what is longer than the model's sequence loses its oldest tokens."""
         ids = self.engine.tokenizer.encode(text) or [self.engine.tokenizer.eod_id]
-        self._read(ids[-self.engine.max_length:], text)
+        self._read(ids[-self.engine.max_length :], text)
 
     def add(self, index: int) -> None:
         """Write the token ``index`` behind the text.
@@ -108,19 +109,27 @@ class NextToken(LabWidget):
     def _chain(self, text: str) -> dict[str, Any]:
         tokenizer, known = self.engine.tokenizer, len(self._ids)
         whole = tokenizer.encode(self.text + text)
-        new = whole[known:] if whole[:known] == self._ids else tokenizer.encode(text)  # words may be cut anew over the seam
+        new = (
+            whole[known:] if whole[:known] == self._ids else tokenizer.encode(text)
+        )  # words may be cut anew over the seam
         if known + len(new) > self.engine.max_length:
             raise InputError(f"no room for {len(new)} more tokens: the model holds {self.engine.max_length}")
         with self._lock:
-            logits = np.array(self._rows([*self._ids, *new])[known - 1:-1], np.float64)
+            logits = np.array(self._rows([*self._ids, *new])[known - 1 : -1], np.float64)
         probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True))
-        tokens = [{"piece": piece_of(tokenizer, index), "rank": int((row > row[index]).sum()) + 1, "probability": float(row[index])}
-                  for row, index in zip(probabilities, new)]
+        tokens = [
+            {
+                "piece": piece_of(tokenizer, index),
+                "rank": int((row > row[index]).sum()) + 1,
+                "probability": float(row[index]),
+            }
+            for row, index in zip(probabilities, new)
+        ]
         return {"tokens": tokens, "probability": float(np.prod([token["probability"] for token in tokens]))}
 
     def _rows(self, ids: list[int]) -> np.ndarray:
         """Logits of what follows each token; a model may have more than its tokenizer has pieces."""
-        return self.engine.logits(ids)[:, :self.engine.tokenizer.vocab_size]
+        return self.engine.logits(ids)[:, : self.engine.tokenizer.vocab_size]
 
     def _history(self) -> History:
         """What generation would look at here: it never writes the unknown piece."""
@@ -142,14 +151,31 @@ class NextToken(LabWidget):
             self.note = str(error)
             return
         first, last = stages[0], stages[-1]
-        shown = list(dict.fromkeys([index for index, _ in last.top(SHOWN) if last.probabilities[index] > 0]
-                                   + [index for index, _ in first.top(SHOWN)]))[:SHOWN]
+        shown = list(
+            dict.fromkeys(
+                [index for index, _ in last.top(SHOWN) if last.probabilities[index] > 0]
+                + [index for index, _ in first.top(SHOWN)]
+            )
+        )[:SHOWN]
         with self.hold_sync():
             self.note = ""
-            self.tokens = [{"id": index, "piece": piece_of(self.engine.tokenizer, index),
-                            "shares": [float(stage.probabilities[index]) for stage in stages]} for index in shown]
-            self.stages = [{"name": stage.name, "changed": stage.changed, "left": int((stage.probabilities > 0).sum()),
-                            "entropy": _entropy(stage.probabilities)} for stage in stages]
+            self.tokens = [
+                {
+                    "id": index,
+                    "piece": piece_of(self.engine.tokenizer, index),
+                    "shares": [float(stage.probabilities[index]) for stage in stages],
+                }
+                for index in shown
+            ]
+            self.stages = [
+                {
+                    "name": stage.name,
+                    "changed": stage.changed,
+                    "left": int((stage.probabilities > 0).sum()),
+                    "entropy": _entropy(stage.probabilities),
+                }
+                for stage in stages
+            ]
 
     def _do_text(self, content: dict[str, Any]) -> None:
         self.write(str(content.get("text", "")))
@@ -164,34 +190,49 @@ class NextToken(LabWidget):
         self.draw()
 
     def still_text(self) -> str:
-        rows = [f"{token['piece']:<8} " + " → ".join(f"{share:7.2%}" for share in self._shares(token)) for token in self.tokens]
+        rows = [
+            f"{token['piece']:<8} " + " → ".join(f"{share:7.2%}" for share in self._shares(token))
+            for token in self.tokens
+        ]
         return "\n".join([f"{self.text} …", self._told(), " → ".join(self._steps()), *rows])
 
     def _told(self) -> str:
         """The settings, and how many tokens they leave of how many."""
-        settings = ", ".join(f"{self.word('next', name)}={value}" for name, value in self.settings.items() if value is not None)
+        settings = ", ".join(
+            f"{self.word('next', name)}={value}" for name, value in self.settings.items() if value is not None
+        )
         if not self.stages:
             return settings
-        return f"{settings}: " + self.word("next", "left_of", left=f"{self.stages[-1]['left']:,}",
-                                               whole=f"{self.stages[0]['left']:,}")
+        return f"{settings}: " + self.word(
+            "next", "left_of", left=f"{self.stages[-1]['left']:,}", whole=f"{self.stages[0]['left']:,}"
+        )
 
     def _changed(self) -> list[int]:
         """The model's own distribution and the steps that do something."""
         return [number for number, stage in enumerate(self.stages) if stage["changed"]]
 
     def _steps(self) -> list[str]:
-        return [self.word("next", f"stage_{self.stages[number]['name']}").removeprefix("stage_") for number in self._changed()]
+        return [
+            self.word("next", f"stage_{self.stages[number]['name']}").removeprefix("stage_")
+            for number in self._changed()
+        ]
 
     def _shares(self, token: dict[str, Any]) -> list[float]:
         return [token["shares"][number] for number in self._changed()]
 
     def still_html(self) -> str:
         heads = "".join(f"<th>{escape(name)}</th>" for name in self._steps())
-        bars = "".join(f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["shares"][-1]:.0f}px;height:10px;'
-                       f'background:{COLORS[0]}"></div></td>' + "".join(f"<td>{share:.2%}</td>" for share in self._shares(token))
-                       + "</tr>" for token in self.tokens)
-        return (f"<div>{escape(self.text)} …</div><div><small>{escape(self._told())}</small></div>"
-                f"<table><tr><th></th><th></th>{heads}</tr>{bars}</table>")
+        bars = "".join(
+            f'<tr><td>{escape(token["piece"])}</td><td><div style="width:{300 * token["shares"][-1]:.0f}px;height:10px;'
+            f'background:{COLORS[0]}"></div></td>'
+            + "".join(f"<td>{share:.2%}</td>" for share in self._shares(token))
+            + "</tr>"
+            for token in self.tokens
+        )
+        return (
+            f"<div>{escape(self.text)} …</div><div><small>{escape(self._told())}</small></div>"
+            f"<table><tr><th></th><th></th>{heads}</tr>{bars}</table>"
+        )
 
 
 def _entropy(probabilities: np.ndarray) -> float:

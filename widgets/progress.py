@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.progress import Progress
 
@@ -22,7 +22,7 @@ def notebook_progress(title: str) -> Progress:
     from IPython.display import display
 
     box, started = _bar(title), time.monotonic()
-    handle: Optional[Any] = None
+    handle: Any | None = None
     ended = False
     deadline = math.inf
 
@@ -34,8 +34,11 @@ def notebook_progress(title: str) -> Progress:
         nonlocal handle, ended
         bar, news = box.children
         bar.max, bar.value = total or max(done, 1), done
-        news.value = " · ".join(part for part in (text, time_left(done, total, time.monotonic() - started,
-                                                                          deadline - time.monotonic())) if part)
+        news.value = " · ".join(
+            part
+            for part in (text, time_left(done, total, time.monotonic() - started, deadline - time.monotonic()))
+            if part
+        )
         if handle is None:
             handle = display(box, display_id=True)
         if total and done >= total and not ended and handle is not None:

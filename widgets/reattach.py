@@ -9,7 +9,7 @@ ended.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 CONTROL = "jupyter.widget.control"
 _answering: list[str] = []  # our subshell, once it is there
@@ -26,7 +26,11 @@ def _answer_while_busy() -> None:
     """Begin, in a kernel that can."""
     kernel = _kernel()
     thread = getattr(kernel, "shell_channel_thread", None)
-    parts = (thread, "manager"), (kernel, "shell_channel_thread_main"), (getattr(thread, "manager", None), "_create_subshell")
+    parts = (
+        (thread, "manager"),
+        (kernel, "shell_channel_thread_main"),
+        (getattr(thread, "manager", None), "_create_subshell"),
+    )
     if _answering or not all(hasattr(owner, name) for owner, name in parts):
         return
     thread.io_loop.add_callback(_begin, kernel)
@@ -57,7 +61,7 @@ def _begin(kernel: Any) -> None:
     kernel.shell_stream.on_recv(hand_out, copy=False)
 
 
-def _readdressed(session: Any, message: Any) -> Optional[list[Any]]:
+def _readdressed(session: Any, message: Any) -> list[Any] | None:
     """A message to the main shell that ours is to answer, addressed to ours; None for any other."""
     try:
         identities, parts = session.feed_identities(message, copy=False)

@@ -11,7 +11,7 @@ import bisect
 from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class StepTable:
         del self.loads[kept:]
         self.generation += 1
 
-    def last(self, name: str) -> Optional[float]:
+    def last(self, name: str) -> float | None:
         """The newest number that is there, None where there is none."""
         for value in reversed(self.columns[name][-50:]):
             if not np.isnan(value):
@@ -115,8 +115,10 @@ def _summary(name: str, values: np.ndarray, starts: np.ndarray, width: int) -> d
     low = np.minimum.reduceat(np.where(good, values, np.inf), starts)
     high = np.maximum.reduceat(np.where(good, values, -np.inf), starts)
     empty = counts == 0
-    return {key: np.where(empty, np.nan, column).astype(np.float32)
-            for key, column in ((name, mean), (f"{name}.low", low), (f"{name}.high", high))}
+    return {
+        key: np.where(empty, np.nan, column).astype(np.float32)
+        for key, column in ((name, mean), (f"{name}.low", low), (f"{name}.high", high))
+    }
 
 
 class RunFollower:
@@ -144,9 +146,9 @@ class RunFollower:
         self.marks: list[dict[str, Any]] = []
         self.samples: list[dict[str, Any]] = []
         self.facts: dict[str, Any] = {}
-        self.last_event: Optional[dict[str, Any]] = None
+        self.last_event: dict[str, Any] | None = None
         self.last_step: dict[str, Any] = {}
-        self._identity: Optional[tuple[int, int]] = None
+        self._identity: tuple[int, int] | None = None
 
     def poll(self) -> bool:
         """Read what is new; whether there was anything. A run begun anew in the same folder is read from its start."""
@@ -176,13 +178,19 @@ class RunFollower:
             self.steps.add(event)
             self.last_step = event
         elif kind == "eval":
-            self.evals.append({**{key: event.get(key) for key in EVALUATION},
-                               "tokens": self.steps.last("tokens") or 0.0})
+            self.evals.append(
+                {**{key: event.get(key) for key in EVALUATION}, "tokens": self.steps.last("tokens") or 0.0}
+            )
         elif kind == "sample":
             self.samples.append({key: event[key] for key in ("step", "prompt", "text")})
         elif kind in ("overflow", "checkpoint", "warning", "compile"):
-            self.marks.append({key: event.get(key) for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
-                               if key in event})
+            self.marks.append(
+                {
+                    key: event.get(key)
+                    for key in ("kind", "step", "time", "text", "seconds", "loss_scale")
+                    if key in event
+                }
+            )
         elif kind == "start":
             self._start(event)
 
@@ -203,7 +211,7 @@ class RunFollower:
         return sum(mark["kind"] == "overflow" for mark in self.marks)
 
     @property
-    def compile_seconds(self) -> Optional[float]:
+    def compile_seconds(self) -> float | None:
         """Of the newest compilation, None while there was none."""
         return next((mark.get("seconds") for mark in reversed(self.marks) if mark["kind"] == "compile"), None)
 
@@ -216,17 +224,23 @@ class RunFollower:
         found = bits_per_character(float(loss), self.vocabulary.characters_per_token)
         return np.nan if found is None else found
 
-    def seconds_a_step(self) -> Optional[float]:
+    def seconds_a_step(self) -> float | None:
         """See ``pangu_lab.runs.status.seconds_a_step``."""
         return seconds_a_step(self.facts, *(self.steps.columns[name][-PACE:] for name in ("time", "step")))
 
     def csv(self) -> str:
         """Every step, and the evaluations in a column beside them; numbers in full, as told."""
         evals = {item["step"]: item for item in self.evals}
-        names = [name for name in (*PLACES, *METRICS) if not np.isnan(np.frombuffer(self.steps.columns[name])).all()] \
-            if len(self.steps) else list(PLACES)
-        told = [key for key in ("loss", "perplexity", "bits_per_character")
-                if key != "bits_per_character" or any(item.get(key) is not None for item in self.evals)]
+        names = (
+            [name for name in (*PLACES, *METRICS) if not np.isnan(np.frombuffer(self.steps.columns[name])).all()]
+            if len(self.steps)
+            else list(PLACES)
+        )
+        told = [
+            key
+            for key in ("loss", "perplexity", "bits_per_character")
+            if key != "bits_per_character" or any(item.get(key) is not None for item in self.evals)
+        ]
         lines = [",".join(["run", *names, *(f"eval_{key}" for key in told)])]
         columns = [self.steps.columns[name] for name in names]
         if 0 in evals:
@@ -242,7 +256,7 @@ class RunFollower:
         return ",".join([name, *cells])
 
 
-def _csv_number(value: Optional[float]) -> str:
+def _csv_number(value: float | None) -> str:
     if value is None or np.isnan(value):
         return ""
     return str(int(value)) if float(value).is_integer() and abs(value) < 1e15 else repr(float(value))

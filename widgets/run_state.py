@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import psutil
 
@@ -36,7 +36,7 @@ class _Launch(Schema):
     pid: Count
     time: Seconds = 0.0
     reason: str = ""
-    process: Optional[dict[str, Any]] = None
+    process: dict[str, Any] | None = None
 
 
 def state_of(folder: Path) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def heard_of(folder: Path) -> float:
     return max(float(status.get("heartbeat", 0.0)), float(_launch(folder).get("time", 0.0)))
 
 
-def settings_of(folder: Path) -> Optional[RunConfig]:
+def settings_of(folder: Path) -> RunConfig | None:
     """The run's configuration; None while it has none that can be read."""
     for name in ("config.yaml", "launch.yaml"):
         with contextlib.suppress(InputError):
@@ -98,8 +98,9 @@ def settings_of(folder: Path) -> Optional[RunConfig]:
 def logs_of(folder: Path) -> list[str]:
     """Names of the logs there are: ranks in their order, then the others."""
     names = [path.stem for path in (folder / "logs").glob("*.log")]
-    ranks = sorted((name for name in names if name.startswith("rank_") and name[5:].isdecimal()),
-                   key=lambda name: int(name[5:]))
+    ranks = sorted(
+        (name for name in names if name.startswith("rank_") and name[5:].isdecimal()), key=lambda name: int(name[5:])
+    )
     return ranks + sorted(set(names) - set(ranks))
 
 
@@ -125,7 +126,7 @@ def why_it_ended(folder: Path) -> list[str]:
     return []
 
 
-def head_of(run: RunFollower, config: Optional[RunConfig]) -> dict[str, Any]:
+def head_of(run: RunFollower, config: RunConfig | None) -> dict[str, Any]:
     """Everything the monitor writes about a run in words and figures; plain values."""
     now = time.time()
     state, reason = state_of(run.folder)
@@ -134,18 +135,35 @@ def head_of(run: RunFollower, config: Optional[RunConfig]) -> dict[str, Any]:
     step = int(run.steps.last("step") or last.get("step") or run.facts.get("step") or 0)
     steps = int(run.facts.get("steps") or (config.train.steps if config else 0))
     left = seconds_left(run.facts, run.last_step, steps, run.seconds_a_step(), now)
-    head = {"name": run.name, "folder": str(run.folder), "state": state, "reason": reason, "step": step,
-            "steps": steps, "now": now, "ended": ended, "since": last.get("time") or now, "left": None if ended else left,
-            "overflows": run.overflows, "compile_seconds": run.compile_seconds, "logs": logs_of(run.folder),
-            "lines": why_it_ended(run.folder) if state in ("failed", "died") else [],
-            "evaluation": run.evals[-1] if run.evals else None,
-            "seen": dict(zip(("epochs", "tokens_per_parameter"), seen(run.last_step, run.facts))),
-            "warning": next((str(mark.get("text")) for mark in reversed(run.marks) if mark["kind"] == "warning"), ""),
-            "scaled": bool(config and config.model.compute_dtype == "float16"),
-            "facts": {key: run.facts[key] for key in ("preset", "parameters", "processes", "device", "mindspore")
-                      if key in run.facts}}
-    head["last"] = {name: run.steps.last(name) for name in ("loss", "lr", "grad_norm", "tokens_per_second",
-                                                            "memory_mb", "loss_scale")}
+    head = {
+        "name": run.name,
+        "folder": str(run.folder),
+        "state": state,
+        "reason": reason,
+        "step": step,
+        "steps": steps,
+        "now": now,
+        "ended": ended,
+        "since": last.get("time") or now,
+        "left": None if ended else left,
+        "overflows": run.overflows,
+        "compile_seconds": run.compile_seconds,
+        "logs": logs_of(run.folder),
+        "lines": why_it_ended(run.folder) if state in ("failed", "died") else [],
+        "evaluation": run.evals[-1] if run.evals else None,
+        "seen": dict(zip(("epochs", "tokens_per_parameter"), seen(run.last_step, run.facts))),
+        "warning": next((str(mark.get("text")) for mark in reversed(run.marks) if mark["kind"] == "warning"), ""),
+        "scaled": bool(config and config.model.compute_dtype == "float16"),
+        "facts": {
+            key: run.facts[key]
+            for key in ("preset", "parameters", "processes", "device", "mindspore")
+            if key in run.facts
+        },
+    }
+    head["last"] = {
+        name: run.steps.last(name)
+        for name in ("loss", "lr", "grad_norm", "tokens_per_second", "memory_mb", "loss_scale")
+    }
     return head
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import traitlets
 
@@ -47,8 +47,9 @@ class StartForm(Watched):
         out: the run's folder; ``runs/NAME`` after the text by default.
     """
 
-    def __init__(self, text: Union[Path, str] = "", minutes: float = 30.0, out: Union[Path, str, None] = None,
-                 **values: Any) -> None:
+    def __init__(
+        self, text: Path | str = "", minutes: float = 30.0, out: Path | str | None = None, **values: Any
+    ) -> None:
         self.out = None if out is None else Path(out)
         self.controls = StartControls(text=str(text), minutes=minutes, **values)
         self.controls.start, self.controls.advise = self.start, self.advise
@@ -71,7 +72,13 @@ class StartForm(Watched):
         text = self.controls.text.strip()
         if not text:
             raise InputError("name a text: a file, a folder or an archive")
-        words = ["pangu-lab", verb, f"./{text}" if text.startswith("-") else text, "--minutes", f"{self.controls.minutes:g}"]
+        words = [
+            "pangu-lab",
+            verb,
+            f"./{text}" if text.startswith("-") else text,
+            "--minutes",
+            f"{self.controls.minutes:g}",
+        ]
         return words + (["--out", str(self.out)] if self.out is not None else [])
 
     def advise(self) -> threading.Thread:

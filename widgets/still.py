@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ Word = Callable[..., str]  # a key of the monitor's words, and what its places a
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 720, 290, 52, 36, 20, 12
 
 
-def figure(value: Optional[float], digits: int = 4) -> str:
+def figure(value: float | None, digits: int = 4) -> str:
     """A number short enough to read; a dash for none."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
@@ -97,20 +97,33 @@ def loss_svg(runs: Sequence[RunFollower], word: Word) -> str:
         color = COLORS[number % len(COLORS)]
         parts.append(scale.line(steps, loss, color, 0.3))
         parts.append(scale.line(steps, smoothed(loss), color, 1.0))
-        parts += [f'<circle cx="{scale.x(s):.1f}" cy="{scale.y(e):.1f}" r="3.5" fill="#fff" stroke="{color}" '
-                  'stroke-width="2"/>' for s, e in evals]
-        parts.append(f'<text x="{WIDTH - RIGHT - 6}" y="{TOP + 14 + 16 * number}" text-anchor="end" fill="{color}">'
-                     f'{escape(run.name)}</text>')
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-            f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>')
+        parts += [
+            f'<circle cx="{scale.x(s):.1f}" cy="{scale.y(e):.1f}" r="3.5" fill="#fff" stroke="{color}" '
+            'stroke-width="2"/>'
+            for s, e in evals
+        ]
+        parts.append(
+            f'<text x="{WIDTH - RIGHT - 6}" y="{TOP + 14 + 16 * number}" text-anchor="end" fill="{color}">'
+            f"{escape(run.name)}</text>"
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
+        f'style="max-width:100%;background:#fff" font-family="sans-serif" font-size="11">{"".join(parts)}</svg>'
+    )
 
 
 def _points(run: RunFollower, bits: bool) -> tuple[list[float], list[float], list[tuple[float, float]]]:
     rows, name = run.steps.rows(), "bits_per_character" if bits else "loss"
-    pairs = [(float(s), run.bits(v) if bits else float(v)) for s, v in zip(rows.get("step", ()), rows.get("loss", ()))
-             if np.isfinite(v)]
-    evals = [(float(e["step"]), float(e[name])) for e in run.evals
-             if isinstance(e.get(name), (int, float)) and math.isfinite(e[name])]
+    pairs = [
+        (float(s), run.bits(v) if bits else float(v))
+        for s, v in zip(rows.get("step", ()), rows.get("loss", ()))
+        if np.isfinite(v)
+    ]
+    evals = [
+        (float(e["step"]), float(e[name]))
+        for e in run.evals
+        if isinstance(e.get(name), (int, float)) and math.isfinite(e[name])
+    ]
     return [s for s, _ in pairs], [v for _, v in pairs], evals
 
 
@@ -129,18 +142,27 @@ class _Scale:
 
     def line(self, steps: Sequence[float], values: Sequence[float], color: str, opacity: float) -> str:
         points = " ".join(f"{self.x(s):.1f},{self.y(v):.1f}" for s, v in zip(steps, values))
-        return (f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
-                f'stroke-width="{1 if opacity < 1 else 2}"/>')
+        return (
+            f'<polyline points="{points}" fill="none" stroke="{color}" stroke-opacity="{opacity}" '
+            f'stroke-width="{1 if opacity < 1 else 2}"/>'
+        )
 
     def frame(self, word: Word, unit: str) -> str:
         parts = []
         for value in ticks(self.low, self.high, 5):
-            parts.append(f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
-                         'stroke="#e3e6ea"/>')
-            parts.append(f'<text x="{LEFT - 6}" y="{self.y(value) + 4:.1f}" text-anchor="end" fill="#667">'
-                         f'{value:g}</text>')
+            parts.append(
+                f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{self.y(value):.1f}" y2="{self.y(value):.1f}" '
+                'stroke="#e3e6ea"/>'
+            )
+            parts.append(
+                f'<text x="{LEFT - 6}" y="{self.y(value) + 4:.1f}" text-anchor="end" fill="#667">{value:g}</text>'
+            )
         for step in ticks(0, self.last, 6, whole=True):
-            parts.append(f'<text x="{self.x(step):.1f}" y="{HEIGHT - 18}" text-anchor="middle" fill="#667">{step:,.0f}</text>')
-        parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">{word("axis_step")}</text>')
+            parts.append(
+                f'<text x="{self.x(step):.1f}" y="{HEIGHT - 18}" text-anchor="middle" fill="#667">{step:,.0f}</text>'
+            )
+        parts.append(
+            f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end" fill="#667">{word("axis_step")}</text>'
+        )
         parts.append(f'<text x="{LEFT}" y="{TOP - 8}" fill="#667">{word(f"unit_{unit}")}</text>')
         return "".join(parts)

@@ -11,14 +11,23 @@ import contextlib
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import traitlets
 
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
-from pangu_lab.launch import (BACKENDS, RankTable, Server, merge_rank_tables, parse_hosts, parse_rank_table, read_rank_table,
-                              server_table, write_rank_table)
+from pangu_lab.launch import (
+    BACKENDS,
+    RankTable,
+    Server,
+    merge_rank_tables,
+    parse_hosts,
+    parse_rank_table,
+    read_rank_table,
+    server_table,
+    write_rank_table,
+)
 from pangu_lab.reading import content_of, parse_json
 from widgets.base import LabWidget
 from widgets.command import Target
@@ -63,7 +72,7 @@ class TargetForm(LabWidget):
     errors = traitlets.Dict().tag(sync=True)
     target = traitlets.Any(Target())
 
-    def __init__(self, folder: Union[Path, str] = "runs", **values: Any) -> None:
+    def __init__(self, folder: Path | str = "runs", **values: Any) -> None:
         values = {"hosts_file": str(Path(folder) / "hosts"), "table_file": str(Path(folder) / "hccl.json"), **values}
         self._servers: list[RankTable] = []  # each of one server
         self._unopened = ""  # why the named file could not be opened
@@ -105,7 +114,9 @@ class TargetForm(LabWidget):
         for error in self.errors.values():
             raise InputError(error)
         if self.entry_devices:
-            raise InputError(f"server {self.entry['server'].strip()} is typed but not added: add it, or empty the fields")
+            raise InputError(
+                f"server {self.entry['server'].strip()} is typed but not added: add it, or empty the fields"
+            )
         if self.kind:
             self.write()
         return self.target
@@ -151,7 +162,7 @@ class TargetForm(LabWidget):
         """
         self._add([server_table(server.strip(), devices, addresses)])
 
-    def add_table(self, *tables: Union[Path, str]) -> None:
+    def add_table(self, *tables: Path | str) -> None:
         """Add the servers of rank tables, in the order of the files.
 
         Raises:
@@ -210,8 +221,10 @@ class TargetForm(LabWidget):
         else:
             listed = [(one.server_id, len(one.devices), _devices(one)) for one in self.table.servers]
         firsts = itertools.accumulate((ranks for _, ranks, _ in listed), initial=0)
-        return [{"name": name, "first": first, "ranks": ranks, "devices": devices}
-                for (name, ranks, devices), first in zip(listed, firsts)]
+        return [
+            {"name": name, "first": first, "ranks": ranks, "devices": devices}
+            for (name, ranks, devices), first in zip(listed, firsts)
+        ]
 
     def _typed(self) -> dict[str, str]:
         return {key: str(self.entry.get(key, "")) for key in ("server", "devices", "addresses")}
@@ -257,8 +270,13 @@ class TargetForm(LabWidget):
 
     def _do_add_tables(self, content: dict[str, Any]) -> None:
         """Files that the browser has read: {name, text} each."""
-        self._add([parse_rank_table(parse_json(str(file.get("text", "")).encode(), name), name)
-                   for file in content.get("files", []) if (name := str(file.get("name", "table")))])
+        self._add(
+            [
+                parse_rank_table(parse_json(str(file.get("text", "")).encode(), name), name)
+                for file in content.get("files", [])
+                if (name := str(file.get("name", "table")))
+            ]
+        )
 
     def _do_remove(self, content: dict[str, Any]) -> None:
         self.remove_server(int(content.get("place", -1)))
@@ -273,7 +291,10 @@ class TargetForm(LabWidget):
 
     def still_text(self) -> str:
         lines = [f"{self.word('target', 'run_on')} {self.word('target', f'backend_{self.backend}')}"]
-        lines += [f"  {one['name']}: {_span(one)}{'  (' + one['devices'] + ')' if one['devices'] else ''}" for one in self.machines]
+        lines += [
+            f"  {one['name']}: {_span(one)}{'  (' + one['devices'] + ')' if one['devices'] else ''}"
+            for one in self.machines
+        ]
         return "\n".join([*lines, *(f"  ! {error}" for error in self.errors.values())])
 
 

@@ -7,7 +7,7 @@ pieces are unknown to the vocabulary. A second tokenizer can be compared: which 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 import traitlets
 
@@ -37,8 +37,13 @@ class TokenView(LabWidget):
     text = traitlets.Unicode().tag(sync=True)
     cuts = traitlets.List().tag(sync=True)
 
-    def __init__(self, text: str = "白日依山尽，黄河入海流。", tokenizer: Union[Tokenizer, Path, str] = "pangu",
-                 other: Union[Tokenizer, Path, str, None] = None, **values: Any) -> None:
+    def __init__(
+        self,
+        text: str = "白日依山尽，黄河入海流。",
+        tokenizer: Tokenizer | Path | str = "pangu",
+        other: Tokenizer | Path | str | None = None,
+        **values: Any,
+    ) -> None:
         self._tokenizers = [_named(tokenizer)]
         super().__init__(text=text, **values)
         self.observe(lambda change: self._cut(), "text")
@@ -59,7 +64,7 @@ class TokenView(LabWidget):
         """Of the first tokenizer, see ``cut``."""
         return self.cuts[0]["facts"]
 
-    def compare(self, other: Union[Tokenizer, Path, str, None]) -> None:
+    def compare(self, other: Tokenizer | Path | str | None) -> None:
         """Put another tokenizer beside the first; None or an empty name takes it away.
 
         Raises:
@@ -83,8 +88,12 @@ class TokenView(LabWidget):
         name = f"{one['name']}: " if len(self.cuts) > 1 else ""
         if "refused" in facts:
             return name + facts["refused"]
-        told = {"characters": facts["characters"], "tokens": facts["tokens"], "unknown": facts["unknown"],
-                "round_trip": self.word("tokens", "same" if facts["same"] else "differs")}
+        told = {
+            "characters": facts["characters"],
+            "tokens": facts["tokens"],
+            "unknown": facts["unknown"],
+            "round_trip": self.word("tokens", "same" if facts["same"] else "differs"),
+        }
         line = name + ", ".join(f"{self.word('tokens', key)} {value}" for key, value in told.items())
         return line if facts["same"] else f"{line}\n{self.word('tokens', 'comes_back', text=facts['back'])}"
 
@@ -92,13 +101,16 @@ class TokenView(LabWidget):
         style = "display:inline-block;margin:2px;padding:2px 6px;border-radius:4px;color:#fff;background:"
         parts = []
         for one in self.cuts:
-            words = "".join(f'<span style="{style}{COLORS[number % len(COLORS)]}">{escape(" ".join(row["pieces"]))}'
-                            f'<br><small>{" ".join(map(str, row["ids"]))}</small></span>' for number, row in enumerate(one["rows"]))
+            words = "".join(
+                f'<span style="{style}{COLORS[number % len(COLORS)]}">{escape(" ".join(row["pieces"]))}'
+                f"<br><small>{' '.join(map(str, row['ids']))}</small></span>"
+                for number, row in enumerate(one["rows"])
+            )
             parts.append(f"<div>{words}</div>{still_block(self._told(one))}")
         return "".join(parts)
 
 
-def _named(tokenizer: Union[Tokenizer, Path, str]) -> tuple[str, Tokenizer]:
+def _named(tokenizer: Tokenizer | Path | str) -> tuple[str, Tokenizer]:
     """A tokenizer and what to call it: as it was asked for, or its kind."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.kind, tokenizer
@@ -126,13 +138,24 @@ def cut(tokenizer: Tokenizer, text: str) -> tuple[list[dict[str, Any]], dict[str
     if len(text) > MOST_CHARACTERS:
         raise InputError(f"the text has {len(text):,} characters; at most {MOST_CHARACTERS:,} are shown")
     unknown = tokenizer.id_of("<unk>")
-    rows = [{"word": row.word, "pieces": row.pieces, "ids": row.ids,
-             "unknown": [index == unknown for index in row.ids]} for row in show(tokenizer, text)]
+    rows = [
+        {"word": row.word, "pieces": row.pieces, "ids": row.ids, "unknown": [index == unknown for index in row.ids]}
+        for row in show(tokenizer, text)
+    ]
     ids = [index for row in rows for index in row["ids"]]
     back = tokenizer.decode(ids)
     tokens = max(1, len(ids))
-    facts = {"characters": len(text), "bytes": len(text.encode()), "tokens": len(ids), "words": len(rows),
-             "characters_a_token": len(text) / tokens, "bytes_a_token": len(text.encode()) / tokens,
-             "unknown": sum(flag for row in rows for flag in row["unknown"]), "same": back == text, "back": back,
-             "vocabulary": tokenizer.vocab_size, "kind": tokenizer.kind}
+    facts = {
+        "characters": len(text),
+        "bytes": len(text.encode()),
+        "tokens": len(ids),
+        "words": len(rows),
+        "characters_a_token": len(text) / tokens,
+        "bytes_a_token": len(text.encode()) / tokens,
+        "unknown": sum(flag for row in rows for flag in row["unknown"]),
+        "same": back == text,
+        "back": back,
+        "vocabulary": tokenizer.vocab_size,
+        "kind": tokenizer.kind,
+    }
     return rows, facts

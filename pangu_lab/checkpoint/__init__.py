@@ -7,6 +7,21 @@ from pangu_lab.checkpoint.mindspore_ckpt import index_ckpt
 from pangu_lab.checkpoint.published import PUBLISHED, SHARDED, SINGLE, recognise
 from pangu_lab.checkpoint.source import largest_difference, load_weights, open_weights, resolve_checkpoint
 
-__all__ = ["CKPT_FILE", "Checkpoint", "PUBLISHED", "SHARDED", "SINGLE", "convert_checkpoint", "index_ckpt",
-           "largest_difference", "latest_checkpoint", "list_checkpoints", "load_weights", "open_weights", "recognise",
-           "resolve_checkpoint", "save_checkpoint", "write_release"]
+__all__ = [
+    "CKPT_FILE",
+    "PUBLISHED",
+    "SHARDED",
+    "SINGLE",
+    "Checkpoint",
+    "convert_checkpoint",
+    "index_ckpt",
+    "largest_difference",
+    "latest_checkpoint",
+    "list_checkpoints",
+    "load_weights",
+    "open_weights",
+    "recognise",
+    "resolve_checkpoint",
+    "save_checkpoint",
+    "write_release",
+]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 from pydantic import Field
 
@@ -39,7 +39,7 @@ class Best:
         write_json_atomic(Path(run) / FILE, asdict(self))
 
 
-def read_best(run: Path | str) -> Optional[Best]:
+def read_best(run: Path | str) -> Best | None:
     """What ``best.json`` of a run says; None where there is none.
 
     Raises:
@@ -48,8 +48,12 @@ def read_best(run: Path | str) -> Optional[Best]:
     path = Path(run) / FILE
     if not path.exists():
         return None
-    values = read_json(path, "the name of the run's best checkpoint", _Best,
-                       "remove it: the next evaluation that is the best so far writes it again")
+    values = read_json(
+        path,
+        "the name of the run's best checkpoint",
+        _Best,
+        "remove it: the next evaluation that is the best so far writes it again",
+    )
     return Best(values["step"], values["loss"], values.get("records", 0))
 
 
@@ -71,6 +75,8 @@ def named(place: Path | str) -> Path:
     best = read_best(run)
     if best is None:
         hint = "" if list_checkpoints(run / "checkpoints") else ", nor any checkpoint"
-        raise InputError(f"{run} has no best checkpoint yet{hint}: a run keeps one when it evaluates on held-out data "
-                         f"(data.eval_path); leave out {MARK} for its newest")
+        raise InputError(
+            f"{run} has no best checkpoint yet{hint}: a run keeps one when it evaluates on held-out data "
+            f"(data.eval_path); leave out {MARK} for its newest"
+        )
     return step_folder(run / "checkpoints", best.step)

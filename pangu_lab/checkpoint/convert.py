@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -49,10 +49,16 @@ class Converted:
     dtype: str
 
 
-def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
-                       overrides: Optional[Mapping[str, Any]] = None, progress: Progress = silent,
-                       strategy: Path | str | None = None, dtype: Optional[str] = None,
-                       tokenizer: Optional[str] = None) -> Converted:
+def convert_checkpoint(
+    source: Path | str,
+    out: Path | str,
+    to: str = "lab",
+    overrides: Mapping[str, Any] | None = None,
+    progress: Progress = silent,
+    strategy: Path | str | None = None,
+    dtype: str | None = None,
+    tokenizer: str | None = None,
+) -> Converted:
     """Read weights of any known layout and write them to the folder ``out``, which must not exist.
 
     Args:
@@ -84,11 +90,11 @@ def convert_checkpoint(source: Path | str, out: Path | str, to: str = "lab",
     reader = _Reader(opened, specs, target, progress)
     with whole_folder(out) as folder:
         {"lab": _write_lab, "gpt_pangu": _write_gpt, "mindspore-ckpt": _write_mindspore}[to](
-            folder, reader, config, opened)
+            folder, reader, config, opened
+        )
         if to == "lab" and chosen is not None:
             chosen.save(folder / "tokenizer")
-    return Converted(Path(out), opened.kind, to, config, sum(spec.size for spec in specs.values()),
-                     reader.dtype.name)
+    return Converted(Path(out), opened.kind, to, config, sum(spec.size for spec in specs.values()), reader.dtype.name)
 
 
 # ------------------------------------------------------------------------------------------------------ settings
@@ -106,11 +112,17 @@ def _settings(source: Source, overrides: dict[str, Any]) -> RunConfig:
         given = {**source.settings, **overrides}
         needed = [key for key in ("model.num_heads", "model.hidden_act") if key not in given]
         if needed:
-            raise InputError(f"{source.where}: {_in_words(sizes)} is not a published size, and the files do not tell "
-                             + " and ".join(needed) + ": give " + " ".join(f"--set {_example(key, sizes)}"
-                                                                           for key in needed) + " or --preset NAME")
-        base = RunConfig(data=replace(RunConfig().data, seq_length=sizes["model.num_positions"]),
-                         model=ModelConfig(**{key[6:]: value for key, value in sizes.items()}, num_heads=1))
+            raise InputError(
+                f"{source.where}: {_in_words(sizes)} is not a published size, and the files do not tell "
+                + " and ".join(needed)
+                + ": give "
+                + " ".join(f"--set {_example(key, sizes)}" for key in needed)
+                + " or --preset NAME"
+            )
+        base = RunConfig(
+            data=replace(RunConfig().data, seq_length=sizes["model.num_positions"]),
+            model=ModelConfig(**{key[6:]: value for key, value in sizes.items()}, num_heads=1),
+        )
         overrides = given
     else:
         _check_sizes(source, base, sizes)
@@ -123,18 +135,27 @@ def _sizes(source: Source) -> dict[str, int]:
     """The sizes that the parameters' shapes and names imply."""
     for name in (WORD, POSITION):
         if name not in source.shapes:
-            raise InputError(f"{source.where}: {source.kind} without '{name}'{nearest(name, source.shapes)}: these are "
-                             f"not PanGu-α weights, or not all of them")
+            raise InputError(
+                f"{source.where}: {source.kind} without '{name}'{nearest(name, source.shapes)}: these are "
+                f"not PanGu-α weights, or not all of them"
+            )
         if len(source.shapes[name]) != 2:
             raise InputError(f"{source.where}: '{name}' has shape {source.shapes[name]} instead of two axes")
-    blocks = [int(name.split(".")[2]) for name in source.shapes if name.startswith("backbone.blocks.")
-              and name.split(".")[2].isdigit()]
+    blocks = [
+        int(name.split(".")[2])
+        for name in source.shapes
+        if name.startswith("backbone.blocks.") and name.split(".")[2].isdigit()
+    ]
     vocabulary, hidden = source.shapes[WORD]
-    return {"model.vocab_size": vocabulary, "model.num_positions": source.shapes[POSITION][0],
-            "model.hidden_size": hidden, "model.num_layers": max(blocks, default=0) + 2}
+    return {
+        "model.vocab_size": vocabulary,
+        "model.num_positions": source.shapes[POSITION][0],
+        "model.hidden_size": hidden,
+        "model.num_layers": max(blocks, default=0) + 2,
+    }
 
 
-def _known_size(sizes: dict[str, int]) -> Optional[RunConfig]:
+def _known_size(sizes: dict[str, int]) -> RunConfig | None:
     for name in _PUBLISHED:
         config = preset(name)
         if all(getattr(config.model, key[6:]) == value for key, value in sizes.items()):
@@ -146,8 +167,10 @@ def _check_sizes(source: Source, base: RunConfig, sizes: dict[str, int]) -> None
     for key, value in sizes.items():
         wanted = getattr(base.model, key[6:])
         if wanted != value:
-            raise InputError(f"{source.where}: {key}={value} by the shapes of its parameters, but preset "
-                             f"{base.preset} has {wanted}; there are {', '.join(PRESETS)}")
+            raise InputError(
+                f"{source.where}: {key}={value} by the shapes of its parameters, but preset "
+                f"{base.preset} has {wanted}; there are {', '.join(PRESETS)}"
+            )
 
 
 def _in_words(sizes: dict[str, int]) -> str:
@@ -163,12 +186,14 @@ def _check(source: Source, config: RunConfig, specs: Mapping[str, ParameterSpec]
     check_names(source.where, source.shapes, specs)
     for name, spec in specs.items():
         if tuple(source.shapes[name]) != spec.shape:
-            raise InputError(f"{source.where}: {name} has shape {tuple(source.shapes[name])}, a model of "
-                             f"{config.model.num_layers} layers × {config.model.hidden_size} needs {spec.shape}")
+            raise InputError(
+                f"{source.where}: {name} has shape {tuple(source.shapes[name])}, a model of "
+                f"{config.model.num_layers} layers × {config.model.hidden_size} needs {spec.shape}"
+            )
     source.check(config)
 
 
-def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
+def _tokenizer(source: Source, name: str | None, config: RunConfig) -> Any:
     """The tokenizer to keep: the one named, else that of the source, or of the releases; None where there is none.
 
     Raises:
@@ -185,8 +210,10 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
         return None
     loaded = load_tokenizer(name)
     if loaded.vocab_size > config.model.vocab_size:
-        raise InputError(f"{name}: has {loaded.vocab_size} pieces, the model's vocabulary only "
-                         f"{config.model.vocab_size}; give the tokenizer that these weights were trained with")
+        raise InputError(
+            f"{name}: has {loaded.vocab_size} pieces, the model's vocabulary only "
+            f"{config.model.vocab_size}; give the tokenizer that these weights were trained with"
+        )
     return loaded
 
 
@@ -196,8 +223,7 @@ def _tokenizer(source: Source, name: Optional[str], config: RunConfig) -> Any:
 class _Reader:
     """Reads parameters from the source, casts them to ``target`` (None: leaves them as they are), reports progress."""
 
-    def __init__(self, source: Source, specs: Mapping[str, ParameterSpec], target: Optional[np.dtype],
-                 progress: Progress):
+    def __init__(self, source: Source, specs: Mapping[str, ParameterSpec], target: np.dtype | None, progress: Progress):
         self.source, self.specs, self.target, self.progress = source, specs, target, progress
         self.dtype = target or source.read("backbone.layernorm.gamma").dtype
         self.done = 0
@@ -267,10 +293,21 @@ def _write_gpt(folder: Path, reader: _Reader, config: RunConfig, source: Source)
 
 def _gpt_config(model: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
     """The content of ``config.json``, with the port's own keys."""
-    return {"model_type": "gpt_pangu", "architectures": ["GPTPanguForCausalLM"], "vocab_size": model.vocab_size,
-            "max_position_embeddings": model.num_positions, "hidden_size": model.hidden_size,
-            "num_layers": model.num_layers, "num_heads": model.num_heads,
-            "activation_function": _GPT_ACTIVATIONS[model.hidden_act], OWN_ACTIVATION: model.hidden_act,
-            "layer_norm_epsilon": model.layernorm_eps,
-            "resid_pdrop": model.dropout_rate, "embd_pdrop": model.dropout_rate, "attn_pdrop": model.dropout_rate,
-            "scale_attn_weights": True, "tie_word_embeddings": True, "torch_dtype": dtype.name}
+    return {
+        "model_type": "gpt_pangu",
+        "architectures": ["GPTPanguForCausalLM"],
+        "vocab_size": model.vocab_size,
+        "max_position_embeddings": model.num_positions,
+        "hidden_size": model.hidden_size,
+        "num_layers": model.num_layers,
+        "num_heads": model.num_heads,
+        "activation_function": _GPT_ACTIVATIONS[model.hidden_act],
+        OWN_ACTIVATION: model.hidden_act,
+        "layer_norm_epsilon": model.layernorm_eps,
+        "resid_pdrop": model.dropout_rate,
+        "embd_pdrop": model.dropout_rate,
+        "attn_pdrop": model.dropout_rate,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": True,
+        "torch_dtype": dtype.name,
+    }

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -47,7 +47,7 @@ class _ChosenSchedule(Schema):
     """What ``train.minutes`` made of the schedule."""
 
     steps: Positive
-    decay_steps: Optional[Positive] = None
+    decay_steps: Positive | None = None
     cooldown: Annotated[float, Field(ge=0, le=1)]
 
 
@@ -62,7 +62,7 @@ class _State(Schema):
     loss_scale_good_steps: Count = 0
     dataset: str = ""
     seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0  # that the run has taken
-    schedule: Optional[_ChosenSchedule] = None
+    schedule: _ChosenSchedule | None = None
 
 
 class Damaged(InputError):
@@ -73,8 +73,12 @@ def step_folder(folder: Path, step: int) -> Path:
     return Path(folder) / f"step-{step:08d}"
 
 
-def write_shard(folder: Path, rank: int, tensors: Mapping[str, np.ndarray],
-                regions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None) -> None:
+def write_shard(
+    folder: Path,
+    rank: int,
+    tensors: Mapping[str, np.ndarray],
+    regions: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] | None = None,
+) -> None:
     """Write one rank's tensors into ``folder``.
 
     Args:
@@ -85,8 +89,16 @@ def write_shard(folder: Path, rank: int, tensors: Mapping[str, np.ndarray],
     _write_safetensors(folder / f"shard-{rank:05d}.safetensors", tensors, {"places": json.dumps(layout)})
 
 
-_TYPES = {"float32": "F32", "float16": "F16", "float64": "F64", "int32": "I32", "int64": "I64", "uint8": "U8",
-          "int8": "I8", "bool": "BOOL"}
+_TYPES = {
+    "float32": "F32",
+    "float16": "F16",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "int8": "I8",
+    "bool": "BOOL",
+}
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
@@ -111,13 +123,21 @@ def write_manifest(folder: Path, state: Mapping[str, Any], config: RunConfig) ->
     """Add ``state.json``, ``config.yaml`` and, last, the manifest over everything in ``folder``."""
     write_json_atomic(folder / "state.json", state)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-    files = {path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
-             for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.iterdir())
+        if path.is_file()
+    }
     write_json_atomic(folder / "manifest.json", {"format": FORMAT, "files": files})
 
 
-def save_checkpoint(folder: Path | str, tensors: Mapping[str, np.ndarray], state: Mapping[str, Any],
-                    config: RunConfig, replace: bool = True) -> Path:
+def save_checkpoint(
+    folder: Path | str,
+    tensors: Mapping[str, np.ndarray],
+    state: Mapping[str, Any],
+    config: RunConfig,
+    replace: bool = True,
+) -> Path:
     """Write a single-process checkpoint to ``folder`` in one step; an older one of that name is kept until then."""
     with whole_folder(folder, replace=replace) as temporary:
         write_shard(temporary, 0, tensors)
@@ -152,7 +172,7 @@ class Checkpoint:
         self.state: dict[str, Any] = self._json("state.json", "the checkpoint's state", _State)
         self.tensors = self._index(files)
 
-    def _json(self, name: str, what: str, schema: Optional[type[Schema]] = None) -> Any:
+    def _json(self, name: str, what: str, schema: type[Schema] | None = None) -> Any:
         try:
             return read_json(self.folder / name, what, schema, DAMAGED)
         except InputError as error:
@@ -189,8 +209,10 @@ class Checkpoint:
             for name, (shape, offset) in self._regions(shard).items():
                 index.setdefault(name, []).append((shard, tuple(shape), tuple(offset)))
                 if index[name][0][1] != tuple(shape):
-                    raise Damaged(f"{self.folder / shard}: {name} is part of {shape} here and of "
-                                  f"{list(index[name][0][1])} in {index[name][0][0]}: {DAMAGED}")
+                    raise Damaged(
+                        f"{self.folder / shard}: {name} is part of {shape} here and of "
+                        f"{list(index[name][0][1])} in {index[name][0][0]}: {DAMAGED}"
+                    )
         return index
 
     def _regions(self, shard: str) -> dict[str, tuple[list[int], list[int]]]:
@@ -235,8 +257,9 @@ class Checkpoint:
             stored = handle.get_slice(name).get_dtype()
         return next((ours for ours, theirs in _TYPES.items() if theirs == stored), stored)
 
-    def read(self, name: str, offset: Optional[tuple[int, ...]] = None,
-             shape: Optional[tuple[int, ...]] = None) -> np.ndarray:
+    def read(
+        self, name: str, offset: tuple[int, ...] | None = None, shape: tuple[int, ...] | None = None
+    ) -> np.ndarray:
         """A tensor, or the region of it that starts at ``offset`` with ``shape``, from whichever shards cover it."""
         whole = self.shape(name)
         offset = offset if offset is not None else (0,) * len(whole)
@@ -257,8 +280,7 @@ class Checkpoint:
         return result
 
     def _overlap(self, shard, name, start, offset, shape):
-        """The part of a shard's slice inside the wanted region, and where it goes there; (None, None) if there is none.
-        """
+        """The part of a shard's slice inside the wanted region, and where it goes there; (None, None) if there is none."""
         from safetensors import safe_open
 
         with safe_open(self.folder / shard, "np") as handle:
@@ -275,10 +297,15 @@ class Checkpoint:
 
 def _is_region(region: Any, shape: list[int]) -> bool:
     """Whether ``region`` is a whole shape and an offset, and a slice of ``shape`` at that offset lies inside."""
-    numbers = isinstance(region, list) and len(region) == 2 and all(
-        isinstance(part, list) and len(part) == len(shape) and all(type(number) is int for number in part)
-        for part in region)
-    return numbers and all(0 <= start and start + length <= whole for whole, start, length in zip(*region, shape))
+    numbers = (
+        isinstance(region, list)
+        and len(region) == 2
+        and all(
+            isinstance(part, list) and len(part) == len(shape) and all(type(number) is int for number in part)
+            for part in region
+        )
+    )
+    return numbers and all(start >= 0 and start + length <= whole for whole, start, length in zip(*region, shape))
 
 
 def list_checkpoints(folder: Path | str) -> list[Path]:
@@ -286,11 +313,13 @@ def list_checkpoints(folder: Path | str) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()),
-                  key=lambda path: int(path.name.partition("-")[2]))
+    return sorted(
+        (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()),
+        key=lambda path: int(path.name.partition("-")[2]),
+    )
 
 
-def latest_checkpoint(folder: Path | str, warn=log.warning) -> Optional[Checkpoint]:
+def latest_checkpoint(folder: Path | str, warn=log.warning) -> Checkpoint | None:
     """The newest intact checkpoint; damaged ones are reported to ``warn`` and skipped. None when there is none."""
     for path in reversed(list_checkpoints(folder)):
         try:

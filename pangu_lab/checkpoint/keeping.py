@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.checkpoint.folder import STEP, Checkpoint, Damaged, list_checkpoints, step_folder
 from pangu_lab.errors import InputError
@@ -45,7 +45,7 @@ class Keeper:
         """This process wrote a checkpoint and read it back for its manifest; ``folder`` is about to get this name."""
         self._verified[name] = _file_stats(folder)
 
-    def why_not(self, path: Path) -> Optional[InputError]:
+    def why_not(self, path: Path) -> InputError | None:
         """None for a good checkpoint; else what is wrong with it."""
         with contextlib.suppress(OSError):
             stats = _file_stats(path)
@@ -78,7 +78,7 @@ class Keeper:
         if recover_folder(path, old):
             self.tell(f"{path.name}: put back, the save that was to replace it had been killed")
 
-    def newest(self, start_over: bool) -> Optional[Checkpoint]:
+    def newest(self, start_over: bool) -> Checkpoint | None:
         """The newest good checkpoint, after setting damaged newer ones aside; None when there is none.
 
         Args:
@@ -107,8 +107,10 @@ class Keeper:
         why = f" ({bad[0][1]})" if bad else ""
         if start_over:
             return f"{self.folder}: {names} cannot be used{why}: move away what this version cannot read and try again"
-        return (f"{self.folder}: no good checkpoint is left, damaged are {names}{why}: put a good copy back, or begin "
-                "at step 0 again with --start-over (resume=\"start-over\"); the damaged ones stay")
+        return (
+            f"{self.folder}: no good checkpoint is left, damaged are {names}{why}: put a good copy back, or begin "
+            'at step 0 again with --start-over (resume="start-over"); the damaged ones stay'
+        )
 
     def _skip(self, bad: list[tuple[Path, InputError]], then: str = "") -> None:
         for path, error in bad:
@@ -136,7 +138,7 @@ class Keeper:
         self.tell(f"checkpoint {path.name} is damaged ({error}); set aside as {target.name}{then}")
         return target
 
-    def prune(self, keep: int, best: Optional[int] = None) -> None:
+    def prune(self, keep: int, best: int | None = None) -> None:
         """Delete all but the newest ``keep`` good checkpoints; what is not good is never deleted.
 
         Args:
@@ -163,5 +165,8 @@ class Keeper:
 
 def _file_stats(folder: Path) -> tuple:
     """Names, sizes and modification times of a checkpoint's files; they change when a file is written to."""
-    return tuple(sorted((path.name, status.st_size, status.st_mtime_ns)
-                        for path in folder.iterdir() for status in (path.stat(),)))
+    return tuple(
+        sorted(
+            (path.name, status.st_size, status.st_mtime_ns) for path in folder.iterdir() for status in (path.stat(),)
+        )
+    )

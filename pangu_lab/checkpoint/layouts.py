@@ -9,34 +9,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY, QUERY_LAYER, WORD
 
 NPY_FILES = {WORD: "word_embedding.npy", POSITION: "position_embedding.npy", QUERY: "top_query_embedding.npy"}
-_OTHER_NAMES = {"word_embedding_table": WORD, "position_embedding_table": POSITION, "query_embedding_table": QUERY,
-                "top_query_embedding_table": QUERY}
+_OTHER_NAMES = {
+    "word_embedding_table": WORD,
+    "position_embedding_table": POSITION,
+    "query_embedding_table": QUERY,
+    "top_query_embedding_table": QUERY,
+}
 _BOOKKEEPING = re.compile(
     r"(adam_[mv]|moment[s12]?|moment1|moment2|accu_grads?|grad_accum|clone)\..*|global_step|step_num|epoch_num|"
     r"current_iterator_step|last_overflow_iterator_step|scale_sense|loss_scale|learning_rate|beta[12]_power|"
-    r"random_op|.*\.(is_first_iteration|key_past|value_past|batch_valid_length)")
+    r"random_op|.*\.(is_first_iteration|key_past|value_past|batch_valid_length)"
+)
 
 _EMBEDDINGS = {WORD: "transformer.wte.weight", POSITION: "transformer.wpe.weight", QUERY: "transformer.wqe.weight"}
-_PARTS = {"layernorm1": "ln_1", "layernorm2": "ln_2", "attention.dense1": "attn.q_proj",
-          "attention.dense2": "attn.k_proj", "attention.dense3": "attn.v_proj", "attention.projection": "attn.c_proj",
-          "output.mapping": "mlp.c_fc", "output.projection": "mlp.c_proj"}
+_PARTS = {
+    "layernorm1": "ln_1",
+    "layernorm2": "ln_2",
+    "attention.dense1": "attn.q_proj",
+    "attention.dense2": "attn.k_proj",
+    "attention.dense3": "attn.v_proj",
+    "attention.projection": "attn.c_proj",
+    "output.mapping": "mlp.c_fc",
+    "output.projection": "mlp.c_proj",
+}
 _LAST = {"gamma": "weight", "beta": "bias", "weight": "weight", "bias": "bias"}
 LM_HEAD = "lm_head.weight"
 _BUFFERS = re.compile(r"transformer\.h\.\d+\.attn\.(bias|masked_bias)")
 
 
-def published_name(name: str) -> Optional[str]:
+def published_name(name: str) -> str | None:
     """The first release's name of an entry of a ``.ckpt``; None if it is not a parameter of the model."""
     if _BOOKKEEPING.fullmatch(name):
         return None
     if name.startswith("backbone.embedding."):
-        return "backbone." + name[len("backbone.embedding."):]
+        return "backbone." + name[len("backbone.embedding.") :]
     return _OTHER_NAMES.get(name.removeprefix("backbone."), name)
 
 
@@ -48,7 +60,7 @@ def gpt_name(name: str, num_layers: int) -> tuple[str, bool]:
     if path == FINAL_NORM:
         return f"transformer.ln_f.{_LAST[last]}", False
     if path.startswith(QUERY_LAYER):
-        layer, part = num_layers - 1, path[len(QUERY_LAYER) + 1:]
+        layer, part = num_layers - 1, path[len(QUERY_LAYER) + 1 :]
     else:
         number, _, part = path.removeprefix("backbone.blocks.").partition(".")
         layer = int(number)
@@ -77,8 +89,10 @@ def check_names(where: Any, held: Iterable[str], needed: Mapping[str, Any]) -> N
         parts.append(f"{len(missing)} missing: " + _listed(missing, surplus))
     if surplus:
         parts.append(f"{len(surplus)} left over: " + _listed(surplus, missing or list(needed)))
-    raise InputError(f"{where}: the parameters are not those of this model ({'; '.join(parts)}). Give the files of "
-                     f"one whole release, or the settings (--preset, --set) of the model they belong to")
+    raise InputError(
+        f"{where}: the parameters are not those of this model ({'; '.join(parts)}). Give the files of "
+        f"one whole release, or the settings (--preset, --set) of the model they belong to"
+    )
 
 
 def _listed(names: list[str], others: list[str]) -> str:

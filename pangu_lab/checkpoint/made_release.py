@@ -22,7 +22,9 @@ from pangu_lab.errors import InputError
 from pangu_lab.files import whole_folder
 
 
-def write_release(source: Path | str, out: Path | str, tensor: int = 2, optimizer: int = 4, parts: int = 0, model: str = "13B") -> Path:
+def write_release(
+    source: Path | str, out: Path | str, tensor: int = 2, optimizer: int = 4, parts: int = 0, model: str = "13B"
+) -> Path:
     """Write the folder ``out`` with ``checkpoint_file``, ``strategy_load_ckpt`` and ``tokenizer``, as they are published.
 
     Args:
@@ -58,7 +60,11 @@ def write_shards(folder: Path, weights: Mapping[str, np.ndarray], tensor: int, o
     tables = {name: file for name, file in NPY_FILES.items() if name in weights}
     (folder / "strategy.ckpt").write_bytes(_strategy(weights, tensor, optimizer))
     for rank in range(optimizer * tensor):
-        pieces = ((name, _piece(name, value, rank, tensor, optimizer)) for name, value in weights.items() if name not in tables)
+        pieces = (
+            (name, _piece(name, value, rank, tensor, optimizer))
+            for name, value in weights.items()
+            if name not in tables
+        )
         write_ckpt(folder / f"filerted_{rank}.ckpt", _as_trained(pieces))
     for name, file in tables.items():
         np.save(folder / file, weights[name])

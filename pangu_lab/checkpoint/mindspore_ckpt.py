@@ -98,8 +98,10 @@ def _check_entry(path: Path | str | Member, name: str, entry: Entry) -> None:
     if entry.bytes == 2 * expected:
         raise InputError(f"{path}: holds '{name}' twice; it is damaged: download it again")
     if entry.bytes != expected:
-        raise InputError(f"{path}: '{name}' has {entry.bytes} bytes, its shape {entry.shape} needs {expected}; "
-                         f"it is damaged: download it again")
+        raise InputError(
+            f"{path}: '{name}' has {entry.bytes} bytes, its shape {entry.shape} needs {expected}; "
+            f"it is damaged: download it again"
+        )
 
 
 def read_entry(path: Path | str | Member, name: str, entry: Entry) -> np.ndarray:
@@ -119,7 +121,7 @@ def read_entry(path: Path | str | Member, name: str, entry: Entry) -> np.ndarray
         for start, length in entry.chunks:
             handle.seek(origin + start)
             while length:
-                count = handle.readinto(view[filled:filled + length])
+                count = handle.readinto(view[filled : filled + length])
                 if not count:
                     raise InputError(f"{path}: ends within '{name}'; download it again")
                 filled, length = filled + count, length - count
@@ -219,7 +221,7 @@ def _write_value(handle, name: str, array: np.ndarray) -> None:
     flat = array.reshape(-1)
     step = max(1, _PIECE // array.itemsize)
     for first in range(0, max(1, flat.size), step):
-        content = memoryview(flat[first:first + step]).cast("B")
+        content = memoryview(flat[first : first + step]).cast("B")
         tensor = dims + b"\x12" + _varint(len(kind)) + kind.encode() + b"\x1a" + _varint(content.nbytes)
         tag = name.encode()
         value = b"\x0a" + _varint(len(tag)) + tag + b"\x12" + _varint(len(tensor) + content.nbytes) + tensor

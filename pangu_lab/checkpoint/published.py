@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.progress import Progress, silent
@@ -25,7 +24,7 @@ class PublishedFile:
 
     model: str
     name: str
-    size: Optional[str]
+    size: str | None
     md5: str
     page: str
 
@@ -33,22 +32,32 @@ class PublishedFile:
 def _sharded(model: str, sizes: tuple[str, str, str], digests: str) -> list[PublishedFile]:
     names = ["part0", "part1", "part2", "part3", "word_embedding", "top_query_embedding", "position_embedding"]
     part, word, table = sizes
-    return [PublishedFile(model, f"{model}_{name}", size, md5, SHARDED)
-            for name, size, md5 in zip(names, [part] * 4 + [word, table, table], digests.split())]
+    return [
+        PublishedFile(model, f"{model}_{name}", size, md5, SHARDED)
+        for name, size, md5 in zip(names, [part] * 4 + [word, table, table], digests.split())
+    ]
 
 
 PUBLISHED: tuple[PublishedFile, ...] = (
     PublishedFile("2.6B", "Pangu-alpha_2.6B.ckpt", None, "da404a985671f1b5ad913631a4e52219", SINGLE),
     PublishedFile("2.6B", "PanguAlpha_2.6B_fp16.ckpt", None, "3a14e8bf50548a717160e89df7c14b63", SINGLE),
     PublishedFile("13B", "PanguAlpha_13b_fp16.ckpt", None, "f2734649b9b859ff4cf62d496291249a", SINGLE),
-    *_sharded("2.6B", ("2.6G", "391M", "10M"), """
+    *_sharded(
+        "2.6B",
+        ("2.6G", "391M", "10M"),
+        """
         3904bb0e551f36206cfca96ab0f63cba 19407cbc33ee4929d68f500e015869cc 9ce140312f962079e13f91f681a269ad
         290158ffc426a89b7e357018c701e71d 9ca91161bde9c089dd8304db0428455e 320b401050319c1c63117c36b93651c1
-        bf7eb84b7b9fd6004cb22260883ab080"""),
-    *_sharded("13B", ("12G", "781M", "20M"), """
+        bf7eb84b7b9fd6004cb22260883ab080""",
+    ),
+    *_sharded(
+        "13B",
+        ("12G", "781M", "20M"),
+        """
         724bdaf87e0eb4aa9ca0f35e8af92464 493579a1ccc2a16a616cf04daedd031f de4e8a023c56b7134bff4dfbcc230871
         6a6bcfdadf5a0d23c567d6959bf4eaba a4e0c5893d255500396dfa1bfe7ba3ba 4d75c3b42f85db825cebdc99329160bd
-        299ee4174cc4de7fdebec1c3e631e348"""),
+        299ee4174cc4de7fdebec1c3e631e348""",
+    ),
 )
 
 
@@ -70,7 +79,7 @@ def md5_file(path: Path | str, progress: Progress = silent) -> str:
     return digest.hexdigest()
 
 
-def recognise(path: Path | str, progress: Progress = silent) -> Optional[PublishedFile]:
+def recognise(path: Path | str, progress: Progress = silent) -> PublishedFile | None:
     """The published file that ``path`` is an intact copy of, whatever its name; None when it is none of them.
 
     Raises:

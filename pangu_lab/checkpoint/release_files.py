@@ -15,7 +15,6 @@ import re
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Optional
 
 from pangu_lab.checkpoint.layouts import NPY_FILES
 from pangu_lab.checkpoint.mindspore_ckpt import Member
@@ -44,7 +43,7 @@ class ReleaseFiles:
     shards: dict[int, Path | Member]
     tables: dict[str, Path]
     strategies: list[Path]
-    tokenizer: Optional[Path]
+    tokenizer: Path | None
 
 
 def is_release(where: Path) -> bool:
@@ -59,9 +58,14 @@ def find_release(where: Path) -> ReleaseFiles:
         InputError: two files are the same shard or table, or a part cannot be trusted.
     """
     folder = where / FILES if (where / FILES).is_dir() else where
-    around = (folder, folder / STRATEGY, folder.parent / STRATEGY)[:3 if folder.name == FILES else 2]
-    strategies = sorted(path for place in around if place.is_dir()
-                        for path in place.glob("*.ckpt" if place.name == STRATEGY else "*strategy*.ckpt") if path.is_file())
+    around = (folder, folder / STRATEGY, folder.parent / STRATEGY)[: 3 if folder.name == FILES else 2]
+    strategies = sorted(
+        path
+        for place in around
+        if place.is_dir()
+        for path in place.glob("*.ckpt" if place.name == STRATEGY else "*strategy*.ckpt")
+        if path.is_file()
+    )
     tokenizer = folder.parent / TOKENIZER if folder.name == FILES else folder / TOKENIZER
     return ReleaseFiles(folder, _shards(folder), _tables(folder), strategies, tokenizer if tokenizer.is_dir() else None)
 
@@ -77,7 +81,9 @@ def _shards(folder: Path) -> dict[int, Path | Member]:
             if match := SHARD.fullmatch(shard.name):
                 rank = int(match[1])
                 if rank in found:
-                    raise InputError(f"{folder}: {_named(found[rank])} and {_named(shard)} are both shard {rank}; keep one")
+                    raise InputError(
+                        f"{folder}: {_named(found[rank])} and {_named(shard)} are both shard {rank}; keep one"
+                    )
                 found[rank] = shard
     return found
 
@@ -101,20 +107,29 @@ def _members(part: Path) -> list[Member]:
                 raise tarfile.ReadError(f"no header at byte {archive.offset}")
     except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError, MemoryError, RecursionError) as error:
         why = shown(error) or type(error).__name__
-        raise InputError(f"{part}: not a whole tar file ({why}); download it again; if it is compressed, unpack it") from None
+        raise InputError(
+            f"{part}: not a whole tar file ({why}); download it again; if it is compressed, unpack it"
+        ) from None
     for entry in entries:
         name = PurePosixPath(entry.name)
         if name.is_absolute() or ".." in name.parts:
-            raise InputError(f"{part}: holds '{shown(entry.name)}', which would lie outside its folder: this is no part of a "
-                             "release")
+            raise InputError(
+                f"{part}: holds '{shown(entry.name)}', which would lie outside its folder: this is no part of a release"
+            )
         if entry.issparse() or entry.size < 0:
-            raise InputError(f"{part}: '{shown(entry.name)}' has holes or less than no bytes: this is no part of a release")
+            raise InputError(
+                f"{part}: '{shown(entry.name)}' has holes or less than no bytes: this is no part of a release"
+            )
         if not (entry.isreg() or entry.isdir()):
             raise InputError(f"{part}: holds the link or device '{shown(entry.name)}': this is no part of a release")
     for entry in entries:
         if entry.offset_data + entry.size > size:
             raise InputError(f"{part}: ends within '{shown(entry.name)}'; download it again")
-    return [Member(part, PurePosixPath(entry.name).name, entry.offset_data, entry.size) for entry in entries if entry.isreg()]
+    return [
+        Member(part, PurePosixPath(entry.name).name, entry.offset_data, entry.size)
+        for entry in entries
+        if entry.isreg()
+    ]
 
 
 def _tables(folder: Path) -> dict[str, Path]:
@@ -125,7 +140,9 @@ def _tables(folder: Path) -> dict[str, Path]:
         if match:
             name = names[match[1]]
             if name in found:
-                raise InputError(f"{folder}: {found[name].name} and {path.name} are both the table of "
-                                 f"'{match[1]}' embeddings; keep the one of this size")
+                raise InputError(
+                    f"{folder}: {found[name].name} and {path.name} are both the table of "
+                    f"'{match[1]}' embeddings; keep the one of this size"
+                )
             found[name] = path
     return found

@@ -11,7 +11,7 @@ import contextlib
 import re
 import zlib
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +40,8 @@ class Source:
     """
 
     kind = ""
-    config: Optional[RunConfig] = None
-    tokenizer: Optional[Path] = None  # a folder that came with the weights
+    config: RunConfig | None = None
+    tokenizer: Path | None = None  # a folder that came with the weights
 
     def __init__(self, where: Path):
         self.where = where
@@ -136,8 +136,10 @@ class ShardedSource(Source):
             raise InputError(f"{self.paths[rank]}: {side} '{wrong[0]}'; it belongs to another release or is damaged")
         for name, (_, entry) in here.items():
             if (entry.shape, entry.kind) != (first[name][1].shape, first[name][1].kind):
-                raise InputError(f"{self.paths[rank]}: '{name}' is {entry.kind} {entry.shape}, in "
-                                 f"{self.paths[0].name} it is {first[name][1].kind} {first[name][1].shape}")
+                raise InputError(
+                    f"{self.paths[rank]}: '{name}' is {entry.kind} {entry.shape}, in "
+                    f"{self.paths[0].name} it is {first[name][1].kind} {first[name][1].shape}"
+                )
 
     def _check_strategy(self) -> None:
         held = set(self.shards[0]) | set(self.tables)
@@ -150,8 +152,10 @@ class ShardedSource(Source):
             tables = [name for name in NPY_FILES if name in wrong]
             if tables and len(tables) == len(wrong):
                 raise InputError(f"{self.where / NPY_FILES[tables[0]]} is missing: the shards do not hold this table")
-            raise InputError(f"{self.strategy}: {side} ({len(wrong)}, such as '{wrong[0]}'"
-                             f"{nearest(wrong[0], held)}): it is the strategy of another model size")
+            raise InputError(
+                f"{self.strategy}: {side} ({len(wrong)}, such as '{wrong[0]}'"
+                f"{nearest(wrong[0], held)}): it is the strategy of another model size"
+            )
 
     def _whole_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the whole parameters, from those of the shards and the strategy."""
@@ -160,8 +164,10 @@ class ShardedSource(Source):
             if name not in shapes:
                 layout = self.layouts[name]
                 if len(layout.axes) != len(entry.shape):
-                    raise InputError(f"{self.strategy}: '{name}' has {len(layout.axes)} axes there and "
-                                     f"{len(entry.shape)} in {self.paths[0].name}: it is of another model")
+                    raise InputError(
+                        f"{self.strategy}: '{name}' has {len(layout.axes)} axes there and "
+                        f"{len(entry.shape)} in {self.paths[0].name}: it is of another model"
+                    )
                 shapes[name] = tuple(size * layout.split(axis) for axis, size in enumerate(entry.shape))
         self._undo_optimizer(shapes)
         return shapes
@@ -208,8 +214,10 @@ class ShardedSource(Source):
             return
         other = checksums.setdefault(zlib.crc32(piece) << 32 | zlib.adler32(piece), rank)
         if other != rank:
-            raise InputError(f"{self.paths[rank]} holds the same weights as {self.paths[other].name}: one is a copy "
-                             f"of the other; download it again")
+            raise InputError(
+                f"{self.paths[rank]} holds the same weights as {self.paths[other].name}: one is a copy "
+                f"of the other; download it again"
+            )
 
 
 def _npy(path: Path) -> np.ndarray:
@@ -228,8 +236,10 @@ def _the_strategy(files: ReleaseFiles) -> Path:
             return fitting[0]
     if len(files.strategies) != 1:
         names = ", ".join(path.name for path in files.strategies) or "none"
-        raise InputError(f"{files.folder}: a sharded release needs its strategy file (*strategy*.ckpt) beside the shards or in "
-                         f"{STRATEGY}/ beside {FILES}/, found {names}; put one there or give --strategy FILE")
+        raise InputError(
+            f"{files.folder}: a sharded release needs its strategy file (*strategy*.ckpt) beside the shards or in "
+            f"{STRATEGY}/ beside {FILES}/, found {names}; put one there or give --strategy FILE"
+        )
     return files.strategies[0]
 
 
@@ -243,8 +253,10 @@ def _of_every_rank(files: ReleaseFiles, ranks: int) -> list[Path | Member]:
     surplus = [shard.name for rank, shard in files.shards.items() if rank >= ranks]
     if missing:
         names = ", ".join(f"filerted_{rank}.ckpt" for rank in missing[:8]) + (" …" if len(missing) > 8 else "")
-        raise InputError(f"{files.folder}: {len(missing)} of {ranks} shards missing: {names}; they are in the release's four "
-                         "parts (*_part0 to *_part3), which are read unpacked or as they are")
+        raise InputError(
+            f"{files.folder}: {len(missing)} of {ranks} shards missing: {names}; they are in the release's four "
+            "parts (*_part0 to *_part3), which are read unpacked or as they are"
+        )
     if surplus:
         raise InputError(f"{files.folder}: {', '.join(surplus[:8])}: the strategy knows shards 0 to {ranks - 1} only")
     return [files.shards[rank] for rank in range(ranks)]
@@ -252,8 +264,13 @@ def _of_every_rank(files: ReleaseFiles, ranks: int) -> list[Path | Member]:
 
 # ------------------------------------------------------------------------------------------ the PyTorch layout
 
-_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "quick_gelu": "fast_gelu",
-                "gelu": "gelu_erf"}  # "gelu" alone is the exact one in that library
+_ACTIVATIONS = {
+    "gelu_new": "gelu",
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "quick_gelu": "fast_gelu",
+    "gelu": "gelu_erf",
+}  # "gelu" alone is the exact one in that library
 OWN_ACTIVATION = "pangu_lab_hidden_act"  # written beside the library's key in files exported here
 _CONFIG_KEYS = {"num_heads": "num_heads", "n_head": "num_heads", "num_attention_heads": "num_heads"}
 
@@ -322,7 +339,7 @@ class GptSource(Source):
         value = self._get(theirs)
         return np.ascontiguousarray(value.T) if transposed else value
 
-    def _get(self, name: str, first: int = 0, count: Optional[int] = None) -> np.ndarray:
+    def _get(self, name: str, first: int = 0, count: int | None = None) -> np.ndarray:
         """A tensor as stored, or at most ``count`` rows of it."""
         from safetensors import safe_open
 
@@ -331,8 +348,10 @@ class GptSource(Source):
             with safe_open(self.files[name], "np") as handle:
                 return handle.get_slice(name)[first:last]
         except (TypeError, AttributeError):  # numpy has no bfloat16
-            raise InputError(f"{self.files[name]}: '{name}' is of a type that numpy lacks (bfloat16?); convert the "
-                             f"file to float16 or float32 first") from None
+            raise InputError(
+                f"{self.files[name]}: '{name}' is of a type that numpy lacks (bfloat16?); convert the "
+                f"file to float16 or float32 first"
+            ) from None
 
     def check(self, config: RunConfig) -> None:
         """The output head, if the file has one, must equal the word embedding: here the two are one parameter."""
@@ -340,10 +359,13 @@ class GptSource(Source):
             return
         theirs = self.names[WORD][0]
         for first in range(0, self.raw[LM_HEAD][0], 4096):
-            if self.raw[LM_HEAD] != self.raw[theirs] or not np.array_equal(self._get(LM_HEAD, first, 4096),
-                                                                          self._get(theirs, first, 4096)):
-                raise InputError(f"{self.files[LM_HEAD]}: {LM_HEAD} differs from {theirs}; this model's head is the "
-                                 f"word embedding itself, so these weights cannot be kept")
+            if self.raw[LM_HEAD] != self.raw[theirs] or not np.array_equal(
+                self._get(LM_HEAD, first, 4096), self._get(theirs, first, 4096)
+            ):
+                raise InputError(
+                    f"{self.files[LM_HEAD]}: {LM_HEAD} differs from {theirs}; this model's head is the "
+                    f"word embedding itself, so these weights cannot be kept"
+                )
 
 
 class BinSource(GptSource):
@@ -353,8 +375,10 @@ class BinSource(GptSource):
         try:
             import torch
         except ImportError:
-            raise InputError(f"{files[0]}: reading .bin files needs PyTorch (`pip install torch`), which reads them "
-                             f"as weights only; or get the safetensors of the same weights") from None
+            raise InputError(
+                f"{files[0]}: reading .bin files needs PyTorch (`pip install torch`), which reads them "
+                f"as weights only; or get the safetensors of the same weights"
+            ) from None
         self.torch = torch
         self.states: dict[Path, Any] = {}
         super().__init__(where, files)
@@ -368,8 +392,8 @@ class BinSource(GptSource):
         self.states[path] = state
         return [(name, tuple(value.shape)) for name, value in state.items() if hasattr(value, "shape")]
 
-    def _get(self, name: str, first: int = 0, count: Optional[int] = None) -> np.ndarray:
-        value = self.states[self.files[name]][name][first:None if count is None else first + count]
+    def _get(self, name: str, first: int = 0, count: int | None = None) -> np.ndarray:
+        value = self.states[self.files[name]][name][first : None if count is None else first + count]
         return (value.float() if value.dtype == self.torch.bfloat16 else value).numpy().copy()
 
 
@@ -403,10 +427,13 @@ def open_source(where: Path | str, strategy: Path | str | None = None, progress:
     if len(files) == 1:
         return CkptSource(files[0])
     if files:
-        raise InputError(f"{where}: holds {len(files)} .ckpt files ({files[0].name}, {files[1].name} …); name one of "
-                         "them")
-    raise InputError(f"{where}: no weights known here; expected: filerted_*.ckpt (or their tar parts, or the tree with "
-                     f"{FILES}/) with a strategy file, one .ckpt, *.safetensors or *.bin of gpt_pangu, or a run or checkpoint of this project")
+        raise InputError(
+            f"{where}: holds {len(files)} .ckpt files ({files[0].name}, {files[1].name} …); name one of them"
+        )
+    raise InputError(
+        f"{where}: no weights known here; expected: filerted_*.ckpt (or their tar parts, or the tree with "
+        f"{FILES}/) with a strategy file, one .ckpt, *.safetensors or *.bin of gpt_pangu, or a run or checkpoint of this project"
+    )
 
 
 def _open_file(path: Path) -> Source:

@@ -89,8 +89,9 @@ def check_parameters(checkpoint: Checkpoint, specs) -> None:
     """Refuse a checkpoint that lacks a parameter or holds one of another shape."""
     for name, spec in specs.items():
         if checkpoint.shape(name) != spec.shape:
-            raise InputError(f"{checkpoint.folder}: {name} has shape {checkpoint.shape(name)}, "
-                             f"the configuration needs {spec.shape}")
+            raise InputError(
+                f"{checkpoint.folder}: {name} has shape {checkpoint.shape(name)}, the configuration needs {spec.shape}"
+            )
 
 
 def tokenizer_folder(folder: Path | str) -> Path:

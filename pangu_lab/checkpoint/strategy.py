@@ -49,7 +49,7 @@ class Layout:
             return 0
         dimension = len(self.devices) - 1 - self.axes[axis]
         inner = 1
-        for size in self.devices[dimension + 1:]:
+        for size in self.devices[dimension + 1 :]:
             inner *= size
         return rank // inner % self.devices[dimension]
 

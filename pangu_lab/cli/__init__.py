@@ -15,8 +15,19 @@ import os
 import sys
 
 from pangu_lab import __version__
-from pangu_lab.cli import (benching, bundles, converting, evaluation, launching, machine, planning, starting, text, training,
-                           writing)
+from pangu_lab.cli import (
+    benching,
+    bundles,
+    converting,
+    evaluation,
+    launching,
+    machine,
+    planning,
+    starting,
+    text,
+    training,
+    writing,
+)
 from pangu_lab.cli.common import Parser
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain
@@ -27,13 +38,28 @@ _MACHINE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line, in the order of a model's life cycle."""
-    parser = Parser(prog="pangu-lab", description=(
-        "PanGu-α in MindSpore, from text to a served page. "
-        "Begin with `pangu-lab demo`; `pangu-lab VERB --help` describes each verb."))
+    parser = Parser(
+        prog="pangu-lab",
+        description=(
+            "PanGu-α in MindSpore, from text to a served page. "
+            "Begin with `pangu-lab demo`; `pangu-lab VERB --help` describes each verb."
+        ),
+    )
     parser.add_argument("--version", action="version", version=f"pangu-lab {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=Parser, title="verbs")
-    for group in (machine, starting, text, training, planning, launching, converting, writing, evaluation, bundles,
-                  benching):
+    for group in (
+        machine,
+        starting,
+        text,
+        training,
+        planning,
+        launching,
+        converting,
+        writing,
+        evaluation,
+        bundles,
+        benching,
+    ):
         group.register(verbs)
     return parser
 

@@ -55,8 +55,12 @@ class Parser(argparse.ArgumentParser):
         return values
 
     def _verbs(self) -> list[str]:
-        return [name for action in self._actions if isinstance(action, argparse._SubParsersAction)
-                for name in action.choices]
+        return [
+            name
+            for action in self._actions
+            if isinstance(action, argparse._SubParsersAction)
+            for name in action.choices
+        ]
 
     def _option_strings(self) -> list[str]:
         return [name for action in self._actions for name in action.option_strings]
@@ -75,8 +79,13 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("settings")
     group.add_argument("--preset", metavar="NAME", help=f"one of {', '.join(PRESETS)}")
     group.add_argument("--config", metavar="FILE.yaml", help="settings from a file; they override the preset")
-    group.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                       help="change one setting; can be given many times")
+    group.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change one setting; can be given many times",
+    )
 
 
 def settings(args: argparse.Namespace, fallback: Path | None = None, **values: Any) -> RunConfig:
@@ -104,7 +113,12 @@ def settings(args: argparse.Namespace, fallback: Path | None = None, **values: A
 
 def given_settings(args: argparse.Namespace) -> list[str]:
     """The options for settings as they were given."""
-    words = [word for option in ("preset", "config") if (value := getattr(args, option, None)) for word in (f"--{option}", value)]
+    words = [
+        word
+        for option in ("preset", "config")
+        if (value := getattr(args, option, None))
+        for word in (f"--{option}", value)
+    ]
     return words + [word for item in args.set for word in ("--set", item)]
 
 
@@ -113,12 +127,23 @@ def training_settings(args: argparse.Namespace, run: Path, fallback: Path, **val
 
     A run that is there keeps its own, and weights to start from (--init-from) keep theirs.
     """
-    config = settings(args, fallback=fallback, data__path=args.data, data__eval_path=args.eval_data,
-                      train__init_from=init_from(args), **values)
+    config = settings(
+        args,
+        fallback=fallback,
+        data__path=args.data,
+        data__eval_path=args.eval_data,
+        train__init_from=init_from(args),
+        **values,
+    )
     from pangu_lab.data import vocabulary_of
 
     from_preset = args.preset and "model.vocab_size" not in parse_overrides(args.set)
-    if not from_preset or config.train.init_from or args.config and "vocab_size" in (read_yaml(args.config).get("model") or {}):
+    if (
+        not from_preset
+        or config.train.init_from
+        or args.config
+        and "vocab_size" in (read_yaml(args.config).get("model") or {})
+    ):
         return config
     there = run / "config.yaml"
     size = load_yaml(there).model.vocab_size if there.is_file() else vocabulary_of(config.data.path)
@@ -126,8 +151,10 @@ def training_settings(args: argparse.Namespace, run: Path, fallback: Path, **val
         size = -(-size // config.parallel.tensor) * config.parallel.tensor  # which divides it
     if size in (None, config.model.vocab_size):
         return config
-    say(f"model.vocab_size={size}, as {there if there.is_file() else config.data.path} has it; preset {args.preset}: "
-        f"{config.model.vocab_size}")
+    say(
+        f"model.vocab_size={size}, as {there if there.is_file() else config.data.path} has it; preset {args.preset}: "
+        f"{config.model.vocab_size}"
+    )
     return config.replace(**{"model.vocab_size": size})
 
 
@@ -137,28 +164,46 @@ def _network_of(folder: Path) -> RunConfig:
         raise InputError(f"{folder}: not a run or a checkpoint; convert released files first with `pangu-lab convert`")
     theirs = load_yaml(folder / "config.yaml")
     base = preset(theirs.preset if theirs.preset in PRESETS else "self_define")
-    return dataclasses.replace(base, model=theirs.model, data=dataclasses.replace(
-        base.data, seq_length=theirs.data.seq_length))
+    return dataclasses.replace(
+        base, model=theirs.model, data=dataclasses.replace(base.data, seq_length=theirs.data.seq_length)
+    )
 
 
 def add_init_from(parser: argparse.ArgumentParser) -> None:
     """``--init-from``, for the verbs that train."""
-    parser.add_argument("--init-from", metavar="DIR", help="start from the weights of a run, a checkpoint or a "
-                        "converted release; schedule and optimizer start fresh (incremental training)")
+    parser.add_argument(
+        "--init-from",
+        metavar="DIR",
+        help="start from the weights of a run, a checkpoint or a "
+        "converted release; schedule and optimizer start fresh (incremental training)",
+    )
 
 
 def add_minutes(parser: argparse.ArgumentParser) -> None:
     """``--minutes`` and ``--max-minutes``, for the verbs that train."""
-    parser.add_argument("--minutes", type=float, metavar="M", help="the whole time of the run: its steps are fitted to it, so "
-                        "that the learning rate reaches its end when the minutes do")
-    parser.add_argument("--max-minutes", type=float, metavar="M", help="a time budget of this call; ends with a checkpoint, and "
-                        "the same command goes on")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="the whole time of the run: its steps are fitted to it, so "
+        "that the learning rate reaches its end when the minutes do",
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="a time budget of this call; ends with a checkpoint, and the same command goes on",
+    )
 
 
 def add_start_over(parser: argparse.ArgumentParser) -> None:
     """``--start-over``, for the verbs that train."""
-    parser.add_argument("--start-over", action="store_true", help="start again at step 0 when every checkpoint of the "
-                        "run is damaged; damaged ones are kept under the name step-….damaged")
+    parser.add_argument(
+        "--start-over",
+        action="store_true",
+        help="start again at step 0 when every checkpoint of the "
+        "run is damaged; damaged ones are kept under the name step-….damaged",
+    )
 
 
 def init_from(args: argparse.Namespace) -> str | None:
@@ -169,9 +214,15 @@ def init_from(args: argparse.Namespace) -> str | None:
 def add_dtype(parser: argparse.ArgumentParser) -> None:
     """``--dtype`` of a command that generates, and ``--int8``, the same as a word."""
     either = parser.add_mutually_exclusive_group()
-    either.add_argument("--dtype", choices=("float32", "float16", "bfloat16", "int8"), metavar="TYPE", help=(
-        "of the weights in memory: float32, float16, bfloat16, or int8 with a scale per output; each token then reads a half "
-        "or a quarter (needs a C compiler; default: float16 where they are stored so, else float32)"))
+    either.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16", "int8"),
+        metavar="TYPE",
+        help=(
+            "of the weights in memory: float32, float16, bfloat16, or int8 with a scale per output; each token then reads a half "
+            "or a quarter (needs a C compiler; default: float16 where they are stored so, else float32)"
+        ),
+    )
     either.add_argument("--int8", action="store_const", dest="dtype", const="int8", help="--dtype int8")
 
 

@@ -7,7 +7,15 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from pangu_lab.cli.common import add_init_from, add_minutes, add_settings, add_start_over, add_verb, finish, training_settings
+from pangu_lab.cli.common import (
+    add_init_from,
+    add_minutes,
+    add_settings,
+    add_start_over,
+    add_verb,
+    finish,
+    training_settings,
+)
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, progress_bar, say
 
@@ -15,9 +23,14 @@ from pangu_lab.terminal import complain, progress_bar, say
 def register(verbs: Any) -> None:
     _register_launch(verbs)
     _register_ranktable(verbs)
-    translate = add_verb(verbs, "translate", run_translate, "the command here for a line of the reference implementation",
-                         "Paste a line such as 'bash scripts/run_distribute_train.sh DATASET hccl.json 8 fp32 2.6B 1 1 8 0 8'. "
-                         "Nothing is run.")
+    translate = add_verb(
+        verbs,
+        "translate",
+        run_translate,
+        "the command here for a line of the reference implementation",
+        "Paste a line such as 'bash scripts/run_distribute_train.sh DATASET hccl.json 8 fp32 2.6B 1 1 8 0 8'. "
+        "Nothing is run.",
+    )
     translate.add_argument("line", nargs="+", metavar="LINE", help="in quotation marks, or word by word after --")
 
 
@@ -31,25 +44,51 @@ def run_translate(args: argparse.Namespace) -> int:
 
 
 def _register_launch(verbs: Any) -> None:
-    launch = add_verb(verbs, "launch", run_launch, "train with several processes, on one or many machines",
-                      "Every rank is watched: when one fails, it is named with the relevant lines of its log, and "
-                      "the others are stopped. Ctrl-C stops all of them with a checkpoint.")
+    launch = add_verb(
+        verbs,
+        "launch",
+        run_launch,
+        "train with several processes, on one or many machines",
+        "Every rank is watched: when one fails, it is named with the relevant lines of its log, and "
+        "the others are stopped. Ctrl-C stops all of them with a checkpoint.",
+    )
     launch.add_argument("--run", required=True, metavar="DIR", help="the run's folder, visible to all machines")
     launch.add_argument("--nproc", type=int, metavar="N", help="ranks per machine (default: from the settings)")
-    launch.add_argument("--backend", default=None, metavar="NAME",
-                        help="local, msrun, mpirun or ranktable (default local; ranktable with --rank-table)")
+    launch.add_argument(
+        "--backend",
+        default=None,
+        metavar="NAME",
+        help="local, msrun, mpirun or ranktable (default local; ranktable with --rank-table)",
+    )
     launch.add_argument("--hosts", metavar="FILE", help="one line 'NAME slots=N' per machine")
     launch.add_argument("--rank-table", metavar="FILE", help="an HCCL rank table (Ascend)")
     launch.add_argument("--master-addr", metavar="IP", help="rendezvous address of the ranks (default: the first host)")
-    launch.add_argument("--master-port", type=int, metavar="PORT",
-                        help="the rendezvous port (default: a free one; 8118 with several hosts)")
-    launch.add_argument("--node-rank", type=int, metavar="K",
-                        help="this host's index, from 0 (default: found by its name)")
-    launch.add_argument("--env", action="append", default=[], metavar="NAME[=VALUE]", help=(
-        "an environment variable for the ranks of every host, such as LD_LIBRARY_PATH; can be given many times "
-        "(NCCL_*, HCCL_*, UCX_* and PANGU_LAB_* reach them always)"))
-    launch.add_argument("--restarts", type=int, default=0, metavar="K",
-                        help="restart from the last good checkpoint, at most K times (default 0)")
+    launch.add_argument(
+        "--master-port",
+        type=int,
+        metavar="PORT",
+        help="the rendezvous port (default: a free one; 8118 with several hosts)",
+    )
+    launch.add_argument(
+        "--node-rank", type=int, metavar="K", help="this host's index, from 0 (default: found by its name)"
+    )
+    launch.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help=(
+            "an environment variable for the ranks of every host, such as LD_LIBRARY_PATH; can be given many times "
+            "(NCCL_*, HCCL_*, UCX_* and PANGU_LAB_* reach them always)"
+        ),
+    )
+    launch.add_argument(
+        "--restarts",
+        type=int,
+        default=0,
+        metavar="K",
+        help="restart from the last good checkpoint, at most K times (default 0)",
+    )
     launch.add_argument("--dry-run", action="store_true", help="print what would run on each host, but run nothing")
     launch.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     launch.add_argument("--eval-data", metavar="DIR", help="a held-out data set")
@@ -58,14 +97,30 @@ def _register_launch(verbs: Any) -> None:
     add_init_from(launch)
     add_start_over(launch)
     watch = launch.add_argument_group("watching", "seconds after which a rank counts as hung")
-    watch.add_argument("--heartbeat-timeout", type=float, default=30.0, metavar="S",
-                       help="without a heartbeat (default %(default)g)")
-    watch.add_argument("--join-timeout", type=float, default=600.0, metavar="S",
-                       help="waiting for the other ranks at the start, HCCL's too (default %(default)g)")
-    watch.add_argument("--compile-timeout", type=float, default=3600.0, metavar="S",
-                       help="compiling, until the first step is done (default %(default)g)")
-    watch.add_argument("--step-timeout", type=float, default=600.0, metavar="S",
-                       help="without progress afterwards (default %(default)g)")
+    watch.add_argument(
+        "--heartbeat-timeout", type=float, default=30.0, metavar="S", help="without a heartbeat (default %(default)g)"
+    )
+    watch.add_argument(
+        "--join-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="waiting for the other ranks at the start, HCCL's too (default %(default)g)",
+    )
+    watch.add_argument(
+        "--compile-timeout",
+        type=float,
+        default=3600.0,
+        metavar="S",
+        help="compiling, until the first step is done (default %(default)g)",
+    )
+    watch.add_argument(
+        "--step-timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="without progress afterwards (default %(default)g)",
+    )
     add_settings(launch)
 
 
@@ -78,12 +133,24 @@ def run_launch(args: argparse.Namespace) -> int:
         raise InputError("--nproc must be at least 1 and --restarts at least 0")
     run = Path(args.run)
     fallback = run / "launch.yaml"
-    config = training_settings(args, run, fallback if fallback.is_file() else run / "config.yaml", train__steps=args.steps,
-                               train__minutes=args.minutes, train__max_minutes=args.max_minutes)
+    config = training_settings(
+        args,
+        run,
+        fallback if fallback.is_file() else run / "config.yaml",
+        train__steps=args.steps,
+        train__minutes=args.minutes,
+        train__max_minutes=args.max_minutes,
+    )
     backend = args.backend or ("ranktable" if args.rank_table else "local")
-    where = dict(hosts=args.hosts, rank_table=args.rank_table, master_addr=args.master_addr,
-                 master_port=args.master_port, node_rank=args.node_rank, variables=args.env,
-                 program=(*WORKER, "--start-over") if args.start_over else WORKER)
+    where = dict(
+        hosts=args.hosts,
+        rank_table=args.rank_table,
+        master_addr=args.master_addr,
+        master_port=args.master_port,
+        node_rank=args.node_rank,
+        variables=args.env,
+        program=(*WORKER, "--start-over") if args.start_over else WORKER,
+    )
     if args.dry_run:
         config, plan = prepare(config, run, args.nproc, backend, **where, join_seconds=args.join_timeout)
         for line in plan.lines():
@@ -91,21 +158,41 @@ def run_launch(args: argparse.Namespace) -> int:
         return finish(args, plan.to_dict())
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
-    patience = Patience(args.heartbeat_timeout, join=args.join_timeout, compile=args.compile_timeout,
-                        step=args.step_timeout)
+    patience = Patience(
+        args.heartbeat_timeout, join=args.join_timeout, compile=args.compile_timeout, step=args.step_timeout
+    )
     try:
         with progress_bar("launch") as progress:
-            result = launch(config, run, args.nproc, backend, **where, restarts=args.restarts, patience=patience,
-                            on_event=_tell, progress=progress)
+            result = launch(
+                config,
+                run,
+                args.nproc,
+                backend,
+                **where,
+                restarts=args.restarts,
+                patience=patience,
+                on_event=_tell,
+                progress=progress,
+            )
     except LaunchFailed as error:
         complain(f"pangu-lab launch: {error}")
-        return finish(args, {"run": str(run), "rank": error.rank, "attempts": error.attempts,
-                             "lines": error.lines}, code=1)
+        return finish(
+            args, {"run": str(run), "rank": error.rank, "attempts": error.attempts, "lines": error.lines}, code=1
+        )
     say(f"{result.reason} at step {result.step}: {result.world} ranks, {result.seconds:.0f} s, run {result.run}")
     for line in memory_lines(run):
         say(line)
-    return finish(args, {"run": str(result.run), "world": result.world, "step": result.step,
-                         "reason": result.reason, "attempts": result.attempts, "seconds": result.seconds})
+    return finish(
+        args,
+        {
+            "run": str(result.run),
+            "world": result.world,
+            "step": result.step,
+            "reason": result.reason,
+            "attempts": result.attempts,
+            "seconds": result.seconds,
+        },
+    )
 
 
 def _tell(event: dict[str, Any]) -> None:
@@ -129,18 +216,32 @@ def _tell(event: dict[str, Any]) -> None:
 def _register_ranktable(verbs: Any) -> None:
     ranktable = verbs.add_parser("ranktable", help="create, merge or check HCCL rank tables (Ascend)")
     kinds = ranktable.add_subparsers(dest="kind", metavar="VERB", required=True, parser_class=type(ranktable))
-    create = add_verb(kinds, "create", create_table, "make the rank table of one server",
-                      "Run it on each server, then `pangu-lab ranktable merge` the files.")
+    create = add_verb(
+        kinds,
+        "create",
+        create_table,
+        "make the rank table of one server",
+        "Run it on each server, then `pangu-lab ranktable merge` the files.",
+    )
     create.add_argument("--server", required=True, metavar="IP", help="the server's address")
-    create.add_argument("--devices", metavar="LIST",
-                        help="such as 0-7 or 0,2,4,6 (default: those that --device-ips names, else 0-7)")
-    create.add_argument("--device-ips", metavar="LIST",
-                        help="their addresses, such as 192.168.100.101,192.168.101.101,…; the text of a server's hccn.conf and "
-                             "the output of hccn_tool -i N -ip -g serve too (default: read from the driver's /etc/hccn.conf)")
+    create.add_argument(
+        "--devices", metavar="LIST", help="such as 0-7 or 0,2,4,6 (default: those that --device-ips names, else 0-7)"
+    )
+    create.add_argument(
+        "--device-ips",
+        metavar="LIST",
+        help="their addresses, such as 192.168.100.101,192.168.101.101,…; the text of a server's hccn.conf and "
+        "the output of hccn_tool -i N -ip -g serve too (default: read from the driver's /etc/hccn.conf)",
+    )
     create.add_argument("--host-nic-ip", default="reserve", metavar="IP", help="(default %(default)s)")
     create.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
-    merge = add_verb(kinds, "merge", merge_tables, "join the rank tables of several servers into one",
-                     "Ranks are renumbered in the order in which the files are given.")
+    merge = add_verb(
+        kinds,
+        "merge",
+        merge_tables,
+        "join the rank tables of several servers into one",
+        "Ranks are renumbered in the order in which the files are given.",
+    )
     merge.add_argument("tables", nargs="+", metavar="FILE.json")
     merge.add_argument("--out", required=True, metavar="FILE.json", help="must not exist yet")
     check = add_verb(kinds, "check", check_table, "check a rank table", "Names the first mistake, or lists the ranks.")
@@ -162,7 +263,7 @@ def merge_tables(args: argparse.Namespace) -> int:
 
 def _written(args: argparse.Namespace, table: Any, write: Any) -> int:
     write(table, args.out)
-    say(f"{args.out}: {table.world} ranks on {len(table.servers)} server{'s'[:len(table.servers) != 1]}")
+    say(f"{args.out}: {table.world} ranks on {len(table.servers)} server{'s'[: len(table.servers) != 1]}")
     say(f"next: pangu-lab launch --rank-table {shlex.quote(args.out)} --run DIR --preset NAME --data DIR --dry-run")
     return finish(args, table.to_json())
 
@@ -174,5 +275,5 @@ def check_table(args: argparse.Namespace) -> int:
     for server in table.servers:
         ranks = ", ".join(f"{device.rank_id} (device {device.device_id})" for device in server.devices)
         say(f"{server.server_id}: ranks {ranks}")
-    say(f"good: {table.world} ranks on {len(table.servers)} server{'s'[:len(table.servers) != 1]}")
+    say(f"good: {table.world} ranks on {len(table.servers)} server{'s'[: len(table.servers) != 1]}")
     return finish(args, table.to_json())

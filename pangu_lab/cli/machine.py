@@ -11,11 +11,21 @@ from pangu_lab.terminal import progress_bar, say
 
 
 def register(verbs: Any) -> None:
-    demo = add_verb(verbs, "demo", run_demo, "run every stage of a small model on this machine, in a few minutes",
-                    "Prepares the shipped text, trains, generates, exports and checks the bundle.")
+    demo = add_verb(
+        verbs,
+        "demo",
+        run_demo,
+        "run every stage of a small model on this machine, in a few minutes",
+        "Prepares the shipped text, trains, generates, exports and checks the bundle.",
+    )
     demo.add_argument("--out", default="runs/demo", metavar="DIR", help="the output folder (default %(default)s)")
-    add_verb(verbs, "doctor", doctor, "check this machine and say what to fix",
-             "Exits with 1 when something required is missing.")
+    add_verb(
+        verbs,
+        "doctor",
+        doctor,
+        "check this machine and say what to fix",
+        "Exits with 1 when something required is missing.",
+    )
 
 
 def run_demo(args: argparse.Namespace) -> int:

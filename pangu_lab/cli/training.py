@@ -8,9 +8,17 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
-from pangu_lab.cli.common import add_init_from, add_minutes, add_settings, add_start_over, add_verb, finish, training_settings
+from pangu_lab.cli.common import (
+    add_init_from,
+    add_minutes,
+    add_settings,
+    add_start_over,
+    add_verb,
+    finish,
+    training_settings,
+)
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, duration, one_line, progress_bar, say, table
 
@@ -19,15 +27,21 @@ if TYPE_CHECKING:
     from pangu_lab.runs import RunSummary
 
 SECONDS = 1.0  # how often --follow polls
-DIFFERENT = {"bits": "their vocabularies differ: losses and perplexities do not compare, bits per character do",
-             "none": "their vocabularies differ: losses and perplexities do not compare, and a run does not know its bits per "
-                     "character: evaluate both with `pangu-lab evaluate perplexity` on a data set prepared for each"}
+DIFFERENT = {
+    "bits": "their vocabularies differ: losses and perplexities do not compare, bits per character do",
+    "none": "their vocabularies differ: losses and perplexities do not compare, and a run does not know its bits per "
+    "character: evaluate both with `pangu-lab evaluate perplexity` on a data set prepared for each",
+}
 
 
 def register(verbs: Any) -> None:
-    train = add_verb(verbs, "train", run_train, "train a model, or resume a run",
-                     "An existing run resumes from its last good checkpoint. Ctrl-C finishes the step, "
-                     "saves and exits cleanly.")
+    train = add_verb(
+        verbs,
+        "train",
+        run_train,
+        "train a model, or resume a run",
+        "An existing run resumes from its last good checkpoint. Ctrl-C finishes the step, saves and exits cleanly.",
+    )
     train.add_argument("--run", required=True, metavar="DIR", help="the run's folder, such as runs/first")
     train.add_argument("--data", metavar="DIR", help="a data set made by `pangu-lab prepare`")
     train.add_argument("--eval-data", metavar="DIR", help="a held-out data set, for perplexity during training")
@@ -38,26 +52,51 @@ def register(verbs: Any) -> None:
     add_start_over(train)
     add_settings(train)
     runs = add_verb(verbs, "runs", show_runs, "list runs: what they are doing, their losses and speed")
-    runs.add_argument("folder", nargs="?", default="runs", metavar="DIR",
-                      help="the folder with the runs, or one run (default %(default)s)")
-    runs.add_argument("--stop", metavar="NAME", help="ask this run (its name, or its folder) to finish its step, save and end")
-    runs.add_argument("--samples", action="store_true",
-                      help="print what one run (its folder, or its name in runs) wrote at its evaluations (train.sample_prompts)")
-    runs.add_argument("--ranks", action="store_true",
-                      help="list the ranks of one run, on whatever hosts: state, step, and when each was last heard of")
-    runs.add_argument("--compare", nargs="+", metavar="NAME",
-                      help="compare these runs: curves, losses at the same steps, settings that differ")
-    runs.add_argument("--tensorboard", metavar="OUT",
-                      help="write the scalars of every run (or of those in --compare) for TensorBoard")
+    runs.add_argument(
+        "folder",
+        nargs="?",
+        default="runs",
+        metavar="DIR",
+        help="the folder with the runs, or one run (default %(default)s)",
+    )
+    runs.add_argument(
+        "--stop", metavar="NAME", help="ask this run (its name, or its folder) to finish its step, save and end"
+    )
+    runs.add_argument(
+        "--samples",
+        action="store_true",
+        help="print what one run (its folder, or its name in runs) wrote at its evaluations (train.sample_prompts)",
+    )
+    runs.add_argument(
+        "--ranks",
+        action="store_true",
+        help="list the ranks of one run, on whatever hosts: state, step, and when each was last heard of",
+    )
+    runs.add_argument(
+        "--compare",
+        nargs="+",
+        metavar="NAME",
+        help="compare these runs: curves, losses at the same steps, settings that differ",
+    )
+    runs.add_argument(
+        "--tensorboard", metavar="OUT", help="write the scalars of every run (or of those in --compare) for TensorBoard"
+    )
     runs.add_argument("--swanlab", metavar="OUT", help="the same for SwanLab, stored in OUT; `swanlab sync` uploads it")
-    runs.add_argument("--follow", action="store_true",
-                      help="keep writing what the runs do, including new runs, until Ctrl-C")
+    runs.add_argument(
+        "--follow", action="store_true", help="keep writing what the runs do, including new runs, until Ctrl-C"
+    )
 
 
 def run_train(args: argparse.Namespace) -> int:
     run = Path(args.run)
-    config = training_settings(args, run, run / "config.yaml", train__steps=args.steps, train__minutes=args.minutes,
-                               train__max_minutes=args.max_minutes)
+    config = training_settings(
+        args,
+        run,
+        run / "config.yaml",
+        train__steps=args.steps,
+        train__minutes=args.minutes,
+        train__max_minutes=args.max_minutes,
+    )
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
     from pangu_lab.runs.memory import memory_lines
@@ -92,9 +131,11 @@ def still_high(config: Any, step: int) -> list[str]:
     rate, settings = learning_rate(config.train, step), config.train
     if settings.minutes is not None or rate <= settings.end_lr + 0.05 * (settings.start_lr - settings.end_lr):
         return []
-    return [f"the time ended at step {step} of {settings.steps}, with the learning rate still at {rate:.2g} of "
-            f"{settings.start_lr:.2g}: the same command goes on; --minutes instead of --max-minutes lets the rate reach its end "
-            "with the time"]
+    return [
+        f"the time ended at step {step} of {settings.steps}, with the learning rate still at {rate:.2g} of "
+        f"{settings.start_lr:.2g}: the same command goes on; --minutes instead of --max-minutes lets the rate reach its end "
+        "with the time"
+    ]
 
 
 def ending(result: Any) -> str:
@@ -111,7 +152,9 @@ def best_line(best: Best, name: str) -> str:
 def _held_out(result: Any) -> list[str]:
     if result.eval_perplexity is None:
         return []
-    bits = "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"
+    bits = (
+        "" if result.eval_bits_per_character is None else f", {result.eval_bits_per_character:.3f} bits per character"
+    )
     part, whole = result.eval_records, result.eval_of_records
     on = f"all {whole:,} records" if part == whole else f"{part:,} of {whole:,} records (train.eval_batches)"
     when = "" if result.eval_step == result.step else f", measured at step {result.eval_step}"
@@ -142,8 +185,13 @@ def show_runs(args: argparse.Namespace) -> int:
     if not found:
         say(f"no runs in {args.folder}: `pangu-lab train --run {args.folder}/first …` starts one")
     else:
-        _run_table(found, {"heard of": [f"{duration(time.time() - run.heartbeat)} ago" for run in found],
-                           "why it ended": [run.reason or None for run in found]})
+        _run_table(
+            found,
+            {
+                "heard of": [f"{duration(time.time() - run.heartbeat)} ago" for run in found],
+                "why it ended": [run.reason or None for run in found],
+            },
+        )
     for run in found:
         if run.damaged_events:
             say(f"{run.name}: {run.damaged_events} damaged lines of its events were skipped")
@@ -152,17 +200,25 @@ def show_runs(args: argparse.Namespace) -> int:
 
 def _run_table(runs: Sequence[RunSummary], more: dict[str, Sequence[Any]]) -> None:
     """Runs, one a line; a column that holds nothing is left out."""
-    columns = {"run": [run.name for run in runs], "state": [run.state for run in runs], "step": [run.step for run in runs],
-               "of": [run.steps for run in runs], "time left": [_time(run.seconds_left) for run in runs],
-               "epochs": [run.epochs for run in runs], "tokens/\nparameter": [run.tokens_per_parameter for run in runs],
-               "loss": [run.loss for run in runs], "perplexity": [run.eval_perplexity for run in runs],
-               "bits/char": [run.eval_bits_per_character for run in runs],
-               "tokens/s": [run.tokens_per_second for run in runs], **more}
+    columns = {
+        "run": [run.name for run in runs],
+        "state": [run.state for run in runs],
+        "step": [run.step for run in runs],
+        "of": [run.steps for run in runs],
+        "time left": [_time(run.seconds_left) for run in runs],
+        "epochs": [run.epochs for run in runs],
+        "tokens/\nparameter": [run.tokens_per_parameter for run in runs],
+        "loss": [run.loss for run in runs],
+        "perplexity": [run.eval_perplexity for run in runs],
+        "bits/char": [run.eval_bits_per_character for run in runs],
+        "tokens/s": [run.tokens_per_second for run in runs],
+        **more,
+    }
     columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     table(list(columns), zip(*columns.values()))
 
 
-def _time(seconds: Optional[float]) -> Optional[str]:
+def _time(seconds: float | None) -> str | None:
     return None if seconds is None else duration(seconds)
 
 
@@ -172,7 +228,9 @@ def _show_samples(args: argparse.Namespace) -> int:
     folder = _one_run(args, "--samples")
     samples = read_curves(folder).samples
     if not samples:
-        say(f"{folder}: no samples: a run writes them with --set train.sample_prompts='[\"春天来了，\"]' and held-out data")
+        say(
+            f"{folder}: no samples: a run writes them with --set train.sample_prompts='[\"春天来了，\"]' and held-out data"
+        )
     for sample in samples:
         say(f"step {sample['step']}: {one_line(sample['prompt'])} ▸ {one_line(sample['text'])}")
     return finish(args, [{key: sample[key] for key in ("step", "prompt", "text")} for sample in samples])
@@ -186,8 +244,13 @@ def _show_ranks(args: argparse.Namespace) -> int:
     if not found:
         say(f"{folder}: no heartbeats of ranks: only a launch has them")
     else:
-        table(["rank", "host", "pid", "state", "step", "heard of", "why it ended"],
-              [[one.rank, one.host, one.pid, one.state, one.step, f"{duration(one.age)} ago", one.note or None] for one in found])
+        table(
+            ["rank", "host", "pid", "state", "step", "heard of", "why it ended"],
+            [
+                [one.rank, one.host, one.pid, one.state, one.step, f"{duration(one.age)} ago", one.note or None]
+                for one in found
+            ],
+        )
     return finish(args, found)
 
 
@@ -217,7 +280,10 @@ def _boards(args: argparse.Namespace) -> dict[str, Any]:
         return _follow(args, out)
     export = boards.export_tensorboard if args.tensorboard else boards.export_swanlab
     written = [export(folder, out) for folder in runs]
-    say(f"wrote {len(runs)} runs: " + (f"tensorboard --logdir {out}" if args.tensorboard else f"swanlab sync {out}/run-…"))
+    say(
+        f"wrote {len(runs)} runs: "
+        + (f"tensorboard --logdir {out}" if args.tensorboard else f"swanlab sync {out}/run-…")
+    )
     return {"tensorboard" if args.tensorboard else "swanlab": written}
 
 
@@ -247,7 +313,9 @@ def _follow(args: argparse.Namespace, out: str) -> dict[str, Any]:
     from pangu_lab.runs import boards
 
     if args.swanlab and len(_runs_of(args)) != 1:
-        raise InputError("SwanLab takes one run a process: name it, such as `pangu-lab runs runs/first --swanlab OUT --follow`")
+        raise InputError(
+            "SwanLab takes one run a process: name it, such as `pangu-lab runs runs/first --swanlab OUT --follow`"
+        )
 
     def open_board(folder: Path) -> boards.Board:
         say(f"{folder}: followed")
@@ -272,12 +340,18 @@ def _show_comparison(comparison: Any) -> None:
     unit = "bits per character" if comparison.unit == "bits" else "training loss"
     _run_table(runs, {})
     table(("run", "from the first step to the last"), zip(names, comparison.curves), title=f"{unit}, smoothed")
-    table(("step", *names), [(step, *losses) for step, losses in comparison.losses.items()],
-          title=f"{unit}, smoothed" + (" (training)" if comparison.unit == "bits" else ""))
+    table(
+        ("step", *names),
+        [(step, *losses) for step, losses in comparison.losses.items()],
+        title=f"{unit}, smoothed" + (" (training)" if comparison.unit == "bits" else ""),
+    )
     if comparison.unit != "loss":
         say(DIFFERENT[comparison.unit])
     if comparison.settings:
-        table(("setting", *names), [(key, *map(str, values)) for key, values in comparison.settings.items()],
-              title="settings that differ")
+        table(
+            ("setting", *names),
+            [(key, *map(str, values)) for key, values in comparison.settings.items()],
+            title="settings that differ",
+        )
     else:
         say("their settings are the same")

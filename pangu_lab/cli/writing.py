@@ -16,29 +16,58 @@ from pangu_lab.terminal import complain, say, write
 
 
 def register(verbs: Any) -> None:
-    parser = add_verb(verbs, "generate", run_generate, "continue a prompt",
-                      "One text streams as it is generated; several (sampling.num_return_sequences) come at the end.")
-    parser.add_argument("--from", dest="source", required=True, metavar="DIR",
-                        help="a run, a checkpoint, a converted release or a bundle")
-    parser.add_argument("--tokenizer", metavar="NAME",
-                        help="instead of the one stored there: 'pangu', or a folder")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", type=text_argument,
-                        help="what to continue; can be given many times (default: standard input, in UTF-8 or GBK)")
-    parser.add_argument("--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY")
+    parser = add_verb(
+        verbs,
+        "generate",
+        run_generate,
+        "continue a prompt",
+        "One text streams as it is generated; several (sampling.num_return_sequences) come at the end.",
+    )
+    parser.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="DIR",
+        help="a run, a checkpoint, a converted release or a bundle",
+    )
+    parser.add_argument("--tokenizer", metavar="NAME", help="instead of the one stored there: 'pangu', or a folder")
+    parser.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        type=text_argument,
+        help="what to continue; can be given many times (default: standard input, in UTF-8 or GBK)",
+    )
+    parser.add_argument(
+        "--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY"
+    )
     add_dtype(parser)
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens; 0: among all")
     parser.add_argument("--top-p", type=float, metavar="P", help="choose among the likeliest that together hold P")
-    parser.add_argument("--stop", action="append", metavar="TEXT", type=escaped_text,
-                        help="end before this text; \\n is a line end, \\\\ a backslash")
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        type=escaped_text,
+        help="end before this text; \\n is a line end, \\\\ a backslash",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="the same seed gives the same text")
-    parser.add_argument("--verse", metavar="LINESxLENGTH",
-                        help="hold the text to this form of verse: 4x5, 4x7, 8x5 or 8x7; the prompt is its title")
+    parser.add_argument(
+        "--verse",
+        metavar="LINESxLENGTH",
+        help="hold the text to this form of verse: 4x5, 4x7, 8x5 or 8x7; the prompt is its title",
+    )
     parser.add_argument("--rhyme", action="store_true", help="with --verse: the even lines rhyme")
     parser.add_argument("--acrostic", metavar="TEXT", help="with --verse: the first characters of its lines")
-    parser.add_argument("--set", action="append", default=[], metavar="sampling.KEY=VALUE",
-                        help="any other sampling setting, such as sampling.min_p=0.05")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="sampling.KEY=VALUE",
+        help="any other sampling setting, such as sampling.min_p=0.05",
+    )
     add_processes(parser)
 
 

@@ -2,5 +2,11 @@
 
 from pangu_lab.lazy import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, {"front": ["Cluster", "ClusterRunner", "cluster_engine"],
-                                                      "places": ["Places", "find_places"], "shared": ["SharedModel"]})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "front": ["Cluster", "ClusterRunner", "cluster_engine"],
+        "places": ["Places", "find_places"],
+        "shared": ["SharedModel"],
+    },
+)

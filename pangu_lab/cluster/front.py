@@ -32,7 +32,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Listener
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -62,11 +62,11 @@ class _Member:
     host: str
     ranks: tuple[int, ...]
     local: bool
-    pid: Optional[int] = None
+    pid: int | None = None
     rank: int = -1
     ready: bool = False
-    lost: Optional[str] = None
-    refused: Optional[str] = None
+    lost: str | None = None
+    refused: str | None = None
 
     def listen(self, changed: Callable[[], None], made: Callable[[_Member, Any, np.ndarray], None]) -> None:
         """Receive its messages until it ends; ``made`` gets what it computed, and for which call."""
@@ -90,7 +90,7 @@ class _Call:
     """A call of the network on its way through the stages."""
 
     arrays: Sequence[np.ndarray]
-    logits: Optional[np.ndarray] = None
+    logits: np.ndarray | None = None
     lost: bool = False
 
 
@@ -111,8 +111,17 @@ class Cluster:
         state: a readable description.
     """
 
-    def __init__(self, shared: SharedModel, nproc: int, address: str, port: int, key: bytes, devices: Sequence[int] = (),
-                 log_dir: Optional[Path | str] = None, mpirun: Optional[Mpirun] = None) -> None:
+    def __init__(
+        self,
+        shared: SharedModel,
+        nproc: int,
+        address: str,
+        port: int,
+        key: bytes,
+        devices: Sequence[int] = (),
+        log_dir: Path | str | None = None,
+        mpirun: Mpirun | None = None,
+    ) -> None:
         self._log_dir = log_dir
         self.shared, self.world = shared, shared.world
         if mpirun is None:
@@ -124,19 +133,29 @@ class Cluster:
         self._numbers, self._starting = itertools.count(), threading.Lock()
         self._changed = threading.Condition()
         self._unknown: list[Any] = []  # connections that have not shown that they know the key; the oldest first
-        self._scheduler: Optional[subprocess.Popen] = None
+        self._scheduler: subprocess.Popen | None = None
         self._closed = False
         try:
             self._listener = Listener((address, port), backlog=64)
         except OSError as error:
-            raise InputError(f"cannot wait for ranks on {address}:{port} ({error}): give another --master-addr or "
-                             "--master-port") from None
+            raise InputError(
+                f"cannot wait for ranks on {address}:{port} ({error}): give another --master-addr or --master-port"
+            ) from None
         self.port = self._listener.address[1]
         threading.Thread(target=self._accept, name="ranks", daemon=True).start()
         count = nproc if mpirun is None else 1
         try:
-            self._keeper = Keeper(shared.source, count, (address, self.port), key, local=True, layout=shared.asked,
-                                  devices=devices, log_dir=log_dir, mpirun=mpirun)
+            self._keeper = Keeper(
+                shared.source,
+                count,
+                (address, self.port),
+                key,
+                local=True,
+                layout=shared.asked,
+                devices=devices,
+                log_dir=log_dir,
+                mpirun=mpirun,
+            )
         except BaseException:
             self._stop_listening()
             raise
@@ -188,7 +207,9 @@ class Cluster:
         if head["kind"] != "offer" or not isinstance(ranks, list) or not all(type(rank) is int for rank in ranks):
             raise ValueError("it sent something that is no offer")
         if head.get("export_id") != self.shared.identity:
-            raise ValueError(f"{head.get('host')} has the ranks of another export or checkpoint: copy the same one there")
+            raise ValueError(
+                f"{head.get('host')} has the ranks of another export or checkpoint: copy the same one there"
+            )
         return _Member(link, str(head.get("host")), tuple(ranks), bool(head.get("local")), head.get("pid"))
 
     def _notify(self) -> None:
@@ -218,7 +239,9 @@ class Cluster:
             if self._keeper.refused.is_set():
                 raise InputError(f"{self.shared.source}: a process cannot open it{self._keeper.said()}")
             if once and self._keeper.failed.is_set():
-                raise InputError(f"{self.shared.source}: a process ended before all had loaded it{self._keeper.said(False)}")
+                raise InputError(
+                    f"{self.shared.source}: a process ended before all had loaded it{self._keeper.said(False)}"
+                )
             chosen = self._choose()
             if chosen and self._begin(chosen, go_on):
                 self._gathered = chosen
@@ -245,9 +268,13 @@ class Cluster:
 
     def _begin(self, chosen: Sequence[_Member], go_on: Callable[[], bool]) -> bool:
         """Start the group; returns whether all are ready."""
-        environment = {"MS_WORKER_NUM": str(self.world), "MS_SCHED_HOST": self.address,
-                       "MS_SCHED_PORT": str(free_port(self.address)), "MS_RETRY_INTERVAL_LOWER": "0",
-                       "MS_RETRY_INTERVAL_UPPER": "1"}
+        environment = {
+            "MS_WORKER_NUM": str(self.world),
+            "MS_SCHED_HOST": self.address,
+            "MS_SCHED_PORT": str(free_port(self.address)),
+            "MS_RETRY_INTERVAL_LOWER": "0",
+            "MS_RETRY_INTERVAL_UPPER": "1",
+        }
         self._start_scheduler(environment)
         self._say("the processes join and load the model")
         for rank, member in enumerate(chosen):
@@ -271,9 +298,13 @@ class Cluster:
         launcher = {LAUNCHER: f"{os.getpid()}@{socket.gethostname()}"}
         with process_log(self._log_dir, "scheduler") as log:
             self._scheduler = subprocess.Popen(
-                [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."], stdin=subprocess.DEVNULL,
-                stdout=log or subprocess.DEVNULL, stderr=log or subprocess.DEVNULL, start_new_session=True,
-                env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}))
+                [sys.executable, "-m", "pangu_lab.launch.worker", "--run", "."],
+                stdin=subprocess.DEVNULL,
+                stdout=log or subprocess.DEVNULL,
+                stderr=log or subprocess.DEVNULL,
+                start_new_session=True,
+                env=clean_environment({**environment, **launcher, "MS_ROLE": "MS_SCHED"}),
+            )
 
     def _let_go(self) -> None:
         """End the group: the processes of all its ranks, which cannot compute without the lost one."""
@@ -317,7 +348,7 @@ class Cluster:
     def _send(self, stage: int, number: int, arrays: Sequence[np.ndarray]) -> None:
         """A call to all ranks of a stage."""
         first = stage * self.shared.layout.tensor
-        for member in self._gathered[first:first + self.shared.layout.tensor]:
+        for member in self._gathered[first : first + self.shared.layout.tensor]:
             member.link.send("call", *arrays, call=number)
 
     def _made(self, member: _Member, number: Any, array: np.ndarray) -> None:
@@ -356,13 +387,18 @@ class Cluster:
 
     def _lost_rank(self) -> str:
         """Which rank is lost and why; empty when none is."""
-        gone = [f"rank {member.rank} on {member.host} is lost ({member.lost})" for member in self._gathered
-                if member.lost is not None]
+        gone = [
+            f"rank {member.rank} on {member.host} is lost ({member.lost})"
+            for member in self._gathered
+            if member.lost is not None
+        ]
         return gone[0] if gone else ""
 
     def _stop_listening(self) -> None:
         self._closed = True
-        with contextlib.suppress(OSError):  # a connection ends the wait for one; closing alone would leave the port open
+        with contextlib.suppress(
+            OSError
+        ):  # a connection ends the wait for one; closing alone would leave the port open
             socket.create_connection((self.address, self.port), POLL_SECONDS).close()
         with contextlib.suppress(OSError):
             self._listener.close()
@@ -384,7 +420,9 @@ class ClusterRunner(Runner):
 
     def __init__(self, cluster: Cluster) -> None:
         config = cluster.shared.config
-        super().__init__(None, config.vocab_size, config.num_positions, cluster.shared.slots, at_once=tokens_at_once(config))
+        super().__init__(
+            None, config.vocab_size, config.num_positions, cluster.shared.slots, at_once=tokens_at_once(config)
+        )
         self.cluster, self.stages = cluster, cluster.shared.layout.pipeline
 
     def call(self, *arrays: np.ndarray) -> np.ndarray:
@@ -393,8 +431,14 @@ class ClusterRunner(Runner):
     def run(self, *arrays: Any) -> np.ndarray:
         return self.start(*arrays)()
 
-    def start(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-              rows: Optional[np.ndarray] = None) -> Callable[[], np.ndarray]:
+    def start(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        write: np.ndarray,
+        read: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> Callable[[], np.ndarray]:
         calls = self._calls(ids, positions, write, read, last_rows(ids) if rows is None else rows)
         begun = [(self._begin(arrays), places) for arrays, places in calls]
         return lambda: together([(logits(), places) for logits, places in begun])
@@ -402,7 +446,7 @@ class ClusterRunner(Runner):
     def _begin(self, arrays: Sequence[np.ndarray]) -> Callable[[], np.ndarray]:
         return self.cluster.start([np.ascontiguousarray(array, np.int32) for array in arrays])
 
-    def _most_at_once(self, tokens: int) -> Optional[int]:
+    def _most_at_once(self, tokens: int) -> int | None:
         """In a pipeline the chunks of a long prompt follow each other through the stages."""
         return self.at_once if self.stages == 1 else min(self.at_once, max(CHUNK, -(-tokens // (2 * self.stages))))
 

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from pangu_lab.cluster.front import Cluster
 from pangu_lab.cluster.rank import KEY, rank_command
@@ -46,17 +45,23 @@ class Places:
     devices: tuple[int, ...] = ()
     address: str = "127.0.0.1"
     port: int = 0
-    hosts_file: Optional[Path] = None
-    rank_table: Optional[Path] = None
+    hosts_file: Path | None = None
+    rank_table: Path | None = None
     variables: Sequence[str] = ()
-    pipeline: Optional[int] = None
+    pipeline: int | None = None
 
     @property
     def world(self) -> int:
         return sum(host.slots for host in self.hosts)
 
-    def open(self, source: Path | str, tokenizer: Optional[str] = None, log_dir: Optional[Path | str] = None,
-             slots: Optional[int] = None, dtype: Optional[str] = None) -> Cluster:
+    def open(
+        self,
+        source: Path | str,
+        tokenizer: str | None = None,
+        log_dir: Path | str | None = None,
+        slots: int | None = None,
+        dtype: str | None = None,
+    ) -> Cluster:
         """Start the processes and wait until each has loaded its part of the model; ``slots`` and ``dtype`` as of
         ``SharedModel.open``.
 
@@ -68,12 +73,18 @@ class Places:
         agents = len(self.hosts) > 1 and self.backend != "mpirun"
         key = os.environ.get(KEY) or (None if agents else secrets.token_hex(16))
         if key is None:
-            raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one "
-                             f"into the environment variable {KEY} on each")
+            raise InputError(
+                "agents of other hosts show that they belong here by a key that both sides know: put one "
+                f"into the environment variable {KEY} on each"
+            )
         if self.backend == "mpirun" and shutil.which("mpirun") is None:
-            raise InputError("mpirun is not installed here: install Open MPI (Debian: openmpi-bin), or use --backend local")
+            raise InputError(
+                "mpirun is not installed here: install Open MPI (Debian: openmpi-bin), or use --backend local"
+            )
         mpirun = self._mpirun if self.backend == "mpirun" else None
-        cluster = Cluster(shared, self.hosts[0].slots, self.address, self.port, key.encode(), self.devices, log_dir, mpirun)
+        cluster = Cluster(
+            shared, self.hosts[0].slots, self.address, self.port, key.encode(), self.devices, log_dir, mpirun
+        )
         try:
             cluster.gather(once=True)
         except BaseException:
@@ -85,7 +96,7 @@ class Places:
         own = {**environment, **passed_environment(self.variables), **package_path(os.environ.get("PYTHONPATH", ""))}
         return mpirun_command(self.world, self.hosts_file, [*own], words), own
 
-    def lines(self, source: Path | str, tokenizer: Optional[str] = None) -> list[str]:
+    def lines(self, source: Path | str, tokenizer: str | None = None) -> list[str]:
         """What would run on each host, as one could type it; on another machine than the model's too.
 
         Raises:
@@ -100,15 +111,22 @@ class Places:
         own = package_path(os.environ.get("PYTHONPATH", ""))
         if self.backend == "mpirun":
             names = [KEY, "OMP_NUM_THREADS", *passed_environment(self.variables), *own]
-            return [f"# host {self.hosts[0].name}: starts all {self.world} processes",
-                    shlex.join(mpirun_command(self.world, self.hosts_file, names, words(socket.gethostname())))]
+            return [
+                f"# host {self.hosts[0].name}: starts all {self.world} processes",
+                shlex.join(mpirun_command(self.world, self.hosts_file, names, words(socket.gethostname()))),
+            ]
         lines = []
         for number, host in enumerate(self.hosts):
-            lines.append(f"# host {host.name}: {host.slots} process{'es'[:2 * (host.slots > 1)]}")
+            lines.append(f"# host {host.name}: {host.slots} process{'es'[: 2 * (host.slots > 1)]}")
             if number:
-                table = ["--rank-table", str(self.rank_table), "--node-rank", str(number)] if self.rank_table else [
-                    "--nproc", str(host.slots), "--master-addr", self.address]
-                lines.append(f"# start there: {shlex.join(['pangu-lab', 'serve', '--agent', '--from', str(source), *table])}")
+                table = (
+                    ["--rank-table", str(self.rank_table), "--node-rank", str(number)]
+                    if self.rank_table
+                    else ["--nproc", str(host.slots), "--master-addr", self.address]
+                )
+                lines.append(
+                    f"# start there: {shlex.join(['pangu-lab', 'serve', '--agent', '--from', str(source), *table])}"
+                )
                 continue
             for process in range(host.slots):
                 device = self.devices[process] if self.devices else process
@@ -116,9 +134,16 @@ class Places:
         return lines
 
 
-def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, hosts: Optional[Path | str] = None,
-                rank_table: Optional[Path | str] = None, master_addr: Optional[str] = None, master_port: Optional[int] = None,
-                variables: Sequence[str] = (), pipeline: Optional[int] = None) -> Places:
+def find_places(
+    nproc: int | None = None,
+    backend: str | None = None,
+    hosts: Path | str | None = None,
+    rank_table: Path | str | None = None,
+    master_addr: str | None = None,
+    master_port: int | None = None,
+    variables: Sequence[str] = (),
+    pipeline: int | None = None,
+) -> Places:
     """The places that these options of a command name.
 
     Args:
@@ -141,8 +166,10 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
     if master_port is not None and not 0 <= master_port <= 65535:
         raise InputError(f"--master-port must be from 0 (any free one) to 65535, not {shown(master_port)}")
     if (rank_table is not None) != (backend == "ranktable") or (rank_table is not None and (hosts or nproc)):
-        raise InputError("--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and without "
-                         "--hosts and --nproc")
+        raise InputError(
+            "--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and without "
+            "--hosts and --nproc"
+        )
     if rank_table is not None:
         servers = read_rank_table(rank_table).servers
         listed = [Host(server.server_id, len(server.devices)) for server in servers]
@@ -157,5 +184,14 @@ def find_places(nproc: Optional[int] = None, backend: Optional[str] = None, host
     several = len(listed) > 1
     address = master_addr or (address_of(listed[0].name) if several else "127.0.0.1")
     port = master_port if master_port is not None else PORT if several and backend != "mpirun" else 0
-    return Places(listed, backend, devices, address, port, Path(hosts).absolute() if hosts is not None else None,
-                  Path(rank_table).absolute() if rank_table is not None else None, tuple(variables), pipeline)
+    return Places(
+        listed,
+        backend,
+        devices,
+        address,
+        port,
+        Path(hosts).absolute() if hosts is not None else None,
+        Path(rank_table).absolute() if rank_table is not None else None,
+        tuple(variables),
+        pipeline,
+    )

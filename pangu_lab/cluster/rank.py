@@ -22,7 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO
 
 from pangu_lab.cluster.shared import SharedModel
 from pangu_lab.cluster.wire import Gone, Link, connected
@@ -41,7 +41,7 @@ Mpirun = Callable[[Sequence[str], Mapping[str, str]], "tuple[list[str], dict[str
 
 
 @contextlib.contextmanager
-def process_log(folder: Optional[Path | str], name: str) -> Iterator[Optional[BinaryIO]]:
+def process_log(folder: Path | str | None, name: str) -> Iterator[BinaryIO | None]:
     """The file ``NAME.log`` of a process that starts now, or None without a folder; the last ``KEPT_LOGS`` are kept.
 
     Raises:
@@ -64,13 +64,22 @@ def process_log(folder: Optional[Path | str], name: str) -> Iterator[Optional[Bi
         yield log
 
 
-def rank_command(source: Path | str, front: tuple[str, int], layout: Optional[ParallelConfig],
-                 local_on: Optional[str]) -> list[str]:
+def rank_command(
+    source: Path | str, front: tuple[str, int], layout: ParallelConfig | None, local_on: str | None
+) -> list[str]:
     """The command of a rank; ``local_on`` is the front end's host, where that may be this one."""
-    return [sys.executable, "-m", "pangu_lab.cluster.rank", "--from", str(Path(source).resolve()),
-            "--front", f"{front[0]}:{front[1]}", *(["--world", str(layout.world_size)] if layout else []),
-            *(["--pipeline", str(layout.pipeline)] if layout and layout.pipeline > 1 else []),
-            *(["--local-on", local_on] if local_on else [])]
+    return [
+        sys.executable,
+        "-m",
+        "pangu_lab.cluster.rank",
+        "--from",
+        str(Path(source).resolve()),
+        "--front",
+        f"{front[0]}:{front[1]}",
+        *(["--world", str(layout.world_size)] if layout else []),
+        *(["--pipeline", str(layout.pipeline)] if layout and layout.pipeline > 1 else []),
+        *(["--local-on", local_on] if local_on else []),
+    ]
 
 
 class Keeper:
@@ -87,11 +96,22 @@ class Keeper:
         failed: set when one ended with an error, or was killed; it is started again nevertheless.
     """
 
-    def __init__(self, source: Path | str, count: int, front: tuple[str, int], key: bytes, local: bool,
-                 layout: Optional[ParallelConfig] = None, devices: Sequence[int] = (), log_dir: Optional[Path | str] = None,
-                 mpirun: Optional[Mpirun] = None) -> None:
+    def __init__(
+        self,
+        source: Path | str,
+        count: int,
+        front: tuple[str, int],
+        key: bytes,
+        local: bool,
+        layout: ParallelConfig | None = None,
+        devices: Sequence[int] = (),
+        log_dir: Path | str | None = None,
+        mpirun: Mpirun | None = None,
+    ) -> None:
         self._log_dir = log_dir
-        self._devices = [str(device) for device in devices] or [os.environ.get("DEVICE_ID", str(n)) for n in range(count)]
+        self._devices = [str(device) for device in devices] or [
+            os.environ.get("DEVICE_ID", str(n)) for n in range(count)
+        ]
         self._command = rank_command(source, front, layout, socket.gethostname() if local else None)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // max(count, 1))))
@@ -115,8 +135,14 @@ class Keeper:
         environment = clean_environment({**self._environment, "DEVICE_ID": self._devices[number]})
         with process_log(self._log_dir, f"process_{number}") as log:
             # a session of its own: Ctrl-C is for the process that the user started, which then ends these
-            return subprocess.Popen(self._command, env=environment, stdin=subprocess.DEVNULL,
-                                    stdout=log or subprocess.DEVNULL, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                self._command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log or subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
 
     def _keep(self) -> None:
         while not self._closed.wait(0.5):
@@ -183,8 +209,14 @@ def serve_rank(shared: SharedModel, front: tuple[str, int], key: bytes, local: b
         Gone: the front is not there.
     """
     link = connected(front, key, patience=30.0)
-    link.send("offer", ranks=ANY if shared.ranks is None else list(shared.ranks), local=local, host=socket.gethostname(),
-              pid=os.getpid(), export_id=shared.identity)
+    link.send(
+        "offer",
+        ranks=ANY if shared.ranks is None else list(shared.ranks),
+        local=local,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        export_id=shared.identity,
+    )
     inbox = _listening(link)
     order, _ = inbox.get()
     mesh = Mesh(ParallelConfig(tensor=order["tensor"], pipeline=order["pipeline"]), order["rank"])
@@ -235,7 +267,7 @@ def _join_and_load(shared: SharedModel, mesh: Mesh, order: dict[str, Any]) -> An
     return shared.runner(mesh, order["slots"], order["dtype"])
 
 
-def main(arguments: Optional[list[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """The command line of a rank."""
     parser = argparse.ArgumentParser(prog="python -m pangu_lab.cluster.rank")
     parser.add_argument("--from", dest="source", required=True, metavar="DIR")
@@ -249,8 +281,12 @@ def main(arguments: Optional[list[str]] = None) -> int:
         os.environ["DEVICE_ID"] = number
     code = 1
     try:
-        serve_rank(SharedModel.open(args.source, args.world, pipeline=args.pipeline), (host, int(port)), os.environ[KEY].encode(),
-                   args.local_on == socket.gethostname())
+        serve_rank(
+            SharedModel.open(args.source, args.world, pipeline=args.pipeline),
+            (host, int(port)),
+            os.environ[KEY].encode(),
+            args.local_on == socket.gethostname(),
+        )
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         code = REFUSED

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import ModelConfig, ParallelConfig, SamplingConfig
 from pangu_lab.errors import InputError
@@ -49,13 +49,20 @@ class SharedModel:
     sampling: SamplingConfig
     name: str
     origin: str
-    ranks: Optional[tuple[int, ...]] = None
-    model: Optional[Model] = None
+    ranks: tuple[int, ...] | None = None
+    model: Model | None = None
     dtype: str = "float32"
 
     @classmethod
-    def open(cls, source: Path | str, world: Optional[int] = None, tokenizer: Optional[str] = None,
-             pipeline: Optional[int] = None, slots: Optional[int] = None, dtype: Optional[str] = None) -> SharedModel:
+    def open(
+        cls,
+        source: Path | str,
+        world: int | None = None,
+        tokenizer: str | None = None,
+        pipeline: int | None = None,
+        slots: int | None = None,
+        dtype: str | None = None,
+    ) -> SharedModel:
         """The model in ``source``, for ``world`` processes in ``pipeline`` stages; by default as a bundle has it, or one.
 
         Args:
@@ -78,33 +85,57 @@ class SharedModel:
             raise InputError(f"dtype {dtype} is for dense models: leave it out")
         weights = model.require_weights("opened")
         manifest = weights.checkpoint.folder / "manifest.json"
-        return cls(weights.checkpoint.folder, layout, hashlib.sha256(manifest.read_bytes()).hexdigest()[:16],
-                   model.config, default_slots(model.config, slots), model.tokenizer, model.sampling, model.name,
-                   model.origin, model=model, dtype=dtype)
+        return cls(
+            weights.checkpoint.folder,
+            layout,
+            hashlib.sha256(manifest.read_bytes()).hexdigest()[:16],
+            model.config,
+            default_slots(model.config, slots),
+            model.tokenizer,
+            model.sampling,
+            model.name,
+            model.origin,
+            model=model,
+            dtype=dtype,
+        )
 
     @classmethod
-    def _of_bundle(cls, model: Model, world: Optional[int], pipeline: Optional[int]) -> SharedModel:
+    def _of_bundle(cls, model: Model, world: int | None, pipeline: int | None) -> SharedModel:
         description = read_bundle(model.bundle)
         made, parallel = layout_of(description), description.get("parallel", {"export_id": ""})
         wanted = split(made.world_size if world is None else world, pipeline or made.pipeline)
         if wanted != made:
-            raise InputError(f"{model.bundle}: exported for {in_words(made)}; export it with {options(wanted)} first, or "
-                             "give the run that it was made from")
+            raise InputError(
+                f"{model.bundle}: exported for {in_words(made)}; export it with {options(wanted)} first, or "
+                "give the run that it was made from"
+            )
         folders = rank_folders(model.bundle)
         for rank, folder in folders.items():
             held = read_bundle(folder).get("parallel", {})
             if (held.get("rank"), held.get("export_id")) != (rank, parallel["export_id"]):
-                raise InputError(f"{folder}: this is rank {held.get('rank')} of another export than {model.bundle}'s first: "
-                                 "copy the ranks of one export")
-        return cls(model.bundle, made, parallel["export_id"], model.config, description["model"]["places"],
-                   model.tokenizer, model.sampling, model.name, model.origin, tuple(sorted(folders)))
+                raise InputError(
+                    f"{folder}: this is rank {held.get('rank')} of another export than {model.bundle}'s first: "
+                    "copy the ranks of one export"
+                )
+        return cls(
+            model.bundle,
+            made,
+            parallel["export_id"],
+            model.config,
+            description["model"]["places"],
+            model.tokenizer,
+            model.sampling,
+            model.name,
+            model.origin,
+            tuple(sorted(folders)),
+        )
 
     @property
     def world(self) -> int:
         return self.layout.world_size
 
     @property
-    def asked(self) -> Optional[ParallelConfig]:
+    def asked(self) -> ParallelConfig | None:
         return self.layout if self.ranks is None else None
 
     def require_tokenizer(self) -> Any:
@@ -123,16 +154,25 @@ class SharedModel:
         """
         if not 1 <= nproc <= self.world:
             made = "exported for" if self.ranks is not None else "to be shared by"
-            raise InputError(f"{self.source}: {made} {self.world} processes, so --nproc {nproc} must be from 1 to "
-                             f"{self.world}; agents on other hosts bring the rest")
+            raise InputError(
+                f"{self.source}: {made} {self.world} processes, so --nproc {nproc} must be from 1 to "
+                f"{self.world}; agents on other hosts bring the rest"
+            )
         if self.ranks is not None and (0 not in self.ranks or len(self.ranks) < nproc):
-            raise InputError(f"{self.source}: holds the ranks {', '.join(map(str, self.ranks))}; {nproc} on this host, "
-                             "rank 0 among them, need a folder each: copy them here")
+            raise InputError(
+                f"{self.source}: holds the ranks {', '.join(map(str, self.ranks))}; {nproc} on this host, "
+                "rank 0 among them, need a folder each: copy them here"
+            )
 
     @property
     def order(self) -> dict[str, Any]:
         """What a rank needs to know beside its number."""
-        return {"tensor": self.layout.tensor, "pipeline": self.layout.pipeline, "slots": self.slots, "dtype": self.dtype}
+        return {
+            "tensor": self.layout.tensor,
+            "pipeline": self.layout.pipeline,
+            "slots": self.slots,
+            "dtype": self.dtype,
+        }
 
     def runner(self, mesh: Mesh, slots: int, dtype: str) -> Runner:
         """The network of one rank of ``mesh``, in a process that has joined the others of its stage.
@@ -146,8 +186,10 @@ class SharedModel:
         if self.model is None:
             folder = rank_folders(self.source)[mesh.rank]
             return load_runner(folder, read_bundle(folder))[0]
-        check(f"{self.name}: a part for one of {mesh.parallel.world_size} processes",
-              part_need(self.config, slots, mesh, dtype))
+        check(
+            f"{self.name}: a part for one of {mesh.parallel.world_size} processes",
+            part_need(self.config, slots, mesh, dtype),
+        )
         return network_runner(self.model.require_weights("opened"), self.config, slots, mesh, dtype)
 
 
@@ -158,8 +200,10 @@ def split(world: int, pipeline: int) -> ParallelConfig:
         InputError: so many stages do not divide them.
     """
     if pipeline < 1 or world % pipeline:
-        raise InputError(f"--pipeline {shown(pipeline)}: {world} process{'es' * (world > 1)} cannot form so many stages of equal "
-                         "size; it must divide the number of processes")
+        raise InputError(
+            f"--pipeline {shown(pipeline)}: {world} process{'es' * (world > 1)} cannot form so many stages of equal "
+            "size; it must divide the number of processes"
+        )
     return ParallelConfig(tensor=world // pipeline, pipeline=pipeline)
 
 

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from pangu_lab.lazy import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "corpus": ["Corpus", "Reading", "Report"],
-    "finding": ["Inputs", "find_files"],
-    "poem_index": ["BigramModel", "Nearest", "PoemIndex", "read_poems"],
-    "prosody": ["Prosody", "lines_of", "prosody_of"],
-    "verse": ["make_verse"],
-})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "corpus": ["Corpus", "Reading", "Report"],
+        "finding": ["Inputs", "find_files"],
+        "poem_index": ["BigramModel", "Nearest", "PoemIndex", "read_poems"],
+        "prosody": ["Prosody", "lines_of", "prosody_of"],
+        "verse": ["make_verse"],
+    },
+)

@@ -16,16 +16,22 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Optional
+from typing import IO
 
 from pangu_lab.errors import InputError
 
 HEAD = 1 << 16  # bytes that are looked at to see what a stream is
 _PACKED = 1 << 10  # bytes unpacked at once: a thousand of them may become 32 MB
 _TAR_MAGIC = 257  # where "ustar" stands
-_FOREIGN = ((b"%PDF", "a PDF document"), (b"Rar!", "a RAR archive"), (b"7z\xbc\xaf", "a 7z archive"),
-            (b"\x89PNG", "a picture"), (b"\xff\xd8\xff", "a picture"), (b"SQLite format 3", "a database"),
-            (b"\xd0\xcf\x11\xe0", "an Office document"))
+_FOREIGN = (
+    (b"%PDF", "a PDF document"),
+    (b"Rar!", "a RAR archive"),
+    (b"7z\xbc\xaf", "a 7z archive"),
+    (b"\x89PNG", "a picture"),
+    (b"\xff\xd8\xff", "a picture"),
+    (b"SQLite format 3", "a database"),
+    (b"\xd0\xcf\x11\xe0", "an Office document"),
+)
 
 
 def head_of(stream: io.BufferedReader) -> bytes:
@@ -90,7 +96,7 @@ def _buffered(stream: IO[bytes]) -> io.BufferedReader:
 
 
 def _is_tar(head: bytes) -> bool:
-    return head[_TAR_MAGIC:_TAR_MAGIC + 5] == b"ustar"
+    return head[_TAR_MAGIC : _TAR_MAGIC + 5] == b"ustar"
 
 
 def _of_zip(path: Path, stream: IO[bytes]) -> Iterator[tuple[str, io.BufferedReader]]:
@@ -112,7 +118,7 @@ def _of_zip(path: Path, stream: IO[bytes]) -> Iterator[tuple[str, io.BufferedRea
 def _of_tar(stream: IO[bytes]) -> Iterator[tuple[str, io.BufferedReader]]:
     with tarfile.open(fileobj=stream, mode="r|") as archive:
         for entry in archive:
-            content: Optional[IO[bytes]] = archive.extractfile(entry) if entry.isfile() else None
+            content: IO[bytes] | None = archive.extractfile(entry) if entry.isfile() else None
             if content is not None and not _is_hidden(entry.name):
                 yield entry.name, _buffered(_Forward(content))
 
@@ -128,7 +134,7 @@ class _Forward(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         content = self._stream.read(len(buffer))
-        buffer[:len(content)] = content
+        buffer[: len(content)] = content
         return len(content)
 
 
@@ -154,8 +160,8 @@ class _Zstandard(io.RawIOBase):
                     raise EOFError("the last frame has no end")
                 return 0
             self._unpack()
-        content, self._ready = self._ready[:len(buffer)], self._ready[len(buffer):]
-        buffer[:len(content)] = content
+        content, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(content)] = content
         return len(content)
 
     def _unpack(self) -> None:

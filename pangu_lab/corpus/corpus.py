@@ -13,7 +13,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 from pangu_lab.corpus import encoding as encodings
 from pangu_lab.corpus.containers import head_of, members, reading
@@ -49,15 +49,18 @@ class Reading:
 
     text_format: str = "auto"
     documents: str = "line"
-    field: Optional[str] = None
-    template: Optional[str] = None
+    field: str | None = None
+    template: str | None = None
     simplified: bool = False
     bad_bytes: str = "refuse"
     strict: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, known in (("format", self.text_format, FORMATS), ("documents", self.documents, UNITS),
-                                   ("bad_bytes", self.bad_bytes, BAD_BYTES)):
+        for name, value, known in (
+            ("format", self.text_format, FORMATS),
+            ("documents", self.documents, UNITS),
+            ("bad_bytes", self.bad_bytes, BAD_BYTES),
+        ):
             if value not in known:
                 sign = f"{name} '{value}'" if name == "format" else f"{name}='{value}'"
                 raise InputError(f"{sign} is not known{nearest(str(value), known)}: {', '.join(known)}")
@@ -65,8 +68,11 @@ class Reading:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings that are not as by default."""
-        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)
-                if getattr(self, item.name) != item.default}
+        return {
+            item.name: getattr(self, item.name)
+            for item in dataclasses.fields(self)
+            if getattr(self, item.name) != item.default
+        }
 
 
 @dataclass
@@ -82,8 +88,10 @@ class Report:
 
     def lines(self) -> list[str]:
         """A line for each reason, the commonest first."""
-        return [f"left out: {count:,} × {reason} (first: {self.first[reason]})"
-                for reason, count in self.left_out.most_common()]
+        return [
+            f"left out: {count:,} × {reason} (first: {self.first[reason]})"
+            for reason, count in self.left_out.most_common()
+        ]
 
 
 @dataclass(frozen=True)
@@ -164,9 +172,18 @@ class Corpus:
             notes.append(f"not read: {len(names)} other file{'s' * (len(names) > 1)} ({kinds})")
         for source in self.sources:
             kinds = {member.kind for member in source.members}
-            if kinds & {"json", "jsonl"} and ending(source.path.name) not in (".json", ".jsonl", ".ndjson", ".zip", ".tar", ".tgz"):
-                notes.append(f"{source.path}: read as {'/'.join(sorted(kinds))}, because that is what it holds "
-                             "(--format text takes it as it is)")
+            if kinds & {"json", "jsonl"} and ending(source.path.name) not in (
+                ".json",
+                ".jsonl",
+                ".ndjson",
+                ".zip",
+                ".tar",
+                ".tgz",
+            ):
+                notes.append(
+                    f"{source.path}: read as {'/'.join(sorted(kinds))}, because that is what it holds "
+                    "(--format text takes it as it is)"
+                )
         return notes
 
     def documents(self) -> Iterator[str]:
@@ -218,7 +235,7 @@ class Corpus:
                 for text in documents_of(content, kind, self.how.documents):
                     yield name, text
 
-    def _members(self, source: Source, wanted: Optional[RowText] = None) -> Iterator[tuple[str, str, Iterator[Any]]]:
+    def _members(self, source: Source, wanted: RowText | None = None) -> Iterator[tuple[str, str, Iterator[Any]]]:
         """(name, kind, content) of every text in a file; the content are lines, or (where, row) of the kinds with rows.
 
         ``wanted``: the fields that are needed; None for all.
@@ -232,13 +249,24 @@ class Corpus:
                 handle = _decoded(stream, member.encoding, self.how.bad_bytes)
                 with reading(source.path):
                     lines = self._lines(handle, name)
-                    yield name, member.kind, (json_rows(_Counted(handle, self)) if member.kind == "json" else
-                                              json_lines(lines) if member.kind in ROW_KINDS else lines)
+                    yield (
+                        name,
+                        member.kind,
+                        (
+                            json_rows(_Counted(handle, self))
+                            if member.kind == "json"
+                            else json_lines(lines)
+                            if member.kind in ROW_KINDS
+                            else lines
+                        ),
+                    )
 
     def _measured(self, rows: Iterator[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
         """Rows that were not read as text, for ``read``."""
         for where, row in rows:
-            self.read = min(self.read + sum(len(value) for value in row.values() if isinstance(value, (str, list))), self.characters)
+            self.read = min(
+                self.read + sum(len(value) for value in row.values() if isinstance(value, (str, list))), self.characters
+            )
             yield where, row
 
     def _lines(self, handle: IO[str], name: str) -> Iterator[str]:

@@ -73,9 +73,16 @@ def clean_lambada(text: str) -> str:
 
 
 # WikiText was published in pieces set apart by spaces; these undo it.
-_BRACKETS = tuple(re.compile(pattern) for pattern in (
-    r"(\()\s*([^)]*?)\s*(\))", r"(\[)\s*([^\]]*?)\s*(\])", r"(\{)\s*([^}]*?)\s*(\})",
-    r'(")\s*([^"]*?)\s*(")', r"(')\s*([^']*?)\s*(')"))
+_BRACKETS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"(\()\s*([^)]*?)\s*(\))",
+        r"(\[)\s*([^\]]*?)\s*(\])",
+        r"(\{)\s*([^}]*?)\s*(\})",
+        r'(")\s*([^"]*?)\s*(")',
+        r"(')\s*([^']*?)\s*(')",
+    )
+)
 
 
 def clean_wikitext(text: str) -> str:

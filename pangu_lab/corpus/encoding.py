@@ -11,7 +11,6 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Optional
 
 BLOCK = 1 << 20
 MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
@@ -19,8 +18,10 @@ NAMES = {"utf-8": "UTF-8 or GBK", "utf-8-sig": "UTF-8", "utf-16": "UTF-16", "gb1
 EURO = "pangu_lab.euro"  # an error handler for ``open``: byte 0x80 is the euro sign, all else is an error
 EURO_OR_MARK = "pangu_lab.euro_or_mark"  # the same, and U+FFFD for whatever is no text
 # Characters that make up a tenth of any Chinese text, modern or classical, in both scripts.
-COMMON = frozenset("的一是不了在人有我他她你这這个個上们們来來到时時大地为為子中说說生国國年著着就那和要出也得裡里後后"
-                   "自以會会之其而於于者曰，。、：“”")
+COMMON = frozenset(
+    "的一是不了在人有我他她你这這个個上们們来來到时時大地为為子中说說生国國年著着就那和要出也得裡里後后"
+    "自以會会之其而於于者曰，。、：“”"
+)
 
 
 def _euro(error: UnicodeError) -> tuple[str, int]:
@@ -53,7 +54,7 @@ class Found:
 
     encoding: str
     characters: int
-    bad: Optional[int] = None
+    bad: int | None = None
     complaint: str = ""
 
 
@@ -71,7 +72,7 @@ def find_encoding(blocks: Iterable[bytes]) -> Found:
             attempt.feed(block, offset)
         if first_bad_before is None and attempts[0].bad is not None or (sample and len(sample) < BLOCK):
             sample = (sample or before) + block
-        before = block[-BLOCK // 2:]
+        before = block[-BLOCK // 2 :]
         offset += len(block)
     if not attempts:
         return Found("utf-8", 0)
@@ -90,7 +91,7 @@ class _Attempt:
 
     def __init__(self, encoding: str) -> None:
         self.encoding, self.characters = encoding, 0
-        self.bad: Optional[int] = None
+        self.bad: int | None = None
         self.byte = b""
         self.zero = False
         self._decoder = codecs.getincrementaldecoder(encoding.removesuffix("-sig"))(EURO)
@@ -100,13 +101,13 @@ class _Attempt:
         if self.bad is not None:
             return
         if self.encoding == "utf-8-sig" and offset == 0:
-            block, offset = block[len(codecs.BOM_UTF8):], len(codecs.BOM_UTF8)
+            block, offset = block[len(codecs.BOM_UTF8) :], len(codecs.BOM_UTF8)
         pending = len(self._decoder.getstate()[0])
         try:
             text = self._decoder.decode(block, final=final)
         except UnicodeDecodeError as error:
             self.bad = offset - pending + error.start
-            self.byte = error.object[error.start:error.start + 1]
+            self.byte = error.object[error.start : error.start + 1]
             self.zero = self.byte == b"\0" and self.encoding != "utf-16"
             return
         if "\0" in text:
@@ -124,8 +125,10 @@ class _Attempt:
         if self.zero and self.encoding != "utf-16":
             return f"byte {self.bad} is zero: not a text file, or UTF-16 without its mark; save it as UTF-8"
         shown = f" (0x{self.byte.hex()})" if self.byte else ""
-        return (f"not readable as {NAMES[self.encoding]} text at byte {self.bad}{shown}: mend the file, save it as "
-                "UTF-8, or leave bad bytes out with --bad-bytes skip")
+        return (
+            f"not readable as {NAMES[self.encoding]} text at byte {self.bad}{shown}: mend the file, save it as "
+            "UTF-8, or leave bad bytes out with --bad-bytes skip"
+        )
 
 
 def _looks_like_gbk(sample: bytes) -> bool:

@@ -13,11 +13,10 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Union
 
 from pangu_lab.errors import InputError
 
-Inputs = Union[str, Path, Iterable[Union[str, Path]]]
+Inputs = str | Path | Iterable[str | Path]
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 ARCHIVES = (".zip", ".tar", ".tgz")
 ROWS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
@@ -42,7 +41,9 @@ def find_files(inputs: Inputs) -> tuple[list[Path], list[Path]]:
         taken, others = _matches(str(item))
         if not taken:
             there = f": none of the {len(others)} files in it is text" if others else ""
-            raise InputError(f"{item}: " + ("an empty folder" if Path(item).is_dir() and not others else f"no such file{there}"))
+            raise InputError(
+                f"{item}: " + ("an empty folder" if Path(item).is_dir() and not others else f"no such file{there}")
+            )
         for path in taken:
             found.setdefault(path.resolve(), path)
         for path in others:
@@ -56,7 +57,10 @@ def _matches(item: str) -> tuple[list[Path], list[Path]]:
     if os.path.isdir(item):
         files = [path for path in Path(item).rglob("*") if path.is_file()]
         visible = [path for path in files if not any(part.startswith(".") for part in path.relative_to(item).parts)]
-        return ([path for path in visible if is_taken(path.name)], [path for path in visible if not is_taken(path.name)])
+        return (
+            [path for path in visible if is_taken(path.name)],
+            [path for path in visible if not is_taken(path.name)],
+        )
     if os.path.isfile(item):
         return [Path(item)], []  # before any [ or * in its name is read as a pattern
     return [Path(path) for path in glob.glob(item, recursive=True) if os.path.isfile(path)], []
@@ -92,10 +96,17 @@ def kind_of(name: str, head: bytes) -> str:
         return "jsonl"
     if re.match(r"\[\s*[{\"]|\{\s*\"", text):
         return "json"
-    what = _TABLES.get(ending(name)) or ("HTML" if re.match(r"<!doctype html|<html", text, re.IGNORECASE) else
-                                         "XML" if text.startswith("<?xml") else None)
+    what = _TABLES.get(ending(name)) or (
+        "HTML"
+        if re.match(r"<!doctype html|<html", text, re.IGNORECASE)
+        else "XML"
+        if text.startswith("<?xml")
+        else None
+    )
     if what:
-        raise InputError(f"is {what}, not prose: turn it into text or JSON lines, or take it as it is with --format text")
+        raise InputError(
+            f"is {what}, not prose: turn it into text or JSON lines, or take it as it is with --format text"
+        )
     return "prose"
 
 

@@ -101,8 +101,10 @@ class PoemIndex:
         hits = np.searchsorted(self._ends, np.flatnonzero(np.isin(self._bigrams, own)), "right")
         common = np.bincount(hits, minlength=len(self.poems))
         best = np.argsort(-common, kind="stable")[:_CANDIDATES]
-        found = [(_longest_run(plain, other := _SIGNS.sub("", self.poems[number][1])), _jaccard(plain, other), number)
-                 for number in best]
+        found = [
+            (_longest_run(plain, other := _SIGNS.sub("", self.poems[number][1])), _jaccard(plain, other), number)
+            for number in best
+        ]
         span, jaccard, number = max(found, key=lambda item: (len(item[0]), item[1], -item[2]))
         return Nearest(*self.poems[number], span, jaccard)
 
@@ -112,7 +114,9 @@ class BigramModel:
 
     def __init__(self, poems: list[tuple[str, str]]) -> None:
         self._codes = _codes("".join(f"\0{text}" for _, text in poems) + "\0")
-        self._order = np.argsort(self._codes[:-1], kind="stable")  # places of each character, one character after the other
+        self._order = np.argsort(
+            self._codes[:-1], kind="stable"
+        )  # places of each character, one character after the other
         self._sorted = self._codes[self._order]
 
     def sample(self, random: np.random.Generator) -> str:
@@ -136,18 +140,18 @@ def _hashes(codes: np.ndarray, length: int) -> np.ndarray:
     count = max(len(codes) - length + 1, 0)
     hashes = np.zeros(count, np.uint64)
     for place in range(length):
-        hashes = hashes * _MULTIPLIER + codes[place:place + count]
+        hashes = hashes * _MULTIPLIER + codes[place : place + count]
     return hashes
 
 
 def _longest_run(left: str, right: str) -> str:
     best = ""
     for start in range(len(left)):
-        while start + len(best) < len(left) and left[start:start + len(best) + 1] in right:
-            best = left[start:start + len(best) + 1]
+        while start + len(best) < len(left) and left[start : start + len(best) + 1] in right:
+            best = left[start : start + len(best) + 1]
     return best
 
 
 def _jaccard(left: str, right: str) -> float:
-    mine, other = ({text[place:place + 2] for place in range(len(text) - 1)} for text in (left, right))
+    mine, other = ({text[place : place + 2] for place in range(len(text) - 1)} for text in (left, right))
     return len(mine & other) / max(len(mine | other), 1)

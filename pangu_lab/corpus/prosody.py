@@ -18,7 +18,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 from pangu_lab.corpus.verse import FORMS
 from pangu_lab.reading import read_json
@@ -26,9 +25,41 @@ from pangu_lab.reading import read_json
 LEVEL, OBLIQUE = "level", "oblique"
 _LEVEL = "东冬江支微鱼虞齐佳灰真文元寒删先萧肴豪歌麻阳庚青蒸尤侵覃盐咸"
 # Neighbouring rhymes: level tone, rising and falling tone, entering tone.
-_WIDER = ("东冬", "江阳", "支微齐灰", "鱼虞", "佳灰", "真文元", "寒删先元", "萧肴豪", "歌", "麻佳", "庚青蒸", "尤", "侵", "覃盐咸",
-          "董肿送宋", "讲养绛漾", "纸尾荠贿寘未霁泰队", "语麌御遇", "蟹贿泰卦队", "轸吻阮震问愿", "旱潸铣阮翰谏霰愿", "筱巧皓啸效号",
-          "哿个", "马祃卦", "梗迥敬径", "有宥", "寝沁", "感俭豏勘艳陷", "屋沃", "觉药", "质陌锡职缉", "物月曷黠屑叶", "合洽")
+_WIDER = (
+    "东冬",
+    "江阳",
+    "支微齐灰",
+    "鱼虞",
+    "佳灰",
+    "真文元",
+    "寒删先元",
+    "萧肴豪",
+    "歌",
+    "麻佳",
+    "庚青蒸",
+    "尤",
+    "侵",
+    "覃盐咸",
+    "董肿送宋",
+    "讲养绛漾",
+    "纸尾荠贿寘未霁泰队",
+    "语麌御遇",
+    "蟹贿泰卦队",
+    "轸吻阮震问愿",
+    "旱潸铣阮翰谏霰愿",
+    "筱巧皓啸效号",
+    "哿个",
+    "马祃卦",
+    "梗迥敬径",
+    "有宥",
+    "寝沁",
+    "感俭豏勘艳陷",
+    "屋沃",
+    "觉药",
+    "质陌锡职缉",
+    "物月曷黠屑叶",
+    "合洽",
+)
 _LINE_ENDS = re.compile("([，。？！])")
 
 
@@ -56,7 +87,7 @@ def tones(character: str) -> frozenset[str]:
     return frozenset(LEVEL if name in _LEVEL else OBLIQUE for name in names)
 
 
-def lines_of(text: str) -> Optional[tuple[str, ...]]:
+def lines_of(text: str) -> tuple[str, ...] | None:
     """The lines of a poem in the form of the corpus (``上句，下句。`` to a line of text); None for another form.
 
     The number of lines and of characters must be right too: 4 or 8 lines of 5 or of 7.
@@ -68,7 +99,11 @@ def lines_of(text: str) -> Optional[tuple[str, ...]]:
             return None
         lines += [parts[0], parts[2]]
     right = (len(lines), *{len(line) for line in lines}) in FORMS
-    return tuple(lines) if right and all("\u3400" <= character <= "\U0003ffff" for line in lines for character in line) else None
+    return (
+        tuple(lines)
+        if right and all("\u3400" <= character <= "\U0003ffff" for line in lines for character in line)
+        else None
+    )
 
 
 @dataclass(frozen=True)
@@ -102,6 +137,9 @@ def _fitting(lines: Sequence[str], first: int) -> float:
     """Share of the positions that fit a pattern: tones alternate in a line, are opposed in a couplet, and the second
     character has the same tone on both sides of the border between two couplets."""
     wanted = (LEVEL, OBLIQUE)
-    fits = [wanted[(first + (number % 4 in (1, 2)) + place // 2) % 2] in tones(line[place])
-            for number, line in enumerate(lines) for place in range(1, len(line) - 1, 2)]
+    fits = [
+        wanted[(first + (number % 4 in (1, 2)) + place // 2) % 2] in tones(line[place])
+        for number, line in enumerate(lines)
+        for place in range(1, len(line) - 1, 2)
+    ]
     return sum(fits) / len(fits)

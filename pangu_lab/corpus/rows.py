@@ -7,7 +7,7 @@ import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, Optional
+from typing import IO, Any
 
 from pangu_lab.errors import InputError, nearest
 
@@ -33,7 +33,7 @@ class RowText:
         InputError: both are given, or the template is not one.
     """
 
-    def __init__(self, field: Optional[str] = None, template: Optional[str] = None):
+    def __init__(self, field: str | None = None, template: str | None = None):
         if field is not None and template is not None:
             raise InputError("give a field or a template, not both")
         self.parts = [("", field or "text")] if template is None else _parts(template)
@@ -57,11 +57,13 @@ class RowText:
         for _, name in self.parts:
             if name is not None and name.split(".")[0] not in row:
                 there = ", ".join(str(key) for key in row)[:200]
-                raise InputError(f"{where}: has no field '{name}'{nearest(name, map(str, row))}; its fields are {there}: "
-                                 "name one with --field, or several with --template '《{title}》{paragraphs}'")
+                raise InputError(
+                    f"{where}: has no field '{name}'{nearest(name, map(str, row))}; its fields are {there}: "
+                    "name one with --field, or several with --template '《{title}》{paragraphs}'"
+                )
 
 
-def _parts(template: str) -> list[tuple[str, Optional[str]]]:
+def _parts(template: str) -> list[tuple[str, str | None]]:
     template = template.replace("\\n", "\n").replace("\\t", "\t")
     try:
         parsed = list(string.Formatter().parse(template))
@@ -124,7 +126,7 @@ def json_rows(handle: IO[str]) -> Iterator[tuple[str, Any]]:
             in_array = text[start] == "["
             start += in_array
             continue
-        if in_array and text[start:start + 1] == "]":
+        if in_array and text[start : start + 1] == "]":
             return
         try:
             if start >= len(text):
@@ -152,7 +154,7 @@ def json_rows(handle: IO[str]) -> Iterator[tuple[str, Any]]:
                 text, start = text[start:], 0
 
 
-def parquet_rows(path: Path, wanted: Optional[RowText] = None) -> Iterator[tuple[str, Any]]:
+def parquet_rows(path: Path, wanted: RowText | None = None) -> Iterator[tuple[str, Any]]:
     """(``row 3``, row) of a parquet file, with the columns that ``wanted`` needs, or all."""
     parquet = _parquet(path)
     with parquet.ParquetFile(path) as file:

@@ -29,8 +29,10 @@ from pangu_lab.progress import Progress, silent
 
 FORMS = {(4, 5): "wujue", (4, 7): "qijue", (8, 5): "wulü", (8, 7): "qilü"}  # (lines, characters): the form's name
 TEMPLATE = "《{title}》\n{text}"  # how the recipe writes a poem
-SOURCES = ("the collection chinese-poetry is not part of the lab: `npm pack chinese-poetry` gives an archive to name here, or "
-           "`git clone https://github.com/chinese-poetry/chinese-poetry`, whose folder 全唐诗 has poems of Tang and Song")
+SOURCES = (
+    "the collection chinese-poetry is not part of the lab: `npm pack chinese-poetry` gives an archive to name here, or "
+    "`git clone https://github.com/chinese-poetry/chinese-poetry`, whose folder 全唐诗 has poems of Tang and Song"
+)
 _STOPS = re.compile("[，。！？；：、,.!?;:\\s]+")
 _HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+")
 _NOTE = re.compile(r"[（(〈<\[【〖《].*?[）)〉>\]】〗》]")
@@ -91,11 +93,16 @@ def make_verse(inputs: Inputs, out: Path | str, share: float = 0.02, progress: P
         held = held_out(poems, share)
         for name, side in (("train", False), ("heldout", True)):
             with open(folder / f"{name}.jsonl", "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(poem.to_dict(), ensure_ascii=False) + "\n"
-                                for poem, is_held in zip(poems, held) if is_held is side)
+                file.writelines(
+                    json.dumps(poem.to_dict(), ensure_ascii=False) + "\n"
+                    for poem, is_held in zip(poems, held)
+                    if is_held is side
+                )
         forms = dict(collections.Counter(poem.form for poem in poems))
         made = VerseCorpus(str(out), held.count(False), held.count(True), forms, dict(left_out))
-        write_json_atomic(folder / "verse.json", {"format": "pangu-lab verse", "version": 1, "share": share, **made.to_dict()})
+        write_json_atomic(
+            folder / "verse.json", {"format": "pangu-lab verse", "version": 1, "share": share, **made.to_dict()}
+        )
     return made
 
 
@@ -126,10 +133,15 @@ def _poem(row: dict[str, Any], paragraphs: list[str], convert: Any) -> tuple[Poe
         return None, "another shape"
     if not all(_HAN.fullmatch(line) for line in lines):
         return None, "gaps or signs in a line"
-    title, author = (convert(value) if isinstance(value := row.get(key) or row.get(other), str) else ""
-                     for key, other in (("title", "rhythmic"), ("author", "author")))
+    title, author = (
+        convert(value) if isinstance(value := row.get(key) or row.get(other), str) else ""
+        for key, other in (("title", "rhythmic"), ("author", "author"))
+    )
     lines = convert("\n".join(lines)).split("\n")
-    if (len(lines), *{len(line) for line in lines}) not in FORMS:  # a conversion keeps the number of characters; be sure
+    if (
+        len(lines),
+        *{len(line) for line in lines},
+    ) not in FORMS:  # a conversion keeps the number of characters; be sure
         return None, "another shape"
     return Poem(_NOTE.sub("", title).strip() or "无题", author.strip(), tuple(lines)), ""
 

@@ -7,5 +7,18 @@ from pangu_lab.data.pictures import compression, document_lengths, plot_compress
 from pangu_lab.data.preparation import PreparedData, prepare
 from pangu_lab.data.sample import sample_files, sample_folder
 
-__all__ = ["Batch", "PreparedData", "TokenDataset", "compression", "document_lengths", "open_dataset", "plot_compression",
-           "plot_lengths", "plot_record", "prepare", "sample_files", "sample_folder", "vocabulary_of"]
+__all__ = [
+    "Batch",
+    "PreparedData",
+    "TokenDataset",
+    "compression",
+    "document_lengths",
+    "open_dataset",
+    "plot_compression",
+    "plot_lengths",
+    "plot_record",
+    "prepare",
+    "sample_files",
+    "sample_folder",
+    "vocabulary_of",
+]

@@ -12,7 +12,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
@@ -53,13 +53,13 @@ class _Description(Schema):
     records: Positive
     rows: list[Positive]
     files: list[_File]
-    characters: Optional[Count] = None  # of the text; data sets made by other means may not know
+    characters: Count | None = None  # of the text; data sets made by other means may not know
     tokens: Count
     vocab_size: Annotated[int, Field(ge=1, le=1 << 31)]
     eod_id: Count
     pad_id: Count
     tokenizer: _MadeWith
-    checksums: Optional[_File] = None  # of each record; data sets of before there were any have none
+    checksums: _File | None = None  # of each record; data sets of before there were any have none
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,10 @@ class Batch:
         """Several batches as one."""
         if len(batches) == 1:
             return batches[0]
-        rows = [np.concatenate([getattr(batch, name) for batch in batches])
-                for name in ("inputs", "labels", "positions", "weights", "samples")]
+        rows = [
+            np.concatenate([getattr(batch, name) for batch in batches])
+            for name in ("inputs", "labels", "positions", "weights", "samples")
+        ]
         return cls(*rows, weight_total=sum(batch.weight_total for batch in batches))
 
 
@@ -114,7 +116,7 @@ class TokenDataset:
         return self.metadata["records"]
 
     @property
-    def characters_per_token(self) -> Optional[float]:
+    def characters_per_token(self) -> float | None:
         """Characters of the text for each token, ends of documents included; None where it was not recorded."""
         characters = self.metadata.get("characters")
         return characters / self.tokens if characters and self.tokens else None
@@ -135,12 +137,15 @@ class TokenDataset:
             raise InputError(
                 f"{self.folder} was made with another tokenizer: {mine['kind']} {self.fingerprint[:12]} "
                 f"({mine['vocab_size']} pieces) there, {tokenizer.kind} {tokenizer.fingerprint[:12]} "
-                f"({tokenizer.vocab_size} pieces) here; use {self.tokenizer_folder} or prepare the data again")
+                f"({tokenizer.vocab_size} pieces) here; use {self.tokenizer_folder} or prepare the data again"
+            )
         for role, there, here in (("eod", self.eod_id, tokenizer.eod_id), ("pad", self.pad_id, tokenizer.pad_id)):
             if there != here:
-                raise InputError(f"{self.folder} was made with tokenizer.{role}={there} "
-                                 f"('{tokenizer.piece(there)}'), not {here} ('{tokenizer.piece(here)}'): "
-                                 f"set it to {there} or prepare the data again")
+                raise InputError(
+                    f"{self.folder} was made with tokenizer.{role}={there} "
+                    f"('{tokenizer.piece(there)}'), not {here} ('{tokenizer.piece(here)}'): "
+                    f"set it to {there} or prepare the data again"
+                )
 
     def verify(self) -> None:
         """Compare every file with the sha256 taken when it was written; reads all of it.
@@ -158,12 +163,13 @@ class TokenDataset:
             InputError: there is no such record, or one is not what was written; names the file and its row.
         """
         numbers = np.asarray(numbers, np.int64)
-        if len(numbers) and not (0 <= numbers.min() and numbers.max() < len(self)):
+        if len(numbers) and not (numbers.min() >= 0 and numbers.max() < len(self)):
             raise InputError(f"{self.folder} has the records 0 to {len(self) - 1}")
         records = self._reader.read(numbers)
         if records.shape[1:] != (self.record_length,):
-            raise InputError(f"{self.folder}: its records hold {records.shape[-1]} tokens instead of "
-                             f"{self.record_length}: {AGAIN}")
+            raise InputError(
+                f"{self.folder}: its records hold {records.shape[-1]} tokens instead of {self.record_length}: {AGAIN}"
+            )
         if self._checksums is not None:
             self._check_records(numbers, records)
         return records
@@ -172,11 +178,23 @@ class TokenDataset:
         wrong = numbers[checksums(records) != self._checksums[numbers]]
         if len(wrong):
             shards = len(self._paths)
-            raise InputError(f"{self._paths[wrong[0] % shards]}: record {wrong[0] // shards} is not what was written "
-                             f"(its checksum differs): the file was changed, or the disk fails: {AGAIN}")
+            raise InputError(
+                f"{self._paths[wrong[0] % shards]}: record {wrong[0] // shards} is not what was written "
+                f"(its checksum differs): the file was changed, or the disk fails: {AGAIN}"
+            )
 
-    def batches(self, batch_size: int, *, seed: int, shuffle: bool = True, start: int = 0, eod_reset: bool = True,
-                rank: int = 0, ranks: int = 1, epochs: Optional[int] = None) -> Iterator[Batch]:
+    def batches(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        start: int = 0,
+        eod_reset: bool = True,
+        rank: int = 0,
+        ranks: int = 1,
+        epochs: int | None = None,
+    ) -> Iterator[Batch]:
         """Batches from the running record number ``start`` on.
 
         Args:
@@ -194,24 +212,31 @@ class TokenDataset:
         if not 0 <= rank < ranks or start < 0 or (epochs is not None and epochs < 1):
             raise InputError(f"rank={rank} of {ranks}, start={start}, epochs={epochs} make no sense together")
         end = None if epochs is None else epochs * len(self)
-        return self._generate(batch_size, seed if shuffle else None, start, end, eod_reset,
-                              slice(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks)))
+        return self._generate(
+            batch_size,
+            seed if shuffle else None,
+            start,
+            end,
+            eod_reset,
+            slice(rank * (batch_size // ranks), (rank + 1) * (batch_size // ranks)),
+        )
 
-    def _generate(self, batch_size: int, seed: Optional[int], start: int, end: Optional[int], eod_reset: bool,
-                  mine: slice) -> Iterator[Batch]:
+    def _generate(
+        self, batch_size: int, seed: int | None, start: int, end: int | None, eod_reset: bool, mine: slice
+    ) -> Iterator[Batch]:
         chunk = -(-CHUNK // batch_size) * batch_size
         while end is None or start < end:
             stop = start + chunk if end is None else min(start + chunk, end)
             numbers = np.arange(start, stop, dtype=np.int64)
             records = self.records(self._where(numbers, seed))
             for first in range(0, len(numbers), batch_size):
-                rows = _filled(records[first:first + batch_size], batch_size, self.pad_id)
+                rows = _filled(records[first : first + batch_size], batch_size, self.pad_id)
                 samples = np.arange(start + first, start + first + batch_size, dtype=np.int64)
                 valid = max(0, min(batch_size, stop - start - first))
                 yield _batch(rows, samples, valid, self.eod_id, self.pad_id, eod_reset, mine)
             start = stop
 
-    def _where(self, numbers: np.ndarray, seed: Optional[int]) -> np.ndarray:
+    def _where(self, numbers: np.ndarray, seed: int | None) -> np.ndarray:
         """Running numbers to numbers in the data set."""
         places, epochs = numbers % len(self), numbers // len(self)
         if seed is None:
@@ -229,15 +254,21 @@ def _filled(records: np.ndarray, rows: int, pad_id: int) -> np.ndarray:
     return np.concatenate([records, np.full((rows - len(records), records.shape[1]), pad_id, np.int32)])
 
 
-def _batch(records: np.ndarray, samples: np.ndarray, valid: int, eod_id: int, pad_id: int, eod_reset: bool,
-           mine: slice) -> Batch:
+def _batch(
+    records: np.ndarray, samples: np.ndarray, valid: int, eod_id: int, pad_id: int, eod_reset: bool, mine: slice
+) -> Batch:
     """``valid``: rows that are records; the rest fills the batch and weighs nothing."""
     weights = loss_weights(records, eod_id, pad_id, eod_reset)
     weights[valid:] = 0
     own = records[mine]
-    return Batch(inputs=np.ascontiguousarray(own[:, :-1]), labels=np.ascontiguousarray(own[:, 1:]),
-                 positions=document_positions(own[:, :-1], eod_id, eod_reset), weights=weights[mine],
-                 samples=samples[mine].astype(np.int32), weight_total=float(weights.sum(dtype=np.float64)))
+    return Batch(
+        inputs=np.ascontiguousarray(own[:, :-1]),
+        labels=np.ascontiguousarray(own[:, 1:]),
+        positions=document_positions(own[:, :-1], eod_id, eod_reset),
+        weights=weights[mine],
+        samples=samples[mine].astype(np.int32),
+        weight_total=float(weights.sum(dtype=np.float64)),
+    )
 
 
 def document_positions(inputs: np.ndarray, eod_id: int, eod_reset: bool) -> np.ndarray:
@@ -266,7 +297,7 @@ def loss_weights(records: np.ndarray, eod_id: int, pad_id: int, eod_reset: bool)
     return (~dead).astype(np.float32)
 
 
-def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> TokenDataset:
+def open_dataset(folder: str | Path, column: str | None = None) -> TokenDataset:
     """Open a data set made by ``prepare``, and check that its files are the ones that were written.
 
     Args:
@@ -286,7 +317,7 @@ def open_dataset(folder: Union[str, Path], column: Optional[str] = None) -> Toke
     return TokenDataset(folder, metadata)
 
 
-def vocabulary_of(folder: Union[str, Path]) -> Optional[int]:
+def vocabulary_of(folder: str | Path) -> int | None:
     """How many pieces the tokenizer of a data set has; None where there is no data set that can be opened."""
     with contextlib.suppress(InputError):
         return _description(Path(folder))["vocab_size"]
@@ -301,8 +332,10 @@ def _description(folder: Path) -> dict[str, Any]:
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
         raise InputError(f"{folder / METADATA}: not the description of a data set of this project")
     if metadata.get("version") != VERSION:
-        raise InputError(f"{folder}: made by another version of this program (data set version "
-                         f"{shown(metadata.get('version'), repr)}, expected {VERSION}): prepare it again")
+        raise InputError(
+            f"{folder}: made by another version of this program (data set version "
+            f"{shown(metadata.get('version'), repr)}, expected {VERSION}): prepare it again"
+        )
     return checked(metadata, _Description, str(folder / METADATA), AGAIN)
 
 
@@ -323,12 +356,15 @@ def _check_counts(folder: Path, metadata: dict[str, Any], where: str) -> None:
     if records > sum(item["size"] for item in metadata["files"]):
         raise InputError(f"{where}: {records} records are more than its files can hold: {AGAIN}")
     if metadata.get("checksums") and metadata["checksums"]["size"] != 4 * records:
-        raise InputError(f"{where}: there are {metadata['checksums']['size']} bytes of checksums for {records} records: "
-                         f"{AGAIN}")
+        raise InputError(
+            f"{where}: there are {metadata['checksums']['size']} bytes of checksums for {records} records: {AGAIN}"
+        )
     for role in ("eod_id", "pad_id"):
         if metadata[role] >= metadata["vocab_size"]:
-            raise InputError(f"{where}: {role} is {metadata[role]}, outside the vocabulary of "
-                             f"{metadata['vocab_size']} pieces: {AGAIN}")
+            raise InputError(
+                f"{where}: {role} is {metadata[role]}, outside the vocabulary of "
+                f"{metadata['vocab_size']} pieces: {AGAIN}"
+            )
 
 
 def _check_file(path: Path, item: dict[str, Any], hashed: bool) -> None:

@@ -120,8 +120,12 @@ class Worker:
         package = str(Path(pangu_lab.__file__).resolve().parent.parent)
         path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pangu_lab.data.worker", str(folder), str(eod_id)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._errors, env={**os.environ, "PYTHONPATH": path})
+            [sys.executable, "-m", "pangu_lab.data.worker", str(folder), str(eod_id)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": path},
+        )
 
     def encode(self, documents: list[str]) -> np.ndarray:
         assert self.process.stdin is not None and self.process.stdout is not None

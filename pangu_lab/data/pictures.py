@@ -128,7 +128,7 @@ def plot_record(batch: Batch, row: int, tokenizer: Tokenizer, png: Path | str) -
         above.axvline(place, color="#222", linewidth=0.8, linestyle=":")
     above.set(ylabel="position")
     above.set_title("positions begin again with each document; dotted: this label does not count", fontsize=9)
-    below.imshow(_colored(visible(batch.positions[row:row + 1])[0], document), aspect="auto", interpolation="nearest")
+    below.imshow(_colored(visible(batch.positions[row : row + 1])[0], document), aspect="auto", interpolation="nearest")
     below.set(xlabel="may be looked at (key)", ylabel="looks (query)")
     if length <= WRITTEN:
         names = [_written(tokenizer, index) for index in batch.inputs[row]]

@@ -16,9 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
-
-import numpy as np
+from typing import Any
 
 from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.data.encoding import encode_all
@@ -33,8 +31,17 @@ METADATA, CHECKSUMS = "dataset.json", "records.crc32"
 TOKENIZER_FOLDER = "tokenizer"
 FORMAT, VERSION = "pangu-lab data set", 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
-UNWRITABLE = (*FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EIO, errno.EFBIG,
-              errno.ENAMETOOLONG)
+UNWRITABLE = (
+    *FULL,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EEXIST,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ENAMETOOLONG,
+)
 WORKER_SECONDS = 1.0  # of work that justify starting a further worker
 NAMED = 20  # unknown characters that are named, the commonest
 UNKNOWN_SHARE = 0.01  # of tokens; above it the vocabulary does not fit the text
@@ -92,10 +99,22 @@ class _Options:
             raise InputError(f"shards={self.shards} must be between 1 and 1000")
 
 
-def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, record_length: int = 1025,
-            workers: Optional[int] = None, how: Optional[Reading] = None, text_format: str = "auto",
-            documents: str = "line", column: str = "input_ids", pad_last: bool = False, shards: int = 1,
-            whole_documents: bool = False, progress: Progress = silent) -> PreparedData:
+def prepare(
+    inputs: Inputs,
+    out: str | Path,
+    tokenizer: Tokenizer,
+    *,
+    record_length: int = 1025,
+    workers: int | None = None,
+    how: Reading | None = None,
+    text_format: str = "auto",
+    documents: str = "line",
+    column: str = "input_ids",
+    pad_last: bool = False,
+    shards: int = 1,
+    whole_documents: bool = False,
+    progress: Progress = silent,
+) -> PreparedData:
     """Make a data set folder of texts.
 
     Args:
@@ -134,12 +153,18 @@ def prepare(inputs: Inputs, out: Union[str, Path], tokenizer: Tokenizer, *, reco
             raise
         full = " (the disk is full: make room or choose another place)" if error.errno in FULL else ""
         raise InputError(f"{error.filename or out}: {error.strerror}{full}; nothing was kept") from None
-    return PreparedData(str(out), **counts, record_length=record_length, seconds=time.monotonic() - started,
-                        unknown_characters=unknown, left_out=dict(corpus.report.left_out),
-                        notes=(*corpus.notes(), *corpus.report.lines()))
+    return PreparedData(
+        str(out),
+        **counts,
+        record_length=record_length,
+        seconds=time.monotonic() - started,
+        unknown_characters=unknown,
+        left_out=dict(corpus.report.left_out),
+        notes=(*corpus.notes(), *corpus.report.lines()),
+    )
 
 
-def _workers(workers: Optional[int], corpus: Corpus, tokenizer: Tokenizer) -> int:
+def _workers(workers: int | None, corpus: Corpus, tokenizer: Tokenizer) -> int:
     if workers is None:
         workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if not 1 <= workers <= 1024:
@@ -147,13 +172,17 @@ def _workers(workers: Optional[int], corpus: Corpus, tokenizer: Tokenizer) -> in
     return min(workers, max(1, round(corpus.characters / tokenizer.speed / WORKER_SECONDS)))
 
 
-def _write_records(corpus: Corpus, folder: Path, tokenizer: Tokenizer, options: _Options, workers: int,
-                   progress: Progress) -> tuple[RecordWriter, dict[str, int], dict[str, int]]:
+def _write_records(
+    corpus: Corpus, folder: Path, tokenizer: Tokenizer, options: _Options, workers: int, progress: Progress
+) -> tuple[RecordWriter, dict[str, int], dict[str, int]]:
     """Encode, pack and write everything; returns the closed writer, the counts of ``PreparedData``, and the commonest
     unknown characters."""
     total = corpus.characters
-    packer = (WholeDocumentPacker(options.record_length, tokenizer.pad_id, tokenizer.eod_id) if options.whole_documents
-              else Packer(options.record_length, tokenizer.pad_id))
+    packer = (
+        WholeDocumentPacker(options.record_length, tokenizer.pad_id, tokenizer.eod_id)
+        if options.whole_documents
+        else Packer(options.record_length, tokenizer.pad_id)
+    )
     writer = RecordWriter(folder, options.record_length, options.column, options.shards, 4 * total)
     counts = {"documents": 0, "characters": 0, "tokens": 0, "unknown_tokens": 0}
     letters: collections.Counter[str] = collections.Counter()
@@ -172,15 +201,17 @@ def _write_records(corpus: Corpus, folder: Path, tokenizer: Tokenizer, options: 
         raise InputError("no document in the input: " + (why or ", ".join(str(one.path) for one in corpus.sources[:3])))
     writer.write(packer.finish(options.pad_last))
     if counts["tokens"] + packer.padding < options.record_length:
-        raise InputError(f"the text gives only {counts['tokens']} tokens, less than one record of "
-                         f"{options.record_length}: give more text, shorter records, or fill the last one (pad_last)")
+        raise InputError(
+            f"the text gives only {counts['tokens']} tokens, less than one record of "
+            f"{options.record_length}: give more text, shorter records, or fill the last one (pad_last)"
+        )
     writer.close()
     progress(total, total, f"{counts['tokens']:,} tokens")
     counts |= {"records": writer.records, "leftover_tokens": packer.leftover, "padding_tokens": packer.padding}
     return writer, counts, _unknown(tokenizer, letters) if counts["unknown_tokens"] else {}
 
 
-def _counted(corpus: Corpus, letters: Optional[collections.Counter[str]]) -> Iterator[str]:
+def _counted(corpus: Corpus, letters: collections.Counter[str] | None) -> Iterator[str]:
     for document in corpus.documents():
         if letters is not None:
             letters.update(document)
@@ -190,22 +221,42 @@ def _counted(corpus: Corpus, letters: Optional[collections.Counter[str]]) -> Ite
 def _unknown(tokenizer: Tokenizer, letters: collections.Counter[str]) -> dict[str, int]:
     """The commonest characters that the vocabulary lacks."""
     unknown = set(tokenizer.unknown_ids)
-    lacking = ((letter, count) for letter, count in letters.most_common() if unknown.intersection(tokenizer.encode(letter)))
+    lacking = (
+        (letter, count) for letter, count in letters.most_common() if unknown.intersection(tokenizer.encode(letter))
+    )
     return dict(itertools.islice(lacking, NAMED))
 
 
-def _metadata(corpus: Corpus, writer: RecordWriter, tokenizer: Tokenizer, options: _Options,
-              counts: dict[str, int], unknown: dict[str, int]) -> dict[str, Any]:
+def _metadata(
+    corpus: Corpus,
+    writer: RecordWriter,
+    tokenizer: Tokenizer,
+    options: _Options,
+    counts: dict[str, int],
+    unknown: dict[str, int],
+) -> dict[str, Any]:
     files = [path for shard in writer.paths for path in (shard, shard.with_name(shard.name + ".db"))]
     return {
-        "format": FORMAT, "version": VERSION, "column": options.column, "record_length": options.record_length,
-        "whole_documents": options.whole_documents, **counts, "eod_id": tokenizer.eod_id, "pad_id": tokenizer.pad_id, "vocab_size": tokenizer.vocab_size,
-        "tokenizer": tokenizer.describe(), "reading": corpus.how.to_dict(),
-        "unknown_characters": unknown, "left_out": dict(corpus.report.left_out),
+        "format": FORMAT,
+        "version": VERSION,
+        "column": options.column,
+        "record_length": options.record_length,
+        "whole_documents": options.whole_documents,
+        **counts,
+        "eod_id": tokenizer.eod_id,
+        "pad_id": tokenizer.pad_id,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer": tokenizer.describe(),
+        "reading": corpus.how.to_dict(),
+        "unknown_characters": unknown,
+        "left_out": dict(corpus.report.left_out),
         "rows": writer.rows,
-        "files": [_described(path) for path in files], "checksums": _described(writer.folder / CHECKSUMS),
-        "inputs": [{"name": str(source.path), "size": source.size, "encoding": source.encoding,
-                    "sha256": source.sha256} for source in corpus.sources],
+        "files": [_described(path) for path in files],
+        "checksums": _described(writer.folder / CHECKSUMS),
+        "inputs": [
+            {"name": str(source.path), "size": source.size, "encoding": source.encoding, "sha256": source.sha256}
+            for source in corpus.sources
+        ],
     }
 
 

@@ -81,7 +81,7 @@ class WholeDocumentPacker:
         complete: list[np.ndarray] = []
         for document in np.split(tokens, np.flatnonzero(tokens == self.eod_id) + 1):
             for start in range(0, len(document), self.record_length):
-                self._place(document[start:start + self.record_length], complete)
+                self._place(document[start : start + self.record_length], complete)
         return self._stacked(complete)
 
     def finish(self, fill: bool = True) -> np.ndarray:
@@ -155,8 +155,9 @@ class RecordWriter:
         """
         self._flush()
         if self.records < len(self.paths):
-            raise InputError(f"{len(self.paths)} shards need as many records, but there are {self.records}: "
-                             f"ask for fewer shards")
+            raise InputError(
+                f"{len(self.paths)} shards need as many records, but there are {self.records}: ask for fewer shards"
+            )
         self._guard(self._commit, 0)
         self._guard(self._read_back, 0)
 
@@ -183,7 +184,7 @@ class RecordWriter:
             self._guard(self._open, self._header)
         shards = len(self.paths)
         for shard in range(shards):
-            mine = records[(shard - self.records) % shards::shards]
+            mine = records[(shard - self.records) % shards :: shards]
             if len(mine):
                 raw = [{self.column: row} for row in mine]
                 self._guard(lambda: self._writers[shard].write_raw_data(raw), mine.nbytes)
@@ -215,8 +216,10 @@ class RecordWriter:
 
 
 def _full(folder: Path, free: int) -> str:
-    return (f"{folder.parent}: the disk is full ({free / 1e6:,.0f} MB free): nothing was kept; make room or choose "
-            f"another place for the data set")
+    return (
+        f"{folder.parent}: the disk is full ({free / 1e6:,.0f} MB free): nothing was kept; make room or choose "
+        f"another place for the data set"
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -276,10 +279,16 @@ class RecordReader:
         shards = len(self._files)
         rows, back = np.unique(self._first_row[numbers % shards] + numbers // shards, return_inverse=True)
         try:
-            data = ds.MindDataset(self._files, columns_list=[self._column], num_parallel_workers=1,
-                                  sampler=ds.SubsetSampler(rows.tolist()))
+            data = ds.MindDataset(
+                self._files,
+                columns_list=[self._column],
+                num_parallel_workers=1,
+                sampler=ds.SubsetSampler(rows.tolist()),
+            )
             found = [row for (row,) in data.create_tuple_iterator(num_epochs=1, output_numpy=True)]
         except RuntimeError as error:
-            raise InputError(f"{Path(self._files[0]).parent}: MindRecord cannot read it ({_first_line(error)})") from error
+            raise InputError(
+                f"{Path(self._files[0]).parent}: MindRecord cannot read it ({_first_line(error)})"
+            ) from error
         assert len(found) == len(rows)
         return np.stack(found)[back]  # asked for once each: MindRecord takes no more numbers than there are records

@@ -11,7 +11,7 @@ import os
 import signal
 import struct
 import sys
-from typing import BinaryIO, Optional
+from typing import BinaryIO
 
 from pangu_lab.tokenizer import load_tokenizer
 
@@ -24,7 +24,7 @@ def write_frame(stream: BinaryIO, content: bytes) -> None:
     stream.flush()
 
 
-def read_frame(stream: BinaryIO) -> Optional[bytes]:
+def read_frame(stream: BinaryIO) -> bytes | None:
     """The next frame; None when the stream ends, whether between frames or inside one."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:

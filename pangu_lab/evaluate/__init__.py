@@ -1,8 +1,8 @@
 """Evaluation: scoring text, the published tasks, and what the numbers are worth.
 
-    from pangu_lab.evaluate import evaluate
+from pangu_lab.evaluate import evaluate
 
-    evaluate("c3", "runs/first", "data/c3").value
+evaluate("c3", "runs/first", "data/c3").value
 """
 
 from __future__ import annotations
@@ -17,8 +17,32 @@ from pangu_lab.evaluate.statistics import mean_interval, perplexity_interval, st
 from pangu_lab.evaluate.tasks import TASKS, Task, make_task
 from pangu_lab.evaluate.verse import VerseMeasure, VerseResult, evaluate_verse, measure_temperatures
 
-__all__ = ["LocalScorer", "PerplexityResult", "Result", "Score", "Scorer", "ServerScorer", "TASKS", "Task",
-           "TokenScorer", "VerseMeasure", "VerseResult", "engine_writer", "evaluate", "evaluate_verse", "find_files",
-           "make_task", "mean_interval", "measure_temperatures", "open_scorer", "perplexity", "perplexity_interval",
-           "plot_results", "plot_routed_text", "plot_temperatures", "route_text", "standard_error",
-           "wilson_interval"]
+__all__ = [
+    "TASKS",
+    "LocalScorer",
+    "PerplexityResult",
+    "Result",
+    "Score",
+    "Scorer",
+    "ServerScorer",
+    "Task",
+    "TokenScorer",
+    "VerseMeasure",
+    "VerseResult",
+    "engine_writer",
+    "evaluate",
+    "evaluate_verse",
+    "find_files",
+    "make_task",
+    "mean_interval",
+    "measure_temperatures",
+    "open_scorer",
+    "perplexity",
+    "perplexity_interval",
+    "plot_results",
+    "plot_routed_text",
+    "plot_temperatures",
+    "route_text",
+    "standard_error",
+    "wilson_interval",
+]

@@ -7,7 +7,6 @@ computes shared prefixes once. Both give the same numbers.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
 
 import numpy as np
 
@@ -25,7 +24,7 @@ class EngineScorer(TokenScorer):
         start_id: a token put before a text that has no context, so that its first token is scored too.
     """
 
-    def __init__(self, engine: Engine, start_id: Optional[int] = None, name: str = "") -> None:
+    def __init__(self, engine: Engine, start_id: int | None = None, name: str = "") -> None:
         super().__init__(engine.tokenizer, engine.max_length, start_id)
         self.engine, self.name = engine, name or engine.name
 
@@ -42,8 +41,13 @@ class EngineScorer(TokenScorer):
             return make_score((), True, pair.cut)
         self.engine.release_prefix(count)
         with self.engine.runner.pool.holding(count) as slots:
-            logits = self.engine.runner.run(np.array([pair.inputs]), np.arange(count)[None], np.array([slots]),
-                                            np.array([slots]), np.arange(pair.start - 1, count))
+            logits = self.engine.runner.run(
+                np.array([pair.inputs]),
+                np.arange(count)[None],
+                np.array([slots]),
+                np.array([slots]),
+                np.arange(pair.start - 1, count),
+            )
         logprobs = log_softmax(logits)
         chosen = logprobs[np.arange(len(pair.targets)), list(pair.targets)]
         return make_score(chosen, bool(np.all(chosen >= logprobs.max(-1))), pair.cut)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.engine import EngineScorer
@@ -19,7 +19,7 @@ from pangu_lab.evaluate.split import TokenPair
 from pangu_lab.progress import Progress, silent
 
 
-def harness_model(scorer: Scorer, generate: Optional[Generate] = None, progress: Progress = silent) -> Any:
+def harness_model(scorer: Scorer, generate: Generate | None = None, progress: Progress = silent) -> Any:
     """An ``lm_eval`` model over a scorer.
 
     Args:
@@ -98,7 +98,7 @@ def write_until(generate: Generate, requests: Sequence[tuple[str, Mapping[str, A
     return results
 
 
-def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> tuple[Scorer, Optional[Generate]]:
+def _opened(source: Scorer | str | Path, generate: Generate | None) -> tuple[Scorer, Generate | None]:
     """The scorer, and a writer that is opened at its first use."""
     if isinstance(source, Scorer):
         return source, generate
@@ -115,9 +115,14 @@ def _opened(source: Union[Scorer, str, Path], generate: Optional[Generate]) -> t
     return scorer, write
 
 
-def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
-                task_folder: Union[str, Path, None] = None, limit: Optional[int] = None,
-                generate: Optional[Generate] = None, progress: Progress = silent) -> dict[str, dict[str, Any]]:
+def run_harness(
+    source: Scorer | str | Path,
+    tasks: Sequence[str],
+    task_folder: str | Path | None = None,
+    limit: int | None = None,
+    generate: Generate | None = None,
+    progress: Progress = silent,
+) -> dict[str, dict[str, Any]]:
     """Run harness tasks; returns what the harness reports for each, by name.
 
     Args:
@@ -139,8 +144,17 @@ def run_harness(source: Union[Scorer, str, Path], tasks: Sequence[str],
         manager = TaskManager(include_path=folder)
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
-        raise InputError(f"lm-evaluation-harness knows no task '{unknown[0]}'"
-                         + ("" if task_folder is not None else "; give the folder of your own task files"))
-    found = simple_evaluate(model=model, tasks=list(tasks), task_manager=manager, limit=limit, log_samples=False,
-                            bootstrap_iters=0, verbosity=None)
+        raise InputError(
+            f"lm-evaluation-harness knows no task '{unknown[0]}'"
+            + ("" if task_folder is not None else "; give the folder of your own task files")
+        )
+    found = simple_evaluate(
+        model=model,
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        log_samples=False,
+        bootstrap_iters=0,
+        verbosity=None,
+    )
     return {name: dict(values) for name, values in found["results"].items()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Union
 
 from pangu_lab.config import RunConfig
 from pangu_lab.data import open_dataset
@@ -31,11 +30,16 @@ class PerplexityResult:
     records: int
     model: str
     of_records: int = 0
-    bits_per_character: Optional[float] = None
+    bits_per_character: float | None = None
 
 
-def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_size: int = 8,
-               max_records: Optional[int] = None, progress: Progress = silent) -> PerplexityResult:
+def perplexity(
+    source: str | Path | Model,
+    data: str | Path,
+    batch_size: int = 8,
+    max_records: int | None = None,
+    progress: Progress = silent,
+) -> PerplexityResult:
     """Perplexity of a model (anything that ``PanguLM.load`` opens, or has opened) on a data set made by ``prepare``.
 
     Args:
@@ -53,17 +57,20 @@ def perplexity(source: Union[str, Path, Model], data: Union[str, Path], batch_si
     dataset.check_tokenizer(model.require_tokenizer())
     length = dataset.record_length - 1
     if length > model.config.num_positions:
-        raise InputError(f"{data}: records of {length} tokens are longer than the model's "
-                         f"{model.config.num_positions}")
+        raise InputError(f"{data}: records of {length} tokens are longer than the model's {model.config.num_positions}")
     wanted = min(len(dataset), max_records or len(dataset))
     batch_size = max(1, min(batch_size, wanted))
-    check(f"{model.name}: measuring", scoring_need(model.config, batch_size * length),
-          lambda config: scoring_need(config, batch_size * length))
+    check(
+        f"{model.name}: measuring",
+        scoring_need(model.config, batch_size * length),
+        lambda config: scoring_need(config, batch_size * length),
+    )
     batches = -(-wanted // batch_size)
     measured = _loss_of_bundle(model) if model.bundle is not None else _loss_cell(model, length)
     loss = held_out_loss(measured, dataset, batch_size, batches, settings.eod_reset, progress)
-    return PerplexityResult(loss.perplexity, loss.loss, loss.tokens, loss.records, model.name, loss.of,
-                            loss.bits_per_character)
+    return PerplexityResult(
+        loss.perplexity, loss.loss, loss.tokens, loss.records, model.name, loss.of, loss.bits_per_character
+    )
 
 
 def _loss_of_bundle(model: Model):

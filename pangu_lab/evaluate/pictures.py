@@ -54,9 +54,13 @@ def plot_temperatures(measured: Mapping[str, Mapping[float, VerseMeasure]], png:
         for number, (name, by_temperature) in enumerate(measured.items()):
             values = [100 * getattr(found, share) for found in by_temperature.values()]
             edges = [wilson_interval(getattr(found, share) * found.n, found.n) for found in by_temperature.values()]
-            bars = [[max(0.0, sign * (100 * edge[side] - value)) for edge, value in zip(edges, values)]
-                    for side, sign in ((0, -1), (1, 1))]
-            places = [temperature + 0.012 * number for temperature in by_temperature]  # side by side: bars would hide each other
+            bars = [
+                [max(0.0, sign * (100 * edge[side] - value)) for edge, value in zip(edges, values)]
+                for side, sign in ((0, -1), (1, 1))
+            ]
+            places = [
+                temperature + 0.012 * number for temperature in by_temperature
+            ]  # side by side: bars would hide each other
             axes.errorbar(places, values, bars, marker="o", capsize=3, label=name, color=colors[number % 3])
         axes.set(title=title, xlabel="temperature", ylim=(-3, 103), xticks=list(next(iter(measured.values()))))
         axes.grid(alpha=0.3)

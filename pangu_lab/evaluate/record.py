@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.tasks.base import Outcome
@@ -33,7 +33,7 @@ class Record:
         InputError: ``path`` exists, or its partial file belongs to another evaluation.
     """
 
-    def __init__(self, path: Union[str, Path, None], settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path | None, settings: Mapping[str, Any]) -> None:
         self.path = Path(path) if path is not None else None
         self.settings = json.loads(json.dumps({"format": FORMAT, **settings}))  # as they are read back from the file
         self.outcomes: dict[str, Outcome] = {}
@@ -77,7 +77,7 @@ class Record:
 
     def _resume(self) -> None:
         content = self.partial.read_bytes()
-        whole = content[:content.rfind(b"\n") + 1]
+        whole = content[: content.rfind(b"\n") + 1]
         lines = whole.decode("utf-8", "replace").split("\n")
         settings = _parse(lines[0]) if lines else None
         if settings is None:  # interrupted before anything was kept
@@ -86,8 +86,10 @@ class Record:
             return
         if settings != self.settings:
             key = _difference(settings, self.settings)
-            raise InputError(f"{self.partial} belongs to an evaluation with another {key}: "
-                             "choose another file, or delete that one to start over")
+            raise InputError(
+                f"{self.partial} belongs to an evaluation with another {key}: "
+                "choose another file, or delete that one to start over"
+            )
         for line in lines[1:]:
             values = _parse(line)
             if values is not None:
@@ -98,7 +100,7 @@ class Record:
         self.resumed = len(self.outcomes)
 
 
-def _parse(line: str) -> Optional[dict[str, Any]]:
+def _parse(line: str) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
     except json.JSONDecodeError:

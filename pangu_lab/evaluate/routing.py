@@ -76,7 +76,11 @@ def plot_routed_text(routed: RoutedText, png: Path | str) -> Path:
     for layer in range(layers):
         for token in range(tokens):
             axes.text(token, layer, str(chosen[layer, token]), ha="center", va="center", fontsize=9)
-    axes.set(yticks=range(layers), yticklabels=[f"block {n}" for n in routed.layers], xticks=range(tokens),
-             title="the expert of each token; pale: a small gate")
+    axes.set(
+        yticks=range(layers),
+        yticklabels=[f"block {n}" for n in routed.layers],
+        xticks=range(tokens),
+        title="the expert of each token; pale: a small gate",
+    )
     axes.set_xticklabels(routed.pieces, fontfamily=cjk_font() or "sans-serif")
     return save_png(figure, png, 120)

@@ -91,7 +91,7 @@ class _Group:
         return self.tokens - self.shared * (len(self.members) - 1)
 
     def with_member(self, number: int, inputs: tuple[int, ...]) -> _Group:
-        shared = common_prefix(self.first[:self.shared], inputs)
+        shared = common_prefix(self.first[: self.shared], inputs)
         return _Group([*self.members, number], shared, self.first, self.tokens + len(inputs))
 
 
@@ -102,11 +102,11 @@ def _work(length: int, hidden_size: int, longest: int) -> float:
 
 
 def _lay_out(group: _Group, pairs: Sequence[TokenPair]) -> Row:
-    row = Row(list(group.first[:group.shared]), list(range(group.shared)), [0] * group.shared)
+    row = Row(list(group.first[: group.shared]), list(range(group.shared)), [0] * group.shared)
     wanted: dict[tuple[int, int], int] = {}  # (slot, target) → index
     for branch, number in enumerate(group.members, 1):
         pair = pairs[number]
-        own = pair.inputs[group.shared:]
+        own = pair.inputs[group.shared :]
         begin = len(row)
         row.ids += own
         row.positions += range(group.shared, group.shared + len(own))

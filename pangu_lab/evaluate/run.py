@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
@@ -30,7 +30,7 @@ from pangu_lab.tokenizer import Tokenizer
 
 CHUNK_SECONDS = 10.0
 Generate = Callable[[Sequence[str], int, Sequence[str]], Sequence[str]]  # prompts, new tokens, stop → completions
-Paths = Union[str, Path, Sequence[Union[str, Path]]]
+Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Result:
     task: str
     metric: str
     n: int
-    value: Optional[float]
-    interval: Optional[tuple[float, float]]
+    value: float | None
+    interval: tuple[float, float] | None
     baselines: dict[str, float]
     more: dict[str, float] = field(default_factory=dict)
     model: str = ""
@@ -61,11 +61,22 @@ class Result:
     resumed: int = 0
 
 
-def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], data: Paths, *,
-             split: Optional[str] = None, half: Optional[str] = None, scoring: Optional[str] = None,
-             template: Optional[str] = None, negatives: Optional[int] = None, limit: Optional[int] = None,
-             tokenizer: Union[Tokenizer, str, Path, None] = None, generate: Optional[Generate] = None,
-             out: Union[str, Path, None] = None, progress: Progress = silent) -> Result:
+def evaluate(
+    task: str | Task,
+    source: Scorer | str | Path | None,
+    data: Paths,
+    *,
+    split: str | None = None,
+    half: str | None = None,
+    scoring: str | None = None,
+    template: str | None = None,
+    negatives: int | None = None,
+    limit: int | None = None,
+    tokenizer: Tokenizer | str | Path | None = None,
+    generate: Generate | None = None,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+) -> Result:
     """Evaluate a model on a task.
 
     Args:
@@ -104,13 +115,24 @@ def evaluate(task: Union[str, Task], source: Union[Scorer, str, Path, None], dat
     measure = task.measure(outcomes)
     cut = sum("cut" in outcome.details for outcome in outcomes)
     seconds = round(time.monotonic() - started, 3)
-    result = Result(task.name, task.metric, n, measure.value, measure.interval, baselines, dict(measure.more),
-                    model, cut, seconds, record.resumed)
+    result = Result(
+        task.name,
+        task.metric,
+        n,
+        measure.value,
+        measure.interval,
+        baselines,
+        dict(measure.more),
+        model,
+        cut,
+        seconds,
+        record.resumed,
+    )
     record.finish(asdict(result))
     return result
 
 
-def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, str, Path, None] = None) -> Scorer:
+def open_scorer(source: Scorer | str | Path, tokenizer: Tokenizer | str | Path | None = None) -> Scorer:
     """A scorer for ``source``: a scorer, a ``PanguLM``, an engine, a server's URL, or anything ``Model.load`` opens.
 
     A model whose batches would not fit into memory is scored text by text, through the engine that generates.
@@ -131,7 +153,7 @@ def open_scorer(source: Union[Scorer, str, Path], tokenizer: Union[Tokenizer, st
     return LocalScorer.of(model)
 
 
-def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
+def find_files(task: Task, data: Paths, split: str | None = None, half: str | None = None) -> list[Path]:
     """The files that ``data`` names, each once, in order.
 
     Raises:
@@ -144,17 +166,24 @@ def find_files(task: Task, data: Paths, split: Optional[str] = None, half: Optio
     return list(dict.fromkeys(files))
 
 
-def _settings(task: Task, files: Sequence[Path], model: str, limit: Optional[int]) -> dict[str, Any]:
+def _settings(task: Task, files: Sequence[Path], model: str, limit: int | None) -> dict[str, Any]:
     """What a results file belongs to. Data files are identified by content, so that they may be moved."""
-    return {"task": task.name, "model": model, "template": task.template,
-            "scoring": getattr(task, "scoring", None), "negatives": task.negatives, "seed": task.seed,
-            "limit": limit, "data": [[path.name, sha256_file(path)] for path in files]}
+    return {
+        "task": task.name,
+        "model": model,
+        "template": task.template,
+        "scoring": getattr(task, "scoring", None),
+        "negatives": task.negatives,
+        "seed": task.seed,
+        "limit": limit,
+        "data": [[path.name, sha256_file(path)] for path in files],
+    }
 
 
 Answer = Callable[[Sequence[Question], Progress], "list[Outcome]"]
 
 
-def _open(task: Task, source: Any, tokenizer: Any, generate: Optional[Generate]) -> tuple[str, Answer]:
+def _open(task: Task, source: Any, tokenizer: Any, generate: Generate | None) -> tuple[str, Answer]:
     """The model's name, and the function that turns questions into outcomes."""
     if isinstance(task, WrittenTask):
         name, write = ("generate", generate) if generate is not None else open_writer(source, tokenizer)
@@ -167,6 +196,7 @@ def _open(task: Task, source: Any, tokenizer: Any, generate: Optional[Generate])
 
 def _scoring(task: ScoredTask, scorer: Scorer) -> Answer:
     """Questions → outcomes, by scoring the options of all of them together."""
+
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         pairs = [task.pairs(question) for question in questions]
         scores = iter(task.score(scorer, [pair for group in pairs for pair in group], progress))
@@ -177,6 +207,7 @@ def _scoring(task: ScoredTask, scorer: Scorer) -> Answer:
 
 def engine_writer(engine: Any) -> Generate:
     """Greedy generation with an ``Engine`` of ``pangu_lab.generate``, in the form that ``evaluate`` takes."""
+
     def write(prompts: Sequence[str], new_tokens: int, stop: Sequence[str]) -> list[str]:
         config = SamplingConfig(max_new_tokens=new_tokens, temperature=0.0, stop=tuple(stop))
         return [completion.text for completion in generate_many(engine, prompts, config)]
@@ -184,7 +215,7 @@ def engine_writer(engine: Any) -> Generate:
     return write
 
 
-def open_writer(source: Any, tokenizer: Union[Tokenizer, str, Path, None] = None) -> tuple[str, Generate]:
+def open_writer(source: Any, tokenizer: Tokenizer | str | Path | None = None) -> tuple[str, Generate]:
     """(name, greedy writer) of a server, or of a model.
 
     Raises:
@@ -204,6 +235,7 @@ def open_writer(source: Any, tokenizer: Union[Tokenizer, str, Path, None] = None
 
 def _writing(task: WrittenTask, write: Generate) -> Answer:
     """Questions → outcomes, by having the model write the answers."""
+
     def answer(questions: Sequence[Question], progress: Progress) -> list[Outcome]:
         texts = write([task.prompt(question) for question in questions], task.max_new_tokens, task.stop)
         return [task.judge(question, text) for question, text in zip(questions, texts)]
@@ -229,7 +261,8 @@ def _run(questions: Sequence[Question], answer: Answer, record: Record, progress
 
 def _chunk_progress(progress: Progress, done: int, size: int, total: int) -> Progress:
     """Reports the progress of a chunk as progress of the whole."""
-    def report(part: int, parts: Optional[int], text: str = "") -> None:
+
+    def report(part: int, parts: int | None, text: str = "") -> None:
         progress(done + (size * part // parts if parts else 0), total, text)
 
     return report

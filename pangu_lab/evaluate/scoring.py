@@ -17,7 +17,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +75,9 @@ class Scorer(ABC):
     name: str = "model"
 
     @abstractmethod
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]], cut: str = "context",
-                      progress: Progress = silent) -> list[Score]:
+    def loglikelihood(
+        self, pairs: Sequence[tuple[str, str]], cut: str = "context", progress: Progress = silent
+    ) -> list[Score]:
         """Score each (context, continuation), in the order given.
 
         Args:
@@ -95,8 +96,9 @@ class TokenScorer(Scorer):
         start_id: a token put before a text that has no context, so that its first token is scored too.
     """
 
-    def __init__(self, tokenizer: Tokenizer, window: int, start_id: Optional[int] = None,
-                 longest: Optional[int] = None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, window: int, start_id: int | None = None, longest: int | None = None
+    ) -> None:
         self.tokenizer, self.window, self.start_id = tokenizer, window, start_id
         self.longest = window + 1 if longest is None else longest
         self._encode = functools.lru_cache(maxsize=4096)(functools.partial(encode_pair, tokenizer))
@@ -132,11 +134,20 @@ class LocalScorer(TokenScorer):
         InputError: the tokenizer has more pieces than the model knows.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, np.ndarray], tokenizer: Tokenizer,
-                 batch_tokens: int = BATCH_TOKENS, start_id: Optional[int] = None, name: str = "model") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, np.ndarray],
+        tokenizer: Tokenizer,
+        batch_tokens: int = BATCH_TOKENS,
+        start_id: int | None = None,
+        name: str = "model",
+    ) -> None:
         if tokenizer.vocab_size > config.vocab_size:
-            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces, the model knows "
-                             f"{config.vocab_size}: give the tokenizer that the model was trained with")
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces, the model knows "
+                f"{config.vocab_size}: give the tokenizer that the model was trained with"
+            )
         super().__init__(tokenizer, config.num_positions, start_id)
         self.name = name
         self.config = inference_config(config)
@@ -150,8 +161,9 @@ class LocalScorer(TokenScorer):
             InputError: it keeps no tokenizer, is a bundle, or its batches do not fit into memory.
         """
         weights, tokens = model.require_weights("scored in batches"), options.get("batch_tokens", BATCH_TOKENS)
-        check(f"{model.name}: scoring", scoring_need(model.config, tokens),
-              lambda smaller: scoring_need(smaller, tokens))
+        check(
+            f"{model.name}: scoring", scoring_need(model.config, tokens), lambda smaller: scoring_need(smaller, tokens)
+        )
         return cls(model.config, weights, model.require_tokenizer(), **{"name": model.origin, **options})
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
@@ -177,7 +189,7 @@ class LocalScorer(TokenScorer):
         start = 0
         while start < len(rows):
             slots = bucket(len(rows[start]), longest)
-            batch = rows[start:start + self._network.full(slots)]
+            batch = rows[start : start + self._network.full(slots)]
             start += len(batch)
             yield batch, slots
 
@@ -237,13 +249,12 @@ class _Network:
         arrays = np.zeros((3, count, slots), np.int32)
         arrays[2] = -1  # padding sees itself alone
         for number, row in enumerate(batch):
-            arrays[:, number, :len(row)] = (row.ids, row.positions, row.branches)
+            arrays[:, number, : len(row)] = (row.ids, row.positions, row.branches)
         self.shapes.add((count, slots))
         order = Tensor(np.arange(slots, dtype=np.int32))
         return self.trunk(*(Tensor(array) for array in arrays), order).asnumpy()
 
-    def log_probs(self, hidden: np.ndarray, indices: np.ndarray,
-                  targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def log_probs(self, hidden: np.ndarray, indices: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log-probability of each target after ``hidden[index]``, and of the likeliest token there; both (n,) fp32."""
         from mindspore import Tensor
 
@@ -253,7 +264,7 @@ class _Network:
             size = self.head_rows if len(targets) - start > 64 else 64
             part = slice(start, min(start + size, len(targets)))
             rows, wanted = _filled(hidden[indices[part]], size), _filled(targets[part], size)
-            results = [tensor.asnumpy()[:part.stop - start] for tensor in self.head(Tensor(rows), Tensor(wanted))]
+            results = [tensor.asnumpy()[: part.stop - start] for tensor in self.head(Tensor(rows), Tensor(wanted))]
             chosen[part], best[part] = results
             start = part.stop
         return chosen, best

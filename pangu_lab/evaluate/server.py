@@ -13,7 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import Score, TokenScorer, make_score
@@ -22,7 +22,7 @@ from pangu_lab.progress import Progress, silent
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 
 TRIES = 4  # for a request that the server cannot answer at the moment
-Prompt = Union[str, Sequence[int]]
+Prompt = str | Sequence[int]
 
 
 class Connection:
@@ -38,8 +38,7 @@ class Connection:
         InputError: nothing answers there, or something other than such a server.
     """
 
-    def __init__(self, url: str, model: Optional[str] = None, api_key: Optional[str] = None,
-                 timeout: float = 600.0) -> None:
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None, timeout: float = 600.0) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
             raise InputError(f"{url}: a server's address begins with http:// or https://")
@@ -51,9 +50,9 @@ class Connection:
         listed = self._ask("/v1/models", tries=1).get("data") or [{}]
         chosen = next((entry for entry in listed if entry.get("id") == model), listed[0] if model is None else {})
         self.model = model or str(chosen.get("id", "model"))
-        self.window: Optional[int] = chosen.get("max_model_len")
+        self.window: int | None = chosen.get("max_model_len")
         # This project's server scores one token more than it reads, as a local model does: the last is only predicted
-        self.longest: Optional[int] = chosen.get("max_scored_len", self.window)
+        self.longest: int | None = chosen.get("max_scored_len", self.window)
 
     def echo(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         """``logprobs`` of each prompt's own tokens: lists ``tokens``, ``token_logprobs``, ``top_logprobs``."""
@@ -69,8 +68,10 @@ class Connection:
         needed = {"tokens", "token_logprobs"}
         whole = all(isinstance(entry, dict) and needed <= set(entry) for entry in found)
         if len(found) != len(prompts) or not whole:
-            raise InputError(f"{self.url}: answers without logprobs of the prompt; evaluation needs a server that "
-                             "supports echo and logprobs")
+            raise InputError(
+                f"{self.url}: answers without logprobs of the prompt; evaluation needs a server that "
+                "supports echo and logprobs"
+            )
         return [_without_last(entry) for entry in found] if self._one_more else found
 
     def completions(self, values: dict[str, Any]) -> list[dict[str, Any]]:
@@ -81,7 +82,7 @@ class Connection:
             raise InputError(f"{self.url}: /v1/completions answers without choices")
         return sorted(choices, key=lambda choice: choice.get("index", 0))
 
-    def _ask(self, path: str, values: Optional[dict[str, Any]] = None, tries: int = TRIES) -> dict[str, Any]:
+    def _ask(self, path: str, values: dict[str, Any] | None = None, tries: int = TRIES) -> dict[str, Any]:
         body = json.dumps(values).encode("utf-8") if values is not None else None
         attempt = 1
         while True:
@@ -93,7 +94,7 @@ class Connection:
             time.sleep(0.25 * 2**attempt)
             attempt += 1
 
-    def _once(self, path: str, body: Optional[bytes]) -> dict[str, Any]:
+    def _once(self, path: str, body: bytes | None) -> dict[str, Any]:
         request = urllib.request.Request(self.url + path, body, self.headers)
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as reply:
@@ -140,9 +141,16 @@ class ServerScorer(TokenScorer):
         InputError: nothing answers there, or the window is not known although a tokenizer is given.
     """
 
-    def __init__(self, url: str, model: Optional[str] = None, tokenizer: Union[Tokenizer, str, Path, None] = None,
-                 window: Optional[int] = None, batch: int = 16, api_key: Optional[str] = None,
-                 timeout: float = 600.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        model: str | None = None,
+        tokenizer: Tokenizer | str | Path | None = None,
+        window: int | None = None,
+        batch: int = 16,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+    ) -> None:
         self.connection = Connection(url, model, api_key, timeout)
         self.batch = max(1, batch)
         self.in_text = tokenizer is None
@@ -162,13 +170,16 @@ class ServerScorer(TokenScorer):
         fit((), 0, 1, cut)  # refuses an unknown cut
         scores: list[Score] = []
         for start in range(0, len(pairs), self.batch):
-            scores += self._score_texts(pairs[start:start + self.batch])
+            scores += self._score_texts(pairs[start : start + self.batch])
             progress(len(scores), len(pairs), "pairs")
         return scores
 
     def _score_texts(self, pairs: Sequence[tuple[str, str]]) -> list[Score]:
-        texts = list(dict.fromkeys([context + continuation for context, continuation in pairs]
-                                   + [context for context, _ in pairs]))
+        texts = list(
+            dict.fromkeys(
+                [context + continuation for context, continuation in pairs] + [context for context, _ in pairs]
+            )
+        )
         texts = [text for text in texts if text]
         answers = dict(zip(texts, self._echo_whole(texts))) if texts else {}
         nothing: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
@@ -185,19 +196,23 @@ class ServerScorer(TokenScorer):
         except InputError as error:
             if "context length" not in str(error):
                 raise
-            raise InputError(f"{error}; with the model's tokenizer (--tokenizer DIR) long texts are cut here as a "
-                             "local model cuts them") from None
+            raise InputError(
+                f"{error}; with the model's tokenizer (--tokenizer DIR) long texts are cut here as a "
+                "local model cuts them"
+            ) from None
 
     def score_tokens(self, pairs: Sequence[TokenPair], progress: Progress = silent) -> list[Score]:
         if self.in_text:
             raise InputError("this needs the server's tokenizer: give it with --tokenizer")
         scores: list[Score] = []
         for start in range(0, len(pairs), self.batch):
-            part = pairs[start:start + self.batch]
+            part = pairs[start : start + self.batch]
             for pair, answer in zip(part, self.connection.echo([list(pair.ids) for pair in part])):
                 if len(answer["token_logprobs"]) != len(pair.ids):
-                    raise InputError(f"{self.connection.url}: {len(pair.ids)} tokens were sent, but "
-                                     f"{len(answer['token_logprobs'])} scored: check that the tokenizer is the model's")
+                    raise InputError(
+                        f"{self.connection.url}: {len(pair.ids)} tokens were sent, but "
+                        f"{len(answer['token_logprobs'])} scored: check that the tokenizer is the model's"
+                    )
                 scores.append(_score_of(answer, pair.start, pair.cut))
             progress(len(scores), len(pairs), "pairs")
         return scores
@@ -206,15 +221,19 @@ class ServerScorer(TokenScorer):
         """Greedy continuations, written by the server."""
         texts: list[str] = []
         for start in range(0, len(prompts), self.batch):
-            values = {"prompt": list(prompts[start:start + self.batch]), "max_tokens": new_tokens,
-                      "temperature": 0, "stop": list(stop) or None}
+            values = {
+                "prompt": list(prompts[start : start + self.batch]),
+                "max_tokens": new_tokens,
+                "temperature": 0,
+                "stop": list(stop) or None,
+            }
             texts += [str(choice.get("text", "")) for choice in self.connection.completions(values)]
         return texts
 
 
 def _context_tokens(whole: Sequence[str], alone: Sequence[str]) -> int:
     """How many tokens of the whole lie inside the context, whose own tokens are ``alone``; see ``split.py``."""
-    if list(whole[:len(alone)]) == list(alone):
+    if list(whole[: len(alone)]) == list(alone):
         return len(alone)
     return pieces_within(whole, "".join(alone))
 
@@ -223,6 +242,7 @@ def _score_of(answer: dict[str, Any], start: int, cut: int = 0) -> Score:
     """The score of the tokens from ``start`` on; greedy when each of them was the likeliest."""
     logprobs = answer["token_logprobs"][start:]
     tops = (answer.get("top_logprobs") or [None] * len(answer["token_logprobs"]))[start:]
-    greedy = all(top is not None and logprob >= max(top.values(), default=logprob) - 1e-6
-                 for logprob, top in zip(logprobs, tops))
+    greedy = all(
+        top is not None and logprob >= max(top.values(), default=logprob) - 1e-6 for logprob, top in zip(logprobs, tops)
+    )
     return make_score(logprobs, greedy, cut)

@@ -37,7 +37,7 @@ class TokenPair:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        return self.ids[self.start:]
+        return self.ids[self.start :]
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[list[int], int]:
@@ -46,13 +46,12 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
     if not context:
         return whole, 0
     alone = tokenizer.encode(context)
-    if whole[:len(alone)] == alone:
+    if whole[: len(alone)] == alone:
         return whole, len(alone)
     return whole, _boundary(tokenizer, context, continuation, whole, alone)
 
 
-def _boundary(tokenizer: Tokenizer, context: str, continuation: str, whole: Sequence[int],
-              alone: Sequence[int]) -> int:
+def _boundary(tokenizer: Tokenizer, context: str, continuation: str, whole: Sequence[int], alone: Sequence[int]) -> int:
     """The number of pieces inside the context, when a word crosses its end or the context alone is cut otherwise."""
     words = tokenizer.words(context + continuation)
     pieces = tokenizer.encode_words(words)
@@ -114,5 +113,5 @@ def fit(ids: Sequence[int], context_tokens: int, longest: int, cut: str = "conte
     else:
         right = min(over, max(0, continuation_tokens - 1))
         left = over - right
-    kept = tuple(ids[left:len(ids) - right])
+    kept = tuple(ids[left : len(ids) - right])
     return TokenPair(kept, max(1, context_tokens - left), over)

@@ -37,8 +37,7 @@ def mean_interval(values: Sequence[float], z: float = Z95) -> tuple[float, float
     return mean, mean - half, mean + half
 
 
-def perplexity_interval(losses: Sequence[float], tokens: Sequence[int],
-                        z: float = Z95) -> tuple[float, float, float]:
+def perplexity_interval(losses: Sequence[float], tokens: Sequence[int], z: float = Z95) -> tuple[float, float, float]:
     """(perplexity, low, high) of texts with these summed losses (nats) and token counts.
 
     Perplexity is exp of a ratio of sums over texts. The texts are what was sampled, so the interval is that of a ratio

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 
@@ -43,8 +43,8 @@ class VerseMeasure:
     rhyme: float
     loose_rhyme: float
     pattern: float
-    tones: Optional[float]
-    copied: Optional[float]
+    tones: float | None
+    copied: float | None
     repeated: float
 
 
@@ -54,7 +54,7 @@ class WrittenPoem:
 
     title: str
     text: str
-    nearest: Optional[Nearest] = None
+    nearest: Nearest | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,17 @@ class VerseResult:
         return asdict(self)
 
 
-def evaluate_verse(source: Union[str, Path, Model, Engine, None], data: Union[str, Path], train: Union[str, Path, None] = None, *,
-                   limit: int = 200, sampling: SamplingConfig = SAMPLING, show: int = 3, out: Union[str, Path, None] = None,
-                   progress: Progress = silent) -> VerseResult:
+def evaluate_verse(
+    source: str | Path | Model | Engine | None,
+    data: str | Path,
+    train: str | Path | None = None,
+    *,
+    limit: int = 200,
+    sampling: SamplingConfig = SAMPLING,
+    show: int = 3,
+    out: str | Path | None = None,
+    progress: Progress = silent,
+) -> VerseResult:
     """Have a model write poems and measure them.
 
     Args:
@@ -95,8 +103,16 @@ def evaluate_verse(source: Union[str, Path, Model, Engine, None], data: Union[st
     if source is not None:
         opened = source if isinstance(source, (Model, Engine)) else Model.load(source)
         engine, model = (opened, opened.name) if isinstance(opened, Engine) else (opened.engine, opened.origin)
-        record = Record(out, {"task": "verse", "model": model, "limit": limit, "sampling": asdict(sampling),
-                              "data": [[Path(path).name, sha256_file(path)] for path in (data, train) if path is not None]})
+        record = Record(
+            out,
+            {
+                "task": "verse",
+                "model": model,
+                "limit": limit,
+                "sampling": asdict(sampling),
+                "data": [[Path(path).name, sha256_file(path)] for path in (data, train) if path is not None],
+            },
+        )
         written = _write(engine, [title for title, _ in heldout], sampling, record, progress)
     index = PoemIndex(training) if training is not None else None
     columns = {"model": measure(written, index)} if source is not None else {}
@@ -105,34 +121,52 @@ def evaluate_verse(source: Union[str, Path, Model, Engine, None], data: Union[st
         columns["training poems"] = measure([text for _, text in _drawn(training, limit, seed)])
         bigrams, draws = BigramModel(training), np.random.default_rng(seed)
         columns["bigram model"] = measure([bigrams.sample(draws) for _ in range(len(heldout))], index)
-    poems = [WrittenPoem(title, text, index.nearest(text) if index is not None else None)
-             for (title, _), text in list(zip(heldout, written))[:show]]
+    poems = [
+        WrittenPoem(title, text, index.nearest(text) if index is not None else None)
+        for (title, _), text in list(zip(heldout, written))[:show]
+    ]
     result = VerseResult(model, columns, poems)
     if source is not None:
         record.finish(result.to_dict())
     return result
 
 
-def measure(texts: Sequence[str], index: Optional[PoemIndex] = None) -> VerseMeasure:
+def measure(texts: Sequence[str], index: PoemIndex | None = None) -> VerseMeasure:
     """Measure poems; with an index also what they copied from its poems."""
     right = [lines for text in texts if (lines := lines_of(text)) is not None]
     found, n = [prosody_of(lines) for lines in right], len(texts)
     copied = np.sum([index.copied(text) for text in texts], 0) if index is not None and texts else None
     counts = Counter(text.strip() for text in texts)
     return VerseMeasure(
-        n, len(right) / max(n, 1), sum(poem.rhyme for poem in found) / max(n, 1),
-        sum(poem.loose_rhyme for poem in found) / max(n, 1), sum(poem.pattern for poem in found) / max(n, 1),
+        n,
+        len(right) / max(n, 1),
+        sum(poem.rhyme for poem in found) / max(n, 1),
+        sum(poem.loose_rhyme for poem in found) / max(n, 1),
+        sum(poem.pattern for poem in found) / max(n, 1),
         sum(poem.tones for poem in found) / len(found) if found else None,
-        None if copied is None else float(copied[0] / max(copied[1], 1)), 1 - len(counts) / max(n, 1))
+        None if copied is None else float(copied[0] / max(copied[1], 1)),
+        1 - len(counts) / max(n, 1),
+    )
 
 
-def measure_temperatures(engine: Engine, titles: Sequence[str], temperatures: Sequence[float], *,
-                         constraint: Optional[Constraint] = None, sampling: SamplingConfig = SAMPLING) -> dict[float, VerseMeasure]:
+def measure_temperatures(
+    engine: Engine,
+    titles: Sequence[str],
+    temperatures: Sequence[float],
+    *,
+    constraint: Constraint | None = None,
+    sampling: SamplingConfig = SAMPLING,
+) -> dict[float, VerseMeasure]:
     """Measure a poem for each title, written at each temperature; the same seeds at all of them, one a title."""
     found, first = {}, sampling.seed or 0
     for temperature in temperatures:
-        made = generate_many(engine, [f"《{title}》\n" for title in titles], replace(sampling, temperature=temperature),
-                             seeds=range(first, first + len(titles)), constraint=constraint)
+        made = generate_many(
+            engine,
+            [f"《{title}》\n" for title in titles],
+            replace(sampling, temperature=temperature),
+            seeds=range(first, first + len(titles)),
+            constraint=constraint,
+        )
         found[temperature] = measure([one.text for one in made])
     return found
 
@@ -141,17 +175,27 @@ def _drawn(poems: list[tuple[str, str]], count: int, seed: int) -> list[tuple[st
     return random.Random(seed).sample(poems, min(count, len(poems)))
 
 
-def _write(engine: Engine, titles: Sequence[str], sampling: SamplingConfig, record: Record, progress: Progress) -> list[str]:
+def _write(
+    engine: Engine, titles: Sequence[str], sampling: SamplingConfig, record: Record, progress: Progress
+) -> list[str]:
     """A poem for each title; those that the record has are taken from there."""
     todo = [number for number in range(len(titles)) if str(number) not in record.outcomes]
     done, first = len(titles) - len(todo), sampling.seed or 0
     progress(done, len(titles), "poems")
     for start in range(0, len(todo), CHUNK):
-        numbers = todo[start:start + CHUNK]
-        made = generate_many(engine, [f"《{titles[number]}》\n" for number in numbers], sampling,
-                             seeds=[first + number for number in numbers])
-        record.add([Outcome(str(number), 0.0, 1, {"title": titles[number], "text": one.text})
-                    for number, one in zip(numbers, made)])
+        numbers = todo[start : start + CHUNK]
+        made = generate_many(
+            engine,
+            [f"《{titles[number]}》\n" for number in numbers],
+            sampling,
+            seeds=[first + number for number in numbers],
+        )
+        record.add(
+            [
+                Outcome(str(number), 0.0, 1, {"title": titles[number], "text": one.text})
+                for number, one in zip(numbers, made)
+            ]
+        )
         done += len(numbers)
         progress(done, len(titles), "poems")
     return [str(record.outcomes[str(number)].details["text"]) for number in range(len(titles))]

@@ -28,7 +28,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class Variants:
     """
 
     prefill_lengths: Sequence[int] = ()
-    decode_batches: Optional[Sequence[int]] = None
+    decode_batches: Sequence[int] | None = None
     eval_loss: bool = True
 
     def fixed(self, config: ModelConfig) -> dict[str, tuple[int, int]]:
@@ -77,18 +77,31 @@ class Variants:
         batches = self.decode_batches
         if batches is None:
             batches = DECODED if 4 * config.num_parameters < ONE_TOKEN_LIMIT else ()
-        for what, values, least, most in (("prefill length", self.prefill_lengths, 2, config.num_positions),
-                                          ("decode batch", batches, 1, MOST_DECODED)):
+        for what, values, least, most in (
+            ("prefill length", self.prefill_lengths, 2, config.num_positions),
+            ("decode batch", batches, 1, MOST_DECODED),
+        ):
             for value in values:
                 if not least <= value <= most:
                     raise InputError(f"a {what} of {value} must be from {least} to {most}")
-        return {**{f"prefill_{n}": (1, n) for n in sorted(set(self.prefill_lengths))},
-                **{"decode" if batch == 1 else f"decode_{batch}": (batch, 1) for batch in sorted(set(batches))}}
+        return {
+            **{f"prefill_{n}": (1, n) for n in sorted(set(self.prefill_lengths))},
+            **{"decode" if batch == 1 else f"decode_{batch}": (batch, 1) for batch in sorted(set(batches))},
+        }
 
 
-def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, tensor_parallel: int = 1,
-               progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-               pipeline: int = 1, dtype: Optional[str] = None, **variants: Any) -> Path:
+def export_run(
+    run: Path | str,
+    out: Path | str,
+    slots: int | None = None,
+    tensor_parallel: int = 1,
+    progress: Progress = silent,
+    sign_with: Path | str | None = None,
+    ranks: range | None = None,
+    pipeline: int = 1,
+    dtype: str | None = None,
+    **variants: Any,
+) -> Path:
     """Export the newest checkpoint of a run, or one checkpoint.
 
     Args:
@@ -110,8 +123,21 @@ def export_run(run: Path | str, out: Path | str, slots: Optional[int] = None, te
     if dtype is None:
         dtype = weights.dtype if weights.dtype in DTYPES and _device() != "CPU" else "float32"
     check(f"{run}: exporting", generation_need(model.config, slots, dtype), generation_need)
-    return export_bundle(weights, model.config, model.require_tokenizer(), out, model.sampling, slots, tensor_parallel,
-                         progress, sign_with, ranks, pipeline, dtype, **variants)
+    return export_bundle(
+        weights,
+        model.config,
+        model.require_tokenizer(),
+        out,
+        model.sampling,
+        slots,
+        tensor_parallel,
+        progress,
+        sign_with,
+        ranks,
+        pipeline,
+        dtype,
+        **variants,
+    )
 
 
 def _device() -> str:
@@ -120,10 +146,21 @@ def _device() -> str:
     return ms.get_context("device_target")
 
 
-def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: Any, out: Path | str,
-                  sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None, tensor_parallel: int = 1,
-                  progress: Progress = silent, sign_with: Optional[Path | str] = None, ranks: Optional[range] = None,
-                  pipeline: int = 1, dtype: str = "float32", **variants: Any) -> Path:
+def export_bundle(
+    weights: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    tokenizer: Any,
+    out: Path | str,
+    sampling: SamplingConfig = SamplingConfig(),
+    slots: int | None = None,
+    tensor_parallel: int = 1,
+    progress: Progress = silent,
+    sign_with: Path | str | None = None,
+    ranks: range | None = None,
+    pipeline: int = 1,
+    dtype: str = "float32",
+    **variants: Any,
+) -> Path:
     """Write a bundle; it appears complete or not at all.
 
     Args:
@@ -150,8 +187,10 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     out = Path(out)
     check_destination(out)
     if tokenizer.vocab_size > config.vocab_size:
-        raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
-                         "give the tokenizer that the model was trained with")
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
+            "give the tokenizer that the model was trained with"
+        )
     if dtype not in DTYPES:
         raise InputError(f"a bundle's weights are {' or '.join(DTYPES)}, not {shown(dtype)}")
     if dtype != "float32" and config.moe_layers:
@@ -182,8 +221,14 @@ def export_bundle(weights: Mapping[str, np.ndarray], config: ModelConfig, tokeni
     return out
 
 
-def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: int, layout: ParallelConfig,
-               variants: dict[str, Any], whole: bool) -> str:
+def _export_id(
+    weights: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    slots: int,
+    layout: ParallelConfig,
+    variants: dict[str, Any],
+    whole: bool,
+) -> str:
     """What all ranks of an export have in common, wherever they are written.
 
     Raises:
@@ -196,7 +241,16 @@ def _export_id(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: in
             raise InputError("only a checkpoint can be exported in parts: its ranks would not know each other")
         return secrets.token_hex(8)
     manifest = sha256_file(weights.checkpoint.folder / "manifest.json")
-    facts = (manifest, config, slots, layout.tensor, layout.pipeline, sorted(variants.items()), __version__, ms.__version__)
+    facts = (
+        manifest,
+        config,
+        slots,
+        layout.tensor,
+        layout.pipeline,
+        sorted(variants.items()),
+        __version__,
+        ms.__version__,
+    )
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
@@ -213,27 +267,37 @@ class _Writing:
     variants: Variants
     export_id: str
     ranks: range
-    key: Optional[bytes]
+    key: bytes | None
     progress: Progress
     dtype: str
 
     def write(self, folder: Path, mesh: Mesh) -> None:
         """Write one rank's bundle, or the only one."""
-        graphs = {name: graph_of(name, mesh) for name in ("prefill", *self.variants.fixed(self.config),
-                                                          *["eval_loss"] * self._scores(mesh))}
+        graphs = {
+            name: graph_of(name, mesh)
+            for name in ("prefill", *self.variants.fixed(self.config), *["eval_loss"] * self._scores(mesh))
+        }
         steps = (len(graphs) + 2) * len(self.ranks)
         done = self.ranks.index(mesh.rank) * (len(graphs) + 2)
         self._write_graphs(folder, mesh, lambda number, text: self.progress(done + number, steps, text))
         self.tokenizer.save(folder / "tokenizer")
         self.progress(done + len(graphs) + 1, steps, "checksums")
-        files = {path.relative_to(folder).as_posix(): sha256_file(path)
-                 for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = {
+            path.relative_to(folder).as_posix(): sha256_file(path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
         description = self._description(graphs, files)
         if mesh.parallel.world_size > 1:
             from pangu_lab.parallel.collectives import inference_group
 
-            description["parallel"] = {"tensor": mesh.size("tensor"), "pipeline": mesh.size("pipeline"), "rank": mesh.rank,
-                                       "group": inference_group(mesh).name, "export_id": self.export_id}
+            description["parallel"] = {
+                "tensor": mesh.size("tensor"),
+                "pipeline": mesh.size("pipeline"),
+                "rank": mesh.rank,
+                "group": inference_group(mesh).name,
+                "export_id": self.export_id,
+            }
         write_json_atomic(folder / DESCRIPTION, with_checksum(description))
         if self.key is not None:
             sign(folder, self.key)
@@ -251,8 +315,14 @@ class _Writing:
 
         tell(0, "building the network")
         ms.set_context(mode=ms.GRAPH_MODE)
-        parts = cached_parts(self.weights, self.config, self.slots, inference_group(mesh), mesh.layers(self.config.num_layers),
-                             self.dtype)
+        parts = cached_parts(
+            self.weights,
+            self.config,
+            self.slots,
+            inference_group(mesh),
+            mesh.layers(self.config.num_layers),
+            self.dtype,
+        )
         general = CachedNetwork(parts)
         made: dict[str, Any] = {"prefill": (general, general.dynamic_inputs())}
         for name, shape in self.variants.fixed(self.config).items():
@@ -272,15 +342,26 @@ class _Writing:
 
         config, tokenizer = self.config, self.tokenizer
         return {
-            "format": FORMAT, "version": VERSION, "name": self.name, "dtype": self.dtype,
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "dtype": self.dtype,
             "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "model": {**dataclasses.asdict(config), "num_parameters": config.num_parameters, "places": self.slots},
             "graphs": {name: {"file": f"{name}.mindir", **graph} for name, graph in graphs.items()},
-            "tokenizer": {"folder": "tokenizer", "kind": tokenizer.kind, "vocab_size": tokenizer.vocab_size,
-                          "fingerprint": tokenizer.fingerprint},
+            "tokenizer": {
+                "folder": "tokenizer",
+                "kind": tokenizer.kind,
+                "vocab_size": tokenizer.vocab_size,
+                "fingerprint": tokenizer.fingerprint,
+            },
             "special_ids": {"eod": tokenizer.eod_id, "pad": tokenizer.pad_id},
             "sampling": dataclasses.asdict(self.sampling),
-            "versions": {"pangu_lab": __version__, "mindspore": ms.__version__, "numpy": np.__version__,
-                         "python": platform.python_version()},
+            "versions": {
+                "pangu_lab": __version__,
+                "mindspore": ms.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
             "files": files,
         }

@@ -14,7 +14,7 @@ import hmac
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -23,16 +23,22 @@ from pangu_lab.errors import InputError
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.ranges import shown
 from pangu_lab.reading import checked, content_of, read_json
-from pangu_lab.schema import Count, Positive, Schema, Sha256
+from pangu_lab.schema import Count, Schema, Sha256
 
 DESCRIPTION, SIGNATURE = "bundle.json", "bundle.hmac"
 FORMAT, VERSION = "pangu-lab bundle", 1
 AGAIN = "export the bundle again"
 SHORTEST_KEY = 16  # bytes
 INT, FLOAT = "int32", "float32"
-EVAL_LOSS = {"inputs": [["ids", ["batch", "n"], INT], ["positions", ["batch", "n"], INT],
-                        ["labels", ["batch", "n"], INT], ["weights", ["batch", "n"], FLOAT]],
-             "outputs": [["loss_sums", ["batch"], FLOAT], ["weight_sums", ["batch"], FLOAT]]}
+EVAL_LOSS = {
+    "inputs": [
+        ["ids", ["batch", "n"], INT],
+        ["positions", ["batch", "n"], INT],
+        ["labels", ["batch", "n"], INT],
+        ["weights", ["batch", "n"], FLOAT],
+    ],
+    "outputs": [["loss_sums", ["batch"], FLOAT], ["weight_sums", ["batch"], FLOAT]],
+}
 _FIXED = re.compile(r"(decode|prefill)(?:_([1-9][0-9]{0,8}))?")
 FilePath = Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+(/[^/\\\x00-\x1f]+)*$", max_length=1000)]
 Size = Annotated[int, Field(ge=1, le=1 << 31)]
@@ -70,7 +76,7 @@ class _Description(Schema):
     sampling: dict[str, Any]
     files: dict[FilePath, Sha256]
     versions: dict[str, str]
-    parallel: Optional[_Parallel] = None
+    parallel: _Parallel | None = None
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -96,11 +102,13 @@ def cache_graph(batch: int | str, n: int | str, rows: int | str, mesh: Mesh = Me
     first = ["ids", [batch, n], INT] if mesh.is_first_stage else ["hidden", hidden, FLOAT]
     shapes = {"positions": [batch, n], "write": [batch, n], "read": [batch, "t" if n in (1, "n") else n]}
     last = mesh.is_last_stage
-    return {"inputs": [first, *([name, shape, INT] for name, shape in shapes.items()), *[["rows", [rows], INT]] * last],
-            "outputs": [["logits", [rows, "vocab_size"], FLOAT] if last else ["hidden", hidden, FLOAT]]}
+    return {
+        "inputs": [first, *([name, shape, INT] for name, shape in shapes.items()), *[["rows", [rows], INT]] * last],
+        "outputs": [["logits", [rows, "vocab_size"], FLOAT] if last else ["hidden", hidden, FLOAT]],
+    }
 
 
-def graph_of(name: str, mesh: Mesh = Mesh()) -> Optional[dict[str, Any]]:
+def graph_of(name: str, mesh: Mesh = Mesh()) -> dict[str, Any] | None:
     """Inputs and outputs of the graph called ``name`` in the bundle of a rank; None when no graph is called so."""
     if name == "prefill":
         return cache_graph("batch", "n", "m", mesh)
@@ -134,8 +142,10 @@ def read_description(folder: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         raise InputError(f"{path}: not a bundle's description")
     if description.get("version") != VERSION:
-        raise InputError(f"{path}: written in version {shown(description.get('version'), repr)} of the format, "
-                         f"this program reads version {VERSION}: {AGAIN}")
+        raise InputError(
+            f"{path}: written in version {shown(description.get('version'), repr)} of the format, "
+            f"this program reads version {VERSION}: {AGAIN}"
+        )
     if "sha256" in description and description["sha256"] != _sha256(description):
         raise InputError(f"{path}: changed since it was exported; copy it again or {AGAIN}")
     checked(description, _Description, str(path), AGAIN)
@@ -162,8 +172,10 @@ def read_key(path: Path | str) -> bytes:
     """
     key = content_of(path, "the key of signatures", 1 << 16)
     if len(key) < SHORTEST_KEY:
-        raise InputError(f"{path}: a key of {len(key)} bytes can be guessed; make one of {2 * SHORTEST_KEY} with "
-                         f"`head -c {2 * SHORTEST_KEY} /dev/urandom > {path}`")
+        raise InputError(
+            f"{path}: a key of {len(key)} bytes can be guessed; make one of {2 * SHORTEST_KEY} with "
+            f"`head -c {2 * SHORTEST_KEY} /dev/urandom > {path}`"
+        )
     return key
 
 
@@ -179,17 +191,24 @@ def verify_signature(folder: Path | str, key: bytes) -> None:
         InputError: there is no bundle, it was not signed, or it was signed with another key or changed since.
     """
     folder = Path(folder)
-    found = [folder] if (folder / DESCRIPTION).is_file() else sorted(
-        path.parent for path in folder.glob(f"rank_*/{DESCRIPTION}"))
+    found = (
+        [folder]
+        if (folder / DESCRIPTION).is_file()
+        else sorted(path.parent for path in folder.glob(f"rank_*/{DESCRIPTION}"))
+    )
     if not found:
         raise InputError(f"{folder}: only bundles are signed: make one with `pangu-lab export --sign KEY`")
     for one in found:
         if not (one / SIGNATURE).is_file():
-            raise InputError(f"{one}: not signed: make it again with `pangu-lab export --sign KEY`, or leave out --verify")
+            raise InputError(
+                f"{one}: not signed: make it again with `pangu-lab export --sign KEY`, or leave out --verify"
+            )
         told = content_of(one / SIGNATURE, "the signature", 1 << 10).strip()
         if not hmac.compare_digest(told, _signature(one, key).encode()):
-            raise InputError(f"{one}: its signature is not of this key and this content: do not use it, unless you know "
-                             "who changed it")
+            raise InputError(
+                f"{one}: its signature is not of this key and this content: do not use it, unless you know "
+                "who changed it"
+            )
 
 
 def _signature(folder: Path, key: bytes) -> str:

@@ -40,8 +40,15 @@ class Bundle(Engine):
         description: the content of ``bundle.json``.
     """
 
-    def __init__(self, folder: Path, description: dict[str, Any], runner: Runner, tokenizer: Any,
-                 sampling: SamplingConfig, first: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        description: dict[str, Any],
+        runner: Runner,
+        tokenizer: Any,
+        sampling: SamplingConfig,
+        first: Any,
+    ) -> None:
         super().__init__(runner, tokenizer, sampling, description["name"])
         self.folder, self.description = folder, description
         self._first, self._eval_loss = first, None
@@ -57,8 +64,9 @@ class Bundle(Engine):
         runner, self._first = load_runner(self.folder, self.description)
         return runner
 
-    def eval_loss(self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray,
-                  weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def eval_loss(
+        self, ids: np.ndarray, positions: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Negative log-likelihoods of a batch of sequences.
 
         Args:
@@ -90,8 +98,12 @@ def model_config(description: dict[str, Any]) -> ModelConfig:
         InputError: they are none that a network can have.
     """
     known = {field.name for field in dataclasses.fields(ModelConfig)}
-    return config_from_dict({"model": {key: value for key, value in description["model"].items() if key in known},
-                             "data": {"seq_length": 1}}).model
+    return config_from_dict(
+        {
+            "model": {key: value for key, value in description["model"].items() if key in known},
+            "data": {"seq_length": 1},
+        }
+    ).model
 
 
 def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
@@ -108,10 +120,14 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
     folder = Path(folder)
     description = read_bundle(folder)
     if "parallel" in description:
-        raise InputError(f"{folder}: exported for {layout_of(description).world_size} processes, which share the "
-                         "model: serve it with --nproc, or export it for one")
+        raise InputError(
+            f"{folder}: exported for {layout_of(description).world_size} processes, which share the "
+            "model: serve it with --nproc, or export it for one"
+        )
     runner, first = load_runner(folder, description, verify)
-    return Bundle(folder, description, runner, load_bundle_tokenizer(folder, description), sampling_of(description), first)
+    return Bundle(
+        folder, description, runner, load_bundle_tokenizer(folder, description), sampling_of(description), first
+    )
 
 
 def read_bundle(folder: Path | str) -> dict[str, Any]:
@@ -130,7 +146,7 @@ def read_bundle(folder: Path | str) -> dict[str, Any]:
 def rank_folders(folder: Path | str) -> dict[int, Path]:
     """The bundles of single ranks below ``folder``, by rank."""
     found = (path.parent for path in Path(folder).glob(f"rank_*/{DESCRIPTION}"))
-    return {int(path.name.removeprefix("rank_")): path for path in found if path.name[len("rank_"):].isdecimal()}
+    return {int(path.name.removeprefix("rank_")): path for path in found if path.name[len("rank_") :].isdecimal()}
 
 
 def load_bundle_tokenizer(folder: Path, description: dict[str, Any]) -> Any:
@@ -168,13 +184,24 @@ def load_runner(folder: Path, description: dict[str, Any], verify: bool = True) 
             _share(first, fixed[batch, n])
     alone = "parallel" not in description
     native = native_decoder(first.parameters_dict(), config, model["places"]) if alone else None
-    return make_runner(mesh_of(description), first, model["vocab_size"], model["num_positions"], model["places"], fixed,
-                       READ_SIZES, tokens_at_once(config), native), first
+    return make_runner(
+        mesh_of(description),
+        first,
+        model["vocab_size"],
+        model["num_positions"],
+        model["places"],
+        fixed,
+        READ_SIZES,
+        tokens_at_once(config),
+        native,
+    ), first
 
 
 def rank_need(description: dict[str, Any]) -> Need:
     """Memory that one process needs to run a bundle; of several, each with its part of weights and cache."""
-    return part_need(model_config(description), description["model"]["places"], mesh_of(description), dtype_of(description))
+    return part_need(
+        model_config(description), description["model"]["places"], mesh_of(description), dtype_of(description)
+    )
 
 
 def dtype_of(description: dict[str, Any]) -> str:
@@ -191,8 +218,10 @@ def _check_sizes(folder: Path, description: dict[str, Any], graph: Any) -> None:
     wanted = inference_shapes(model_config(description), description["model"]["places"], mesh_of(description))
     for name in sorted({*held, *wanted}):
         if held.get(name) != wanted.get(name):
-            raise InputError(f"{folder / DESCRIPTION}: its sizes are not those of the graphs: {name} would be "
-                             f"{wanted.get(name, 'nowhere')}, and is {held.get(name, 'nowhere')}: {AGAIN}")
+            raise InputError(
+                f"{folder / DESCRIPTION}: its sizes are not those of the graphs: {name} would be "
+                f"{wanted.get(name, 'nowhere')}, and is {held.get(name, 'nowhere')}: {AGAIN}"
+            )
 
 
 def verify_files(folder: Path, files: dict[str, str]) -> None:
@@ -222,8 +251,10 @@ def _load_graph(folder: Path, description: dict[str, Any], name: str, fixed_shap
         graph = _streamed_graph(path.resolve()) if streamed else nn.GraphCell(ms.load(str(path.resolve())))
     except (RuntimeError, ValueError) as error:
         written = description["versions"].get("mindspore")
-        raise InputError(f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
-                         f"({str(error).splitlines()[0]})") from None
+        raise InputError(
+            f"{path}: MindSpore {ms.__version__} cannot read this graph, which {written} wrote "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     graph.set_train(False)
     if not fixed_shapes:
         graph.set_inputs(*_placeholders(description["graphs"][name]["inputs"], description["model"]["hidden_size"]))
@@ -255,8 +286,12 @@ def _placeholders(inputs: list[Any], hidden: int) -> list[Any]:
     import mindspore as ms
 
     known = {"hidden_size": hidden}
-    return [ms.Tensor(shape=[size if isinstance(size, int) else known.get(size) for size in shape], dtype=getattr(ms, dtype))
-            for _, shape, dtype in inputs]
+    return [
+        ms.Tensor(
+            shape=[size if isinstance(size, int) else known.get(size) for size in shape], dtype=getattr(ms, dtype)
+        )
+        for _, shape, dtype in inputs
+    ]
 
 
 def _share(first: Any, second: Any) -> None:

@@ -17,7 +17,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Optional
+from typing import Any, BinaryIO
 
 WEIGHTS = "weights"
 OPEN_FILES = "/proc/self/fd"  # on Linux: an open folder by its number
@@ -64,8 +64,8 @@ class SharedWeights:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._places: dict[str, tuple[str, int, int]] = {}
-        self._zeros: Optional[tuple[str, int, int]] = None
-        self._file: Optional[BinaryIO] = None
+        self._zeros: tuple[str, int, int] | None = None
+        self._file: BinaryIO | None = None
         self._number = -1
         (folder / WEIGHTS).mkdir()
 
@@ -120,7 +120,11 @@ def without_weights(path: Path, folder: Path) -> dict[str, tuple[Path, int, int]
     found = {}
     for parameter in model.graph.parameter:
         data = parameter.external_data
-        found[parameter.name.partition(":")[2] or parameter.name] = (path.parent / data.location, data.offset, data.length)
+        found[parameter.name.partition(":")[2] or parameter.name] = (
+            path.parent / data.location,
+            data.offset,
+            data.length,
+        )
         data.location, data.offset = "zeros", len(HEADER)
     with open(folder / "zeros", "wb") as file:
         file.write(HEADER)
@@ -133,7 +137,7 @@ def _data(parameter: Any, folder: Path) -> Iterator[bytes]:
     """A parameter's bytes, from inside the graph or from the data file that it names."""
     if not parameter.external_data.length:
         for start in range(0, len(parameter.raw_data), BLOCK):
-            yield parameter.raw_data[start:start + BLOCK]
+            yield parameter.raw_data[start : start + BLOCK]
         return
     with open(os.path.join(folder, parameter.external_data.location), "rb") as file:
         file.seek(parameter.external_data.offset)

@@ -9,6 +9,24 @@ from pangu_lab.generate.runner import Runner, network_runner
 from pangu_lab.generate.sampling import History, Stage, choose, explain
 from pangu_lab.generate.sequence import Completion, TokenLogprob
 
-__all__ = ["Completion", "CompletionStream", "Constraint", "Engine", "History", "Runner", "Stage", "TokenLogprob", "Verse",
-           "choose", "decode_seconds", "engine_from_weights", "explain", "generate", "generate_many", "network_runner",
-           "plot_seconds", "plot_stages", "stream"]
+__all__ = [
+    "Completion",
+    "CompletionStream",
+    "Constraint",
+    "Engine",
+    "History",
+    "Runner",
+    "Stage",
+    "TokenLogprob",
+    "Verse",
+    "choose",
+    "decode_seconds",
+    "engine_from_weights",
+    "explain",
+    "generate",
+    "generate_many",
+    "network_runner",
+    "plot_seconds",
+    "plot_stages",
+    "stream",
+]

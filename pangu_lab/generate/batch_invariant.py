@@ -39,8 +39,9 @@ def make_batch_invariant(runner: Runner, largest: int = TRIED[0]) -> tuple[int, 
         trial = _Trial(runner, np.array(slots).reshape(largest, STEPS))
         trial.logits([0])  # only after a first step is it known whether kernels or graph decode
         sizes = [] if runner.decodes_by_kernels else [size for size in TRIED if size <= largest]
-        runner.batch_sizes = next((found for index in range(len(sizes))
-                                   if (found := _agreeing(trial, sizes[index:]))), ())
+        runner.batch_sizes = next(
+            (found for index in range(len(sizes)) if (found := _agreeing(trial, sizes[index:]))), ()
+        )
     return runner.batch_sizes
 
 
@@ -56,8 +57,12 @@ class _Trial:
         rows = np.array(members)
         for step in range(min(STEPS, self.runner.max_length)):
             position = np.full((len(rows), 1), step)
-            logits = self.runner.run(self.ids[rows, step:step + 1], position, self.slots[rows, step:step + 1],
-                                     self.slots[rows, :step + 1])
+            logits = self.runner.run(
+                self.ids[rows, step : step + 1],
+                position,
+                self.slots[rows, step : step + 1],
+                self.slots[rows, : step + 1],
+            )
         return dict(zip(members, logits))
 
 

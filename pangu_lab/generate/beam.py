@@ -10,15 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate.constraint import Constraint
 from pangu_lab.generate.sampling import History, constrain, log_softmax
-from pangu_lab.generate.sequence import (END_OF_DOCUMENT, FULL, LENGTH, STOP, Completion, Delta, Prompt, TokenLogprob,
-                                         token_logprob)
+from pangu_lab.generate.sequence import (
+    END_OF_DOCUMENT,
+    FULL,
+    LENGTH,
+    STOP,
+    Completion,
+    Delta,
+    Prompt,
+    TokenLogprob,
+    token_logprob,
+)
 from pangu_lab.generate.text import BadWords, TextWriter, TokenizerLike, unknown_ids, written_forms
 
 
@@ -37,8 +45,9 @@ class BeamSearch:
 
     whole_prompt = False
 
-    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig,
-                 constraint: Optional[Constraint] = None) -> None:
+    def __init__(
+        self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, constraint: Constraint | None = None
+    ) -> None:
         self.tokenizer, self.prompt, self.config = tokenizer, prompt, config
         self.limit = min(config.max_new_tokens, prompt.room)
         self.width, self.new_slots = config.num_beams, config.num_beams * max(self.limit - 1, 0)
@@ -51,7 +60,7 @@ class BeamSearch:
         if not self.limit:
             self._finish_all(LENGTH)
 
-    def begin(self, logits: Optional[np.ndarray]) -> list[Delta]:
+    def begin(self, logits: np.ndarray | None) -> list[Delta]:
         return self.accept(logits) if self.rows else []
 
     def accept(self, logits: np.ndarray) -> list[Delta]:
@@ -67,7 +76,7 @@ class BeamSearch:
         return []
 
     def completions(self) -> list[Completion]:
-        return sorted(self.finished, key=lambda item: -item.score)[:self.config.num_return_sequences]
+        return sorted(self.finished, key=lambda item: -item.score)[: self.config.num_return_sequences]
 
     def _finish_all(self, reason: str) -> None:
         for beam in self.rows:
@@ -76,7 +85,7 @@ class BeamSearch:
 
     def _advance(self, beams: Sequence[_Beam], logits: np.ndarray) -> list[_Beam]:
         """The best continuations: ended ones are added to the finished, the best ``num_beams`` others continue."""
-        raw = logits[:, :self.tokenizer.vocab_size]
+        raw = logits[:, : self.tokenizer.vocab_size]
         allowed = np.stack([log_softmax(self._constrained(beam, row)) for beam, row in zip(beams, raw)])
         totals = (allowed + np.array([[beam.logprob] for beam in beams])).reshape(-1)
         spare = 1 + len(set(self.ends)) + len(self.stop)  # a candidate that ends a text must not displace a beam
@@ -87,8 +96,12 @@ class BeamSearch:
             if len(living) == self.config.num_beams or totals[best] == -np.inf:
                 break
             row, index = divmod(int(best), raw.shape[1])
-            child = _Beam((*beams[row].new_ids, index), float(totals[best]), self._told(beams[row], raw[row], index),
-                          list(beams[row].slots))
+            child = _Beam(
+                (*beams[row].new_ids, index),
+                float(totals[best]),
+                self._told(beams[row], raw[row], index),
+                list(beams[row].slots),
+            )
             if index in self.ends:
                 self._finish(child, END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
             elif self._stops(child):
@@ -101,8 +114,11 @@ class BeamSearch:
         read = [*self.prompt.ids, *beam.new_ids]
         banned = self.bad_words.banned(self.bad_words.tail(self.tokenizer, read)) if self.config.bad_words else ()
         allowed = self._allowed(beam.new_ids) if self._allowed is not None else None
-        return constrain(logits, self.config, History(self.prompt.ids, list(beam.new_ids), self.ends, banned,
-                                                        unknown_ids(self.tokenizer), allowed))
+        return constrain(
+            logits,
+            self.config,
+            History(self.prompt.ids, list(beam.new_ids), self.ends, banned, unknown_ids(self.tokenizer), allowed),
+        )
 
     def _told(self, parent: _Beam, logits: np.ndarray, index: int) -> tuple[TokenLogprob, ...]:
         if self.config.logprobs is None or index in self.ends:
@@ -127,9 +143,12 @@ class BeamSearch:
         writer = self._written(new[:-1] if ended else new)
         writer.end()
         text = self.prompt.text + writer.text if self.config.echo else writer.text
-        logprobs = None if self.config.logprobs is None else beam.logprobs[:writer.kept]
-        self.finished.append(Completion(text, new[:writer.kept], self.prompt.ids, reason, 0, self.prompt.warnings,
-                                        logprobs, None, score))
+        logprobs = None if self.config.logprobs is None else beam.logprobs[: writer.kept]
+        self.finished.append(
+            Completion(
+                text, new[: writer.kept], self.prompt.ids, reason, 0, self.prompt.warnings, logprobs, None, score
+            )
+        )
 
     def _decided(self, beams: Sequence[_Beam]) -> bool:
         """Whether no active beam can beat the ``num_beams`` best finished ones."""

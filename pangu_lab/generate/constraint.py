@@ -21,7 +21,9 @@ from pangu_lab.corpus.verse import FORMS
 from pangu_lab.errors import InputError
 from pangu_lab.generate.text import TokenizerLike
 
-Allowed = Callable[[Sequence[int]], np.ndarray]  # ids generated so far → ids that may come next, (n,) int64, at least one
+Allowed = Callable[
+    [Sequence[int]], np.ndarray
+]  # ids generated so far → ids that may come next, (n,) int64, at least one
 
 
 class Constraint(Protocol):
@@ -53,7 +55,9 @@ class Verse:
 
     def __post_init__(self) -> None:
         if (self.lines, self.length) not in FORMS:
-            raise InputError(f"verse of {self.lines} lines of {self.length} characters: there are 4 or 8 lines, of 5 or 7")
+            raise InputError(
+                f"verse of {self.lines} lines of {self.length} characters: there are 4 or 8 lines, of 5 or 7"
+            )
         if len(self.acrostic) > self.lines:
             raise InputError(f"acrostic={self.acrostic!r} has {len(self.acrostic)} characters for {self.lines} lines")
 
@@ -64,14 +68,17 @@ class Verse:
 
     def start(self, tokenizer: TokenizerLike, limit: int) -> Allowed:
         if limit < self.tokens:
-            raise InputError(f"verse of {self.lines} lines of {self.length} characters needs {self.tokens} tokens and has room "
-                             f"for {limit}: set sampling.max_new_tokens, or shorten the prompt")
+            raise InputError(
+                f"verse of {self.lines} lines of {self.length} characters needs {self.tokens} tokens and has room "
+                f"for {limit}: set sampling.max_new_tokens, or shorten the prompt"
+            )
         ids = _characters(tokenizer)
         lacking = [sign for sign in ("，", "。", "\n", *self.acrostic) if sign not in ids]
         if lacking:
             raise InputError(f"the vocabulary has no token for {lacking[0]!r} alone, which this verse needs")
-        return functools.partial(self._allowed, ids, np.array([ids[sign] for sign in ids if _is_han(sign)], np.int64),
-                                 tokenizer.eod_id)
+        return functools.partial(
+            self._allowed, ids, np.array([ids[sign] for sign in ids if _is_han(sign)], np.int64), tokenizer.eod_id
+        )
 
     def _allowed(self, ids: Mapping[str, int], han: np.ndarray, end: int, new: Sequence[int]) -> np.ndarray:
         row = 2 * self.length + 3  # a row of text: two lines, ， 。 and the line break

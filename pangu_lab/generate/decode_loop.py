@@ -26,7 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -62,7 +62,7 @@ class Policy(Protocol):
     @property
     def rows(self) -> Sequence[Row]: ...
 
-    def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
+    def begin(self, logits: np.ndarray | None) -> Sequence[Delta]:
         """Take the logits of the prompt: of all its tokens, or of the last; None if none were needed."""
 
     def accept(self, logits: np.ndarray) -> Sequence[Delta]:
@@ -90,7 +90,7 @@ class Request:
         self.prompt, self.policy, self.owner = prompt, policy, owner
         self.slots: list[int] = []
         self.tokens, self.taken_out = 0, False
-        self.error: Optional[Exception] = None
+        self.error: Exception | None = None
         self._unused: list[int] = []
         self._cancelled = threading.Event()
 
@@ -126,14 +126,14 @@ class Request:
             row.slots.append(self._unused.pop())
         return rows
 
-    def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
+    def begin(self, logits: np.ndarray | None) -> Sequence[Delta]:
         """Its prompt has been fed."""
         return self.policy.begin(logits)
 
     def deliver(self, deltas: Sequence[Delta]) -> None:
         """Called after every step that added something, with what can be shown."""
 
-    def ended(self, error: Optional[Exception]) -> None:
+    def ended(self, error: Exception | None) -> None:
         """It has left the loop and holds no slots; ``error`` is what failed in it or in the network."""
         self.error = error
 
@@ -156,7 +156,7 @@ class FairQueue:
         with self._lock:
             self._owners.setdefault(request.owner, collections.deque()).append(request)
 
-    def first(self) -> Optional[Request]:
+    def first(self) -> Request | None:
         with self._lock:
             return next(iter(self._owners.values()))[0] if self._owners else None
 
@@ -233,7 +233,7 @@ class DecodeLoop:
         return sum(len(request.policy.rows) for request in list(self.running))
 
     @property
-    def next_in(self) -> Optional[Request]:
+    def next_in(self) -> Request | None:
         """The first in turn, if the batch and the cache have room for it."""
         request = self.waiting.first()
         if request is None or request.slots_needed > self.runner.pool.free:
@@ -248,7 +248,7 @@ class DecodeLoop:
         ended += self._take_out(self.waiting.remove(lambda request: request.unwanted()))
         return ended + self._prefill()
 
-    def end_all(self, error: Optional[Exception] = None) -> None:
+    def end_all(self, error: Exception | None = None) -> None:
         """Remove all requests, running and waiting, as they are."""
         self._begun.clear()
         for request in [*self.running, *self.waiting.remove(lambda request: True)]:
@@ -274,7 +274,7 @@ class DecodeLoop:
 
     def _prefill(self) -> list[Request]:
         """Feed the prompts that there is room for, as many at the same time as there are stages."""
-        begun: collections.deque[tuple[Request, Optional[Callable[[], np.ndarray]]]] = collections.deque()
+        begun: collections.deque[tuple[Request, Callable[[], np.ndarray] | None]] = collections.deque()
         ended: list[Request] = []
         for _ in range(self.prefills):
             if len(begun) == self.runner.stages:
@@ -286,15 +286,15 @@ class DecodeLoop:
             ended += self._read(request, logits)
         return ended
 
-    def _begin_prompt(self, request: Request) -> Optional[Callable[[], np.ndarray]]:
+    def _begin_prompt(self, request: Request) -> Callable[[], np.ndarray] | None:
         ids, policy = request.prompt.read, request.policy
         if not policy.rows and not policy.whole_prompt:
             return None
         self.counts.prompts += 1
         self.counts.prompt_tokens += len(ids)
-        return self.runner.start(*_prompt(ids, request.slots[:len(ids)], policy.whole_prompt))
+        return self.runner.start(*_prompt(ids, request.slots[: len(ids)], policy.whole_prompt))
 
-    def _read(self, request: Request, logits: Optional[Callable[[], np.ndarray]]) -> list[Request]:
+    def _read(self, request: Request, logits: Callable[[], np.ndarray] | None) -> list[Request]:
         policy = request.policy
         return self._advance(request, policy.width if policy.rows else 0, request.begin, logits and logits())
 
@@ -307,7 +307,7 @@ class DecodeLoop:
         logits = step.logits()
         for request, count in step.parts:
             if request in self.running:  # it may have been taken out meanwhile
-                ended += self._advance(request, count, request.policy.accept, logits[start:start + count])
+                ended += self._advance(request, count, request.policy.accept, logits[start : start + count])
             start += count
         now = time.monotonic()
         seconds, self._ended = now - max(step.started, self._ended), now
@@ -318,7 +318,9 @@ class DecodeLoop:
 
     def _begin_steps(self) -> None:
         """Begin steps of groups of about the same size, one for each stage."""
-        self._begun = collections.deque(step for step in self._begun if any(one in self.running for one, _ in step.parts))
+        self._begun = collections.deque(
+            step for step in self._begun if any(one in self.running for one, _ in step.parts)
+        )
         busy = {id(request) for step in self._begun for request, _ in step.parts}
         idle = collections.deque(request for request in self.running if id(request) not in busy)
         size = -(-self.sequences // self.runner.stages)
@@ -333,8 +335,9 @@ class DecodeLoop:
             logits = begin_step(self.runner, [row for _, rows in parts for row in rows])
             self._begun.append(_Step([(request, len(rows)) for request, rows in parts], logits, started))
 
-    def _advance(self, request: Request, count: int, choose: Callable[..., Sequence[Delta]],
-                 logits: Optional[np.ndarray]) -> list[Request]:
+    def _advance(
+        self, request: Request, count: int, choose: Callable[..., Sequence[Delta]], logits: np.ndarray | None
+    ) -> list[Request]:
         """Choose ``count`` tokens of a request and tell its client; returns the request if that ended it."""
         with _its_own(request):
             deltas = choose(logits)
@@ -346,7 +349,7 @@ class DecodeLoop:
         self._finish(request, request.error)
         return [request]
 
-    def _finish(self, request: Request, error: Optional[Exception]) -> None:
+    def _finish(self, request: Request, error: Exception | None) -> None:
         if request in self.running:
             self.running.remove(request)
         self.runner.pool.give_back(request.slots)
@@ -368,7 +371,7 @@ def prefill(runner: Runner, ids: Sequence[int], slots: Sequence[int], all_rows: 
     return runner.run(*_prompt(ids, slots, all_rows))
 
 
-def _prompt(ids: Sequence[int], slots: Sequence[int], all_rows: bool) -> tuple[Optional[np.ndarray], ...]:
+def _prompt(ids: Sequence[int], slots: Sequence[int], all_rows: bool) -> tuple[np.ndarray | None, ...]:
     """What ``Runner.run`` takes of a prompt."""
     rows = np.arange(len(ids)) if all_rows else None
     return np.array([ids]), np.arange(len(ids))[None], np.array([slots]), np.array([slots]), rows
@@ -379,5 +382,9 @@ def begin_step(runner: Runner, rows: Sequence[Row]) -> Callable[[], np.ndarray]:
     lengths = np.array([len(row.slots) for row in rows])
     longest = int(lengths.max())
     read = np.array([row.slots + row.slots[-1:] * (longest - length) for row, length in zip(rows, lengths)])
-    return runner.start(np.array([[row.new_ids[-1]] for row in rows]), (lengths - 1)[:, None],
-                        np.array([[row.slots[-1]] for row in rows]), read)
+    return runner.start(
+        np.array([[row.new_ids[-1]] for row in rows]),
+        (lengths - 1)[:, None],
+        np.array([[row.slots[-1]] for row in rows]),
+        read,
+    )

@@ -16,7 +16,6 @@ import collections
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Optional
 
 import numpy as np
 
@@ -44,11 +43,14 @@ class Engine:
         name: a display name.
     """
 
-    def __init__(self, runner: Runner, tokenizer: TokenizerLike, sampling: SamplingConfig = SamplingConfig(),
-                 name: str = "") -> None:
+    def __init__(
+        self, runner: Runner, tokenizer: TokenizerLike, sampling: SamplingConfig = SamplingConfig(), name: str = ""
+    ) -> None:
         if tokenizer.vocab_size > runner.vocab_size:
-            raise InputError(f"the tokenizer has {tokenizer.vocab_size} pieces and the model {runner.vocab_size}: "
-                             "give the tokenizer that the model was trained with")
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size} pieces and the model {runner.vocab_size}: "
+                "give the tokenizer that the model was trained with"
+            )
         self.runner, self.tokenizer, self.sampling, self.name = runner, tokenizer, sampling, name
         self.vocab_size, self.max_length = runner.vocab_size, runner.max_length
         self._slots: list[int] = []
@@ -87,12 +89,17 @@ class Engine:
     def _feed(self, ids: Sequence[int]) -> np.ndarray:
         check_prompt(ids, self.vocab_size)
         if self.length + len(ids) > self.max_length:
-            raise InputError(f"the sequence would have {self.length + len(ids)} tokens, the model holds "
-                             f"{self.max_length}")
+            raise InputError(
+                f"the sequence would have {self.length + len(ids)} tokens, the model holds {self.max_length}"
+            )
         new = self.runner.pool.take(len(ids))
         self._slots += new
-        logits = self.runner.run(np.array([ids]), np.arange(self.length, self.length + len(ids))[None],
-                                 np.array([new]), np.array([self._slots]))
+        logits = self.runner.run(
+            np.array([ids]),
+            np.arange(self.length, self.length + len(ids))[None],
+            np.array([new]),
+            np.array([self._slots]),
+        )
         self.length += len(ids)
         return logits[0]
 
@@ -126,9 +133,14 @@ def check_prompt(ids: Sequence[int], vocab_size: int) -> None:
 # ------------------------------------------------------------------------------------------------- making engines
 
 
-def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, tokenizer: TokenizerLike,
-                        sampling: SamplingConfig = SamplingConfig(), slots: Optional[int] = None,
-                        name: str = "") -> Engine:
+def engine_from_weights(
+    weights: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    tokenizer: TokenizerLike,
+    sampling: SamplingConfig = SamplingConfig(),
+    slots: int | None = None,
+    name: str = "",
+) -> Engine:
     """An engine over weights under their released names.
 
     Args:
@@ -141,8 +153,13 @@ def engine_from_weights(weights: Mapping[str, np.ndarray], config: ModelConfig, 
     return Engine(network_runner(weights, config, slots), tokenizer, sampling, name)
 
 
-def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
-             explain: bool = False, constraint: Optional[Constraint] = None) -> Completion:
+def generate(
+    engine: Engine,
+    prompt: str,
+    sampling: SamplingConfig | None = None,
+    explain: bool = False,
+    constraint: Constraint | None = None,
+) -> Completion:
     """Continue ``prompt``.
 
     Args:
@@ -159,10 +176,15 @@ def generate(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = N
     return generate_many(engine, [prompt], sampling, explain=explain, constraint=constraint)[0]
 
 
-def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[SamplingConfig] = None,
-                  progress: Progress = silent, explain: bool = False,
-                  seeds: Optional[Sequence[int]] = None,
-                  constraint: Optional[Constraint] = None) -> list[Completion]:
+def generate_many(
+    engine: Engine,
+    prompts: Sequence[str],
+    sampling: SamplingConfig | None = None,
+    progress: Progress = silent,
+    explain: bool = False,
+    seeds: Sequence[int] | None = None,
+    constraint: Constraint | None = None,
+) -> list[Completion]:
     """Continue every prompt, several at a time; each as ``generate`` would by itself.
 
     Args:
@@ -172,11 +194,12 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     config = sampling or engine.sampling
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 and explain:
-        raise InputError("beam search ranks whole texts, not the next token: explain needs "
-                         "sampling.num_beams of 1")
+        raise InputError("beam search ranks whole texts, not the next token: explain needs sampling.num_beams of 1")
     seeds = seeds or [seed_of(config)] * len(prompts)
-    groups = [_requests_of(engine, prompt, config, seed, explain, constraint)
-              for prompt, seed in zip(prompts, seeds, strict=True)]
+    groups = [
+        _requests_of(engine, prompt, config, seed, explain, constraint)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     requests, done = [request for group in groups for request in group], 0
     total = sum(request.policy.width for request in requests)
     progress(0, total, "sequences")
@@ -187,8 +210,9 @@ def generate_many(engine: Engine, prompts: Sequence[str], sampling: Optional[Sam
     return [grouped([one for request in group for one in request.policy.completions()]) for group in groups]
 
 
-def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = None,
-           constraint: Optional[Constraint] = None) -> CompletionStream:
+def stream(
+    engine: Engine, prompt: str, sampling: SamplingConfig | None = None, constraint: Constraint | None = None
+) -> CompletionStream:
     """Continue ``prompt``, giving the text piece by piece.
 
     Returns:
@@ -201,7 +225,9 @@ def stream(engine: Engine, prompt: str, sampling: Optional[SamplingConfig] = Non
     check_ids(config, engine.tokenizer.vocab_size)
     if config.num_beams > 1 or config.num_return_sequences > 1:
         raise InputError("a stream generates one text: set sampling.num_beams and sampling.num_return_sequences to 1")
-    return CompletionStream(engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config, constraint)
+    return CompletionStream(
+        engine, prepare_prompt(prompt, engine.tokenizer, config, engine.max_length), config, constraint
+    )
 
 
 class CompletionStream(Iterator[str]):
@@ -213,8 +239,9 @@ class CompletionStream(Iterator[str]):
         slots_needed: of the cache, taken when the iteration begins.
     """
 
-    def __init__(self, engine: Engine, prompt: Prompt, config: SamplingConfig,
-                 constraint: Optional[Constraint] = None) -> None:
+    def __init__(
+        self, engine: Engine, prompt: Prompt, config: SamplingConfig, constraint: Constraint | None = None
+    ) -> None:
         policy = Sampling(engine.tokenizer, prompt, config, seed_of(config), constraint=constraint)
         self._request = _StreamedRequest(prompt, policy)
         self._steps = _decode(engine, [self._request])
@@ -256,8 +283,9 @@ class _StreamedRequest(Request):
         self.pieces.extend(delta.text for delta in deltas if delta.text)
 
 
-def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, explain: bool,
-                 constraint: Optional[Constraint]) -> list[Request]:
+def _requests_of(
+    engine: Engine, text: str, config: SamplingConfig, seed: int, explain: bool, constraint: Constraint | None
+) -> list[Request]:
     """The sequences of a prompt in parts that fit the cache and the size of a batch."""
     prompt = prepare_prompt(text, engine.tokenizer, config, engine.max_length)
     if config.num_beams > 1:
@@ -265,9 +293,12 @@ def _requests_of(engine: Engine, text: str, config: SamplingConfig, seed: int, e
     free = engine.runner.pool.slots - len(prompt.ids)
     size = max(1, min(free // max(min(config.max_new_tokens, prompt.room) - 1, 1), MAX_BATCH))
     numbers = range(config.num_return_sequences)
-    return [Request(prompt, Sampling(engine.tokenizer, prompt, config, seed, numbers[start:start + size], explain,
-                                     constraint))
-            for start in range(0, len(numbers), size)]
+    return [
+        Request(
+            prompt, Sampling(engine.tokenizer, prompt, config, seed, numbers[start : start + size], explain, constraint)
+        )
+        for start in range(0, len(numbers), size)
+    ]
 
 
 def _decode(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Request]]:

@@ -14,7 +14,7 @@ import ctypes
 import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,10 @@ from pangu_lab.model.parameters import FINAL_NORM, POSITION, WORD, layer_prefix
 from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
-CLOSE = {"float32": 1e-3, "float16": 2e-2}  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
+CLOSE = {
+    "float32": 1e-3,
+    "float16": 2e-2,
+}  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
 Step = Callable[[], np.ndarray]
 
 
@@ -35,11 +38,10 @@ def plain_name(name: str) -> str:
 
 
 class Trust:
-    """Whether the kernels are used for a kind of call: None until compared with the graph, whose products are in ``dtype``.
-    """
+    """Whether the kernels are used for a kind of call: None until compared with the graph, whose products are in ``dtype``."""
 
     def __init__(self, dtype: str = "float32") -> None:
-        self.value: Optional[bool] = None
+        self.value: bool | None = None
         self._close = CLOSE.get(dtype)
 
     def check(self, by_kernels: Step, by_graph: Step) -> np.ndarray:
@@ -69,8 +71,16 @@ class NativeDecoder:
         steps, prompts: whether the kernels handle one token per sequence, and several.
     """
 
-    def __init__(self, library: ctypes.CDLL, arrays: Mapping[str, np.ndarray], config: ModelConfig, slots: int,
-                 dtype: str = "float32", scales: Mapping[str, np.ndarray] = MappingProxyType({}), trusted: bool = False) -> None:
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        arrays: Mapping[str, np.ndarray],
+        config: ModelConfig,
+        slots: int,
+        dtype: str = "float32",
+        scales: Mapping[str, np.ndarray] = MappingProxyType({}),
+        trusted: bool = False,
+    ) -> None:
         self._library, self._config, self._slots, self._dtype, self._scales = library, config, slots, dtype, scales
         self._arrays = {plain_name(name): value for name, value in arrays.items()}
         self._shapes = inference_shapes(config, slots)
@@ -88,19 +98,33 @@ class NativeDecoder:
             InputError: the graph has fp16 weights.
         """
         if self._dtype != "float32":
-            raise InputError(f"this bundle has {self._dtype} weights, int8 is made of fp32: export it with --dtype float32")
+            raise InputError(
+                f"this bundle has {self._dtype} weights, int8 is made of fp32: export it with --dtype float32"
+            )
         self._network = self._describe(int8=True)
 
     def _describe(self, int8: bool) -> decode.Network:
         config = self._config
-        layers = (decode.Layer * config.num_layers)(*(self._layer(layer_prefix(config, i), int8)
-                                                      for i in range(config.num_layers)))
+        layers = (decode.Layer * config.num_layers)(
+            *(self._layer(layer_prefix(config, i), int8) for i in range(config.num_layers))
+        )
         head = self._matrix(WORD, None, int8)
         return decode.Network(
-            config.num_layers, config.hidden_size, 4 * config.hidden_size, config.num_heads, self._slots,
-            config.vocab_size, decode.ACTIVATIONS[config.hidden_act], config.layernorm_eps,
-            self._at(POSITION) if POSITION in self._arrays else None, self._at(QUERIES),
-            self._at(f"{FINAL_NORM}.gamma"), self._at(f"{FINAL_NORM}.beta"), head, layers)
+            config.num_layers,
+            config.hidden_size,
+            4 * config.hidden_size,
+            config.num_heads,
+            self._slots,
+            config.vocab_size,
+            decode.ACTIVATIONS[config.hidden_act],
+            config.layernorm_eps,
+            self._at(POSITION) if POSITION in self._arrays else None,
+            self._at(QUERIES),
+            self._at(f"{FINAL_NORM}.gamma"),
+            self._at(f"{FINAL_NORM}.beta"),
+            head,
+            layers,
+        )
 
     def _layer(self, prefix: str, int8: bool) -> decode.Layer:
         norms = (self._at(f"{prefix}.layernorm{i}.{name}") for i in (1, 2) for name in ("gamma", "beta"))
@@ -112,11 +136,12 @@ class NativeDecoder:
         """The address of a parameter, of exactly as many numbers as the kernels will reach for."""
         array = self._arrays[name]
         if array.shape != self._shapes[name] or array.dtype != dtype or not array.flags.c_contiguous:
-            raise InputError(f"{name} is {array.dtype} {array.shape}, the configuration needs {np.dtype(dtype)} "
-                             f"{self._shapes[name]}")
+            raise InputError(
+                f"{name} is {array.dtype} {array.shape}, the configuration needs {np.dtype(dtype)} {self._shapes[name]}"
+            )
         return array.ctypes.data
 
-    def _matrix(self, weight: str, bias: Optional[str], int8: bool) -> decode.Matrix:
+    def _matrix(self, weight: str, bias: str | None, int8: bool) -> decode.Matrix:
         outputs, inputs = self._arrays[weight].shape
         at_bias = bias and self._at(bias)
         if self._dtype != "float32":
@@ -134,8 +159,9 @@ class NativeDecoder:
         """The one of ``steps`` and ``prompts`` that covers such a call."""
         return self.steps if ids.shape[1] == 1 else self.prompts
 
-    def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-            rows: np.ndarray) -> np.ndarray:
+    def run(
+        self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
         """Logits (m, vocab_size); arguments as of ``Runner.run``."""
         arrays = [np.ascontiguousarray(array, np.int32) for array in (ids, positions, write, read, rows)]
         self._check(*arrays)
@@ -152,16 +178,22 @@ class NativeDecoder:
             self._scratch = np.empty(floats, np.float32)
         return self._scratch.ctypes.data
 
-    def _check(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray) -> None:
+    def _check(
+        self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> None:
         """Reject indices outside the network's arrays, which would read arbitrary memory."""
-        for name, array, end in (("token", ids, self._config.vocab_size), ("cache slot", write, self._slots),
-                                 ("position", positions, min(self._config.num_positions, read.shape[1])),
-                                 ("cache slot", read, self._slots), ("row", rows, ids.size)):
+        for name, array, end in (
+            ("token", ids, self._config.vocab_size),
+            ("cache slot", write, self._slots),
+            ("position", positions, min(self._config.num_positions, read.shape[1])),
+            ("cache slot", read, self._slots),
+            ("row", rows, ids.size),
+        ):
             if array.min() < 0 or array.max() >= end:
                 raise InputError(f"a {name} of a decode step is outside 0 to {end - 1}")
 
 
-def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> Optional[NativeDecoder]:
+def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: int) -> NativeDecoder | None:
     """The kernels over a graph's parameters, in fp32, or in fp16 as ``Parameters`` makes them; None if they cannot run this
     model."""
     library = _library_for(config)
@@ -182,8 +214,10 @@ def kernels_for(config: ModelConfig, purpose: str) -> ctypes.CDLL:
     """
     library = _library_for(config)
     if library is None:
-        raise InputError(f"{purpose} need the C kernels, which are for dense models in one process on a CPU: install a C "
-                         "compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
+        raise InputError(
+            f"{purpose} need the C kernels, which are for dense models in one process on a CPU: install a C "
+            "compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32"
+        )
     return library
 
 
@@ -192,7 +226,7 @@ def has_kernels(config: ModelConfig) -> bool:
     return _library_for(config) is not None
 
 
-def _library_for(config: ModelConfig) -> Optional[ctypes.CDLL]:
+def _library_for(config: ModelConfig) -> ctypes.CDLL | None:
     import mindspore as ms
 
     return None if config.moe_layers or ms.get_context("device_target") != "CPU" else decode.library()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -96,7 +96,7 @@ class Parameters:
         self.dtype = dtype
         self.weights = _Part(weights, config, group) if group.size > 1 else weights
         self.made: dict[str, Parameter] = {}
-        self._makes: dict[str, Optional[Callable[[], np.ndarray]]] = {}
+        self._makes: dict[str, Callable[[], np.ndarray] | None] = {}
 
     def __call__(self, name: str, make=None) -> Parameter:
         """The parameter ``name``: the weight of that name, or the result of ``make``, which asks for ``self.weights`` each
@@ -175,9 +175,9 @@ class InferenceParts:
     config: ModelConfig
     parameters: Parameters
     group: Group = ALONE
-    slots: Optional[int] = None
+    slots: int | None = None
     one: bool = False
-    layers: Optional[range] = None
+    layers: range | None = None
     backend: Portable = field(default_factory=Portable)
 
     @property
@@ -285,7 +285,7 @@ class _Linear(nn.Cell):
     """activation(x) (rows, in) · weightᵀ + bias, weight kept (out, in); summed over the ``group`` whose ranks split the
     inputs."""
 
-    def __init__(self, weight: Parameter, bias: Parameter, group: Group = ALONE, activation: Optional[nn.Cell] = None):
+    def __init__(self, weight: Parameter, bias: Parameter, group: Group = ALONE, activation: nn.Cell | None = None):
         super().__init__(auto_prefix=False)
         self.weight, self.bias = weight, bias
         self.activation = activation or nn.Identity()
@@ -297,7 +297,7 @@ class _Linear(nn.Cell):
         return self.add(self.reduce(self.product(self.activation(x), self.weight)), self.bias)
 
 
-def _transposed(parameters: Parameters, name: str, group: Group = ALONE, activation: Optional[nn.Cell] = None) -> _Linear:
+def _transposed(parameters: Parameters, name: str, group: Group = ALONE, activation: nn.Cell | None = None) -> _Linear:
     weight = parameters(f"{name}.weight", lambda: parameters.weights[f"{name}.weight"].T)
     return _Linear(weight, parameters(f"{name}.bias"), group, activation)
 
@@ -309,10 +309,12 @@ def _fused(parts: InferenceParts, prefix: str, names: tuple[str, ...]) -> _Linea
     def stacked(kind: str):
         made = np.concatenate([parameters.weights[f"{prefix}.{name}.{kind}"] for name in names])
         if names[0] == "dense1":
-            made[:len(made) // len(names)] *= scale
+            made[: len(made) // len(names)] *= scale
         return made
 
-    return _Linear(*(parts.parameters(f"{prefix}.qkv.{kind}", lambda kind=kind: stacked(kind)) for kind in ("weight", "bias")))
+    return _Linear(
+        *(parts.parameters(f"{prefix}.qkv.{kind}", lambda kind=kind: stacked(kind)) for kind in ("weight", "bias"))
+    )
 
 
 class _QueryKeyValue(nn.Cell):
@@ -379,8 +381,9 @@ class _CachedAttention(_RecordAttention):
     def __init__(self, parts: InferenceParts, prefix: str):
         super().__init__(parts.heads, parts.config.head_dim)
         shape = (parts.heads * parts.slots, parts.config.head_dim)
-        self.keys, self.values = (parts.parameters(f"{prefix}.{kind}", lambda: np.zeros(shape, np.float32))
-                                  for kind in ("keys", "values"))
+        self.keys, self.values = (
+            parts.parameters(f"{prefix}.{kind}", lambda: np.zeros(shape, np.float32)) for kind in ("keys", "values")
+        )
         self.scatter, self.gather = ops.ScatterUpdate(), ops.Gather()
 
     def construct(self, q, k, v, mask, row_keys):
@@ -411,8 +414,10 @@ class _Experts(nn.Cell):
 
     @staticmethod
     def _stack(parameters: Parameters, name: str):
-        return (parameters(f"{name}.weight", lambda: parameters.weights[f"{name}.weight"].transpose(0, 2, 1)),
-                parameters(f"{name}.bias", lambda: parameters.weights[f"{name}.bias"][:, 0]))
+        return (
+            parameters(f"{name}.weight", lambda: parameters.weights[f"{name}.weight"].transpose(0, 2, 1)),
+            parameters(f"{name}.bias", lambda: parameters.weights[f"{name}.bias"][:, 0]),
+        )
 
     def construct(self, x):
         _, _, chosen, gates = self.router(x)
@@ -420,12 +425,12 @@ class _Experts(nn.Cell):
         if self.one:
             for j in range(len(chosen)):
                 number = ops.reshape(self.argmax(chosen[j]), ())
-                total = self.add(total, self.mul(self.expert(x, number), gates[:, j:j + 1]))
+                total = self.add(total, self.mul(self.expert(x, number), gates[:, j : j + 1]))
             return total, ()
         for e in range(self.experts):
-            gate = self.mul(chosen[0][:, e:e + 1], gates[:, 0:1])
+            gate = self.mul(chosen[0][:, e : e + 1], gates[:, 0:1])
             for j in range(1, len(chosen)):
-                gate = self.add(gate, self.mul(chosen[j][:, e:e + 1], gates[:, j:j + 1]))
+                gate = self.add(gate, self.mul(chosen[j][:, e : e + 1], gates[:, j : j + 1]))
             total = self.add(total, self.mul(self.expert(x, self.numbers[e]), gate))
         return total, ()
 
@@ -458,8 +463,14 @@ def _query_table(weights: Weights, config: ModelConfig) -> np.ndarray:
     return (table + weights[f"{prefix}.bias"]) * np.float32(config.head_dim**-0.5)
 
 
-def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = None, group: Group = ALONE,
-                 layers: Optional[range] = None, dtype: str = "float32") -> InferenceParts:
+def cached_parts(
+    weights: Weights,
+    config: ModelConfig,
+    slots: int | None = None,
+    group: Group = ALONE,
+    layers: range | None = None,
+    dtype: str = "float32",
+) -> InferenceParts:
     """The parts of networks over a cache of ``slots`` positions (one sequence's by default).
 
     Args:
@@ -470,7 +481,9 @@ def cached_parts(weights: Weights, config: ModelConfig, slots: Optional[int] = N
     Raises:
         InputError: the weights are not those of ``config``, or the group cannot share the network.
     """
-    return InferenceParts(config, Parameters(weights, config, group, dtype), group, slots or config.num_positions, layers=layers)
+    return InferenceParts(
+        config, Parameters(weights, config, group, dtype), group, slots or config.num_positions, layers=layers
+    )
 
 
 def narrow_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> NarrowParameters:
@@ -546,8 +559,8 @@ class CachedNetwork(Stack):
         dynamic."""
         return self._inputs(batch, n, None if n == 1 else n, batch)
 
-    def _inputs(self, batch: Optional[int], n: Optional[int], span: Optional[int], rows: Optional[int]) -> tuple[Tensor, ...]:
+    def _inputs(self, batch: int | None, n: int | None, span: int | None, rows: int | None) -> tuple[Tensor, ...]:
         tokens = None if n is None else batch * n
         first = ([batch, n], ms.int32) if self.is_first else ([tokens, self.hidden], ms.float32)
         rest = [(shape, ms.int32) for shape in ([batch, n], [batch, n], [batch, span], [rows])]
-        return tuple(Tensor(shape=shape, dtype=dtype) for shape, dtype in [first, *rest][:5 if self.has_query else 4])
+        return tuple(Tensor(shape=shape, dtype=dtype) for shape, dtype in [first, *rest][: 5 if self.has_query else 4])

@@ -30,7 +30,13 @@ def plot_stages(stages: Sequence[Stage], tokenizer: TokenizerLike, png: Path | s
         values = stage.probabilities[tokens]
         axes.barh(range(count), values, color=["#4c78a8" if value else "#e0e0e0" for value in values])
         for place, value in enumerate(values):
-            axes.text(value, place, f" {value:{'.1%' if value >= 0.001 else '.2%'}}" if value else " –", va="center", fontsize=8)
+            axes.text(
+                value,
+                place,
+                f" {value:{'.1%' if value >= 0.001 else '.2%'}}" if value else " –",
+                va="center",
+                fontsize=8,
+            )
         axes.set(title=stage.name, xlim=(0, highest * 1.35), xticks=[])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     names = [written(tokenizer, index) for index in tokens]
@@ -79,7 +85,9 @@ def plot_seconds(seconds: Mapping[str, np.ndarray], png: Path | str) -> Path:
     figure = new_figure(7, 3)
     axes = figure.subplots()
     for name, values in seconds.items():
-        axes.plot(np.arange(2, len(values) + 2), 1000 * values, label=f"{name}: {1000 * np.median(values):.1f} ms (median)")
+        axes.plot(
+            np.arange(2, len(values) + 2), 1000 * values, label=f"{name}: {1000 * np.median(values):.1f} ms (median)"
+        )
     axes.set(xlabel="tokens in the text", ylabel="ms for the next one", ylim=(0, None))
     axes.legend()
     axes.grid(alpha=0.3)

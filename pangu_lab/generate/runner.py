@@ -14,7 +14,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class SlotPool:
         finally:
             self.give_back(slots)
 
-    def take_now(self, count: int) -> Optional[list[int]]:
+    def take_now(self, count: int) -> list[int] | None:
         """As ``take``, or None when fewer are free."""
         with self._changed:
             return self.take(count) if count <= len(self._free) else None
@@ -76,13 +76,17 @@ class SlotPool:
             InputError: the cache is smaller than that altogether, or others did not free enough in time.
         """
         if count > self.slots:
-            raise InputError(f"this needs {count} positions of key-value cache at once, there are {self.slots}: "
-                             f"ask for fewer new tokens, sequences or beams, or load with more slots")
+            raise InputError(
+                f"this needs {count} positions of key-value cache at once, there are {self.slots}: "
+                f"ask for fewer new tokens, sequences or beams, or load with more slots"
+            )
         with self._changed:
             if not self._changed.wait_for(lambda: len(self._free) >= count, SLOTS_TIMEOUT):
-                raise InputError(f"other generations hold {self.slots - len(self._free)} of the {self.slots} "
-                                 "positions of key-value cache: finish, cancel or close them, or load with more "
-                                 "places")
+                raise InputError(
+                    f"other generations hold {self.slots - len(self._free)} of the {self.slots} "
+                    "positions of key-value cache: finish, cancel or close them, or load with more "
+                    "places"
+                )
 
     @property
     def free(self) -> int:
@@ -120,9 +124,17 @@ class Runner:
         renew: replaces the weights by others of the same network, between two generations; None for a bundle.
     """
 
-    def __init__(self, graph: Graph, vocab_size: int, max_length: int, slots: int,
-                 fixed: Mapping[tuple[int, int], Graph] = MappingProxyType({}), read_sizes: Sequence[int] = (),
-                 at_once: Optional[int] = None, native: Optional[NativeDecoder] = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        vocab_size: int,
+        max_length: int,
+        slots: int,
+        fixed: Mapping[tuple[int, int], Graph] = MappingProxyType({}),
+        read_sizes: Sequence[int] = (),
+        at_once: int | None = None,
+        native: NativeDecoder | None = None,
+    ) -> None:
         self.vocab_size, self.max_length = vocab_size, max_length
         self.pool = SlotPool(slots)
         self._graph, self._fixed = graph, dict(fixed)
@@ -131,8 +143,8 @@ class Runner:
         self.at_once, self.stages = at_once, 1
         self.batch_sizes: tuple[int, ...] = ()
         self._native = native
-        self.reload: Optional[Callable[[], Runner]] = None
-        self.renew: Optional[Callable[[Mapping[str, np.ndarray]], None]] = None
+        self.reload: Callable[[], Runner] | None = None
+        self.renew: Callable[[Mapping[str, np.ndarray]], None] | None = None
 
     def use_int8(self) -> None:
         """Read weights as int8 with a scale for each output in decode steps, a quarter of the memory; for a bundle,
@@ -144,13 +156,21 @@ class Runner:
             InputError: there are no kernels for that here.
         """
         if self._native is None:
-            raise InputError("int8 weights need the C kernels, which are for dense models in one process on a CPU: "
-                             "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32")
+            raise InputError(
+                "int8 weights need the C kernels, which are for dense models in one process on a CPU: "
+                "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32"
+            )
         with ONE_AT_A_TIME:
             self._native.use_int8()
 
-    def run(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-            rows: Optional[np.ndarray] = None) -> np.ndarray:
+    def run(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        write: np.ndarray,
+        read: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Feed new tokens to the network.
 
         Args:
@@ -164,8 +184,14 @@ class Runner:
         calls = self._calls(ids, positions, write, read, last_rows(ids) if rows is None else rows)
         return together([(self.call(*arrays), places) for arrays, places in calls])
 
-    def start(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-              rows: Optional[np.ndarray] = None) -> Callable[[], np.ndarray]:
+    def start(
+        self,
+        ids: np.ndarray,
+        positions: np.ndarray,
+        write: np.ndarray,
+        read: np.ndarray,
+        rows: np.ndarray | None = None,
+    ) -> Callable[[], np.ndarray]:
         """Begin what ``run`` does; what this returns gives the logits. Only a runner of several ``stages`` goes on meanwhile:
         here they are there already."""
         logits = self.run(ids, positions, write, read, rows)
@@ -183,7 +209,7 @@ class Runner:
             return self._parts(max(1, most // batch), *arrays)
         return [(arrays, np.arange(len(rows)))]
 
-    def _most_at_once(self, tokens: int) -> Optional[int]:
+    def _most_at_once(self, tokens: int) -> int | None:
         """The most tokens of one call, where there are so many in all."""
         return self.at_once
 
@@ -206,8 +232,9 @@ class Runner:
             self._graph, self._fixed, self._native = None, {}, None
 
     @staticmethod
-    def _parts(width: int, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-               rows: np.ndarray) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
+    def _parts(
+        width: int, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> list[tuple[tuple[np.ndarray, ...], np.ndarray]]:
         """Chunks of ``width`` columns: a token sees only earlier ones, which the cache then holds."""
         n, calls = ids.shape[1], []
         for start in range(0, n, width):
@@ -215,8 +242,18 @@ class Runner:
             columns, span = part.stop - start, int(positions[:, part].max()) + 1
             wanted = np.flatnonzero((rows % n >= start) & (rows % n < part.stop))
             local = rows[wanted] // n * columns + rows[wanted] % n - start
-            calls.append(((ids[:, part], positions[:, part], write[:, part], read[:, :span],
-                           local if len(local) else np.zeros(1, np.int64)), wanted))
+            calls.append(
+                (
+                    (
+                        ids[:, part],
+                        positions[:, part],
+                        write[:, part],
+                        read[:, :span],
+                        local if len(local) else np.zeros(1, np.int64),
+                    ),
+                    wanted,
+                )
+            )
         return calls
 
     @property
@@ -229,15 +266,16 @@ class Runner:
         """One decode step in batches of ``batch_sizes``, each padded with repetitions of its last sequence."""
         most, calls = self.batch_sizes[-1], []
         for start in range(0, len(arrays[0]), most):
-            part = [array[start:start + most] for array in arrays]
+            part = [array[start : start + most] for array in arrays]
             count = len(part[0])
             size = next(size for size in self.batch_sizes if size >= count)
             filled = (np.pad(array, ((0, size - count), (0, 0)), mode="edge") for array in part)
             calls.append(((*filled, np.arange(size)), np.arange(start, start + count)))
         return calls
 
-    def call(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-             rows: np.ndarray) -> np.ndarray:
+    def call(
+        self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
         """``run``, as one call of a graph."""
         native = self._native
         trust = native and native.trust(ids, rows)
@@ -247,8 +285,9 @@ class Runner:
             if trust.value:
                 return native.run(ids, positions, write, read, rows)
             general = (ids, positions, write, self._rounded(read), rows)
-            return trust.check(lambda: native.run(ids, positions, write, read, rows),
-                               lambda: self._by_graph(self._graph, general))
+            return trust.check(
+                lambda: native.run(ids, positions, write, read, rows), lambda: self._by_graph(self._graph, general)
+            )
 
     @staticmethod
     def _by_graph(graph: Graph, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -258,8 +297,9 @@ class Runner:
         with ONE_AT_A_TIME:
             return graph(*(Tensor(np.ascontiguousarray(*each)) for each in zip(arrays, types))).asnumpy()
 
-    def _choose(self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-                rows: np.ndarray) -> tuple[Graph, tuple[np.ndarray, ...]]:
+    def _choose(
+        self, ids: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> tuple[Graph, tuple[np.ndarray, ...]]:
         """The graph for this call, and the inputs in the shapes that it takes."""
         (batch, n), span = positions.shape, read.shape[1]
         if n == 1 and (batch, 1) in self._fixed and len(rows) == batch:
@@ -286,10 +326,10 @@ def last_rows(ids: np.ndarray) -> np.ndarray:
 def together(made: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """The logits of several calls, each in its places."""
     if len(made) == 1:
-        return made[0][0][:len(made[0][1])]
+        return made[0][0][: len(made[0][1])]
     logits = np.empty((sum(len(places) for _, places in made), made[0][0].shape[1]), np.float32)
     for each, places in made:
-        logits[places] = each[:len(places)]
+        logits[places] = each[: len(places)]
     return logits
 
 
@@ -305,10 +345,11 @@ class StageRunner(Runner):
         super().__init__(*args, **more)
         self._last = last
 
-    def call(self, x: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray,
-             rows: np.ndarray) -> np.ndarray:
+    def call(
+        self, x: np.ndarray, positions: np.ndarray, write: np.ndarray, read: np.ndarray, rows: np.ndarray
+    ) -> np.ndarray:
         graph, arrays = self._choose(x, positions, write, read, rows)
-        return self._by_graph(graph, arrays) if self._last else self._by_graph(graph, arrays[:-1])[:positions.size]
+        return self._by_graph(graph, arrays) if self._last else self._by_graph(graph, arrays[:-1])[: positions.size]
 
 
 def _padded(array: np.ndarray, size: int) -> np.ndarray:
@@ -319,8 +360,13 @@ def _padded(array: np.ndarray, size: int) -> np.ndarray:
     return np.pad(array, ((0, 0), (0, size - array.shape[1])), mode="edge")
 
 
-def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots: Optional[int] = None,
-                   mesh: Mesh = Mesh(), dtype: str = "float32") -> Runner:
+def network_runner(
+    weights: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    slots: int | None = None,
+    mesh: Mesh = Mesh(),
+    dtype: str = "float32",
+) -> Runner:
     """Compile the network for ``weights`` (released names) on this machine.
 
     Args:
@@ -340,15 +386,29 @@ def network_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, slots
     from pangu_lab.parallel.collectives import inference_group
 
     ms.set_context(mode=ms.GRAPH_MODE)
-    parts = cached_parts(weights, config, default_slots(config, slots), inference_group(mesh), mesh.layers(config.num_layers),
-                         dtype)
+    parts = cached_parts(
+        weights, config, default_slots(config, slots), inference_group(mesh), mesh.layers(config.num_layers), dtype
+    )
     network = CachedNetwork(parts)
     network.set_inputs(*network.dynamic_inputs())
     one_token = CachedNetwork(dataclasses.replace(parts, one=True))
     alone = mesh.parallel.world_size == 1 and dtype == "float32"
-    native = native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots) if alone else None
-    runner = make_runner(mesh, network, config.vocab_size, config.num_positions, parts.slots, {(1, 1): one_token}, READ_SIZES,
-                         tokens_at_once(config), native)
+    native = (
+        native_decoder({value.name: value for value in network.get_parameters()}, config, parts.slots)
+        if alone
+        else None
+    )
+    runner = make_runner(
+        mesh,
+        network,
+        config.vocab_size,
+        config.num_positions,
+        parts.slots,
+        {(1, 1): one_token},
+        READ_SIZES,
+        tokens_at_once(config),
+        native,
+    )
     runner.renew = parts.parameters.renew
     return runner
 
@@ -358,7 +418,9 @@ def make_runner(mesh: Mesh, *arguments: Any) -> Runner:
     return Runner(*arguments) if mesh.size("pipeline") == 1 else StageRunner(*arguments, last=mesh.is_last_stage)
 
 
-def narrow_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: Optional[int] = None) -> Runner:
+def narrow_runner(
+    weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: int | None = None
+) -> Runner:
     """The network by the C kernels alone, whose products read weights in ``dtype``: a half or a quarter of the memory, and
     of the reading in a decode step. Sums are fp32.
 
@@ -381,7 +443,7 @@ def narrow_runner(weights: Mapping[str, np.ndarray], config: ModelConfig, dtype:
     return runner
 
 
-def default_slots(config: ModelConfig, slots: Optional[int] = None) -> int:
+def default_slots(config: ModelConfig, slots: int | None = None) -> int:
     """How many positions the cache holds.
 
     Raises:

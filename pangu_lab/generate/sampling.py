@@ -16,7 +16,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
 
 import numpy as np
 
@@ -45,7 +44,7 @@ class History:
     ends: tuple[int, ...] = ()
     banned: Sequence[int] = ()
     unknown: Sequence[int] = ()
-    allowed: Optional[np.ndarray] = None
+    allowed: np.ndarray | None = None
 
 
 Step = Callable[[np.ndarray, SamplingConfig, History], np.ndarray]
@@ -92,8 +91,8 @@ def no_repeat_ngram(scores: np.ndarray, config: SamplingConfig, history: History
     text = [*history.prompt, *history.new]
     if n is None or len(text) < n:
         return scores
-    tail = text[len(text) - n + 1:]
-    repeated = [text[i + n - 1] for i in range(len(text) - n + 1) if text[i:i + n - 1] == tail]
+    tail = text[len(text) - n + 1 :]
+    repeated = [text[i + n - 1] for i in range(len(text) - n + 1) if text[i : i + n - 1] == tail]
     return _forbid(scores, repeated) if repeated else scores
 
 
@@ -157,7 +156,7 @@ def top_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
         total = np.cumsum(probabilities[order])
         if total[-1] >= config.top_p:
             break
-    keep = order[:int(np.searchsorted(total, config.top_p)) + 1]
+    keep = order[: int(np.searchsorted(total, config.top_p)) + 1]
     kept = np.full_like(scores, -np.inf)
     kept[keep] = scores[keep]
     return kept
@@ -171,8 +170,16 @@ def min_p(scores: np.ndarray, config: SamplingConfig, history: History) -> np.nd
     return np.where(scores >= edge, scores, -np.inf).astype(scores.dtype)
 
 
-CONSTRAINTS: tuple[Step, ...] = (constraint, logit_bias, bad_words, no_unknown, no_repeat_ngram, min_new_tokens,
-                                 repetition_penalty, frequency_and_presence)
+CONSTRAINTS: tuple[Step, ...] = (
+    constraint,
+    logit_bias,
+    bad_words,
+    no_unknown,
+    no_repeat_ngram,
+    min_new_tokens,
+    repetition_penalty,
+    frequency_and_presence,
+)
 SAMPLERS: tuple[Step, ...] = (temperature, top_k, top_p, min_p)
 
 
@@ -212,9 +219,12 @@ def constrain(logits: np.ndarray, config: SamplingConfig, history: History) -> n
 
 def _check_some_left(scores: np.ndarray, logits: np.ndarray) -> None:
     if not np.isfinite(scores.max()):
-        raise InputError("no token is left to choose from: a constraint, bad_words, no_repeat_ngram, min_new_tokens or "
-                         "logit_bias forbid them all" if np.isfinite(logits).all() else
-                         "the model's logits are not finite: its weights are damaged or its training diverged")
+        raise InputError(
+            "no token is left to choose from: a constraint, bad_words, no_repeat_ngram, min_new_tokens or "
+            "logit_bias forbid them all"
+            if np.isfinite(logits).all()
+            else "the model's logits are not finite: its weights are damaged or its training diverged"
+        )
 
 
 def choose(logits: np.ndarray, config: SamplingConfig, history: History, random: float) -> int:
@@ -251,7 +261,7 @@ class Stage:
         return [(int(i), float(self.probabilities[i])) for i in _likeliest(self.probabilities, count)]
 
 
-def explain(logits: np.ndarray, config: SamplingConfig, history: Optional[History] = None) -> list[Stage]:
+def explain(logits: np.ndarray, config: SamplingConfig, history: History | None = None) -> list[Stage]:
     """The distribution after each step, beginning with the model's own (named ``model``).
 
     With temperature 0 the samplers are replaced by one stage, ``greedy``, with all probability on the chosen token.
@@ -304,4 +314,6 @@ def check_ids(config: SamplingConfig, vocab_size: int) -> None:
     for name, ids in (("stop_ids", config.stop_ids), ("logit_bias", [index for index, _ in config.logit_bias])):
         for index in ids:
             if not 0 <= index < vocab_size:
-                raise InputError(f"sampling.{name} names token {shown(index)}: the vocabulary has 0 to {vocab_size - 1}")
+                raise InputError(
+                    f"sampling.{name} names token {shown(index)}: the vocabulary has 0 to {vocab_size - 1}"
+                )

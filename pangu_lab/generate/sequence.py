@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -28,7 +27,7 @@ class TokenLogprob:
 
     id: int
     text: str
-    logprob: Optional[float]
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
 
 
@@ -57,11 +56,11 @@ class Completion:
     finish_reason: str
     seed: int
     warnings: tuple[str, ...] = ()
-    logprobs: Optional[tuple[TokenLogprob, ...]] = None
-    prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
-    score: Optional[float] = None
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob, ...] | None = None
+    score: float | None = None
     others: tuple[Completion, ...] = ()
-    explained: Optional[tuple[tuple[Stage, ...], ...]] = None
+    explained: tuple[tuple[Stage, ...], ...] | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -85,7 +84,7 @@ class Delta:
     number: int
     text: str
     tokens: tuple[TokenLogprob, ...] = ()
-    finish_reason: Optional[str] = None
+    finish_reason: str | None = None
 
     def __bool__(self) -> bool:
         return bool(self.text or self.tokens or self.finish_reason)
@@ -111,7 +110,7 @@ class Prompt:
     @property
     def read(self) -> tuple[int, ...]:
         """The tokens that are fed."""
-        return self.ids[:len(self.ids) - self.unread]
+        return self.ids[: len(self.ids) - self.unread]
 
 
 def prepare_prompt(text: str, tokenizer: TokenizerLike, config: SamplingConfig, max_length: int) -> Prompt:
@@ -125,9 +124,11 @@ def prepare_prompt(text: str, tokenizer: TokenizerLike, config: SamplingConfig, 
         ids = [tokenizer.eod_id]
     if len(ids) > max_length:
         kept = max_length + 1 - min(max(config.max_new_tokens, 1), max_length // 2 + 1)
-        warnings.append(f"the prompt has {len(ids)} tokens and the model holds {max_length}: its oldest "
-                        f"{len(ids) - kept} tokens were left out")
-        ids = ids[len(ids) - kept:]
+        warnings.append(
+            f"the prompt has {len(ids)} tokens and the model holds {max_length}: its oldest "
+            f"{len(ids) - kept} tokens were left out"
+        )
+        ids = ids[len(ids) - kept :]
     return Prompt(text, tuple(ids), max_length + 1 - len(ids), tuple(warnings))
 
 
@@ -140,21 +141,28 @@ class SequenceInProgress:
         running: whether it needs more logits.
     """
 
-    def __init__(self, prompt: Prompt, tokenizer: TokenizerLike, config: SamplingConfig, seed: int,
-                 number: int = 0, explained: bool = False, constraint: Optional[Constraint] = None) -> None:
+    def __init__(
+        self,
+        prompt: Prompt,
+        tokenizer: TokenizerLike,
+        config: SamplingConfig,
+        seed: int,
+        number: int = 0,
+        explained: bool = False,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.prompt, self.tokenizer, self.config, self.seed, self.number = prompt, tokenizer, config, seed, number
-        self._explained: Optional[list[tuple[Stage, ...]]] = [] if explained else None
+        self._explained: list[tuple[Stage, ...]] | None = [] if explained else None
         self.slots: list[int] = []
         self._draws = Draws(seed, number)
         self._bad_words = BadWords(tokenizer, config.bad_words)
         self._writer = TextWriter(tokenizer.stream(), written_forms(tokenizer, config.stop))
-        self._history = History(prompt.ids, [], (tokenizer.eod_id, *config.stop_ids),
-                                unknown=unknown_ids(tokenizer))
+        self._history = History(prompt.ids, [], (tokenizer.eod_id, *config.stop_ids), unknown=unknown_ids(tokenizer))
         self._logprobs: list[TokenLogprob] = []
-        self.prompt_logprobs: Optional[tuple[TokenLogprob, ...]] = None
+        self.prompt_logprobs: tuple[TokenLogprob, ...] | None = None
         self.limit = min(config.max_new_tokens, prompt.room)
         self._allowed = constraint.start(tokenizer, self.limit) if constraint is not None else None
-        self.finish_reason: Optional[str] = None if self.limit else LENGTH
+        self.finish_reason: str | None = None if self.limit else LENGTH
 
     @property
     def running(self) -> bool:
@@ -182,7 +190,7 @@ class SequenceInProgress:
     def accept(self, logits: np.ndarray) -> Delta:
         """Choose the next token from logits (vocab,)."""
         known = len(self._logprobs)
-        logits = logits[:self.tokenizer.vocab_size]  # a model may have more rows than pieces
+        logits = logits[: self.tokenizer.vocab_size]  # a model may have more rows than pieces
         index = self._choose(logits)
         if index in self._history.ends:
             return self.end(END_OF_DOCUMENT if index == self.tokenizer.eod_id else STOP)
@@ -218,9 +226,17 @@ class SequenceInProgress:
         text = self.prompt.text + self._writer.text if self.config.echo else self._writer.text
         logprobs = None if self.config.logprobs is None else tuple(self._logprobs[:kept])
         explained = None if self._explained is None else tuple(self._explained[:kept])
-        return Completion(text, tuple(self._history.new[:kept]), self.prompt.ids, self.finish_reason or CANCELLED,
-                          self.seed, self.prompt.warnings, logprobs, self.prompt_logprobs,
-                          explained=explained)
+        return Completion(
+            text,
+            tuple(self._history.new[:kept]),
+            self.prompt.ids,
+            self.finish_reason or CANCELLED,
+            self.seed,
+            self.prompt.warnings,
+            logprobs,
+            self.prompt_logprobs,
+            explained=explained,
+        )
 
 
 class Sampling:
@@ -232,12 +248,20 @@ class Sampling:
         constraint: what the texts are held to.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, seed: int,
-                 numbers: Sequence[int] = (0,), explained: bool = False,
-                 constraint: Optional[Constraint] = None) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerLike,
+        prompt: Prompt,
+        config: SamplingConfig,
+        seed: int,
+        numbers: Sequence[int] = (0,),
+        explained: bool = False,
+        constraint: Constraint | None = None,
+    ) -> None:
         self.prompt, self.config = prompt, config
-        self.sequences = [SequenceInProgress(prompt, tokenizer, config, seed, number, explained, constraint)
-                          for number in numbers]
+        self.sequences = [
+            SequenceInProgress(prompt, tokenizer, config, seed, number, explained, constraint) for number in numbers
+        ]
         self.width = len(self.sequences)
         self.new_slots = sum(sequence.new_slots for sequence in self.sequences)
         self.whole_prompt = config.echo and config.logprobs is not None
@@ -246,7 +270,7 @@ class Sampling:
     def rows(self) -> list[SequenceInProgress]:
         return [sequence for sequence in self.sequences if sequence.running]
 
-    def begin(self, logits: Optional[np.ndarray]) -> list[Delta]:
+    def begin(self, logits: np.ndarray | None) -> list[Delta]:
         """Choose every sequence's first token; all see the same logits."""
         if self.whole_prompt:
             first = self.sequences[0]
@@ -272,10 +296,13 @@ def token_logprob(tokenizer: TokenizerLike, logprobs: np.ndarray, index: int, to
     return TokenLogprob(index, tokenizer.decode([index]), float(logprobs[index]), top_tokens(logprobs, top))
 
 
-def prompt_logprobs(tokenizer: TokenizerLike, ids: Sequence[int], logits: np.ndarray,
-                    top: int) -> tuple[TokenLogprob, ...]:
+def prompt_logprobs(
+    tokenizer: TokenizerLike, ids: Sequence[int], logits: np.ndarray, top: int
+) -> tuple[TokenLogprob, ...]:
     """A TokenLogprob for each token of a prompt from its logits (len(ids), vocab)."""
     first = TokenLogprob(ids[0], tokenizer.decode([ids[0]]), None)
-    rest = (token_logprob(tokenizer, log_softmax(logits[row, :tokenizer.vocab_size]), index, top)
-            for row, index in enumerate(ids[1:]))
+    rest = (
+        token_logprob(tokenizer, log_softmax(logits[row, : tokenizer.vocab_size]), index, top)
+        for row, index in enumerate(ids[1:])
+    )
     return (first, *rest)

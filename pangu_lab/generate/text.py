@@ -26,7 +26,7 @@ class TokenizerLike(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
-    def stream(self) -> "TextStreamLike": ...
+    def stream(self) -> TextStreamLike: ...
 
     def text_bytes(self, index: int) -> bytes: ...
 
@@ -81,7 +81,7 @@ class TextWriter:
     def end(self) -> str:
         """No token will follow: returns the text that was held back."""
         rest = "" if self.stopped else self._append(self._stream.flush(), True)
-        rest += self.text[self._shown:]
+        rest += self.text[self._shown :]
         self._shown = len(self.text)
         return rest
 
@@ -89,19 +89,27 @@ class TextWriter:
         before = len(self.text)
         self.text += piece
         if may_stop and piece:  # a new stop string must end after the earlier text
-            found = [place for stop in self._stop
-                     if (place := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0]
+            found = [
+                place for stop in self._stop if (place := self.text.find(stop, max(0, before - len(stop) + 1))) >= 0
+            ]
             if found:
-                self.text, self.stopped = self.text[:min(found)], True
+                self.text, self.stopped = self.text[: min(found)], True
         safe = len(self.text) if self.stopped else len(self.text) - self._held_back()
-        new, self._shown = self.text[self._shown:safe], max(self._shown, safe)
+        new, self._shown = self.text[self._shown : safe], max(self._shown, safe)
         return new
 
     def _held_back(self) -> int:
         """Length of the longest suffix of the text that a stop string begins with."""
-        tail = self.text[-self._longest + 1:] if self._longest > 1 else ""
-        return max((length for stop in self._stop for length in range(1, min(len(stop), len(tail) + 1))
-                    if tail.endswith(stop[:length])), default=0)
+        tail = self.text[-self._longest + 1 :] if self._longest > 1 else ""
+        return max(
+            (
+                length
+                for stop in self._stop
+                for length in range(1, min(len(stop), len(tail) + 1))
+                if tail.endswith(stop[:length])
+            ),
+            default=0,
+        )
 
 
 class BadWords:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Optional
 
 import numpy as np
 
@@ -18,12 +17,21 @@ from pangu_lab.errors import InputError
 from pangu_lab.memory import Need, estimate, forward_bytes, weight_bytes
 from pangu_lab.model.parameters import parameter_specs
 
-OPERATIONS = ("norm1", "attention.projections.query", "attention.projections.key", "attention.projections.value",
-              "attention", "norm2", "feed_forward.mapping", "feed_forward")
+OPERATIONS = (
+    "norm1",
+    "attention.projections.query",
+    "attention.projections.key",
+    "attention.projections.value",
+    "attention",
+    "norm2",
+    "feed_forward.mapping",
+    "feed_forward",
+)
 
 
-def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarray,
-          positions: Optional[np.ndarray] = None) -> dict[str, np.ndarray]:
+def trace(
+    weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarray, positions: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """The output of every part of the network for ``ids``, in order of execution.
 
     Args:
@@ -44,9 +52,16 @@ def trace(weights: Mapping[str, np.ndarray], config: ModelConfig, ids: np.ndarra
     from pangu_lab.model.pangu import PanguLogits, PanguStage, Parts, Weights
 
     ids = np.asarray(ids)
-    if ids.ndim != 2 or not 1 <= ids.shape[1] <= config.num_positions or ids.min() < 0 or ids.max() >= config.vocab_size:
-        raise InputError(f"ids must be (batch, seq) with at most {config.num_positions} tokens a row, each from 0 to "
-                         f"{config.vocab_size - 1}; given were {ids.shape}")
+    if (
+        ids.ndim != 2
+        or not 1 <= ids.shape[1] <= config.num_positions
+        or ids.min() < 0
+        or ids.max() >= config.vocab_size
+    ):
+        raise InputError(
+            f"ids must be (batch, seq) with at most {config.num_positions} tokens a row, each from 0 to "
+            f"{config.vocab_size - 1}; given were {ids.shape}"
+        )
     if positions is None:
         positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     activations: dict[str, np.ndarray] = {}
@@ -102,8 +117,12 @@ def attention_need(config: ModelConfig, texts: int, tokens: int) -> Need:
     return Need({"weights": weight_bytes(config), "what is kept": forward_bytes(config, texts * tokens, tokens)})
 
 
-def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, texts: Sequence[Sequence[int]],
-              tokens: Sequence[Sequence[str]]) -> list[Attention]:
+def attention(
+    weights: Mapping[str, np.ndarray],
+    config: ModelConfig,
+    texts: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[str]],
+) -> list[Attention]:
     """Where the network looks in some texts of (seq,) ids each, spelled ``tokens``; all in one trace.
 
     Raises:
@@ -113,12 +132,14 @@ def attention(weights: Mapping[str, np.ndarray], config: ModelConfig, texts: Seq
     estimate(f"attention of {len(texts)} × {longest} tokens", attention_need(config, len(texts), longest))
     padded = np.zeros((len(texts), longest), np.int32)
     for row, ids in zip(padded, texts):
-        row[:len(ids)] = ids  # what stands behind a text is seen by nothing in it
+        row[: len(ids)] = ids  # what stands behind a text is seen by nothing in it
     activations = trace(weights, config, padded)
     layers = attention_layers(activations)
     found = np.stack([activations[f"{layer}.attention.probabilities"] for layer in layers], 1).astype(np.float32)
-    return [Attention(tuple(pieces), tuple(int(index) for index in ids), layers, looks[..., :len(ids), :len(ids)])
-            for ids, pieces, looks in zip(texts, tokens, found)]
+    return [
+        Attention(tuple(pieces), tuple(int(index) for index in ids), layers, looks[..., : len(ids), : len(ids)])
+        for ids, pieces, looks in zip(texts, tokens, found)
+    ]
 
 
 def _kept(name: str) -> bool:

@@ -79,7 +79,9 @@ def verse_places(tokens: Sequence[str]) -> VersePlaces:
         elif token != LINE_MARK:
             lines[-1].append(place)
     if lines.pop() or (len(lines), *{len(line) for line in lines}) not in FORMS:
-        raise InputError(f"{''.join(tokens)[:20]!r} is not 4 or 8 lines of 5 or 7 characters, a token each, that end with ， or 。")
+        raise InputError(
+            f"{''.join(tokens)[:20]!r} is not 4 or 8 lines of 5 or 7 characters, a token each, that end with ， or 。"
+        )
     return VersePlaces(tuple(place for place in range(1, start - 1) if tokens[place] != "》"), np.array(lines))
 
 
@@ -99,7 +101,7 @@ def verse_relations(tokens: Sequence[str]) -> dict[str, np.ndarray]:
     ends = lines[1::2, -1]
     for number in range(1, len(ends)):
         found["rhyme"][ends[number] - 1, ends[:number]] = True
-        found["other ends"][ends[number] - 1, lines[:2 * number + 1:2, -1]] = True
+        found["other ends"][ends[number] - 1, lines[: 2 * number + 1 : 2, -1]] = True
     newest = lines.ravel()[1:] - 1
     found["previous"][newest, newest - 1] = True
     found["title"][np.ix_(lines.ravel() - 1, places.title)] = True
@@ -120,11 +122,16 @@ def score_heads(looks: Sequence[Attention]) -> list[HeadScore]:
     relations = [verse_relations(look.tokens) for look in looks]
     scores = []
     for name in RELATIONS:
-        shares = [_shares(look.probabilities, related[name]) for look, related in zip(looks, relations) if related[name].any()]
+        shares = [
+            _shares(look.probabilities, related[name]) for look, related in zip(looks, relations) if related[name].any()
+        ]
         if shares:
             mass, uniform = np.mean([mass for mass, _ in shares], 0), float(np.mean([even for _, even in shares]))
-            of_name = [HeadScore(name, layer, head, float(mass[place, head]), uniform)
-                       for place, layer in enumerate(looks[0].layers) for head in range(mass.shape[1])]
+            of_name = [
+                HeadScore(name, layer, head, float(mass[place, head]), uniform)
+                for place, layer in enumerate(looks[0].layers)
+                for head in range(mass.shape[1])
+            ]
             scores += sorted(of_name, key=lambda score: -score.mass)
     return scores
 

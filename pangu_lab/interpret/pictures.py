@@ -77,8 +77,15 @@ def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Pat
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0, vmax=max(1e-9, values.max()), origin="lower")
     for (row, place), value in np.ndenumerate(values):
-        axes.text(place, row, f"{value:.1f}" if value else "0", ha="center", va="center", fontsize=8,
-                  color="white" if value > 0.6 * values.max() else "black")
+        axes.text(
+            place,
+            row,
+            f"{value:.1f}" if value else "0",
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="white" if value > 0.6 * values.max() else "black",
+        )
     axes.set_yticks(range(len(found)), list(found))
     axes.set_xticks(range(values.shape[1]))
     axes.set(xlabel="position")
@@ -86,8 +93,9 @@ def plot_query_distance(found: Mapping[str, np.ndarray], png: Path | str) -> Pat
     return save_png(figure, png, 100)
 
 
-def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str],
-                   png: Path | str) -> Path:
+def plot_attention(
+    activations: Mapping[str, np.ndarray], layers: Sequence[str], tokens: Sequence[str], png: Path | str
+) -> Path:
     """Where each head of some traced layers looks, a row a layer and a column a head, to a PNG file.
 
     Args:
@@ -105,7 +113,9 @@ def plot_attention(activations: Mapping[str, np.ndarray], layers: Sequence[str],
             axes[row, head].imshow(probabilities, cmap="Blues", vmin=0, vmax=1)
             axes[row, head].set_title(f"{layer}, head {head}" if head == 0 else f"head {head}", fontsize=8)
     for axis in [panel.xaxis for panel in axes[-1]] + [panel.yaxis for panel in axes[:, 0]]:
-        axis.set_ticks(range(len(tokens)), [_readable(token) for token in tokens], fontfamily=font_families(), fontsize=6)
+        axis.set_ticks(
+            range(len(tokens)), [_readable(token) for token in tokens], fontfamily=font_families(), fontsize=6
+        )
     for panel in axes[-1]:
         panel.tick_params(axis="x", rotation=90 if max(map(len, tokens)) > 1 else 0)  # single characters fit upright
     return save_png(figure, png, 100)
@@ -125,15 +135,24 @@ def plot_heads(scores: Sequence[HeadScore], png: Path | str) -> Path:
     figure = new_figure(0.9 + 0.62 * heads * columns, rows * (0.7 + 0.42 * len(layers)))
     panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     highest = max(2.0, *(score.ratio for score in scores))
-    for axes in panels.ravel()[len(names):]:
+    for axes in panels.ravel()[len(names) :]:
         axes.set_visible(False)
     for axes, name in zip(panels.ravel(), names):
         found = {(layers.index(score.layer), score.head): score for score in scores if score.relation == name}
-        depth = np.array([[_depth(found[row, head].ratio, highest) for head in range(heads)] for row in range(len(layers))])
+        depth = np.array(
+            [[_depth(found[row, head].ratio, highest) for head in range(heads)] for row in range(len(layers))]
+        )
         axes.imshow(depth, cmap="Blues", vmin=0, vmax=1, origin="lower", aspect="auto")
         for (row, head), score in found.items():
-            axes.text(head, row, f"{score.mass:.0%}\n×{score.ratio:.1f}", ha="center", va="center", fontsize=7,
-                      color="white" if depth[row, head] > 0.6 else "black")
+            axes.text(
+                head,
+                row,
+                f"{score.mass:.0%}\n×{score.ratio:.1f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if depth[row, head] > 0.6 else "black",
+            )
         axes.set(title=name, xticks=range(heads))
     panels[0, 0].set_yticks(range(len(layers)), layers)
     figure.supxlabel("head", fontsize=9)
@@ -161,7 +180,9 @@ def plot_poem(look: Attention, score: HeadScore, png: Path | str, lines: Sequenc
     """
     places = verse_places(look.tokens)
     wanted = places.lines[[line - 1 for line in lines]] if lines else places.lines
-    asked = sorted(set(1 + np.flatnonzero(verse_relations(look.tokens)[score.relation].any(1))) & set(wanted.ravel().tolist()))
+    asked = sorted(
+        set(1 + np.flatnonzero(verse_relations(look.tokens)[score.relation].any(1))) & set(wanted.ravel().tolist())
+    )
     if not asked:
         raise InputError(f"nothing in {''.join(look.tokens)[:12]!r} is asked about by the relation {score.relation!r}")
     cells = _cells(look.tokens, places.lines)
@@ -187,8 +208,14 @@ def _cells(tokens: Sequence[str], lines: np.ndarray) -> list[tuple[int, int]]:
     return [(place - starts[row], int(row)) for place, row in enumerate(rows)]
 
 
-def _draw_poem(panel, tokens: Sequence[str], cells: Sequence[tuple[int, int]], looks: np.ndarray, shape: tuple[int, int],
-               size: float) -> None:
+def _draw_poem(
+    panel,
+    tokens: Sequence[str],
+    cells: Sequence[tuple[int, int]],
+    looks: np.ndarray,
+    shape: tuple[int, int],
+    size: float,
+) -> None:
     """A poem up to the character that comes after the (seen,) ``looks``, and pale what follows."""
     shade = np.zeros(shape)
     for place, value in enumerate(looks):
@@ -197,6 +224,18 @@ def _draw_poem(panel, tokens: Sequence[str], cells: Sequence[tuple[int, int]], l
     families = font_families()
     for place, (token, (column, row)) in enumerate(zip(tokens, cells)):
         seen = place < len(looks)
-        color = ("white" if looks[place] > 0.6 else "black") if seen else "#e45756" if place == len(looks) else "#cccccc"
+        color = (
+            ("white" if looks[place] > 0.6 else "black") if seen else "#e45756" if place == len(looks) else "#cccccc"
+        )
         sign = _readable(token) if len(token) == 1 else "□"
-        panel.text(column, row, sign, ha="center", va="center", fontsize=size, color=color, fontfamily=families, in_layout=False)
+        panel.text(
+            column,
+            row,
+            sign,
+            ha="center",
+            va="center",
+            fontsize=size,
+            color=color,
+            fontfamily=families,
+            in_layout=False,
+        )

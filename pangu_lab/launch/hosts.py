@@ -9,7 +9,6 @@ import re
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import psutil
 
@@ -28,7 +27,7 @@ class Host:
     slots: int
 
 
-def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
+def read_hosts(path: Path | str, slots: int | None = None) -> list[Host]:
     """Read a hosts file; ``slots`` is for lines that give none.
 
     Raises:
@@ -43,7 +42,7 @@ def read_hosts(path: Path | str, slots: Optional[int] = None) -> list[Host]:
     return parse_hosts(text, str(path), slots)
 
 
-def parse_hosts(text: str, where: str = "hosts file", slots: Optional[int] = None) -> list[Host]:
+def parse_hosts(text: str, where: str = "hosts file", slots: int | None = None) -> list[Host]:
     """The hosts of a hosts file's text; error messages begin with ``where``. Otherwise as ``read_hosts``."""
     hosts: list[Host] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -57,14 +56,15 @@ def parse_hosts(text: str, where: str = "hosts file", slots: Optional[int] = Non
     return hosts
 
 
-def _host(where: str, text: str, slots: Optional[int]) -> Host:
+def _host(where: str, text: str, slots: int | None) -> Host:
     match = _LINE.fullmatch(text)
     if match is None:
         raise InputError(f"{where}: '{shown(text)}' is not 'NAME' or 'NAME slots=N'")
     count = int(match["slots"]) if match["slots"] else slots
     if not count:
-        raise InputError(f"{where}: say how many ranks start there: '{shown(match['name'])} slots=N', or give "
-                         "--nproc N")
+        raise InputError(
+            f"{where}: say how many ranks start there: '{shown(match['name'])} slots=N', or give --nproc N"
+        )
     return Host(match["name"], count)
 
 
@@ -72,8 +72,9 @@ def own_addresses() -> set[str]:
     """Names and addresses by which a hosts file may list this machine."""
     names = {"localhost", socket.gethostname(), socket.getfqdn()}
     for entries in psutil.net_if_addrs().values():
-        names |= {entry.address.partition("%")[0] for entry in entries
-                  if entry.family in (socket.AF_INET, socket.AF_INET6)}
+        names |= {
+            entry.address.partition("%")[0] for entry in entries if entry.family in (socket.AF_INET, socket.AF_INET6)
+        }
     return names
 
 
@@ -91,7 +92,7 @@ def own_index(names: list[str]) -> int:
     return found[0]
 
 
-def _address(name: str) -> Optional[str]:
+def _address(name: str) -> str | None:
     try:
         return socket.gethostbyname(name)
     except OSError:

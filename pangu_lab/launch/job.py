@@ -15,7 +15,6 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Optional
 
 import psutil
 
@@ -52,7 +51,7 @@ class Trouble:
         when: its time, to compare troubles with each other.
     """
 
-    rank: Optional[int]
+    rank: int | None
     what: str
     lines: tuple[str, ...] = ()
     refused: bool = False
@@ -69,7 +68,7 @@ class _RankState:
         found: when its process was last found, in seconds since 1970.
     """
 
-    beat: Optional[Beat] = None
+    beat: Beat | None = None
     alive: float = field(default_factory=time.monotonic)
     moved: float = field(default_factory=time.monotonic)
     found: float = 0.0
@@ -146,7 +145,7 @@ class Job:
 
     # ---------------------------------------------------------------- trouble
 
-    def trouble(self) -> Optional[Trouble]:
+    def trouble(self) -> Trouble | None:
         """The first thing that went wrong, once it is clear what that was; None while all is well."""
         found = self._ended() or self._hanging()
         if not found:
@@ -168,11 +167,14 @@ class Job:
                 when = self.known[command.rank].found if command.rank is not None else 0.0
                 found.append(Trouble(command.rank, what, tuple(useful_lines(command.log)), when=when))
         if self.plan.backend in ("msrun", "mpirun"):
-            found += [trouble for rank in self.ranks if rank not in explained
-                      and (trouble := self._vanished(rank)) is not None]
+            found += [
+                trouble
+                for rank in self.ranks
+                if rank not in explained and (trouble := self._vanished(rank)) is not None
+            ]
         return found
 
-    def _reported(self, rank: int) -> Optional[Trouble]:
+    def _reported(self, rank: int) -> Trouble | None:
         """A failure that the rank's last heartbeat reports."""
         beat = self.known[rank].beat
         if beat is None or beat.state not in ("failed", "refused"):
@@ -180,15 +182,19 @@ class Job:
         what = beat.note if beat.state == "refused" else f"rank {rank} failed: {beat.note}"
         return Trouble(rank, what, self._lines(rank), beat.state == "refused", beat.time)
 
-    def _vanished(self, rank: int) -> Optional[Trouble]:
+    def _vanished(self, rank: int) -> Trouble | None:
         """A rank that is not our own child: all we see is that its process is gone and reported no end."""
         beat = self.known[rank].beat
         if beat is None or beat.state == "done" or not _is_gone(beat):
             return None
-        return Trouble(rank, f"rank {rank} ended without a word at step {beat.step}", self._lines(rank),
-                       when=self.known[rank].found)
+        return Trouble(
+            rank,
+            f"rank {rank} ended without a word at step {beat.step}",
+            self._lines(rank),
+            when=self.known[rank].found,
+        )
 
-    def _named_first(self) -> Optional[int]:
+    def _named_first(self) -> int | None:
         """The rank that msrun or mpirun reports as the first to end: they kill the others, which then look alike."""
         log = next((c.log for c in self.plan.here.commands if c.role in ("msrun", "mpirun")), None)
         if log is None:
@@ -213,23 +219,43 @@ class Job:
             beat = known.beat
             if beat is None:
                 if now - known.alive > self.patience.start:
-                    found.append(Trouble(rank, f"rank {rank} has not started within {self.patience.start:g} s",
-                                         self._lines(rank), when=known.alive))
+                    found.append(
+                        Trouble(
+                            rank,
+                            f"rank {rank} has not started within {self.patience.start:g} s",
+                            self._lines(rank),
+                            when=known.alive,
+                        )
+                    )
             elif beat.state != "done" and now - known.alive > self._heartbeat_limit(beat):
-                found.append(Trouble(rank, f"rank {rank} hangs: no sign of life for {now - known.alive:.0f} s, at step "
-                                     f"{beat.step} ({beat.state})", self._lines(rank), when=known.alive))
+                found.append(
+                    Trouble(
+                        rank,
+                        f"rank {rank} hangs: no sign of life for {now - known.alive:.0f} s, at step "
+                        f"{beat.step} ({beat.state})",
+                        self._lines(rank),
+                        when=known.alive,
+                    )
+                )
         return found or self._stalled()
 
     def _heartbeat_limit(self, beat: Beat) -> float:
         """Seconds between two heartbeats: MindSpore blocks all threads while it is imported and while it joins."""
-        return max(self.patience.heartbeat, {"starting": self.patience.start, "joining": self.patience.join}.get(
-            beat.state, 0.0))
+        return max(
+            self.patience.heartbeat,
+            {"starting": self.patience.start, "joining": self.patience.join}.get(beat.state, 0.0),
+        )
 
     def _stalled(self) -> list[Trouble]:
         """When a rank makes no progress for too long, the one that has made none for longest."""
         now = time.monotonic()
-        late = [rank for rank, known in self.known.items() if known.beat is not None and known.beat.state != "done"
-                and now - known.moved > self._progress_limit(known.beat)]
+        late = [
+            rank
+            for rank, known in self.known.items()
+            if known.beat is not None
+            and known.beat.state != "done"
+            and now - known.moved > self._progress_limit(known.beat)
+        ]
         if not late:
             return []
         first = min(self.ranks, key=lambda rank: self._last_progress(rank))
@@ -240,8 +266,13 @@ class Job:
 
     def _progress_limit(self, beat: Beat) -> float:
         patience = self.patience
-        limits = {"starting": patience.start, "joining": patience.join, "joined": patience.compile,
-                  "compiling": patience.compile, "evaluating": patience.compile}
+        limits = {
+            "starting": patience.start,
+            "joining": patience.join,
+            "joined": patience.compile,
+            "compiling": patience.compile,
+            "evaluating": patience.compile,
+        }
         return limits.get(beat.state, patience.step)
 
     def _last_progress(self, rank: int) -> float:
@@ -263,7 +294,7 @@ class Job:
             handle.seek(size)
             lines = handle.read().decode("utf-8", "replace").splitlines()
             threads = [i for i, line in enumerate(lines) if line.startswith(("Current thread", "Thread"))]
-            return tuple(lines[threads[-1] + 1:threads[-1] + 5]) if threads else ()  # the last is the main thread
+            return tuple(lines[threads[-1] + 1 : threads[-1] + 5]) if threads else ()  # the last is the main thread
         return ()
 
     # ---------------------------------------------------------------- the end
@@ -275,7 +306,7 @@ class Job:
         self.processes.end(here)
 
 
-def rank_process(beat: Beat) -> Optional[psutil.Process]:
+def rank_process(beat: Beat) -> psutil.Process | None:
     """The process that wrote ``beat``, if it is alive on this machine; None if it is gone or on another host."""
     process = parse_identity(beat.process)
     if process is None or not lives(process):

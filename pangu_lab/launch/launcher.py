@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Optional
+from typing import Any, Literal
 
 from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
@@ -58,7 +58,7 @@ class _Failed(Schema):
     state: Literal["failed"]
     time: Seconds
     attempt: Count
-    rank: Optional[int]
+    rank: int | None
     reason: str
     lines: list[str]
 
@@ -70,8 +70,9 @@ class LaunchFailed(RuntimeError):
         self.rank, self.lines, self.attempts, self.run = trouble.rank, trouble.lines, attempts, run
         log = f"logs/rank_{trouble.rank}.log" if trouble.rank is not None else "logs"
         tried = f" (attempt {attempts})" if attempts > 1 else ""
-        super().__init__("\n".join([f"{trouble.what}{tried}; more in {run / log}",
-                                    *(f"  | {line}" for line in trouble.lines)]))
+        super().__init__(
+            "\n".join([f"{trouble.what}{tried}; more in {run / log}", *(f"  | {line}" for line in trouble.lines)])
+        )
 
 
 @dataclass(frozen=True)
@@ -106,17 +107,29 @@ def fit_layout(config: RunConfig, world: int, ascend: bool = False) -> RunConfig
         config = config.replace(**{"parallel.data": world // parallel.world_size})
         parallel = config.parallel
     if parallel.world_size != world:
-        raise InputError(f"{world} processes do not fit the layout pipeline {parallel.pipeline} × data {parallel.data} "
-                         f"× tensor {parallel.tensor} = {parallel.world_size}: change --nproc, the hosts, or the "
-                         "settings parallel.pipeline, parallel.data, parallel.tensor")
+        raise InputError(
+            f"{world} processes do not fit the layout pipeline {parallel.pipeline} × data {parallel.data} "
+            f"× tensor {parallel.tensor} = {parallel.world_size}: change --nproc, the hosts, or the "
+            "settings parallel.pipeline, parallel.data, parallel.tensor"
+        )
     check_layout(config, powers_of_two=ascend)
     return config
 
 
-def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local",
-            hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
-            master_port: Optional[int] = None, node_rank: Optional[int] = None, program: Sequence[str] = WORKER,
-            join_seconds: float = 600.0, variables: Sequence[str] = ()) -> tuple[RunConfig, LaunchPlan]:
+def prepare(
+    config: RunConfig,
+    run_folder: Path | str,
+    nproc: int | None = None,
+    backend: str = "local",
+    hosts: Path | str | None = None,
+    rank_table: Path | str | None = None,
+    master_addr: str | None = None,
+    master_port: int | None = None,
+    node_rank: int | None = None,
+    program: Sequence[str] = WORKER,
+    join_seconds: float = 600.0,
+    variables: Sequence[str] = (),
+) -> tuple[RunConfig, LaunchPlan]:
     """The settings, fitted to the number of processes, and the plan of what runs where; starts and writes nothing.
 
     Arguments as for ``launch``.
@@ -124,8 +137,14 @@ def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = No
     Raises:
         InputError: hosts, rank table, layout and back end do not go together.
     """
-    request = Request(Path(run_folder).absolute(), backend, (), program=tuple(program), join_seconds=int(join_seconds),
-                      variables=tuple(variables))
+    request = Request(
+        Path(run_folder).absolute(),
+        backend,
+        (),
+        program=tuple(program),
+        join_seconds=int(join_seconds),
+        variables=tuple(variables),
+    )
     if rank_table is not None or backend == "ranktable":
         request = _with_table(request, rank_table, hosts, nproc, node_rank)
     else:
@@ -138,8 +157,9 @@ def prepare(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = No
 
 def _with_table(request: Request, rank_table, hosts, nproc, node_rank) -> Request:
     if request.backend not in ("ranktable", "local") or rank_table is None or hosts is not None:
-        raise InputError("--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and "
-                         "without --hosts")
+        raise InputError(
+            "--rank-table FILE goes with --backend ranktable (and --backend ranktable with it), and without --hosts"
+        )
     table = read_rank_table(rank_table)
     names = [server.server_id for server in table.servers]
     per_server = len(table.servers[0].devices)
@@ -148,11 +168,17 @@ def _with_table(request: Request, rank_table, hosts, nproc, node_rank) -> Reques
     devices = [sorted((device.rank_id, device.device_id) for device in server.devices) for server in table.servers]
     ranks = [[rank for rank, _ in pairs] for pairs in devices]
     if ranks != [list(range(i * per_server, (i + 1) * per_server)) for i in range(len(names))]:
-        raise InputError(f"{rank_table}: ranks must follow the order of the servers; `pangu-lab ranktable merge` "
-                         "numbers them so")
-    return dataclasses.replace(request, backend="ranktable", hosts=[Host(name, per_server) for name in names],
-                               node_rank=_own_node(names, node_rank), rank_table=Path(rank_table).absolute(),
-                               devices=devices)
+        raise InputError(
+            f"{rank_table}: ranks must follow the order of the servers; `pangu-lab ranktable merge` numbers them so"
+        )
+    return dataclasses.replace(
+        request,
+        backend="ranktable",
+        hosts=[Host(name, per_server) for name in names],
+        node_rank=_own_node(names, node_rank),
+        rank_table=Path(rank_table).absolute(),
+        devices=devices,
+    )
 
 
 def _with_hosts(request: Request, hosts, nproc, node_rank, master_addr, master_port) -> Request:
@@ -165,22 +191,42 @@ def _with_hosts(request: Request, hosts, nproc, node_rank, master_addr, master_p
     port = master_port if master_port is not None else MULTI_HOST_PORT if several else free_port()
     if not 1024 <= port <= 65535:
         raise InputError(f"--master-port {port} must be between 1024 and 65535")
-    return dataclasses.replace(request, hosts=listed, node_rank=node_rank, master_addr=address, master_port=port,
-                               hosts_file=Path(hosts).absolute() if hosts is not None else None)
+    return dataclasses.replace(
+        request,
+        hosts=listed,
+        node_rank=node_rank,
+        master_addr=address,
+        master_port=port,
+        hosts_file=Path(hosts).absolute() if hosts is not None else None,
+    )
 
 
-def _own_node(names: list[str], node_rank: Optional[int]) -> int:
+def _own_node(names: list[str], node_rank: int | None) -> int:
     return node_rank if node_rank is not None else 0 if len(names) == 1 else own_index(names)
 
 
 # ------------------------------------------------------------------------------------------------------ launch
 
 
-def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = None, backend: str = "local", *,
-           hosts: Path | str | None = None, rank_table: Path | str | None = None, master_addr: Optional[str] = None,
-           master_port: Optional[int] = None, node_rank: Optional[int] = None, restarts: int = 0,
-           patience: Patience = Patience(), program: Sequence[str] = WORKER, variables: Sequence[str] = (),
-           on_event: Optional[OnEvent] = None, progress: Progress = silent, stop: Optional[Callable[[], bool]] = None) -> LaunchResult:
+def launch(
+    config: RunConfig,
+    run_folder: Path | str,
+    nproc: int | None = None,
+    backend: str = "local",
+    *,
+    hosts: Path | str | None = None,
+    rank_table: Path | str | None = None,
+    master_addr: str | None = None,
+    master_port: int | None = None,
+    node_rank: int | None = None,
+    restarts: int = 0,
+    patience: Patience = Patience(),
+    program: Sequence[str] = WORKER,
+    variables: Sequence[str] = (),
+    on_event: OnEvent | None = None,
+    progress: Progress = silent,
+    stop: Callable[[], bool] | None = None,
+) -> LaunchResult:
     """Train ``config`` in ``run_folder`` with several processes, and wait until they have ended.
 
     Args:
@@ -206,28 +252,56 @@ def launch(config: RunConfig, run_folder: Path | str, nproc: Optional[int] = Non
         InputError: settings that cannot work, found here or by a rank.
         LaunchFailed: a rank failed or hung; all others have been ended.
     """
-    config, plan = prepare(config, run_folder, nproc, backend, hosts, rank_table, master_addr, master_port, node_rank,
-                           program, patience.join, variables)
+    config, plan = prepare(
+        config,
+        run_folder,
+        nproc,
+        backend,
+        hosts,
+        rank_table,
+        master_addr,
+        master_port,
+        node_rank,
+        program,
+        patience.join,
+        variables,
+    )
     _check_machine(plan)
-    launcher = Launcher(config, plan, patience, on_event or (lambda event: None), progress, stop,
-                        own_port=master_port is None and len(plan.hosts) == 1)
+    launcher = Launcher(
+        config,
+        plan,
+        patience,
+        on_event or (lambda event: None),
+        progress,
+        stop,
+        own_port=master_port is None and len(plan.hosts) == 1,
+    )
     return launcher.go(restarts)
 
 
 def _check_machine(plan: LaunchPlan) -> None:
     if plan.backend == "ranktable" and not glob.glob("/dev/davinci[0-9]*"):
-        raise InputError("a rank table is for Ascend, and this machine has no Ascend device: --dry-run shows what "
-                         "would run, --backend local runs here")
+        raise InputError(
+            "a rank table is for Ascend, and this machine has no Ascend device: --dry-run shows what "
+            "would run, --backend local runs here"
+        )
     if plan.backend == "mpirun" and shutil.which("mpirun") is None:
-        raise InputError("mpirun is not installed here: install Open MPI (Debian: openmpi-bin), or use "
-                         "--backend local")
+        raise InputError("mpirun is not installed here: install Open MPI (Debian: openmpi-bin), or use --backend local")
 
 
 class Launcher:
     """One call of ``launch``: its attempts, signals and events."""
 
-    def __init__(self, config: RunConfig, plan: LaunchPlan, patience: Patience, on_event: OnEvent,
-                 progress: Progress, stop: Optional[Callable[[], bool]], own_port: bool):
+    def __init__(
+        self,
+        config: RunConfig,
+        plan: LaunchPlan,
+        patience: Patience,
+        on_event: OnEvent,
+        progress: Progress,
+        stop: Callable[[], bool] | None,
+        own_port: bool,
+    ):
         self.config, self.plan, self.patience = config, plan, patience
         self.on_event, self.progress, self.stop, self.own_port = on_event, progress, stop, own_port
         self.steps = config.train.steps
@@ -237,8 +311,12 @@ class Launcher:
         self.stopping = ""
         self.signals = 0
         self.states: dict[int, str] = {}
-        self.lock = Lock(self.run / HEARTBEAT / f"node_{plan.node_rank}.lock", str(self.run), "launches here",
-                         f"stop it first (create the file {self.run / STOP})")
+        self.lock = Lock(
+            self.run / HEARTBEAT / f"node_{plan.node_rank}.lock",
+            str(self.run),
+            "launches here",
+            f"stop it first (create the file {self.run / STOP})",
+        )
 
     # ---------------------------------------------------------------- attempts
 
@@ -267,18 +345,26 @@ class Launcher:
                 if self.attempt > restarts or self.stopping:
                     raise LaunchFailed(trouble, self.attempt, self.run)
                 self._keep_logs()
-                self.on_event({"kind": "restart", "what": trouble.what, "attempt": self.attempt + 1,
-                               "of": restarts + 1})
+                self.on_event(
+                    {"kind": "restart", "what": trouble.what, "attempt": self.attempt + 1, "of": restarts + 1}
+                )
 
-    def _attempt(self) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
+    def _attempt(self) -> tuple[LaunchResult | None, Trouble | None]:
         """Run all ranks once; the result, or what went wrong. No process of ours is left either way."""
         for _ in range(PORT_TRIES):
             job = Job(self.plan, self.patience)
             try:
                 job.start()
                 self._note("running")
-                self.on_event({"kind": "started", "ranks": job.ranks, "world": self.plan.world, "attempt": self.attempt,
-                               "pids": [process.pid for _, process in job.processes.started]})
+                self.on_event(
+                    {
+                        "kind": "started",
+                        "ranks": job.ranks,
+                        "world": self.plan.world,
+                        "attempt": self.attempt,
+                        "pids": [process.pid for _, process in job.processes.started],
+                    }
+                )
                 result, trouble = self._watch(job)
             finally:
                 job.end()
@@ -288,7 +374,7 @@ class Launcher:
             self.plan = make_plan(dataclasses.replace(self.plan.request, master_port=free_port()))
         return result, trouble
 
-    def _watch(self, job: Job) -> tuple[Optional[LaunchResult], Optional[Trouble]]:
+    def _watch(self, job: Job) -> tuple[LaunchResult | None, Trouble | None]:
         events = EventReader(self.run)
         events.new()
         while True:
@@ -311,8 +397,9 @@ class Launcher:
                     return self._result(job, f"{self.stopping} before training began"), None
 
     def _result(self, job: Job, reason: str) -> LaunchResult:
-        return LaunchResult(self.run, self.plan.world, job.step, reason, self.attempt,
-                            round(time.time() - self.began, 1), self.plan)
+        return LaunchResult(
+            self.run, self.plan.world, job.step, reason, self.attempt, round(time.time() - self.began, 1), self.plan
+        )
 
     # ---------------------------------------------------------------- stopping
 
@@ -382,16 +469,27 @@ class Launcher:
     def _note(self, state: str, reason: str = "", **more: Any) -> None:
         """Write this launcher's state, for the other launchers and for readers of the run folder."""
         self.lock.check()
-        facts = {"v": 1, "pid": os.getpid(), "process": self.lock.process.to_dict(),
-                 "host": socket.gethostname(), "node_rank": self.plan.node_rank, "state": state, "reason": reason,
-                 "attempt": self.attempt, "time": time.time(),
-                 "backend": self.plan.backend, "world": self.plan.world, "ranks": list(self.plan.here.ranks),
-                 "hosts": [host.name for host in self.plan.hosts], **more}
+        facts = {
+            "v": 1,
+            "pid": os.getpid(),
+            "process": self.lock.process.to_dict(),
+            "host": socket.gethostname(),
+            "node_rank": self.plan.node_rank,
+            "state": state,
+            "reason": reason,
+            "attempt": self.attempt,
+            "time": time.time(),
+            "backend": self.plan.backend,
+            "world": self.plan.world,
+            "ranks": list(self.plan.here.ranks),
+            "hosts": [host.name for host in self.plan.hosts],
+            **more,
+        }
         write_json_atomic(self.run / HEARTBEAT / f"node_{self.plan.node_rank}", facts)
         if self.plan.node_rank == 0:
             write_json_atomic(self.run / STATE, facts)
 
-    def _trouble_elsewhere(self) -> Optional[Trouble]:
+    def _trouble_elsewhere(self) -> Trouble | None:
         """A failure that another host's launcher has reported, in this attempt."""
         for host in self.plan.hosts:
             if host.node_rank == self.plan.node_rank or self.plan.backend == "mpirun":

@@ -39,7 +39,7 @@ def _from_traceback(lines: list[str], limit: int) -> list[str]:
     end = next((i for i in range(begin + 1, len(lines)) if _EXCEPTION.match(lines[i])), None)
     if end is None:
         return []
-    frame = _own_frame(lines[begin + 1:end])
+    frame = _own_frame(lines[begin + 1 : end])
     message = _message(lines[end:])
     code = _network_code(lines[end:])
     message_limit = max(1, limit - len(frame) - len(code))
@@ -50,7 +50,7 @@ def _own_frame(lines: list[str]) -> list[str]:
     """The innermost frame of the traceback that is not inside an installed package."""
     frames = [i for i, line in enumerate(lines) if line.startswith("  File ")]
     own = [i for i in frames if "site-packages" not in lines[i]] or frames
-    return [line for line in lines[own[-1]:own[-1] + 2] if line.strip(" ^~")] if own else []
+    return [line for line in lines[own[-1] : own[-1] + 2] if line.strip(" ^~")] if own else []
 
 
 def _message(lines: list[str]) -> list[str]:
@@ -64,9 +64,9 @@ def _network_code(lines: list[str]) -> list[str]:
     title = next((i for i, line in enumerate(lines) if "Traceback of Net Construct Code" in line), None)
     if title is None:
         return []
-    section = lines[title + 2:]
+    section = lines[title + 2 :]
     frames = [i for i, line in enumerate(section) if re.match(r"^# \d+ In file ", line)]
-    return [line for line in section[frames[-1]:frames[-1] + 2]] if frames else []
+    return list(section[frames[-1] : frames[-1] + 2]) if frames else []
 
 
 def _last(lines: list[str], limit: int) -> list[str]:

@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pangu_lab
 from pangu_lab.errors import InputError, nearest
@@ -29,8 +29,19 @@ WORKER = ("-m", "pangu_lab.launch.worker")
 CONFIG = "launch.yaml"  # in the run folder: the configuration the ranks train
 LAUNCHER = "PANGU_LAB_LAUNCHER"  # PID@HOST of the process that watches a rank, added when it is started
 # Variables of an outer launch that would mislead ours.
-STALE = ("MS_ROLE", "MS_NODE_ID", "MS_WORKER_NUM", "MS_SCHED_HOST", "MS_SCHED_PORT", "MS_WORKER_IP", "RANK_ID",
-         "RANK_SIZE", "DEVICE_ID", "RANK_TABLE_FILE", "PANGU_LAB_RANK_LOG")
+STALE = (
+    "MS_ROLE",
+    "MS_NODE_ID",
+    "MS_WORKER_NUM",
+    "MS_SCHED_HOST",
+    "MS_SCHED_PORT",
+    "MS_WORKER_IP",
+    "RANK_ID",
+    "RANK_SIZE",
+    "DEVICE_ID",
+    "RANK_TABLE_FILE",
+    "PANGU_LAB_RANK_LOG",
+)
 STALE_PREFIXES = ("OMPI_", "PMIX_", "PRTE_", "PMI_")
 PASSED_PREFIXES = ("NCCL_", "HCCL_", "UCX_", "PANGU_LAB_")  # of collectives, and this project's own
 SECRETS = ("PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUSTER_KEY")  # of the server; plans are printed
@@ -41,7 +52,7 @@ class Command:
     """One process: its arguments, what is added to the environment, and the file its output goes to."""
 
     role: str  # "scheduler", "rank", "msrun" or "mpirun"
-    rank: Optional[int]
+    rank: int | None
     argv: tuple[str, ...]
     env: dict[str, str]
     log: str
@@ -61,7 +72,7 @@ def _assignments(env: dict[str, str]) -> str:
     for name, value in env.items():
         current = os.environ.get(name)
         if current and value != current and value.endswith(current):
-            words.append(f"{name}={shlex.quote(value[:-len(current)])}${name}")
+            words.append(f"{name}={shlex.quote(value[: -len(current)])}${name}")
         else:
             words.append(f"{name}={shlex.quote(value)}")
     return " ".join(words)
@@ -131,18 +142,40 @@ class LaunchPlan:
         if request.rank_table is not None:
             words += ["--rank-table", str(request.rank_table)]
         else:
-            words += ["--hosts", str(request.hosts_file), "--nproc", str(request.hosts[node].slots),
-                      "--master-addr", request.master_addr, "--master-port", str(request.master_port)]
+            words += [
+                "--hosts",
+                str(request.hosts_file),
+                "--nproc",
+                str(request.hosts[node].slots),
+                "--master-addr",
+                request.master_addr,
+                "--master-port",
+                str(request.master_port),
+            ]
         asked = [word for variable in request.variables for word in ("--env", variable)]
         return [*words, *asked, "--node-rank", str(node)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        hosts = [{"name": host.name, "node_rank": host.node_rank, "ranks": list(host.ranks), "commands": [
-            {"role": c.role, "rank": c.rank, "argv": list(c.argv), "env": c.env, "log": c.log}
-            for c in host.commands]} for host in self.hosts]
-        return {"backend": self.backend, "run": str(self.run), "world": self.world, "master": self.master,
-                "hosts": hosts}
+        hosts = [
+            {
+                "name": host.name,
+                "node_rank": host.node_rank,
+                "ranks": list(host.ranks),
+                "commands": [
+                    {"role": c.role, "rank": c.rank, "argv": list(c.argv), "env": c.env, "log": c.log}
+                    for c in host.commands
+                ],
+            }
+            for host in self.hosts
+        ]
+        return {
+            "backend": self.backend,
+            "run": str(self.run),
+            "world": self.world,
+            "master": self.master,
+            "hosts": hosts,
+        }
 
 
 def _span(ranks: range) -> str:
@@ -159,8 +192,8 @@ class Request:
     node_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 0
-    hosts_file: Optional[Path] = None
-    rank_table: Optional[Path] = None
+    hosts_file: Path | None = None
+    rank_table: Path | None = None
     devices: Sequence[Sequence[tuple[int, int]]] = ()  # from the rank table: (rank, device id) on each host
     program: Sequence[str] = WORKER
     join_seconds: int = 600
@@ -183,12 +216,14 @@ def make_plan(request: Request) -> LaunchPlan:
         InputError: the back end is unknown, is not installed, or does not support the request.
     """
     if request.backend not in BACKENDS:
-        raise InputError(f"unknown back end '{request.backend}'{nearest(request.backend, BACKENDS)}; "
-                         f"there are {', '.join(BACKENDS)}")
+        raise InputError(
+            f"unknown back end '{request.backend}'{nearest(request.backend, BACKENDS)}; there are {', '.join(BACKENDS)}"
+        )
     make = {"local": _local, "msrun": _msrun, "mpirun": _mpirun, "ranktable": _rank_table}[request.backend]
     commands = [make(request, node) for node in range(len(request.hosts))]
-    hosts = tuple(HostPlan(host.name, node, request.ranks(node), tuple(commands[node]))
-                  for node, host in enumerate(request.hosts))
+    hosts = tuple(
+        HostPlan(host.name, node, request.ranks(node), tuple(commands[node])) for node, host in enumerate(request.hosts)
+    )
     return LaunchPlan(request, hosts)
 
 
@@ -207,42 +242,78 @@ def _local(request: Request, node: int) -> list[Command]:
     cluster = {**_common(request, node), **_cluster(request)}
     commands = [_scheduler(request, cluster)] if node == 0 else []
     for rank in request.ranks(node):
-        commands.append(_worker(request, rank, {**cluster, "MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(rank),
-                                                "DEVICE_ID": str(rank - request.ranks(node)[0])}))
+        commands.append(
+            _worker(
+                request,
+                rank,
+                {
+                    **cluster,
+                    "MS_ROLE": "MS_WORKER",
+                    "MS_NODE_ID": str(rank),
+                    "DEVICE_ID": str(rank - request.ranks(node)[0]),
+                },
+            )
+        )
     return commands
 
 
 def _msrun(request: Request, node: int) -> list[Command]:
     """MindSpore's own launcher, which starts scheduler and ranks itself, each with a log of its own."""
     if len({host.slots for host in request.hosts}) > 1:
-        raise InputError("msrun needs the same number of ranks on every host; use --backend local, or make the "
-                         "hosts file's slots equal")
+        raise InputError(
+            "msrun needs the same number of ranks on every host; use --backend local, or make the "
+            "hosts file's slots equal"
+        )
     # msrun starts plain 'python': it must be found in this environment before any other
     env = {**_common(request, node), "PATH": _python_folder() + os.pathsep + os.environ.get("PATH", os.defpath)}
     env.update(_timeouts())
-    argv = (sys.executable, "-m", "mindspore.parallel.cluster.run", "--worker_num", str(request.world),
-            "--local_worker_num", str(request.hosts[node].slots), "--master_addr", request.master_addr,
-            "--master_port", str(request.master_port), "--node_rank", str(node),
-            "--log_dir", str(request.run / "logs"), "--worker_log_name", "rank", "--join", "True",
-            "--cluster_time_out", str(request.join_seconds), "python", *request.program, "--run", str(request.run))
+    argv = (
+        sys.executable,
+        "-m",
+        "mindspore.parallel.cluster.run",
+        "--worker_num",
+        str(request.world),
+        "--local_worker_num",
+        str(request.hosts[node].slots),
+        "--master_addr",
+        request.master_addr,
+        "--master_port",
+        str(request.master_port),
+        "--node_rank",
+        str(node),
+        "--log_dir",
+        str(request.run / "logs"),
+        "--worker_log_name",
+        "rank",
+        "--join",
+        "True",
+        "--cluster_time_out",
+        str(request.join_seconds),
+        "python",
+        *request.program,
+        "--run",
+        str(request.run),
+    )
     return [Command("msrun", None, argv, env, _log(request, f"msrun_{node}" if node else "msrun"))]
 
 
 def _mpirun(request: Request, node: int) -> list[Command]:
     """Our scheduler and Open MPI's launcher on the first host; it reaches the others by itself."""
     if request.node_rank != 0:
-        raise InputError("mpirun is started on the first host alone and starts the others itself: leave out "
-                         "--node-rank")
+        raise InputError(
+            "mpirun is started on the first host alone and starts the others itself: leave out --node-rank"
+        )
     if node > 0:
         return []
     cluster = {**_common(request, node), **_cluster(request)}
     env = {**cluster, "MS_ROLE": "MS_WORKER", "PANGU_LAB_RANK_LOG": "1"}
-    argv = mpirun_command(request.world, request.hosts_file, [*env],
-                          [sys.executable, *request.program, "--run", str(request.run)])
+    argv = mpirun_command(
+        request.world, request.hosts_file, [*env], [sys.executable, *request.program, "--run", str(request.run)]
+    )
     return [_scheduler(request, cluster), Command("mpirun", None, tuple(argv), env, _log(request, "mpirun"))]
 
 
-def mpirun_command(ranks: int, hosts_file: Optional[Path], variables: Sequence[str], words: Sequence[str]) -> list[str]:
+def mpirun_command(ranks: int, hosts_file: Path | None, variables: Sequence[str], words: Sequence[str]) -> list[str]:
     """Open MPI's command that starts ``words`` so many times, with these variables of its own environment."""
     argv = [shutil.which("mpirun") or "mpirun", "-np", str(ranks), "--bind-to", "none"]
     argv += ["--hostfile", str(hosts_file)] if hosts_file is not None else ["--oversubscribe"]
@@ -254,10 +325,16 @@ def mpirun_command(ranks: int, hosts_file: Optional[Path], variables: Sequence[s
 def _rank_table(request: Request, node: int) -> list[Command]:
     """Ascend's way without a scheduler: the table tells every rank where the others are."""
     # the time that ranks wait for each other; HCCL's default of 120 s is shorter than a host may need to start
-    common = {"HCCL_CONNECT_TIMEOUT": str(request.join_seconds), **_common(request, node),
-              "RANK_TABLE_FILE": str(request.rank_table), "RANK_SIZE": str(request.world)}
-    return [_worker(request, rank, {**common, "RANK_ID": str(rank), "DEVICE_ID": str(device)})
-            for rank, device in request.devices[node]]
+    common = {
+        "HCCL_CONNECT_TIMEOUT": str(request.join_seconds),
+        **_common(request, node),
+        "RANK_TABLE_FILE": str(request.rank_table),
+        "RANK_SIZE": str(request.world),
+    }
+    return [
+        _worker(request, rank, {**common, "RANK_ID": str(rank), "DEVICE_ID": str(device)})
+        for rank, device in request.devices[node]
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- their parts
@@ -275,8 +352,12 @@ def _scheduler(request: Request, cluster: dict[str, str]) -> Command:
 
 
 def _common(request: Request, node: int) -> dict[str, str]:
-    env = {"PYTHONUNBUFFERED": "1", "GLOG_v": os.environ.get("GLOG_v", "3"),
-           "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots), **passed_environment(request.variables)}
+    env = {
+        "PYTHONUNBUFFERED": "1",
+        "GLOG_v": os.environ.get("GLOG_v", "3"),
+        "PANGU_LAB_LOCAL_RANKS": str(request.hosts[node].slots),
+        **passed_environment(request.variables),
+    }
     return {**env, **package_path(env.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")))}
 
 
@@ -291,8 +372,13 @@ def package_path(path: str) -> dict[str, str]:
 
 
 def _cluster(request: Request) -> dict[str, str]:
-    return {"MS_WORKER_NUM": str(request.world), "MS_SCHED_HOST": request.master_addr,
-            "MS_SCHED_PORT": str(request.master_port), "MS_TOPO_TIMEOUT": str(request.join_seconds), **_timeouts()}
+    return {
+        "MS_WORKER_NUM": str(request.world),
+        "MS_SCHED_HOST": request.master_addr,
+        "MS_SCHED_PORT": str(request.master_port),
+        "MS_TOPO_TIMEOUT": str(request.join_seconds),
+        **_timeouts(),
+    }
 
 
 def _timeouts() -> dict[str, str]:
@@ -325,8 +411,11 @@ def passed_environment(asked: Sequence[str] = ()) -> dict[str, str]:
     Raises:
         InputError: a name is none, has no value here, or is one that the launch itself sets.
     """
-    found = {name: value for name, value in sorted(os.environ.items()) if name.startswith(PASSED_PREFIXES)
-             and name not in (*SECRETS, *STALE, LAUNCHER, "PANGU_LAB_LOCAL_RANKS")}
+    found = {
+        name: value
+        for name, value in sorted(os.environ.items())
+        if name.startswith(PASSED_PREFIXES) and name not in (*SECRETS, *STALE, LAUNCHER, "PANGU_LAB_LOCAL_RANKS")
+    }
     for word in asked:
         name, given, value = word.partition("=")
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
@@ -341,6 +430,7 @@ def passed_environment(asked: Sequence[str] = ()) -> dict[str, str]:
 
 def clean_environment(added: dict[str, str]) -> dict[str, str]:
     """This process's environment without the variables of an outer launch, plus those of a command."""
-    kept = {name: value for name, value in os.environ.items()
-            if name not in STALE and not name.startswith(STALE_PREFIXES)}
+    kept = {
+        name: value for name, value in os.environ.items() if name not in STALE and not name.startswith(STALE_PREFIXES)
+    }
     return {**kept, **added}

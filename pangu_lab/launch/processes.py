@@ -15,7 +15,6 @@ import subprocess
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Optional
 
 import psutil
 
@@ -33,7 +32,7 @@ class Processes:
     def __init__(self) -> None:
         self.started: list[tuple[Command, subprocess.Popen]] = []
         self._known: set[psutil.Process] = set()
-        self._sessions: dict[int, Optional[Identity]] = {}  # session id → its leader, until the id is reused
+        self._sessions: dict[int, Identity | None] = {}  # session id → its leader, until the id is reused
         self._looked = 0.0
 
     def start(self, command: Command) -> None:
@@ -46,11 +45,18 @@ class Processes:
         Path(command.log).parent.mkdir(parents=True, exist_ok=True)
         with open(command.log, "wb") as log:
             try:
-                process = subprocess.Popen(command.argv, env=env, stdin=subprocess.DEVNULL, stdout=log,
-                                           stderr=subprocess.STDOUT, start_new_session=True)
+                process = subprocess.Popen(
+                    command.argv,
+                    env=env,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
             except FileNotFoundError:
-                raise InputError(f"{command.argv[0]} is not installed here: choose another --backend, or install "
-                                 "it") from None
+                raise InputError(
+                    f"{command.argv[0]} is not installed here: choose another --backend, or install it"
+                ) from None
         self.started.append((command, process))
         self._sessions[process.pid] = identity_of(process.pid)
         self._remember(process.pid)

@@ -51,9 +51,17 @@ class RankTable:
 
     def to_json(self) -> dict[str, Any]:
         """The table as HCCL reads it."""
-        servers = [{"server_id": server.server_id, "device": [
-            {"device_id": str(d.device_id), "device_ip": d.device_ip, "rank_id": str(d.rank_id)}
-            for d in server.devices], "host_nic_ip": server.host_nic_ip} for server in self.servers]
+        servers = [
+            {
+                "server_id": server.server_id,
+                "device": [
+                    {"device_id": str(d.device_id), "device_ip": d.device_ip, "rank_id": str(d.rank_id)}
+                    for d in server.devices
+                ],
+                "host_nic_ip": server.host_nic_ip,
+            }
+            for server in self.servers
+        ]
         return {"version": "1.0", "server_count": str(len(servers)), "server_list": servers, "status": "completed"}
 
 
@@ -79,9 +87,8 @@ def parse_rank_table(table: Any, where: str = "rank table") -> RankTable:
     _require(isinstance(table, dict), where, "must be a JSON object")
     for key in ("version", "server_count", "server_list", "status"):
         _require(key in table, where, f"has no '{key}'")
-    _require(table["version"] == "1.0", where, f"version is {shown(table['version'], repr)}; only \"1.0\" is known")
-    _require(table["status"] == "completed", where,
-             f"status is {shown(table['status'], repr)} instead of \"completed\"")
+    _require(table["version"] == "1.0", where, f'version is {shown(table["version"], repr)}; only "1.0" is known')
+    _require(table["status"] == "completed", where, f'status is {shown(table["status"], repr)} instead of "completed"')
     listed = table["server_list"]
     _require(isinstance(listed, list) and bool(listed), where, "server_list must be a list with at least one server")
     _require(len(listed) <= MAX_SERVERS, where, f"server_list has {len(listed)} servers, more than {MAX_SERVERS}")
@@ -103,8 +110,11 @@ def _server(entry: Any, where: str) -> Server:
     nic = entry.get("host_nic_ip", "reserve")
     if nic != "reserve":
         _address(nic, where, "host_nic_ip")
-    return Server(server_id, tuple(_device(item, f"{where} ({server_id}), device[{index}]")
-                                   for index, item in enumerate(devices)), nic)
+    return Server(
+        server_id,
+        tuple(_device(item, f"{where} ({server_id}), device[{index}]") for index, item in enumerate(devices)),
+        nic,
+    )
 
 
 def _device(entry: Any, where: str) -> Device:
@@ -113,13 +123,12 @@ def _device(entry: Any, where: str) -> Device:
         _require(key in entry, where, f"has no '{key}'")
     device = _number(entry["device_id"], where, "device_id")
     _require(device < MAX_DEVICES, where, f"device_id {device} is above {MAX_DEVICES - 1}")
-    return Device(device, _address(entry["device_ip"], where, "device_ip"),
-                  _number(entry["rank_id"], where, "rank_id"))
+    return Device(device, _address(entry["device_ip"], where, "device_ip"), _number(entry["rank_id"], where, "rank_id"))
 
 
 def _number(value: Any, where: str, key: str) -> int:
     valid = isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value) is not None
-    _require(valid, where, f"{key} is {shown(value, repr)}; it must be a whole number in quotes, such as \"0\"")
+    _require(valid, where, f'{key} is {shown(value, repr)}; it must be a whole number in quotes, such as "0"')
     return int(value)
 
 
@@ -135,18 +144,28 @@ def _check_whole(table: RankTable, where: str) -> None:
     """Checks over several entries: no duplicates, no gaps, equal numbers of devices."""
     _no_duplicates([server.server_id for server in table.servers], where, "server_id")
     for server in table.servers:
-        _no_duplicates([device.device_id for device in server.devices], f"{where}: server {server.server_id}",
-                    "device_id")
+        _no_duplicates(
+            [device.device_id for device in server.devices], f"{where}: server {server.server_id}", "device_id"
+        )
     devices = [device for server in table.servers for device in server.devices]
     _no_duplicates([device.device_ip for device in devices], where, "device_ip")
     ranks = [device.rank_id for device in devices]
     _no_duplicates(ranks, where, "rank_id")
     missing = sorted(set(range(len(ranks))) - set(ranks))
-    _require(not missing, where, f"rank_id {missing[0] if missing else ''} is missing: {len(ranks)} devices need the "
-             f"ranks 0 to {len(ranks) - 1}")
+    _require(
+        not missing,
+        where,
+        f"rank_id {missing[0] if missing else ''} is missing: {len(ranks)} devices need the "
+        f"ranks 0 to {len(ranks) - 1}",
+    )
     sizes = {len(server.devices) for server in table.servers}
-    _require(len(sizes) == 1, where, "servers have different numbers of devices ("
-             + ", ".join(f"{server.server_id}: {len(server.devices)}" for server in table.servers) + ")")
+    _require(
+        len(sizes) == 1,
+        where,
+        "servers have different numbers of devices ("
+        + ", ".join(f"{server.server_id}: {len(server.devices)}" for server in table.servers)
+        + ")",
+    )
 
 
 def _no_duplicates(values: Sequence[Any], where: str, key: str) -> None:
@@ -157,8 +176,13 @@ def _no_duplicates(values: Sequence[Any], where: str, key: str) -> None:
 # ---------------------------------------------------------------------------------------------- create and merge
 
 
-def create_rank_table(server_id: str, device_ids: Sequence[int], device_ips: Sequence[str] | None = None,
-                      host_nic_ip: str = "reserve", hccn_conf: Path | str = HCCN_CONF) -> RankTable:
+def create_rank_table(
+    server_id: str,
+    device_ids: Sequence[int],
+    device_ips: Sequence[str] | None = None,
+    host_nic_ip: str = "reserve",
+    hccn_conf: Path | str = HCCN_CONF,
+) -> RankTable:
     """The table of one server; ranks follow the order of the devices.
 
     Args:
@@ -173,8 +197,9 @@ def create_rank_table(server_id: str, device_ids: Sequence[int], device_ips: Seq
         known = read_hccn_conf(hccn_conf)
         absent = [device for device in device_ids if device not in known]
         if absent:
-            raise InputError(f"{hccn_conf}: has no address for device {absent[0]}; give the devices' addresses "
-                             "with --device-ips")
+            raise InputError(
+                f"{hccn_conf}: has no address for device {absent[0]}; give the devices' addresses with --device-ips"
+            )
         device_ips = [known[device] for device in device_ids]
     if len(device_ips) != len(device_ids):
         raise InputError(f"{len(device_ids)} devices, but {len(device_ips)} addresses: give one for each device")
@@ -191,8 +216,9 @@ def read_hccn_conf(path: Path | str = HCCN_CONF) -> dict[int, str]:
     try:
         text = content_of(path, "the driver's list").decode("utf-8", "replace")
     except InputError:
-        raise InputError(f"{path}: not readable, so the devices' addresses are not known; give them with "
-                         "--device-ips") from None
+        raise InputError(
+            f"{path}: not readable, so the devices' addresses are not known; give them with --device-ips"
+        ) from None
     return _driver_addresses(text)
 
 
@@ -256,8 +282,10 @@ def server_table(server_id: str, devices: str = "", addresses: str = "", host_ni
         numbers = device_numbers(devices) if devices.strip() else sorted(known)
         absent = [number for number in numbers if number not in known]
         if absent:
-            raise InputError(f"{server_id}: the text has no address for device {absent[0]}, only for "
-                             f"{', '.join(map(str, sorted(known)))}")
+            raise InputError(
+                f"{server_id}: the text has no address for device {absent[0]}, only for "
+                f"{', '.join(map(str, sorted(known)))}"
+            )
         return create_rank_table(server_id, numbers, [known[number] for number in numbers], host_nic_ip)
     listed = [word for word in re.split(r"[,\s]+", addresses) if word]
     numbers = device_numbers(devices) if devices.strip() else list(range(len(listed)))
@@ -274,8 +302,10 @@ def merge_rank_tables(tables: Sequence[RankTable]) -> RankTable:
         raise InputError("no rank tables to merge")
     servers, rank = [], 0
     for server in (server for table in tables for server in table.servers):
-        devices = tuple(Device(d.device_id, d.device_ip, rank + offset)
-                        for offset, d in enumerate(sorted(server.devices, key=lambda d: d.rank_id)))
+        devices = tuple(
+            Device(d.device_id, d.device_ip, rank + offset)
+            for offset, d in enumerate(sorted(server.devices, key=lambda d: d.rank_id))
+        )
         rank += len(devices)
         servers.append(Server(server.server_id, devices, server.host_nic_ip))
     return parse_rank_table(RankTable(tuple(servers)).to_json(), "the merged table")

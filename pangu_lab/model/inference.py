@@ -30,11 +30,14 @@ def check_split(config: ModelConfig, tensor: int, pipeline: int = 1) -> None:
     """
     for name, amount in (("num_heads", config.num_heads), ("vocab_size", config.vocab_size)):
         if amount % tensor:
-            raise InputError(f"{tensor} tensor-parallel ranks cannot split model.{name}={amount}: take a number "
-                             "that divides it")
+            raise InputError(
+                f"{tensor} tensor-parallel ranks cannot split model.{name}={amount}: take a number that divides it"
+            )
     if tensor > 1 and config.moe_layers:
-        raise InputError("a mixture of experts is not split here: leave tensor parallelism at 1 (pipeline stages can share "
-                         "its layers)")
+        raise InputError(
+            "a mixture of experts is not split here: leave tensor parallelism at 1 (pipeline stages can share "
+            "its layers)"
+        )
     if pipeline > config.num_layers:
         raise InputError(f"{pipeline} pipeline stages are more than model.num_layers={config.num_layers}: take fewer")
 
@@ -63,13 +66,24 @@ def _norm(prefix: str, hidden: int) -> dict[str, tuple[int, ...]]:
 
 def _layer(config: ModelConfig, layer: int, slots: int, parts: int) -> dict[str, tuple[int, ...]]:
     """Norms, products and cache of one layer; the query layer's query needs no product."""
-    hidden, inner, experts, prefix = config.hidden_size, config.ffn_hidden_size, config.num_experts, layer_prefix(config, layer)
+    hidden, inner, experts, prefix = (
+        config.hidden_size,
+        config.ffn_hidden_size,
+        config.num_experts,
+        layer_prefix(config, layer),
+    )
     fused = (2 if layer == config.num_layers - 1 else 3) * hidden // parts
-    weights: dict[str, tuple[int, ...]] = {"attention.qkv": (fused, hidden), "attention.projection": (hidden, hidden // parts)}
+    weights: dict[str, tuple[int, ...]] = {
+        "attention.qkv": (fused, hidden),
+        "attention.projection": (hidden, hidden // parts),
+    }
     shapes = {**_norm(f"{prefix}.layernorm1", hidden), **_norm(f"{prefix}.layernorm2", hidden)}
     if layer in config.moe_layers:
         shapes[f"{prefix}.output.router.weight"] = (hidden, experts)
-        weights |= {"output.experts.mapping": (experts, inner, hidden), "output.experts.projection": (experts, hidden, inner)}
+        weights |= {
+            "output.experts.mapping": (experts, inner, hidden),
+            "output.experts.projection": (experts, hidden, inner),
+        }
     else:
         weights |= {"output.mapping": (inner // parts, hidden), "output.projection": (hidden, inner // parts)}
     shapes |= {f"{prefix}.{name}.weight": shape for name, shape in weights.items()}

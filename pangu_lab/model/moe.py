@@ -147,7 +147,7 @@ class Dispatch(nn.Cell):
     def bprop(self, x, token, slot, kept, out, dout):
         total = self.gather(dout, slot[:, 0], 0) * ops.cast(kept[:, 0:1], dout.dtype)
         for j in range(1, self.choices):
-            total = total + self.gather(dout, slot[:, j], 0) * ops.cast(kept[:, j:j + 1], dout.dtype)
+            total = total + self.gather(dout, slot[:, j], 0) * ops.cast(kept[:, j : j + 1], dout.dtype)
         return total, ops.zeros_like(token), ops.zeros_like(slot), ops.zeros_like(kept)
 
 
@@ -167,7 +167,7 @@ class Combine(nn.Cell):
         weight = gates * kept
         total = ops.cast(self.gather(y, slot[:, 0], 0), mstype.float32) * weight[:, 0:1]
         for j in range(1, self.choices):
-            total = total + ops.cast(self.gather(y, slot[:, j], 0), mstype.float32) * weight[:, j:j + 1]
+            total = total + ops.cast(self.gather(y, slot[:, j], 0), mstype.float32) * weight[:, j : j + 1]
         return total
 
     def bprop(self, y, gates, token, slot, kept, out, dout):
@@ -177,12 +177,11 @@ class Combine(nn.Cell):
         for j in range(self.choices):  # a dropped choice adds its 0 to slot 0
             factor = factor + self.scatter(ops.reshape(slot[:, j], (rows, 1)), weight[:, j], (slots,))
             given = ops.cast(self.gather(y, slot[:, j], 0), mstype.float32)
-            d_gates = d_gates + (self.sum(given * dout, 1) * kept[:, j:j + 1],)
+            d_gates = d_gates + (self.sum(given * dout, 1) * kept[:, j : j + 1],)
         d_gates = _columns(d_gates)
         # with recomputation y comes from a collective, and d_y leads to another: all ranks must run them in one order
         d_y = ops.depend(self.gather(dout, token, 0) * ops.reshape(factor, (slots, 1)), d_gates)
-        return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(slot),
-                ops.zeros_like(kept))
+        return (ops.cast(d_y, y.dtype), d_gates, ops.zeros_like(token), ops.zeros_like(slot), ops.zeros_like(kept))
 
 
 class AddBias(nn.Cell):
@@ -335,11 +334,11 @@ class ExpertsWithoutLimit(nn.Cell):
         size = block_rows(rows * self.choices, self.here)
         blocks = min(rows * self.choices, rows * self.choices // size + self.here)
         mask = ops.concat(chosen, 0) if self.choices > 1 else chosen[0]
-        mask = mask[:, self.first:self.first + self.here]
+        mask = mask[:, self.first : self.first + self.here]
         ends, slot, kept = self._sort(mask, size, blocks)
         numbers = ops.cast(ops.tile(ops.arange(0, rows), (self.choices,)), mstype.int32)
         target = ops.cast(slot + (1.0 - kept) * (blocks * size), mstype.int32)  # other ranks' choices: cut off
-        token = self.scatter(ops.reshape(target, (-1, 1)), numbers, (blocks * size + 1,))[:blocks * size]
+        token = self.scatter(ops.reshape(target, (-1, 1)), numbers, (blocks * size + 1,))[: blocks * size]
         order = ops.reshape(ops.cast(ops.arange(0, blocks), mstype.float32), (blocks, 1))
         expert = self.sum(ops.cast(order >= ops.reshape(ends, (1, self.here)), mstype.float32), 1)
         expert = ops.cast(ops.minimum(expert, float(self.here - 1)), mstype.int32)
@@ -364,7 +363,7 @@ class ExpertsWithGates(ExpertsWithoutLimit):
         _, _, chosen, gates = self.router(x)
         total = chosen[0] * gates[:, 0:1]
         for j in range(1, self.choices):
-            total = total + chosen[j] * gates[:, j:j + 1]
+            total = total + chosen[j] * gates[:, j : j + 1]
         return self.answer(x, chosen, gates), (total,)
 
 

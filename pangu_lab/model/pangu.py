@@ -68,7 +68,9 @@ class Layer(nn.Cell):
         prefix = names.layer_prefix(parts.config, layer)
         self.norm1, self.norm2 = parts.norm(f"{prefix}.layernorm1"), parts.norm(f"{prefix}.layernorm2")
         self.attention = Attention(parts, layer)
-        feed_forward = parts.expert_network if layer in parts.config.moe_layers else lambda prefix: FeedForward(parts, prefix)
+        feed_forward = (
+            parts.expert_network if layer in parts.config.moe_layers else lambda prefix: FeedForward(parts, prefix)
+        )
         self.feed_forward = feed_forward(f"{prefix}.output")
         self.dropout1, self.dropout2 = parts.dropout(f"{prefix}.attention"), parts.dropout(f"{prefix}.output")
         self.own_rows = parts.own_rows()
@@ -211,8 +213,9 @@ class PanguLoss(nn.Cell):
         super().__init__(auto_prefix=False)
         parts = stage.parts
         self.stage = stage
-        self.head = HeadLoss(parts.backend, parts.mesh, parts.weights, names.WORD, parts.config.vocab_size, parts.dtype,
-                             gradients)
+        self.head = HeadLoss(
+            parts.backend, parts.mesh, parts.weights, names.WORD, parts.config.vocab_size, parts.dtype, gradients
+        )
         self.tied = gradients and stage.is_first and parts.whole_table
         if self.tied:
             self.embed = parts.backend.tied_embedding()

@@ -16,7 +16,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Optional
 
 import numpy as np
 
@@ -43,7 +42,7 @@ class ParameterSpec:
     shape: tuple[int, ...]
     init: str
     std: float
-    tensor_axis: Optional[int]
+    tensor_axis: int | None
     decay: bool
     layer: int
     expert: bool = False
@@ -100,14 +99,18 @@ def parameter_specs(config: ModelConfig) -> dict[str, ParameterSpec]:
 
 def _embedding_specs(config: ModelConfig) -> list[ParameterSpec]:
     hidden, std = config.hidden_size, config.init_std
-    return [ParameterSpec(WORD, (config.vocab_size, hidden), "normal", std, 0, True, -1),
-            ParameterSpec(POSITION, (config.num_positions, hidden), "normal", std, None, True, -1),
-            ParameterSpec(QUERY, (config.num_positions, hidden), "normal", std, None, True, config.num_layers - 1)]
+    return [
+        ParameterSpec(WORD, (config.vocab_size, hidden), "normal", std, 0, True, -1),
+        ParameterSpec(POSITION, (config.num_positions, hidden), "normal", std, None, True, -1),
+        ParameterSpec(QUERY, (config.num_positions, hidden), "normal", std, None, True, config.num_layers - 1),
+    ]
 
 
 def _norm_specs(prefix: str, hidden: int, layer: int) -> list[ParameterSpec]:
-    return [ParameterSpec(f"{prefix}.gamma", (hidden,), "ones", 0.0, None, False, layer),
-            ParameterSpec(f"{prefix}.beta", (hidden,), "zeros", 0.0, None, False, layer)]
+    return [
+        ParameterSpec(f"{prefix}.gamma", (hidden,), "ones", 0.0, None, False, layer),
+        ParameterSpec(f"{prefix}.beta", (hidden,), "zeros", 0.0, None, False, layer),
+    ]
 
 
 def _layer_specs(config: ModelConfig, layer: int) -> list[ParameterSpec]:
@@ -117,8 +120,9 @@ def _layer_specs(config: ModelConfig, layer: int) -> list[ParameterSpec]:
 
     def linear(name: str, shape: tuple[int, int], bias: int, std: float, axis: int, bias_split: bool) -> None:
         specs.append(ParameterSpec(f"{prefix}.{name}.weight", shape, "normal", std, axis, True, layer))
-        specs.append(ParameterSpec(f"{prefix}.{name}.bias", (bias,), "zeros", 0.0, 0 if bias_split else None,
-                                   False, layer))
+        specs.append(
+            ParameterSpec(f"{prefix}.{name}.bias", (bias,), "zeros", 0.0, 0 if bias_split else None, False, layer)
+        )
 
     for name in ("dense1", "dense2", "dense3"):
         linear(f"attention.{name}", (hidden, hidden), hidden, config.init_std, 0, True)
@@ -132,15 +136,23 @@ def _layer_specs(config: ModelConfig, layer: int) -> list[ParameterSpec]:
 
 def _expert_specs(config: ModelConfig, layer: int, residual_std: float) -> list[ParameterSpec]:
     """The router and the experts of one block."""
-    prefix, hidden, inner, experts = layer_prefix(config, layer), config.hidden_size, config.ffn_hidden_size, config.num_experts
+    prefix, hidden, inner, experts = (
+        layer_prefix(config, layer),
+        config.hidden_size,
+        config.ffn_hidden_size,
+        config.num_experts,
+    )
     both = f"{prefix}.output.experts"
     std = config.init_std
-    return [ParameterSpec(f"{prefix}.output.router.weight", (hidden, experts), "normal", std, None, True, layer),
-            ParameterSpec(f"{both}.mapping.weight", (experts, hidden, inner), "normal", std, 2, True, layer, True),
-            ParameterSpec(f"{both}.mapping.bias", (experts, 1, inner), "zeros", 0.0, 2, False, layer, True),
-            ParameterSpec(f"{both}.projection.weight", (experts, inner, hidden), "normal", residual_std, 1, True, layer,
-                          True),
-            ParameterSpec(f"{both}.projection.bias", (experts, 1, hidden), "zeros", 0.0, None, False, layer, True)]
+    return [
+        ParameterSpec(f"{prefix}.output.router.weight", (hidden, experts), "normal", std, None, True, layer),
+        ParameterSpec(f"{both}.mapping.weight", (experts, hidden, inner), "normal", std, 2, True, layer, True),
+        ParameterSpec(f"{both}.mapping.bias", (experts, 1, inner), "zeros", 0.0, 2, False, layer, True),
+        ParameterSpec(
+            f"{both}.projection.weight", (experts, inner, hidden), "normal", residual_std, 1, True, layer, True
+        ),
+        ParameterSpec(f"{both}.projection.bias", (experts, 1, hidden), "zeros", 0.0, None, False, layer, True),
+    ]
 
 
 def initial_value(spec: ParameterSpec, seed: int) -> np.ndarray:

@@ -8,6 +8,7 @@ where MindSpore's own backward pass is wasteful, a ``bprop`` is written beside t
 
 from pangu_lab.lazy import lazy_names
 
-__getattr__, __dir__, __all__ = lazy_names(__name__, {"attention": ["BranchMask", "DocumentMask"],
-                                                      "backend": ["Backend", "training_backend"],
-                                                      "portable": ["Portable"]})
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {"attention": ["BranchMask", "DocumentMask"], "backend": ["Backend", "training_backend"], "portable": ["Portable"]},
+)

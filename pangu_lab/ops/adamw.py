@@ -36,8 +36,13 @@ class AdamWState:
     rows: Sequence[tuple[int, int] | None]
 
     @classmethod
-    def of(cls, weights: Sequence[Parameter], decay: Sequence[bool], moments: Mapping[str, np.ndarray] | None = None,
-           rows: Sequence[tuple[int, int] | None] | None = None) -> AdamWState:
+    def of(
+        cls,
+        weights: Sequence[Parameter],
+        decay: Sequence[bool],
+        moments: Mapping[str, np.ndarray] | None = None,
+        rows: Sequence[tuple[int, int] | None] | None = None,
+    ) -> AdamWState:
         """``moments``: (first, second) moment arrays by name to start from; zeros where absent."""
         moments = moments or {}
         first, second = ([_moment(kind, weight, moments) for weight in weights] for kind in ("adam_m", "adam_v"))
@@ -88,15 +93,25 @@ class AdamWUpdate(nn.Cell):
             weight = self.weights[i]
             gradient = gradients[i]
             if self.rows[i] is not None:
-                gradient = gradient[self.rows[i][0]:self.rows[i][1]]
+                gradient = gradient[self.rows[i][0] : self.rows[i][1]]
             gradient = self.mul(ops.cast(gradient, mstype.float32), factor)
             if self.half[i]:
                 done = done + (self.update_half(i, gradient, lr, decay_factor, beta1_power, beta2_power, eps),)
                 continue
             if self.decay[i]:
                 gradient = ops.depend(gradient, ops.assign(weight, self.mul(weight, decay_factor)))
-            updated = self.adam(weight, self.first[i], self.second[i], beta1_power, beta2_power, lr, self.beta1,
-                                self.beta2, eps, gradient)
+            updated = self.adam(
+                weight,
+                self.first[i],
+                self.second[i],
+                beta1_power,
+                beta2_power,
+                lr,
+                self.beta1,
+                self.beta2,
+                eps,
+                gradient,
+            )
             done = done + (updated[0],)
         return ops.depend(factor, done)
 

@@ -37,8 +37,9 @@ class Dropout(nn.Cell):
     Shapes: x (rows, width), row_keys (rows, 1) int32 that identify each row globally → (rows, width).
     """
 
-    def __init__(self, rate: float, seed: int, site: str, width: int, first_column: int = 0,
-                 kernel: nn.Cell | None = None):
+    def __init__(
+        self, rate: float, seed: int, site: str, width: int, first_column: int = 0, kernel: nn.Cell | None = None
+    ):
         super().__init__(auto_prefix=False)
         self.active = rate > 0
         self.keep_scale = 1.0 / (1.0 - rate)

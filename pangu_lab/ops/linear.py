@@ -9,7 +9,6 @@ from __future__ import annotations
 from mindspore import nn, ops
 
 
-
 class BiasLinear(nn.Cell):
     """Product with a weight stored (in, out), or (out, in) when ``transposed``, then the bias.
 

@@ -10,7 +10,6 @@ from mindspore import dtype as mstype
 from mindspore import nn, ops
 
 
-
 class TiedHeadLoss(nn.Cell):
     """Σ weight · −log softmax(hidden · tableᵀ)[label].
 
@@ -53,8 +52,12 @@ class TiedHeadLoss(nn.Cell):
         d_hidden = self.mul(self.cast(self.matmul(d_logits, self.cast(table, self.dtype)), mstype.float32), row_scale)
         scaled = self.cast(self.mul(self.cast(hidden, mstype.float32), row_scale), self.dtype)
         d_table = self.matmul_at(d_logits, scaled)
-        return (self.cast(d_hidden, hidden.dtype), self.cast(d_table, table.dtype), ops.zeros_like(labels),
-                ops.zeros_like(weights))
+        return (
+            self.cast(d_hidden, hidden.dtype),
+            self.cast(d_table, table.dtype),
+            ops.zeros_like(labels),
+            ops.zeros_like(weights),
+        )
 
 
 class TiedEmbedding(nn.Cell):

@@ -73,7 +73,7 @@ class MuonState:
         found = []
         for shape, numbers in groups.items():
             count = max(1, STACK // int(np.prod(shape)))
-            found += [numbers[first:first + count] for first in range(0, len(numbers), count)]
+            found += [numbers[first : first + count] for first in range(0, len(numbers), count)]
         return found
 
 
@@ -99,7 +99,7 @@ class MuonUpdate(nn.Cell):
         for i in range(len(self.weights)):
             gradient = gradients[i]
             if self.rows[i] is not None:
-                gradient = gradient[self.rows[i][0]:self.rows[i][1]]
+                gradient = gradient[self.rows[i][0] : self.rows[i][1]]
             gradient = ops.cast(gradient, mstype.float32) * (factor * (1.0 - self.beta))
             momentum = ops.assign(self.momenta[i], self.momenta[i] * self.beta + gradient)
             wholes = wholes + (momentum * self.beta + gradient,)  # Nesterov's

@@ -22,8 +22,12 @@ from mindspore import dtype as mstype
 
 from pangu_lab.parallel.mesh import Mesh
 
-NATIVE = {"AllGather": ("GPU", "Ascend", "CPU world"), "ReduceScatter": ("GPU", "Ascend"), "AlltoAll": ("Ascend",),
-          "NeighborExchange": ("Ascend",)}
+NATIVE = {
+    "AllGather": ("GPU", "Ascend", "CPU world"),
+    "ReduceScatter": ("GPU", "Ascend"),
+    "AlltoAll": ("Ascend",),
+    "NeighborExchange": ("Ascend",),
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Group:
         return len(self.ranks)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def start_communication() -> tuple[int, int]:
     """Join the other processes; (rank, world size). (0, 1) if no launcher has prepared an environment."""
     import os
@@ -54,14 +58,14 @@ def start_communication() -> tuple[int, int]:
     return get_rank(), get_group_size()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def group_of(mesh: Mesh, *dimensions: str) -> Group:
     """The ranks that differ from this one only along ``dimensions``; created in the same order on all ranks."""
     ranks = tuple(mesh.group(*dimensions))
     return make_group(ranks, mesh.rank)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def make_group(ranks: tuple[int, ...], rank: int) -> Group:
     """A group of the given ranks, which include this rank."""
     if len(ranks) == 1:
@@ -78,7 +82,9 @@ def make_group(ranks: tuple[int, ...], rank: int) -> Group:
 def inference_group(mesh: Mesh) -> Group:
     """The tensor-parallel ranks of this rank's stage under a name that exported graphs keep; see ``join``."""
     stages, stage = mesh.size("pipeline"), mesh.index("pipeline")
-    return Group("pangu-tensor" if stages == 1 else f"pangu-tensor-{stage}", tuple(mesh.group("tensor")), mesh.index("tensor"))
+    return Group(
+        "pangu-tensor" if stages == 1 else f"pangu-tensor-{stage}", tuple(mesh.group("tensor")), mesh.index("tensor")
+    )
 
 
 def join(group: Group) -> None:
@@ -158,7 +164,7 @@ class AllGather(nn.Cell):
         if self.native_back:
             return (self.native_scatter(dout),)
         rows = x.shape[0]
-        return (self.reduce(dout)[self.index * rows:(self.index + 1) * rows],)
+        return (self.reduce(dout)[self.index * rows : (self.index + 1) * rows],)
 
 
 class GatherParts(nn.Cell):
@@ -176,10 +182,14 @@ class GatherParts(nn.Cell):
         sizes = [int(np.prod(shape)) for shape in shapes]
         self.ends = [int(end) for end in np.cumsum(sizes)]
         self.starts = [end - size for end, size in zip(self.ends, sizes)]
-        self.orders = [(*range(1, axis + 1), 0, *range(axis + 1, len(shape) + 1))  # the ranks' axis before the split one
-                       for shape, axis in zip(shapes, axes)]
-        self.wholes = [tuple(size * (group.size if a == axis else 1) for a, size in enumerate(shape))
-                       for shape, axis in zip(shapes, axes)]
+        self.orders = [
+            (*range(1, axis + 1), 0, *range(axis + 1, len(shape) + 1))  # the ranks' axis before the split one
+            for shape, axis in zip(shapes, axes)
+        ]
+        self.wholes = [
+            tuple(size * (group.size if a == axis else 1) for a, size in enumerate(shape))
+            for shape, axis in zip(shapes, axes)
+        ]
         self.concat = ops.Concat(0)
 
     def construct(self, *parts):
@@ -189,7 +199,7 @@ class GatherParts(nn.Cell):
         everything = ops.reshape(self.gather(self.concat(flat)), (self.size, -1))
         wholes = ()
         for i in range(len(self.shapes)):
-            pieces = ops.reshape(everything[:, self.starts[i]:self.ends[i]], (self.size,) + self.shapes[i])
+            pieces = ops.reshape(everything[:, self.starts[i] : self.ends[i]], (self.size,) + self.shapes[i])
             wholes = wholes + (ops.reshape(ops.transpose(pieces, self.orders[i]), self.wholes[i]),)
         return wholes
 
@@ -211,7 +221,7 @@ class ReduceScatter(nn.Cell):
         if self.native:
             return self.native_scatter(x)
         rows = x.shape[0] // self.size
-        return self.reduce(x)[self.index * rows:(self.index + 1) * rows]
+        return self.reduce(x)[self.index * rows : (self.index + 1) * rows]
 
     def bprop(self, x, out, dout):
         return (self.gather(dout),)
@@ -259,8 +269,11 @@ class Exchange(nn.Cell):
         self.partner = 1 - group.index
         self.native = shape is not None and has_native("NeighborExchange", group)
         partner = [group.ranks[self.partner]]
-        self.swap = (ops.NeighborExchange(partner, partner, (list(shape),), (list(shape),), dtype, group.name)
-                     if self.native else None)
+        self.swap = (
+            ops.NeighborExchange(partner, partner, (list(shape),), (list(shape),), dtype, group.name)
+            if self.native
+            else None
+        )
         self.gather = None if self.native else AllGather(group)
 
     def _exchange(self, x):

@@ -53,7 +53,7 @@ class SumGradients(nn.Cell):
         total = self.reduce(self.concat(flat))
         result = ()
         for i in range(len(self.shapes)):
-            part = total[self.starts[i]:self.starts[i] + self.sizes[i]]
+            part = total[self.starts[i] : self.starts[i] + self.sizes[i]]
             result = result + (ops.reshape(part, self.shapes[i]),)
         return result
 
@@ -96,8 +96,10 @@ class SharedSum:
         for row in self.rows[2:-1]:
             total[self.mine] += row[self.mine]
         self._meet()
-        return tuple(Tensor(total[start:end].reshape(shape))
-                     for shape, start, end in zip(self.shapes, self.bounds, self.bounds[1:]))
+        return tuple(
+            Tensor(total[start:end].reshape(shape))
+            for shape, start, end in zip(self.shapes, self.bounds, self.bounds[1:])
+        )
 
     def _meet(self) -> None:
         self.reduce(Tensor([1.0], mstype.float32)).asnumpy()

@@ -65,7 +65,7 @@ class OwnRows(nn.Cell):
 
     def construct(self, x):
         rows = x.shape[0] // self.parts
-        return x if self.parts == 1 else x[self.index * rows:(self.index + 1) * rows]
+        return x if self.parts == 1 else x[self.index * rows : (self.index + 1) * rows]
 
 
 def row_sum(mesh: Mesh) -> nn.Cell:
@@ -154,7 +154,9 @@ class HeadLoss(nn.Cell):
     ``table``: the word embedding, if the caller already has it (``TiedEmbedding``).
     """
 
-    def __init__(self, backend: Backend, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True):
+    def __init__(
+        self, backend: Backend, mesh: Mesh, weights, name: str, vocab_size: int, dtype, gradients: bool = True
+    ):
         super().__init__(auto_prefix=False)
         self.table = weights(name)
         self.whole = weights.whole(name)

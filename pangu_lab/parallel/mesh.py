@@ -105,14 +105,20 @@ def check_layout(config: RunConfig, powers_of_two: bool = False) -> None:
         size = getattr(parallel, name)
         if size & (size - 1):
             where = "" if name == "tensor" else " on Ascend"
-            raise InputError(f"parallel.{name}={size} must be a power of two{where}: take {1 << size.bit_length() - 1} or "
-                             f"{1 << size.bit_length()}")
+            raise InputError(
+                f"parallel.{name}={size} must be a power of two{where}: take {1 << size.bit_length() - 1} or "
+                f"{1 << size.bit_length()}"
+            )
     if parallel.sequence and config.data.seq_length % tensor:
-        raise InputError(f"parallel.tensor={tensor} must divide data.seq_length={config.data.seq_length} with "
-                         "parallel.sequence")
+        raise InputError(
+            f"parallel.tensor={tensor} must divide data.seq_length={config.data.seq_length} with parallel.sequence"
+        )
     if parallel.pipeline > model.num_layers:
-        raise InputError(f"parallel.pipeline={parallel.pipeline} is more stages than "
-                         f"model.num_layers={model.num_layers}")
+        raise InputError(
+            f"parallel.pipeline={parallel.pipeline} is more stages than model.num_layers={model.num_layers}"
+        )
     if parallel.pipeline > 1 and parallel.micro_batches < parallel.pipeline:
-        raise InputError(f"parallel.micro_batches={parallel.micro_batches} must be at least "
-                         f"parallel.pipeline={parallel.pipeline}, or stages would idle")
+        raise InputError(
+            f"parallel.micro_batches={parallel.micro_batches} must be at least "
+            f"parallel.pipeline={parallel.pipeline}, or stages would idle"
+        )

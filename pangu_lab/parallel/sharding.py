@@ -73,8 +73,12 @@ def is_spread(spec, mesh: Mesh) -> bool:
     Vectors stay whole: they are small, and gathering each would cost a message.
     """
     rows = spec.shape[0] // (mesh.size("tensor") if spec.tensor_axis == 0 else 1)
-    return (mesh.parallel.slices_parameters and mesh.size("data") > 1 and len(spec.shape) == 2
-            and rows % mesh.size("data") == 0)
+    return (
+        mesh.parallel.slices_parameters
+        and mesh.size("data") > 1
+        and len(spec.shape) == 2
+        and rows % mesh.size("data") == 0
+    )
 
 
 def gradient_dimensions(spec, mesh: Mesh) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pangu_lab.config import ModelConfig, RunConfig
 from pangu_lab.planner.hardware import Hardware
-from pangu_lab.planner.memory import BYTES, boundary_bytes, gradient_bytes, held, micro_batch_records, stage_layers
+from pangu_lab.planner.memory import boundary_bytes, gradient_bytes, held, micro_batch_records, stage_layers
 
 COMMUNICATION = ("tensor", "pipeline", "gradients", "weights", "experts")
 
@@ -23,7 +23,11 @@ def layer_flops(model: ModelConfig, seq_length: int, layer: int) -> float:
     if layer not in model.moe_layers:
         return attention + 16.0 * hidden**2
     # an expert computes all its places, taken or not; the router is one more product
-    return attention + 16.0 * hidden**2 * model.experts_per_token * model.capacity_factor + 2.0 * hidden * model.num_experts
+    return (
+        attention
+        + 16.0 * hidden**2 * model.experts_per_token * model.capacity_factor
+        + 2.0 * hidden * model.num_experts
+    )
 
 
 def head_flops(model: ModelConfig) -> float:
@@ -66,12 +70,16 @@ def communication(config: RunConfig, stage: int = 0) -> dict[str, int]:
     layers = stage_layers(model, parallel, stage)
     size = gradient_bytes(config)
     neighbours = (stage > 0) + (stage < parallel.pipeline - 1)
-    sent = {"tensor": micro_batches * _reduced(_tensor_messages(config, len(layers), stage) * rows, parallel.tensor),
-            "pipeline": micro_batches * rows * neighbours,
-            "gradients": (_reduced(size * (own.weights - own.experts), parallel.data)
-                          + _reduced(size * own.experts, parallel.data // parallel.expert)),
-            "weights": 4 * own.own * (parallel.data - 1),
-            "experts": micro_batches * rows * len(set(layers) & set(model.moe_layers)) * _expert_messages(config)}
+    sent = {
+        "tensor": micro_batches * _reduced(_tensor_messages(config, len(layers), stage) * rows, parallel.tensor),
+        "pipeline": micro_batches * rows * neighbours,
+        "gradients": (
+            _reduced(size * (own.weights - own.experts), parallel.data)
+            + _reduced(size * own.experts, parallel.data // parallel.expert)
+        ),
+        "weights": 4 * own.own * (parallel.data - 1),
+        "experts": micro_batches * rows * len(set(layers) & set(model.moe_layers)) * _expert_messages(config),
+    }
     if parallel.pipeline > 1 and stage in (0, parallel.pipeline - 1):  # the word embedding's two copies
         sent["gradients"] += _reduced(4 * model.vocab_size // parallel.tensor * model.hidden_size, 2)
     return {kind: int(amount) for kind, amount in sent.items()}
@@ -110,10 +118,16 @@ def step_seconds(config: RunConfig, hardware: Hardware, sent: dict[str, int]) ->
     parallel = config.parallel
     tokens = config.data.batch_size * config.data.seq_length / parallel.data
     overhead = hardware.overhead * config.train.accumulation * parallel.micro_batches
-    seconds = {"compute": overhead + tokens * stage_flops(config) / parallel.tensor / (hardware.flops * hardware.efficiency)}
-    spans = {"tensor": parallel.tensor, "experts": parallel.tensor * parallel.expert,
-             "gradients": parallel.tensor * parallel.data, "weights": parallel.tensor * parallel.data,
-             "pipeline": parallel.world_size}
+    seconds = {
+        "compute": overhead + tokens * stage_flops(config) / parallel.tensor / (hardware.flops * hardware.efficiency)
+    }
+    spans = {
+        "tensor": parallel.tensor,
+        "experts": parallel.tensor * parallel.expert,
+        "gradients": parallel.tensor * parallel.data,
+        "weights": parallel.tensor * parallel.data,
+        "pipeline": parallel.world_size,
+    }
     for kind, amount in sent.items():
         seconds[kind] = amount / (hardware.near if spans[kind] <= hardware.per_server else hardware.far)
     idle = bubble(config)

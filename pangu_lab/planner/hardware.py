@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Optional
 
 from pangu_lab.errors import InputError, nearest
 
@@ -55,15 +54,30 @@ class Hardware:
         return self.name == "cpu"
 
 
-HARDWARE = {item.name: item for item in (
-    Hardware("ascend910", 32 * GIB, 256e12, 90e9, 12.5e9),
-    Hardware("ascend910b", 64 * GIB, 313e12, 196e9, 25e9, read=1.6e12),
-    Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9, read=0.9e12),
-    Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9, read=2.0e12),
-    Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9, read=3.35e12),
-    Hardware("cpu", 8 * GIB, 0.2e12, 0.25e9, 0.1e9, per_server=8, efficiency=0.8, usable=1.0, overhead=0.01,
-             read=25e9, near_delay=7e-4, far_delay=1e-3),
-)}
+HARDWARE = {
+    item.name: item
+    for item in (
+        Hardware("ascend910", 32 * GIB, 256e12, 90e9, 12.5e9),
+        Hardware("ascend910b", 64 * GIB, 313e12, 196e9, 25e9, read=1.6e12),
+        Hardware("v100", 32 * GIB, 125e12, 150e9, 12.5e9, read=0.9e12),
+        Hardware("a100", 80 * GIB, 312e12, 300e9, 25e9, read=2.0e12),
+        Hardware("h100", 80 * GIB, 989e12, 450e9, 50e9, read=3.35e12),
+        Hardware(
+            "cpu",
+            8 * GIB,
+            0.2e12,
+            0.25e9,
+            0.1e9,
+            per_server=8,
+            efficiency=0.8,
+            usable=1.0,
+            overhead=0.01,
+            read=25e9,
+            near_delay=7e-4,
+            far_delay=1e-3,
+        ),
+    )
+}
 
 
 def hardware(name: str) -> Hardware:
@@ -77,7 +91,7 @@ def hardware(name: str) -> Hardware:
     return HARDWARE[name]
 
 
-def device_of(kind: str | Hardware, memory: Optional[int] = None, host: Optional[int] = None) -> Hardware:
+def device_of(kind: str | Hardware, memory: int | None = None, host: int | None = None) -> Hardware:
     """The device of that name, or the one given, with other amounts of memory if they are given."""
     device = hardware(kind) if isinstance(kind, str) else kind
     given = {name: value for name, value in (("memory", memory), ("host", host)) if value is not None}

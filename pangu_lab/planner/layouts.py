@@ -11,7 +11,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.errors import InputError
@@ -75,7 +75,8 @@ class LayoutEstimate:
         """``pipeline 2 × data 4 × tensor 8``, with what else is switched on."""
         parallel = self.parallel
         more = [f"{self.parallel.micro_batches * self.accumulation} micro-batches"] * (
-            parallel.micro_batches * self.accumulation > 1)
+            parallel.micro_batches * self.accumulation > 1
+        )
         more += ["sliced optimizer"] * bool(parallel.optimizer) + ["recompute"] * parallel.recompute
         return ", ".join([f"pipeline {parallel.pipeline} × data {parallel.data} × tensor {parallel.tensor}", *more])
 
@@ -106,17 +107,18 @@ class Plan:
     batch: int
     hardware: str
     layouts: tuple[LayoutEstimate, ...]
-    chosen: Optional[LayoutEstimate]
+    chosen: LayoutEstimate | None
     why: tuple[str, ...]
-    enough: Optional[int] = None
+    enough: int | None = None
     why_zh: tuple[str, ...] = ()
 
 
 # ----------------------------------------------------------------------------------------------------- one layout
 
 
-def estimate(config: RunConfig, memory: Optional[int] = None, hardware: str | Hardware = "ascend910",
-             host: Optional[int] = None) -> LayoutEstimate:
+def estimate(
+    config: RunConfig, memory: int | None = None, hardware: str | Hardware = "ascend910", host: int | None = None
+) -> LayoutEstimate:
     """What the layout in ``config`` needs and costs.
 
     Args:
@@ -132,28 +134,50 @@ def estimate(config: RunConfig, memory: Optional[int] = None, hardware: str | Ha
     device = device_of(hardware, memory, host)
     parallel = config.parallel
     stages = sorted({0, parallel.pipeline - 1})
-    needs = {(stage, moment): kinds for stage in stages
-             for moment, kinds in stage_memory(config, device, stage).items()}
+    needs = {
+        (stage, moment): kinds for stage in stages for moment, kinds in stage_memory(config, device, stage).items()
+    }
     stage, moment = max(needs, key=lambda key: sum(needs[key].values()))
     memory = needs[stage, moment]
     sent = communication(config, stage)
     seconds = step_seconds(config, device, sent)
     total, step, host = sum(memory.values()), sum(seconds.values()), host_bytes(config, device, stage)
     capacity = int(device.memory * device.usable)
-    activations = {name: activation_bytes(config, device, stage, again)
-                   for name, again in (("plain", False), ("recompute", True))}
+    activations = {
+        name: activation_bytes(config, device, stage, again) for name, again in (("plain", False), ("recompute", True))
+    }
     return LayoutEstimate(
-        parallel, config.train.accumulation, micro_batch_records(config), stage, memory, total,
-        {name: kinds for (number, name), kinds in needs.items() if number == stage}, moment, capacity, host, activations,
-        sent, bubble(config), seconds, step, config.data.batch_size * config.data.seq_length / step,
-        total <= capacity and host <= device.host)
+        parallel,
+        config.train.accumulation,
+        micro_batch_records(config),
+        stage,
+        memory,
+        total,
+        {name: kinds for (number, name), kinds in needs.items() if number == stage},
+        moment,
+        capacity,
+        host,
+        activations,
+        sent,
+        bubble(config),
+        seconds,
+        step,
+        config.data.batch_size * config.data.seq_length / step,
+        total <= capacity and host <= device.host,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- all layouts
 
 
-def plan(config: RunConfig, devices: int, memory: Optional[int] = None, batch: Optional[int] = None,
-         hardware: str | Hardware = "ascend910", host: Optional[int] = None) -> Plan:
+def plan(
+    config: RunConfig,
+    devices: int,
+    memory: int | None = None,
+    batch: int | None = None,
+    hardware: str | Hardware = "ascend910",
+    host: int | None = None,
+) -> Plan:
     """All layouts of ``config`` on ``devices`` devices, and which to take.
 
     Args:
@@ -174,15 +198,28 @@ def plan(config: RunConfig, devices: int, memory: Optional[int] = None, batch: O
         raise InputError(f"--batch {batch}: there must be at least one record")
     found = _ranked(config, devices, batch, device)
     if not found:
-        raise InputError(f"no layout of {devices} devices goes with {config.model.num_layers} layers, "
-                         f"{config.model.num_heads} heads and a batch of {batch}: choose another number of devices, or a "
-                         "larger batch")
+        raise InputError(
+            f"no layout of {devices} devices goes with {config.model.num_layers} layers, "
+            f"{config.model.num_heads} heads and a batch of {batch}: choose another number of devices, or a "
+            "larger batch"
+        )
     chosen = found[0] if found[0].fits else None
     enough = None if chosen else _enough(config, devices, batch, device)
     model = config.model
-    return Plan(config.preset, model.num_parameters, flops_per_token(model, config.data.seq_length), devices,
-                device.memory, batch, device.name, tuple(found), chosen,
-                tuple(reasons(config, found, device, enough)), enough, tuple(reasons(config, found, device, enough, "zh")))
+    return Plan(
+        config.preset,
+        model.num_parameters,
+        flops_per_token(model, config.data.seq_length),
+        devices,
+        device.memory,
+        batch,
+        device.name,
+        tuple(found),
+        chosen,
+        tuple(reasons(config, found, device, enough)),
+        enough,
+        tuple(reasons(config, found, device, enough, "zh")),
+    )
 
 
 def _ranked(config: RunConfig, devices: int, batch: int, device: Hardware) -> list[LayoutEstimate]:
@@ -210,37 +247,63 @@ def splits(model: ModelConfig, devices: int, batch: int) -> Iterator[tuple[int, 
                 yield pipeline, data, tensor
 
 
-def _best(config: RunConfig, batch: int, device: Hardware, pipeline: int, data: int,
-          tensor: int) -> Optional[LayoutEstimate]:
+def _best(
+    config: RunConfig, batch: int, device: Hardware, pipeline: int, data: int, tensor: int
+) -> LayoutEstimate | None:
     """The quickest settings that fit, or those that need least."""
-    tried = [estimate(_with(config, layout, accumulation, batch), hardware=device)
-             for layout, accumulation in _settings(config.model, batch // data, pipeline, data, tensor)]
-    return min(tried, default=None, key=lambda item: (
-        (0, item.step_seconds, item.accumulation, item.parallel.micro_batches) if item.fits else (1, item.total)))
+    tried = [
+        estimate(_with(config, layout, accumulation, batch), hardware=device)
+        for layout, accumulation in _settings(config.model, batch // data, pipeline, data, tensor)
+    ]
+    return min(
+        tried,
+        default=None,
+        key=lambda item: (
+            (0, item.step_seconds, item.accumulation, item.parallel.micro_batches) if item.fits else (1, item.total)
+        ),
+    )
 
 
-def _settings(model: ModelConfig, records: int, pipeline: int, data: int,
-              tensor: int) -> Iterator[tuple[ParallelConfig, int]]:
+def _settings(
+    model: ModelConfig, records: int, pipeline: int, data: int, tensor: int
+) -> Iterator[tuple[ParallelConfig, int]]:
     """Every size of micro-batch, with and without recomputation and sliced states, every spread of experts."""
     counts = [n for n in range(pipeline if pipeline > 1 else 1, records + 1) if records % n == 0]
-    experts = [n for n in range(1, data + 1) if data % n == 0 and model.num_experts % n == 0] if model.moe_layers else [1]
+    experts = (
+        [n for n in range(1, data + 1) if data % n == 0 and model.num_experts % n == 0] if model.moe_layers else [1]
+    )
     for count, recompute, optimizer, expert in itertools.product(
-            counts, (False, True), (False, True) if data > 1 else (False,), experts):
-        layout = ParallelConfig(data=data, tensor=tensor, pipeline=pipeline, micro_batches=count if pipeline > 1 else 1,
-                                optimizer=optimizer, recompute=recompute, expert=expert, all_to_all=expert > 1)
+        counts, (False, True), (False, True) if data > 1 else (False,), experts
+    ):
+        layout = ParallelConfig(
+            data=data,
+            tensor=tensor,
+            pipeline=pipeline,
+            micro_batches=count if pipeline > 1 else 1,
+            optimizer=optimizer,
+            recompute=recompute,
+            expert=expert,
+            all_to_all=expert > 1,
+        )
         yield layout, 1 if pipeline > 1 else count
 
 
 def _with(config: RunConfig, layout: ParallelConfig, accumulation: int, batch: int) -> RunConfig:
-    return dataclasses.replace(config, parallel=layout, data=dataclasses.replace(config.data, batch_size=batch),
-                               train=dataclasses.replace(config.train, accumulation=accumulation))
+    return dataclasses.replace(
+        config,
+        parallel=layout,
+        data=dataclasses.replace(config.data, batch_size=batch),
+        train=dataclasses.replace(config.train, accumulation=accumulation),
+    )
 
 
-def _enough(config: RunConfig, devices: int, batch: int, device: Hardware) -> Optional[int]:
+def _enough(config: RunConfig, devices: int, batch: int, device: Hardware) -> int | None:
     """The least power of two of devices, above ``devices``, on which a layout fits."""
     for count in (2**power for power in range(devices.bit_length(), devices.bit_length() + 10)):
-        if any(item is not None and item.fits for item in (
-                _best(config, batch, device, *sizes) for sizes in splits(config.model, count, batch))):
+        if any(
+            item is not None and item.fits
+            for item in (_best(config, batch, device, *sizes) for sizes in splits(config.model, count, batch))
+        ):
             return count
     return None
 
@@ -248,8 +311,10 @@ def _enough(config: RunConfig, devices: int, batch: int, device: Hardware) -> Op
 # ------------------------------------------------------------------------------------------------------- in words
 
 
-def reasons(config: RunConfig, found: list[LayoutEstimate], device: Hardware, enough: Optional[int],
-            language: str = "en") -> Iterator[str]:
+def reasons(
+    config: RunConfig, found: list[LayoutEstimate], device: Hardware, enough: int | None, language: str = "en"
+) -> Iterator[str]:
     """Why the first of ``found`` is the choice, or why there is none."""
-    yield from (why_chosen(config, found, device, language) if found[0].fits
-                else nothing_fits(found, device, enough, language))
+    yield from (
+        why_chosen(config, found, device, language) if found[0].fits else nothing_fits(found, device, enough, language)
+    )

@@ -61,8 +61,19 @@ class Cpu:
 
 
 OPERATORS = Cpu()
-KERNELS = Cpu(alone=(15.5, 0.0), split=(14.0, 34.0, 0.0), dropout=(0.5, 0.0), again=0.63, update=0.0, accumulate=3.9,
-              sums=3.4, gather=4.6, graph=58 << 20, layer=10 << 20, head=512)
+KERNELS = Cpu(
+    alone=(15.5, 0.0),
+    split=(14.0, 34.0, 0.0),
+    dropout=(0.5, 0.0),
+    again=0.63,
+    update=0.0,
+    accumulate=3.9,
+    sums=3.4,
+    gather=4.6,
+    graph=58 << 20,
+    layer=10 << 20,
+    head=512,
+)
 
 
 def _cpu(config: RunConfig) -> Cpu:
@@ -96,9 +107,12 @@ class Held:
 def held(model: ModelConfig, parallel: ParallelConfig, stage: int) -> Held:
     """What a device of ``stage`` holds."""
     data = parallel.data if parallel.optimizer else 1
-    return _held(model, ParallelConfig(data=data, tensor=parallel.tensor, pipeline=parallel.pipeline,
-                                       optimizer=parallel.optimizer),
-                 parallel.expert, stage)
+    return _held(
+        model,
+        ParallelConfig(data=data, tensor=parallel.tensor, pipeline=parallel.pipeline, optimizer=parallel.optimizer),
+        parallel.expert,
+        stage,
+    )
 
 
 @functools.lru_cache(maxsize=4096)
@@ -115,11 +129,16 @@ def _held(model: ModelConfig, parallel: ParallelConfig, expert: int, stage: int)
     layers: dict[int, int] = {}
     for name, size in sizes.items():
         layers[specs[name].layer] = layers.get(specs[name].layer, 0) + size
-    return Held(weights=sum(sizes.values()), experts=sum(size for name, size in sizes.items() if specs[name].expert),
-                matrices=sum(size for name, size in sizes.items() if len(specs[name].shape) > 1),
-                largest=max(sizes.values()), largest_layer=max(layers.values()), moments=sum(moments.values()),
-                momenta=sum(size for name, size in moments.items() if is_matrix(name)),
-                own=sum(moments[name] for name, size in sizes.items() if moments[name] != size))
+    return Held(
+        weights=sum(sizes.values()),
+        experts=sum(size for name, size in sizes.items() if specs[name].expert),
+        matrices=sum(size for name, size in sizes.items() if len(specs[name].shape) > 1),
+        largest=max(sizes.values()),
+        largest_layer=max(layers.values()),
+        moments=sum(moments.values()),
+        momenta=sum(size for name, size in moments.items() if is_matrix(name)),
+        own=sum(moments[name] for name, size in sizes.items() if moments[name] != size),
+    )
 
 
 @functools.lru_cache(maxsize=256)
@@ -224,11 +243,18 @@ def micro_batch_records(config: RunConfig) -> int:
 def stage_memory(config: RunConfig, hardware: Hardware, stage: int) -> dict[str, dict[str, int]]:
     """Bytes by moment of a step ("backward", "gradients", "sums", "update") and kind, on a device of ``stage``."""
     own = held(config.model, config.parallel, stage)
-    moments = {"backward": _backward_begins(config, hardware, stage, own), "gradients": _backward_ends(config, own),
-               "sums": _sums(config, own), "update": _update(config, own)}
+    moments = {
+        "backward": _backward_begins(config, hardware, stage, own),
+        "gradients": _backward_ends(config, own),
+        "sums": _sums(config, own),
+        "update": _update(config, own),
+    }
     if hardware.is_cpu:  # nothing is let go between the moments: the first has what the later ones need
-        moments["backward"] = {**moments["backward"], "gradients": gradient_bytes(config) * own.weights,
-                               "workspace": _cpu_workspace(config, stage, own)}
+        moments["backward"] = {
+            **moments["backward"],
+            "gradients": gradient_bytes(config) * own.weights,
+            "workspace": _cpu_workspace(config, stage, own),
+        }
     states = 8 * own.moments - (4 * own.momenta if config.train.optimizer == "muon" else 0)
     size = gradient_bytes(config)  # as large as the weights
     base = {"weights": size * own.weights, "optimizer": size * own.own + (0 if offloaded(config) else states)}
@@ -240,7 +266,9 @@ def host_bytes(config: RunConfig, hardware: Hardware, stage: int) -> int:
     if not offloaded(config):
         return 0
     each = 12 if gradient_bytes(config) == 2 else 8  # fp32 weights stay on the device
-    return each * held(config.model, config.parallel, stage).moments * min(config.parallel.world_size, hardware.per_server)
+    return (
+        each * held(config.model, config.parallel, stage).moments * min(config.parallel.world_size, hardware.per_server)
+    )
 
 
 def offloaded(config: RunConfig) -> bool:
@@ -265,14 +293,20 @@ def _parts(config: RunConfig) -> int:
 
 def _backward_begins(config: RunConfig, hardware: Hardware, stage: int, own: Held) -> dict[str, int]:
     """All activations of a micro-batch beside the gradients of those before."""
-    return {"activations": activation_bytes(config, hardware, stage, config.parallel.recompute),
-            "logits": logits_bytes(config, hardware, stage), "gradients": _earlier(config, own),
-            "workspace": _half_copies(config, own)}
+    return {
+        "activations": activation_bytes(config, hardware, stage, config.parallel.recompute),
+        "logits": logits_bytes(config, hardware, stage),
+        "gradients": _earlier(config, own),
+        "workspace": _half_copies(config, own),
+    }
 
 
 def _backward_ends(config: RunConfig, own: Held) -> dict[str, int]:
     """The activations are gone, and all gradients there."""
-    return {"gradients": _earlier(config, own) + gradient_bytes(config) * own.weights, "workspace": _half_copies(config, own)}
+    return {
+        "gradients": _earlier(config, own) + gradient_bytes(config) * own.weights,
+        "workspace": _half_copies(config, own),
+    }
 
 
 def _earlier(config: RunConfig, own: Held) -> int:

@@ -40,8 +40,13 @@ def plot_mesh(parallel: ParallelConfig, num_layers: int, png: Path | str) -> Pat
         axes.text(left + 0.46, data + 0.46, str(rank), ha="center", va="center", color="white", fontsize=11)
     for stage in range(parallel.pipeline):
         _label_stage(axes, parallel, stage, num_layers)
-    axes.set(xlim=(-0.2, columns), ylim=(parallel.data, -0.75), yticks=[n + 0.46 for n in range(parallel.data)],
-             yticklabels=[f"data {n}" for n in range(parallel.data)], xticks=[])
+    axes.set(
+        xlim=(-0.2, columns),
+        ylim=(parallel.data, -0.75),
+        yticks=[n + 0.46 for n in range(parallel.data)],
+        yticklabels=[f"data {n}" for n in range(parallel.data)],
+        xticks=[],
+    )
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_title("numbers are ranks; a colour is a slice of the weights", fontsize=10, loc="left")
@@ -60,8 +65,12 @@ def _label_stage(axes, parallel: ParallelConfig, stage: int, num_layers: int) ->
     left = stage * (parallel.tensor + 0.6)
     axes.text(left + parallel.tensor / 2, -0.2, f"stage {stage}: {span}", ha="center", fontsize=9)
     if stage + 1 < parallel.pipeline:
-        axes.annotate("", (left + parallel.tensor + 0.6, parallel.data / 2), (left + parallel.tensor, parallel.data / 2),
-                      arrowprops={"arrowstyle": "->", "color": "#444444"})
+        axes.annotate(
+            "",
+            (left + parallel.tensor + 0.6, parallel.data / 2),
+            (left + parallel.tensor, parallel.data / 2),
+            arrowprops={"arrowstyle": "->", "color": "#444444"},
+        )
 
 
 def plot_plan(plan: Plan, png: Path | str, most: int = 8) -> Path:
@@ -73,11 +82,17 @@ def plot_plan(plan: Plan, png: Path | str, most: int = 8) -> Path:
         _draw_memory(axes, row, item, chosen=item == plan.chosen)
     axes.axvline(shown[0].capacity / GIB, color="#444444", linestyle="--", linewidth=1)
     axes.text(shown[0].capacity / GIB, -0.62, f" room: {size(shown[0].capacity)}", fontsize=9, color="#444444")
-    axes.set(yticks=range(len(shown)), yticklabels=[_title(item, plan) for item in shown], xlabel="GB on a device",
-             ylim=(len(shown) - 0.4, -0.95))
+    axes.set(
+        yticks=range(len(shown)),
+        yticklabels=[_title(item, plan) for item in shown],
+        xlabel="GB on a device",
+        ylim=(len(shown) - 0.4, -0.95),
+    )
     axes.spines[["top", "right"]].set_visible(False)
     handles = [axes.barh(0, 0, color=color, label=kind) for kind, color in COLORS.items()]
-    axes.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(KINDS), fontsize=9, frameon=False)
+    axes.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.4, 1), ncols=len(KINDS), fontsize=9, frameon=False
+    )
     return save_png(figure, png, 100)
 
 
@@ -94,5 +109,6 @@ def _draw_memory(axes, row: int, item: LayoutEstimate, chosen: bool) -> None:
         axes.barh(row, width, left=left, height=0.66, color=COLORS[kind], alpha=1.0 if item.fits else 0.35)
         left += width
     speed = f"{item.step_seconds:.2g} s a step" if item.fits else "does not fit"
-    axes.text(left, row, f"  {size(item.total)}, {speed}", va="center", fontsize=9,
-              fontweight="bold" if chosen else "normal")
+    axes.text(
+        left, row, f"  {size(item.total)}, {speed}", va="center", fontsize=9, fontweight="bold" if chosen else "normal"
+    )

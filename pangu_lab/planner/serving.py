@@ -13,7 +13,6 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Optional
 
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
 from pangu_lab.errors import InputError
@@ -118,8 +117,8 @@ class ServingPlan:
     sequences: int
     length: int
     layouts: tuple[ServingEstimate, ...]
-    chosen: Optional[ServingEstimate]
-    enough: Optional[int]
+    chosen: ServingEstimate | None
+    enough: int | None
     why: tuple[str, ...]
 
     @property
@@ -128,8 +127,15 @@ class ServingPlan:
         return self.sequences * self.length
 
 
-def plan_serving(config: RunConfig, devices: int, memory: Optional[int] = None, hardware: str | Hardware = "ascend910",
-                 dtype: str = "float32", sequences: int = SEQUENCES, length: Optional[int] = None) -> ServingPlan:
+def plan_serving(
+    config: RunConfig,
+    devices: int,
+    memory: int | None = None,
+    hardware: str | Hardware = "ascend910",
+    dtype: str = "float32",
+    sequences: int = SEQUENCES,
+    length: int | None = None,
+) -> ServingPlan:
     """All layouts of ``config``'s network on ``devices`` devices, and which to take.
 
     Args:
@@ -144,39 +150,64 @@ def plan_serving(config: RunConfig, devices: int, memory: Optional[int] = None, 
     """
     device, model = device_of(hardware, memory), config.model
     length = model.num_positions if length is None else length
-    for option, number, most in (("--devices", devices, None), ("--sequences", sequences, None),
-                                 ("--length", length, model.num_positions)):
+    for option, number, most in (
+        ("--devices", devices, None),
+        ("--sequences", sequences, None),
+        ("--length", length, model.num_positions),
+    ):
         if number < 1 or (most is not None and number > most):
-            raise InputError(f"{option} must be " + ("at least 1" if most is None else f"from 1 to {most}, the network's "
-                                                     f"positions") + f", not {shown(number)}")
+            raise InputError(
+                f"{option} must be "
+                + ("at least 1" if most is None else f"from 1 to {most}, the network's positions")
+                + f", not {shown(number)}"
+            )
     if dtype not in BYTES:
         raise InputError(f"dtype '{dtype}': there are {', '.join(BYTES)}")
     asked = functools.partial(_ranked, model, device=device, dtype=dtype, sequences=sequences, length=length)
     found = asked(devices)
     if not found:
-        raise InputError(f"no layout of {shown(devices)} devices goes with {model.num_layers} layers, {model.num_heads} heads and "
-                         f"a vocabulary of {model.vocab_size}: choose another number of devices")
+        raise InputError(
+            f"no layout of {shown(devices)} devices goes with {model.num_layers} layers, {model.num_heads} heads and "
+            f"a vocabulary of {model.vocab_size}: choose another number of devices"
+        )
     chosen = found[0] if found[0].fits else None
     powers = (2**power for power in range(devices.bit_length() + 10))
     enough = next((number for number in powers if any(item.fits for item in asked(number))), None)
-    return ServingPlan(config.preset, model.num_parameters, devices, device.memory, device.name, device.per_server, dtype,
-                       sequences, length, tuple(found), chosen, enough, tuple(_reasons(found, devices, enough, device)))
+    return ServingPlan(
+        config.preset,
+        model.num_parameters,
+        devices,
+        device.memory,
+        device.name,
+        device.per_server,
+        dtype,
+        sequences,
+        length,
+        tuple(found),
+        chosen,
+        enough,
+        tuple(_reasons(found, devices, enough, device)),
+    )
 
 
-def _ranked(model: ModelConfig, devices: int, device: Hardware, dtype: str, sequences: int,
-            length: int) -> list[ServingEstimate]:
+def _ranked(
+    model: ModelConfig, devices: int, device: Hardware, dtype: str, sequences: int, length: int
+) -> list[ServingEstimate]:
     """Every layout that the network can be split by; those that fit first, by the time of a token, the others by need."""
     layouts = []
     for pipeline in range(1, min(devices, model.num_layers) + 1):
         tensor, rest = divmod(devices, pipeline)
         if rest or model.num_heads % tensor or model.vocab_size % tensor or (tensor > 1 and model.moe_layers):
             continue
-        layouts.append(_estimate(model, ParallelConfig(tensor=tensor, pipeline=pipeline), device, dtype, sequences, length))
+        layouts.append(
+            _estimate(model, ParallelConfig(tensor=tensor, pipeline=pipeline), device, dtype, sequences, length)
+        )
     return sorted(layouts, key=lambda item: (0, item.token_seconds) if item.fits else (1, item.fullest.total))
 
 
-def _estimate(model: ModelConfig, layout: ParallelConfig, device: Hardware, dtype: str, sequences: int,
-              length: int) -> ServingEstimate:
+def _estimate(
+    model: ModelConfig, layout: ParallelConfig, device: Hardware, dtype: str, sequences: int, length: int
+) -> ServingEstimate:
     check_split(model, layout.tensor, layout.pipeline)
     groups = min(layout.pipeline, sequences)
     together = -(-sequences // groups)
@@ -184,8 +215,13 @@ def _estimate(model: ModelConfig, layout: ParallelConfig, device: Hardware, dtyp
     for stage in range(layout.pipeline):
         mesh = Mesh(layout, stage * layout.tensor)
         memory = _memory(model, sequences * length, mesh, device, dtype, together)
-        stages.append(StageEstimate(mesh.layers(model.num_layers), memory,
-                                    _seconds(model, mesh, device, memory, together, sequences, length)))
+        stages.append(
+            StageEstimate(
+                mesh.layers(model.num_layers),
+                memory,
+                _seconds(model, mesh, device, memory, together, sequences, length),
+            )
+        )
     each = [sum(stage.seconds.values()) for stage in stages]
     token = max(sum(each), groups * max(each))
     return ServingEstimate(layout, tuple(stages), int(device.memory * device.usable), token, sequences / token)
@@ -199,13 +235,16 @@ def _memory(model: ModelConfig, slots: int, mesh: Mesh, device: Hardware, dtype:
         need = generation_need(model, slots, dtype, layers=len(layers)).parts
         return {**held, "work": need["work"] + need["program"]}
     tokens, tensor = min(model.num_positions, max(tokens_at_once(model), together)), mesh.size("tensor")
-    split = 11 * model.hidden_size + 2 * model.num_heads * model.num_positions  # q, k, v, feed-forward twice; scores twice
+    split = (
+        11 * model.hidden_size + 2 * model.num_heads * model.num_positions
+    )  # q, k, v, feed-forward twice; scores twice
     work = 4 * tokens * (3 * model.hidden_size + split // tensor) + 8 * together * model.vocab_size * mesh.is_last_stage
     return {**held, "work": work}
 
 
-def _seconds(model: ModelConfig, mesh: Mesh, device: Hardware, memory: dict[str, int], together: int, sequences: int,
-             length: int) -> dict[str, float]:
+def _seconds(
+    model: ModelConfig, mesh: Mesh, device: Hardware, memory: dict[str, int], together: int, sequences: int, length: int
+) -> dict[str, float]:
     """A decode step of ``together`` sequences on one stage, each of ``length`` positions."""
     layers, tensor, world = mesh.layers(model.num_layers), mesh.size("tensor"), mesh.parallel.world_size
     read = (memory["weights"] + memory["key-value cache"] * together / sequences) / device.read
@@ -218,18 +257,23 @@ def _seconds(model: ModelConfig, mesh: Mesh, device: Hardware, memory: dict[str,
     ring += 2 * (tensor - 1) / tensor * rows / (device.near if near else device.far)
     inside = world <= device.per_server
     hop = (device.near_delay if inside else device.far_delay) + rows / (device.near if inside else device.far)
-    return {"read" if read >= compute else "compute": max(read, compute), "tensor": sums * ring,
-            "pipeline": 0.0 if mesh.is_last_stage else hop}
+    return {
+        "read" if read >= compute else "compute": max(read, compute),
+        "tensor": sums * ring,
+        "pipeline": 0.0 if mesh.is_last_stage else hop,
+    }
 
 
-def _reasons(found: list[ServingEstimate], devices: int, enough: Optional[int], device: Hardware) -> Iterator[str]:
+def _reasons(found: list[ServingEstimate], devices: int, enough: int | None, device: Hardware) -> Iterator[str]:
     """Why the first is the choice, or why there is none."""
     best = found[0]
     most = best.fullest
     if not best.fits:
         kind = max(most.memory, key=lambda name: most.memory[name])
-        yield (f"No layout on {devices} of these devices fits: the smallest, {best.name}, needs {size(most.total)} of "
-               f"{size(best.capacity)}, {size(most.memory[kind])} of it for {kind}.")
+        yield (
+            f"No layout on {devices} of these devices fits: the smallest, {best.name}, needs {size(most.total)} of "
+            f"{size(best.capacity)}, {size(most.memory[kind])} of it for {kind}."
+        )
         if enough is not None:
             yield f"{enough} such devices would do."
         return
@@ -239,8 +283,10 @@ def _reasons(found: list[ServingEstimate], devices: int, enough: Optional[int], 
         yield f"tensor {best.parallel.tensor} {where}: its sums are {sent:.0%} of a token's time."
     if best.parallel.pipeline > 1:
         sent = sum(stage.seconds["pipeline"] for stage in best.stages) / best.token_seconds
-        yield (f"pipeline {best.parallel.pipeline} sends only hidden rows ({sent:.1%} of the time); its stages are busy at the "
-               f"same time from {best.parallel.pipeline} sequences on.")
+        yield (
+            f"pipeline {best.parallel.pipeline} sends only hidden rows ({sent:.1%} of the time); its stages are busy at the "
+            f"same time from {best.parallel.pipeline} sequences on."
+        )
     others = [item for item in found[1:] if item.fits]
     if others:
         slower = others[0].token_seconds / best.token_seconds - 1
@@ -248,5 +294,7 @@ def _reasons(found: list[ServingEstimate], devices: int, enough: Optional[int], 
     elif len(found) > 1:
         yield f"No other layout fits: {found[1].name} would need {size(found[1].fullest.total)} on a device."
     if enough is not None and enough < devices:
-        yield (f"{count(enough)} such device{'s' * (enough > 1)} would do: then {devices // enough} servers of it can share the "
-               "requests.")
+        yield (
+            f"{count(enough)} such device{'s' * (enough > 1)} would do: then {devices // enough} servers of it can share the "
+            "requests."
+        )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Optional
 
 from pangu_lab.config import RunConfig
 from pangu_lab.planner.hardware import GIB, Hardware
 from pangu_lab.texts import catalogue, text
+
 
 def size(amount: float) -> str:
     """``12.3 GB`` (of 2³⁰ bytes, as devices are sold), ``45 MB`` below one of them, ``1.2 TB`` above a thousand."""
@@ -19,7 +19,10 @@ def size(amount: float) -> str:
 
 def count(number: float, language: str = "en") -> str:
     """``2.6 billion``, ``71 thousand``; ``26 亿``, ``7.1 万``."""
-    units = {"en": ((" trillion", 1e12), (" billion", 1e9), (" million", 1e6), (" thousand", 1e3)), "zh": ((" 亿", 1e8), (" 万", 1e4))}
+    units = {
+        "en": ((" trillion", 1e12), (" billion", 1e9), (" million", 1e6), (" thousand", 1e3)),
+        "zh": ((" 亿", 1e8), (" 万", 1e4)),
+    }
     for word, unit in units[language]:
         if number >= unit:
             return f"{number / unit:.3g}{word}" if number < 1000 * unit else f"{number / unit:,.0f}{word}"
@@ -38,18 +41,29 @@ def why_chosen(config: RunConfig, found, device: Hardware, language: str = "en")
     """The choice: what forced a split, what each dimension is for, and what the runner-up lacks."""
     say, best = catalogue(language)["plan"], found[0]
     parallel = best.parallel
-    yield say["whole"].format(count=count(config.model.num_parameters, language), whole=size(16 * config.model.num_parameters),
-                              room=size(best.capacity))
+    yield say["whole"].format(
+        count=count(config.model.num_parameters, language),
+        whole=size(16 * config.model.num_parameters),
+        room=size(best.capacity),
+    )
     if parallel.tensor > 1:
-        yield say["tensor"].format(ranks=parallel.tensor, where=say["within" if parallel.tensor <= device.per_server else "across"],
-                                   sent=size(best.communication["tensor"]),
-                                   share=f"{best.seconds['tensor'] / best.step_seconds:.0%}")
+        yield say["tensor"].format(
+            ranks=parallel.tensor,
+            where=say["within" if parallel.tensor <= device.per_server else "across"],
+            sent=size(best.communication["tensor"]),
+            share=f"{best.seconds['tensor'] / best.step_seconds:.0%}",
+        )
     if parallel.pipeline > 1:
-        yield say["pipeline"].format(ranks=parallel.pipeline, sent=size(best.communication["pipeline"]),
-                                     share=f"{best.bubble:.0%}", parts=parallel.micro_batches)
+        yield say["pipeline"].format(
+            ranks=parallel.pipeline,
+            sent=size(best.communication["pipeline"]),
+            share=f"{best.bubble:.0%}",
+            parts=parallel.micro_batches,
+        )
     if parallel.data > 1:
-        yield say["sliced" if parallel.optimizer else "data"].format(ranks=parallel.data,
-                                                                     sent=size(best.communication["gradients"]))
+        yield say["sliced" if parallel.optimizer else "data"].format(
+            ranks=parallel.data, sent=size(best.communication["gradients"])
+        )
     if parallel.recompute:
         yield say["recompute"].format(plain=size(best.activations["plain"]), again=size(best.activations["recompute"]))
     if best.host:
@@ -62,19 +76,22 @@ def _against(found, say: dict[str, str], language: str) -> str:
     others = [item for item in found[1:] if item.fits]
     if others:
         slower = others[0].step_seconds / found[0].step_seconds - 1
-        return say["next" if slower >= 0.03 else "as quick"].format(count=len(others) + 1, name=name(others[0], language),
-                                                                    slower=f"{slower:.0%}")
+        return say["next" if slower >= 0.03 else "as quick"].format(
+            count=len(others) + 1, name=name(others[0], language), slower=f"{slower:.0%}"
+        )
     if len(found) > 1:
-        return say["no other fits"].format(name=name(found[1], language), need=size(found[1].total),
-                                           more=size(found[1].total - found[1].capacity))
+        return say["no other fits"].format(
+            name=name(found[1], language), need=size(found[1].total), more=size(found[1].total - found[1].capacity)
+        )
     return say["no other"]
 
 
-def nothing_fits(found, device: Hardware, enough: Optional[int], language: str = "en") -> Iterator[str]:
+def nothing_fits(found, device: Hardware, enough: int | None, language: str = "en") -> Iterator[str]:
     """What the smallest layout lacks, and on how many devices one would fit."""
     say, least = catalogue(language)["plan"], found[0]
-    yield say["nothing"].format(devices=least.devices, name=name(least, language),
-                                need=size(least.total), room=size(least.capacity))
+    yield say["nothing"].format(
+        devices=least.devices, name=name(least, language), need=size(least.total), room=size(least.capacity)
+    )
     largest = max(least.memory, key=lambda kind: least.memory[kind])
     yield say["most"].format(kind=say[f"kind_{largest}"], size=size(least.memory[largest]))
     if enough:

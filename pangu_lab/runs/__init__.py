@@ -10,5 +10,19 @@ from pangu_lab.runs.ranks import RankSeen, read_ranks
 from pangu_lab.runs.routing import plot_load
 from pangu_lab.runs.status import RunSummary, list_runs, read_status, request_stop
 
-__all__ = ["EventLog", "RankSeen", "RunSummary", "list_runs", "plot_curves", "plot_load", "plot_schedule", "read_curves",
-           "read_events", "read_ranks", "read_status", "request_stop", "smoothed", "text_curve"]
+__all__ = [
+    "EventLog",
+    "RankSeen",
+    "RunSummary",
+    "list_runs",
+    "plot_curves",
+    "plot_load",
+    "plot_schedule",
+    "read_curves",
+    "read_events",
+    "read_ranks",
+    "read_status",
+    "request_stop",
+    "smoothed",
+    "text_curve",
+]

@@ -41,8 +41,11 @@ class Board(Protocol):
 
 def scalars(event: dict[str, Any]) -> dict[str, float]:
     """``train/loss`` and the like of an event; lists and booleans are left out."""
-    return {f"{GROUPS[event['kind']]}/{name}": value for name, value in event.items()
-            if name not in NOT_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool)}
+    return {
+        f"{GROUPS[event['kind']]}/{name}": value
+        for name, value in event.items()
+        if name not in NOT_SCALARS and isinstance(value, (int, float)) and not isinstance(value, bool)
+    }
 
 
 class TensorBoard:
@@ -84,8 +87,9 @@ class SwanLab:
             from swankit.callback import SwanKitCallback
         except ImportError:
             raise InputError("SwanLab is not installed: pip install 'pangu-lab[swanlab]'") from None
-        quiet = swanlab.Settings(metadata_collect=False, requirements_collect=False, hardware_monitor=False,
-                                 log_proxy_type="none")
+        quiet = swanlab.Settings(
+            metadata_collect=False, requirements_collect=False, hardware_monitor=False, log_proxy_type="none"
+        )
 
         class Quiet(SwanKitCallback):
             """Sets the settings again: offline, SwanLab 0.6.4's ``init`` resets all but one to their defaults."""
@@ -97,9 +101,15 @@ class SwanLab:
                 swanlab.merge_settings(quiet)
 
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.run = swanlab.init(project="pangu-lab", experiment_name=run_folder.resolve().name, logdir=str(folder),
-                                mode=os.environ.get(MODE, "offline"), settings=quiet, callbacks=[Quiet()],
-                                config=load_yaml(run_folder / "config.yaml").to_dict())
+        self.run = swanlab.init(
+            project="pangu-lab",
+            experiment_name=run_folder.resolve().name,
+            logdir=str(folder),
+            mode=os.environ.get(MODE, "offline"),
+            settings=quiet,
+            callbacks=[Quiet()],
+            config=load_yaml(run_folder / "config.yaml").to_dict(),
+        )
 
     def add(self, event: dict[str, Any]) -> None:
         self.run.log(scalars(event), step=int(event["step"]))

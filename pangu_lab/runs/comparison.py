@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import all_keys
 from pangu_lab.errors import InputError
@@ -33,7 +33,7 @@ class Comparison:
 
     runs: list[RunSummary]
     settings: dict[str, list[Any]]
-    losses: dict[int, list[Optional[float]]]
+    losses: dict[int, list[float | None]]
     curves: list[str]
     unit: str = LOSS
 
@@ -55,12 +55,18 @@ def compare_runs(folders: Sequence[Path | str]) -> Comparison:
     read = [read_curves(folder) for folder in folders]
     vocabularies = [Vocabulary.of(one.start, config.model.vocab_size) for one, config in zip(read, configs)]
     unit = common_unit(vocabularies)
-    curves = [_loss(one, vocabulary.characters_per_token if unit == BITS else None)
-              for one, vocabulary in zip(read, vocabularies)]
+    curves = [
+        _loss(one, vocabulary.characters_per_token if unit == BITS else None)
+        for one, vocabulary in zip(read, vocabularies)
+    ]
     last = max((max(curve, default=0) for curve in curves), default=0)
-    return Comparison([summarise(folder) for folder in folders],
-                      {key: settings for key, settings in values.items() if any(s != settings[0] for s in settings)},
-                      {step: [_at(curve, step) for curve in curves] for step in _steps(last)}, _bars(curves, last), unit)
+    return Comparison(
+        [summarise(folder) for folder in folders],
+        {key: settings for key, settings in values.items() if any(s != settings[0] for s in settings)},
+        {step: [_at(curve, step) for curve in curves] for step in _steps(last)},
+        _bars(curves, last),
+        unit,
+    )
 
 
 def _value(config: Any, key: str) -> Any:
@@ -68,14 +74,15 @@ def _value(config: Any, key: str) -> Any:
     return getattr(getattr(config, section), name)
 
 
-def _loss(curves: Curves, characters_per_token: Optional[float]) -> dict[int, float]:
+def _loss(curves: Curves, characters_per_token: float | None) -> dict[int, float]:
     """Smoothed training loss by step; steps without a finite loss are left out.
 
     Args:
         characters_per_token: gives bits per character; None leaves nats a token.
     """
-    steps = [event for event in curves.steps
-             if isinstance(event.get("loss"), (int, float)) and math.isfinite(event["loss"])]
+    steps = [
+        event for event in curves.steps if isinstance(event.get("loss"), (int, float)) and math.isfinite(event["loss"])
+    ]
     values = [float(event["loss"]) for event in steps]
     if characters_per_token is not None:
         values = [bits_per_character(value, characters_per_token) for value in values]
@@ -86,7 +93,7 @@ def _steps(last: int, count: int = 10) -> list[int]:
     return sorted({max(1, round(last * part / count)) for part in range(1, count + 1)}) if last else []
 
 
-def _at(curve: dict[int, float], step: int) -> Optional[float]:
+def _at(curve: dict[int, float], step: int) -> float | None:
     """The loss at ``step``, or at the last logged step before it; None beyond the end of the run."""
     if not curve or step > max(curve):
         return None
@@ -102,6 +109,7 @@ def _bars(curves: Sequence[dict[int, float]], last: int, width: int = 40) -> lis
     lines = []
     for curve in curves:
         found = [_at(curve, math.ceil(last * (column + 1) / width)) for column in range(width)]
-        lines.append("".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))]
-                             for value in found))
+        lines.append(
+            "".join(" " if value is None else BARS[round((value - low) / span * (len(BARS) - 1))] for value in found)
+        )
     return lines

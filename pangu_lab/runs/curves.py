@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.plotting import new_figure, save_png
 from pangu_lab.runs.events import Curves, read_curves
 from pangu_lab.runs.units import BITS, LOSS, NONE, Vocabulary, bits_per_character, common_unit
 
-TITLES = {LOSS: "loss (nats a token)", BITS: "bits per character (the vocabularies differ)",
-          NONE: "loss (nats a token; the vocabularies differ: do not compare)"}
+TITLES = {
+    LOSS: "loss (nats a token)",
+    BITS: "bits per character (the vocabularies differ)",
+    NONE: "loss (nats a token; the vocabularies differ: do not compare)",
+}
 
 
 def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
@@ -49,8 +52,12 @@ def plot_curves(runs: Sequence[Path | str], png: Path | str) -> Path:
     unit = common_unit(vocabularies)
     for number, (run, one, vocabulary) in enumerate(zip(runs, curves, vocabularies)):
         _draw(axes, one, f"C{number}", Path(run).name, vocabulary.characters_per_token if unit == BITS else None)
-    for name, title in (("loss", TITLES[unit]), ("lr", "learning rate"), ("norm", "gradient norm"),
-                        ("scale", "loss scale (×: overflow)")):
+    for name, title in (
+        ("loss", TITLES[unit]),
+        ("lr", "learning rate"),
+        ("norm", "gradient norm"),
+        ("scale", "loss scale (×: overflow)"),
+    ):
         if name in axes:
             axes[name].set(title=title, xlabel="step")
             axes[name].grid(alpha=0.3)
@@ -66,7 +73,7 @@ def _curves(run: Path | str) -> Curves:
     return curves
 
 
-def _draw(axes, curves: Curves, color: str, name: str, characters_per_token: Optional[float]) -> None:
+def _draw(axes, curves: Curves, color: str, name: str, characters_per_token: float | None) -> None:
     steps, losses = [e["step"] for e in curves.steps], [e["loss"] for e in curves.steps]
     evals = [(e["step"], e["loss"]) for e in curves.evals]
     if characters_per_token is not None:
@@ -81,8 +88,12 @@ def _draw(axes, curves: Curves, color: str, name: str, characters_per_token: Opt
     if "scale" in axes:
         both = sorted(curves.steps + curves.overflows, key=lambda event: event["step"])
         axes["scale"].plot([e["step"] for e in both], [e.get("loss_scale", 1.0) for e in both], color=color)
-        axes["scale"].plot([e["step"] for e in curves.overflows], [e.get("loss_scale", 1.0) for e in curves.overflows],
-                           "x", color=color)
+        axes["scale"].plot(
+            [e["step"] for e in curves.overflows],
+            [e.get("loss_scale", 1.0) for e in curves.overflows],
+            "x",
+            color=color,
+        )
         axes["scale"].set_yscale("log", base=2)
 
 
@@ -90,7 +101,7 @@ def _values(events: Sequence[dict[str, Any]], name: str) -> list[float]:
     return [_nan(event.get(name)) for event in events]
 
 
-def _nan(value: Optional[float]) -> float:
+def _nan(value: float | None) -> float:
     return math.nan if value is None else value
 
 
@@ -108,6 +119,9 @@ def text_curve(run: Path | str, width: int = 72, height: int = 12) -> str:
         row = round((high - loss) / max(high - low, 1e-9) * (height - 1))
         grid[row][round(step / max(last, 1) * (width - 1))] = mark
     lines = [f"{high - (high - low) * i / (height - 1):7.3f} ┤{''.join(row).rstrip()}" for i, row in enumerate(grid)]
-    lines += [f"{'':8}└{'─' * width}", f"{'':9}{'0':<{width - len(str(last))}}{last}",
-              f"{'':9}step   · training loss   o held-out loss"]
+    lines += [
+        f"{'':8}└{'─' * width}",
+        f"{'':9}{'0':<{width - len(str(last))}}{last}",
+        f"{'':9}step   · training loss   o held-out loss",
+    ]
     return "\n".join(lines)

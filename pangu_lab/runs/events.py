@@ -29,7 +29,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Optional, Union
+from typing import Annotated, Any
 
 from pydantic import Field, field_validator
 
@@ -50,9 +50,9 @@ class _Event(Schema):
 
 class _Start(_Event):
     resumed_from: Count = 0
-    budget: Optional[Seconds] = None
+    budget: Seconds | None = None
     vocabulary: str = ""
-    characters_per_token: Optional[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = None
+    characters_per_token: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
 class _Step(_Event):
@@ -60,12 +60,12 @@ class _Step(_Event):
 
     step: Count
     steps: Count = 0
-    loss: Optional[float] = None
-    lr: Optional[float] = None
-    grad_norm: Optional[float] = None
+    loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
     loss_scale: float = 1.0
-    tokens_per_second: Optional[float] = None
-    expert_load: Union[list[list[float]], list[float]] = []  # older versions wrote one list, the mean over the blocks
+    tokens_per_second: float | None = None
+    expert_load: list[list[float]] | list[float] = []  # older versions wrote one list, the mean over the blocks
     drop_rate: float = 0.0
     aux_loss: float = 0.0
 
@@ -84,16 +84,16 @@ class _LoggedStep(_Step):
 class _Evaluation(_Event):
     step: Count
     loss: float
-    perplexity: Optional[float] = None
-    bits_per_character: Optional[float] = None
-    records: Optional[Count] = None
-    of_records: Optional[Count] = None
+    perplexity: float | None = None
+    bits_per_character: float | None = None
+    records: Count | None = None
+    of_records: Count | None = None
 
 
 class _RankMemory(Schema):
     rank: Count
     peak_mb: float
-    device_peak_mb: Optional[float] = None
+    device_peak_mb: float | None = None
     weights_mb: float
     optimizer_mb: float
 
@@ -119,8 +119,16 @@ class _Warning(_Event):
     text: str
 
 
-_KINDS: dict[str, type[_Event]] = {"start": _Start, "step": _LoggedStep, "overflow": _Step, "eval": _Evaluation,
-                                   "memory": _Memory, "warning": _Warning, "sample": _Sample, "schedule": _Schedule}
+_KINDS: dict[str, type[_Event]] = {
+    "start": _Start,
+    "step": _LoggedStep,
+    "overflow": _Step,
+    "eval": _Evaluation,
+    "memory": _Memory,
+    "warning": _Warning,
+    "sample": _Sample,
+    "schedule": _Schedule,
+}
 
 
 class EventLog:
@@ -212,8 +220,9 @@ class Curves:
         kind = event["kind"]
         if kind == "start":
             self._discard_after(event.get("resumed_from", 0))
-        {"step": self.steps, "eval": self.evals, "overflow": self.overflows,
-         "sample": self.samples}.get(kind, self.others).append(event)
+        {"step": self.steps, "eval": self.evals, "overflow": self.overflows, "sample": self.samples}.get(
+            kind, self.others
+        ).append(event)
 
     @property
     def start(self) -> dict[str, Any]:

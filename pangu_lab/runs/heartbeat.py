@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import psutil
 from pydantic import ConfigDict
@@ -58,7 +58,7 @@ class Beat:
     progress: int = 0
     moved: float = 0.0
     time: float = 0.0
-    process: Optional[dict[str, Any]] = None
+    process: dict[str, Any] | None = None
 
 
 class _Beat(Schema):
@@ -76,14 +76,14 @@ class _Beat(Schema):
     progress: Count = 0
     moved: Seconds = 0.0
     time: Seconds = 0.0
-    process: Optional[dict[str, Any]] = None
+    process: dict[str, Any] | None = None
 
 
 def beat_file(run_folder: Path | str, rank: int) -> Path:
     return Path(run_folder) / FOLDER / f"rank_{rank}"
 
 
-def read_beat(run_folder: Path | str, rank: int) -> Optional[Beat]:
+def read_beat(run_folder: Path | str, rank: int) -> Beat | None:
     """The rank's last heartbeat; None when there is none."""
     with contextlib.suppress(InputError):
         return Beat(**read_json(beat_file(run_folder, rank), "a rank's heartbeat", _Beat))
@@ -93,11 +93,17 @@ def read_beat(run_folder: Path | str, rank: int) -> Optional[Beat]:
 class Heartbeat:
     """Writes a rank's file until ``stop``; its thread calls ``each_time`` after every write."""
 
-    def __init__(self, run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None):
+    def __init__(self, run_folder: Path | str, rank: int, each_time: Callable[[], None] | None = None):
         self.path = beat_file(run_folder, rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.state = Beat(rank, os.getpid(), psutil.Process().create_time(), socket.gethostname(), moved=time.time(),
-                          process=own_identity().to_dict())
+        self.state = Beat(
+            rank,
+            os.getpid(),
+            psutil.Process().create_time(),
+            socket.gethostname(),
+            moved=time.time(),
+            process=own_identity().to_dict(),
+        )
         self.each_time = each_time
         self._lock = threading.Lock()  # guards only the state, so that a slow disk never holds up ``beat``
         self._writing = threading.Lock()
@@ -106,7 +112,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def beat(self, state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
+    def beat(self, state: str | None = None, step: int | None = None, note: str | None = None) -> None:
         with self._lock:
             begins = self.state.state in BEFORE_TRAINING and state not in (None, *BEFORE_TRAINING)
             self.state.state = self.state.state if state is None else state
@@ -138,10 +144,10 @@ class Heartbeat:
         self._thread.join()
 
 
-_current: Optional[Heartbeat] = None
+_current: Heartbeat | None = None
 
 
-def start_heartbeat(run_folder: Path | str, rank: int, each_time: Optional[Callable[[], None]] = None) -> Heartbeat:
+def start_heartbeat(run_folder: Path | str, rank: int, each_time: Callable[[], None] | None = None) -> Heartbeat:
     """Start this process's heartbeat; from now on ``beat`` reports to it."""
     global _current
     _current = Heartbeat(run_folder, rank, each_time)
@@ -156,7 +162,7 @@ def silence() -> None:
         _current = None
 
 
-def beat(state: Optional[str] = None, step: Optional[int] = None, note: Optional[str] = None) -> None:
+def beat(state: str | None = None, step: int | None = None, note: str | None = None) -> None:
     """Report progress: a state was entered, or a step begun or finished. Does nothing without a heartbeat."""
     if _current is not None:
         _current.beat(state, step, note)

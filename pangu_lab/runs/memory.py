@@ -13,6 +13,8 @@ def memory_lines(run: Path | str) -> list[str]:
     lines = []
     for entry in events[-1]["ranks"] if events else ():
         device = f", device {entry['device_peak_mb']:,.0f} MB" if entry.get("device_peak_mb") else ""
-        lines.append(f"memory of rank {entry['rank']}: {entry['peak_mb']:,.0f} MB at its peak{device} (weights "
-                     f"{entry['weights_mb']:,.1f} MB, optimizer states {entry['optimizer_mb']:,.1f} MB)")
+        lines.append(
+            f"memory of rank {entry['rank']}: {entry['peak_mb']:,.0f} MB at its peak{device} (weights "
+            f"{entry['weights_mb']:,.1f} MB, optimizer states {entry['optimizer_mb']:,.1f} MB)"
+        )
     return lines

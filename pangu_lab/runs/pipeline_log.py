@@ -78,8 +78,18 @@ class PipelineLog:
             now = time.time()
             if kind == "wait" and self._open is not None:
                 name, micro_batch, start = self._open
-                self._lines.append(json.dumps({"step": self.step, "stage": self.mesh.index("pipeline"), "kind": name,
-                                               "micro_batch": micro_batch, "start": start, "end": now}))
+                self._lines.append(
+                    json.dumps(
+                        {
+                            "step": self.step,
+                            "stage": self.mesh.index("pipeline"),
+                            "kind": name,
+                            "micro_batch": micro_batch,
+                            "start": start,
+                            "end": now,
+                        }
+                    )
+                )
             self._open = None if kind == "wait" else (kind, number, now)
 
     def _write(self) -> None:
@@ -133,8 +143,10 @@ def plot_schedule(run: Path | str, png: Path | str, step: int | None = None) -> 
     """
     passes = [item for item in read_passes(run) if step is None or item.step == step]
     if not passes:
-        raise InputError(f"{run}: no pipeline schedule to draw: it is logged from the second step on, in runs with "
-                         "parallel.pipeline above 1")
+        raise InputError(
+            f"{run}: no pipeline schedule to draw: it is logged from the second step on, in runs with "
+            "parallel.pipeline above 1"
+        )
     step = passes[-1].step
     chosen = [item for item in passes if item.step == step]
     stages = 1 + max(item.stage for item in chosen)
@@ -153,10 +165,25 @@ def _draw_passes(axes, passes: list[Pass], stages: int) -> None:
     begin = min(item.start for item in passes)
     for item in passes:
         width = 1000 * (item.end - item.start)
-        axes.barh(item.stage, width, left=1000 * (item.start - begin), height=0.7, color=COLORS[item.kind],
-                  edgecolor="white", linewidth=1)
-        axes.text(1000 * (item.start - begin) + width / 2, item.stage, str(item.micro_batch), color="white",
-                  ha="center", va="center", fontsize=9, clip_on=True)
+        axes.barh(
+            item.stage,
+            width,
+            left=1000 * (item.start - begin),
+            height=0.7,
+            color=COLORS[item.kind],
+            edgecolor="white",
+            linewidth=1,
+        )
+        axes.text(
+            1000 * (item.start - begin) + width / 2,
+            item.stage,
+            str(item.micro_batch),
+            color="white",
+            ha="center",
+            va="center",
+            fontsize=9,
+            clip_on=True,
+        )
     axes.set(yticks=range(stages), yticklabels=[f"stage {n}" for n in range(stages)], xlabel="milliseconds")
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -73,8 +73,11 @@ class RankReader:
         world = MOST
         with contextlib.suppress(InputError):
             world = read_json(self.folder / "launch.json", "the launcher's note", _Launch).get("world", MOST)
-        numbers = [int(match[1]) for path in (self.folder / FOLDER).glob("rank_*")
-                   if (match := re.fullmatch(r"rank_([0-9]{1,5})", path.name))]
+        numbers = [
+            int(match[1])
+            for path in (self.folder / FOLDER).glob("rank_*")
+            if (match := re.fullmatch(r"rank_([0-9]{1,5})", path.name))
+        ]
         return sorted(number for number in numbers if number < world)
 
     def _age(self, beat: Beat) -> float:

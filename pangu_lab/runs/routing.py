@@ -34,7 +34,11 @@ def plot_load(runs: Sequence[Path | str], png: Path | str) -> Path:
         for edge in range(1, load.shape[1]):
             axes.axhline(edge / load.shape[1], color="#333333", linestyle="--", linewidth=0.7)
         dropped = np.mean([event.get("drop_rate", 0.0) for event in steps])
-        axes.set(title=f"{Path(run).name}: {dropped:.1%} dropped", xlabel="step", ylim=(0, 1), xlim=(steps[0]["step"],
-                 steps[-1]["step"]))
+        axes.set(
+            title=f"{Path(run).name}: {dropped:.1%} dropped",
+            xlabel="step",
+            ylim=(0, 1),
+            xlim=(steps[0]["step"], steps[-1]["step"]),
+        )
     panels[0].set_ylabel("share of the tokens, one colour per expert")
     return save_png(figure, png, 80)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import psutil
 from pydantic import Field
@@ -47,7 +47,7 @@ class _Status(Schema):
     started: Seconds = 0.0
     heartbeat: Seconds = 0.0
     beats: Count = 0
-    process: Optional[dict[str, Any]] = None
+    process: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ class RunSummary:
     state: str
     step: int
     steps: int
-    loss: Optional[float]
-    eval_perplexity: Optional[float]
-    tokens_per_second: Optional[float]
+    loss: float | None
+    eval_perplexity: float | None
+    tokens_per_second: float | None
     heartbeat: float
     reason: str
     damaged_events: int = 0
-    eval_bits_per_character: Optional[float] = None
-    epochs: Optional[float] = None  # how often the training data was gone through
-    tokens_per_parameter: Optional[float] = None  # tokens of training, repetitions included
-    seconds_left: Optional[float] = None  # of a run that goes on, as far as it can be known
+    eval_bits_per_character: float | None = None
+    epochs: float | None = None  # how often the training data was gone through
+    tokens_per_parameter: float | None = None  # tokens of training, repetitions included
+    seconds_left: float | None = None  # of a run that goes on, as far as it can be known
 
 
 def read_status(run_folder: Path | str) -> dict[str, Any]:
@@ -145,8 +145,10 @@ def refuse_living(run_folder: Path | str) -> None:
     if status["state"] in ENDED or process == own_identity():
         return
     if lives(process) if process is not None else _old_process_lives(status):
-        raise InputError(f"{folder}: process {status.get('pid', 0)} is training here; stop it first (create the file "
-                         f"{folder / STOP})")
+        raise InputError(
+            f"{folder}: process {status.get('pid', 0)} is training here; stop it first (create the file "
+            f"{folder / STOP})"
+        )
 
 
 def summarise(run_folder: Path | str) -> RunSummary:
@@ -157,14 +159,25 @@ def summarise(run_folder: Path | str) -> RunSummary:
     evaluation = curves.evals[-1] if curves.evals else {}
     pace = seconds_a_step(curves.start, *([event[key] for event in curves.steps[-PACE:]] for key in ("time", "step")))
     left = seconds_left(curves.start, last, status.get("steps", 0), pace, time.time())
-    return RunSummary(folder.name, folder, status["state"], last.get("step", status.get("step", 0)),
-                      status.get("steps", 0), last.get("loss"), evaluation.get("perplexity"),
-                      last.get("tokens_per_second"), float(status.get("heartbeat", 0.0)), status.get("reason", ""),
-                      curves.damaged, evaluation.get("bits_per_character"), *seen(last, curves.start),
-                      None if status["state"] in ENDED else left)
+    return RunSummary(
+        folder.name,
+        folder,
+        status["state"],
+        last.get("step", status.get("step", 0)),
+        status.get("steps", 0),
+        last.get("loss"),
+        evaluation.get("perplexity"),
+        last.get("tokens_per_second"),
+        float(status.get("heartbeat", 0.0)),
+        status.get("reason", ""),
+        curves.damaged,
+        evaluation.get("bits_per_character"),
+        *seen(last, curves.start),
+        None if status["state"] in ENDED else left,
+    )
 
 
-def seen(step: Mapping[str, Any], start: Mapping[str, Any]) -> tuple[Optional[float], Optional[float]]:
+def seen(step: Mapping[str, Any], start: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Epochs, and tokens a parameter, of a run's last ``step`` and its ``start``; None where they do not tell."""
     tokens, parameters = step.get("tokens"), start.get("parameters")
     numbers = all(isinstance(value, (int, float)) and value > 0 for value in (tokens, parameters))
@@ -176,12 +189,16 @@ def step_text(step: Mapping[str, Any], parameters: int) -> str:
     """What a progress bar says of a ``step``."""
     epochs, share = seen(step, {"parameters": parameters})
     speed = step.get("tokens_per_second")
-    parts = ([f"loss {step['loss']:.3f}"], [f"{speed:,.0f} tokens/s"] if speed else [],
-             [] if epochs is None else [f"epoch {epochs:.2f}"], [] if share is None else [f"{share:.2g} tokens/parameter"])
+    parts = (
+        [f"loss {step['loss']:.3f}"],
+        [f"{speed:,.0f} tokens/s"] if speed else [],
+        [] if epochs is None else [f"epoch {epochs:.2f}"],
+        [] if share is None else [f"{share:.2g} tokens/parameter"],
+    )
     return " · ".join(itertools.chain(*parts))
 
 
-def seconds_a_step(start: Mapping[str, Any], times: Sequence[float], steps: Sequence[float]) -> Optional[float]:
+def seconds_a_step(start: Mapping[str, Any], times: Sequence[float], steps: Sequence[float]) -> float | None:
     """Wall-clock seconds from step to step since the run (re)started, evaluations included; None while unknown."""
     pairs = [(when, step) for when, step in zip(times, steps) if when >= start.get("time", 0.0)]
     if len(pairs) < 2 or pairs[-1][1] <= pairs[0][1]:
@@ -189,8 +206,9 @@ def seconds_a_step(start: Mapping[str, Any], times: Sequence[float], steps: Sequ
     return (pairs[-1][0] - pairs[0][0]) / (pairs[-1][1] - pairs[0][1])
 
 
-def seconds_left(start: Mapping[str, Any], last: Mapping[str, Any], steps: int, pace: Optional[float],
-                 now: float) -> Optional[float]:
+def seconds_left(
+    start: Mapping[str, Any], last: Mapping[str, Any], steps: int, pace: float | None, now: float
+) -> float | None:
     """Until the end of a run's ``steps`` or of its time budget, whichever comes first; None while unknown.
 
     Args:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 LOSS, BITS, NONE = "loss", "bits", "none"
 
 
-def bits_per_character(loss: Optional[float], characters_per_token: Optional[float]) -> Optional[float]:
+def bits_per_character(loss: float | None, characters_per_token: float | None) -> float | None:
     """A loss (nats a token) as bits per character; None where one of the two is not known."""
     if loss is None or not characters_per_token or not math.isfinite(loss):
         return None
@@ -34,7 +34,7 @@ class Vocabulary:
 
     size: int
     fingerprint: str = ""
-    characters_per_token: Optional[float] = None
+    characters_per_token: float | None = None
 
     @classmethod
     def of(cls, start: Mapping[str, Any], vocab_size: int) -> Vocabulary:

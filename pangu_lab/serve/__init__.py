@@ -9,5 +9,15 @@ from pangu_lab.serve.pictures import plot_loads
 from pangu_lab.serve.scheduler import Scheduler
 from pangu_lab.serve.server import Server, serve
 
-__all__ = ["BackgroundServer", "Limits", "Load", "Scheduler", "Server", "drive", "parse_limits", "plot_loads", "serve",
-           "start_server"]
+__all__ = [
+    "BackgroundServer",
+    "Limits",
+    "Load",
+    "Scheduler",
+    "Server",
+    "drive",
+    "parse_limits",
+    "plot_loads",
+    "serve",
+    "start_server",
+]

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from typing import Any, Optional
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi import Request as HttpRequest
@@ -24,9 +24,23 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.sequence import Delta, Prompt
 from pangu_lab.serve import reference
 from pangu_lab.serve.metrics import Metrics
-from pangu_lab.serve.protocol import (IGNORED, Logprobs, Refused, choice_of, completion_body, finish_of, hung_up,
-                                      new_head, parse_json, prompt_offsets, prompts_of, refused_setting, settings_of,
-                                      usage_of, without_repeats)
+from pangu_lab.serve.protocol import (
+    IGNORED,
+    Logprobs,
+    Refused,
+    choice_of,
+    completion_body,
+    finish_of,
+    hung_up,
+    new_head,
+    parse_json,
+    prompt_offsets,
+    prompts_of,
+    refused_setting,
+    settings_of,
+    usage_of,
+    without_repeats,
+)
 from pangu_lab.serve.request import Busy, RequestFailed, ServedRequest, TooLate, Unavailable
 from pangu_lab.serve.scheduler import Scheduler
 
@@ -46,8 +60,9 @@ def build_api(scheduler: Scheduler, metrics: Metrics) -> FastAPI:
     app.add_api_route("/query", api.query, methods=["GET"])
     app.add_api_route("/healthz", lambda: PlainTextResponse("ok\n"), methods=read)
     app.add_api_route("/readyz", api.ready, methods=read)
-    app.add_api_route("/metrics", lambda: Response(metrics.text(), media_type="text/plain; version=0.0.4"),
-                      methods=read)
+    app.add_api_route(
+        "/metrics", lambda: Response(metrics.text(), media_type="text/plain; version=0.0.4"), methods=read
+    )
     for path in ("/v1/{rest:path}", "/model/{rest:path}"):  # or the page, which is mounted after, would answer
         app.add_api_route(path, _no_route, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
     app.add_exception_handler(Refused, _answer)
@@ -105,8 +120,9 @@ class _Asking:
 
     async def submit(self, prompts: Sequence[Prompt], configs: Any, session: str) -> None:
         try:
-            self.requests = await run_in_threadpool(self.scheduler.submit, prompts, configs, session, None,
-                                                   self._notify)
+            self.requests = await run_in_threadpool(
+                self.scheduler.submit, prompts, configs, session, None, self._notify
+            )
         except (InputError, Busy, Unavailable) as error:
             raise refusal(error) from None
 
@@ -135,7 +151,7 @@ class _Asking:
                 await self._told.wait()
 
     @staticmethod
-    def _take(asked: ServedRequest) -> Optional[list[Delta]]:
+    def _take(asked: ServedRequest) -> list[Delta] | None:
         try:
             return asked.take()
         except (InputError, RequestFailed, TooLate, Unavailable) as error:
@@ -143,6 +159,7 @@ class _Asking:
 
     async def finish(self, request: HttpRequest) -> None:
         """Wait until all have ended, or the client disconnects."""
+
         async def all_deltas() -> None:
             async for _ in self.deltas():
                 pass
@@ -174,7 +191,7 @@ async def _json_of(request: HttpRequest) -> Any:
     return await run_in_threadpool(parse_json, await request.body(), without_repeats)
 
 
-def _session_of(request: HttpRequest, user: Optional[str] = None) -> str:
+def _session_of(request: HttpRequest, user: str | None = None) -> str:
     return f"{request.client.host if request.client else ''}/{(user or '')[:64]}"
 
 
@@ -186,8 +203,14 @@ class _Api:
         self.name, self.started = scheduler.engine.name or "pangu", int(time.time())
 
     def _card(self) -> dict[str, Any]:
-        return {"id": self.name, "object": "model", "created": self.started, "owned_by": "pangu-lab",
-                "max_model_len": self.engine.max_length, "max_scored_len": self.engine.max_length + 1}
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.started,
+            "owned_by": "pangu-lab",
+            "max_model_len": self.engine.max_length,
+            "max_scored_len": self.engine.max_length + 1,
+        }
 
     async def models(self) -> JSONResponse:
         return JSONResponse({"object": "list", "data": [self._card()]})
@@ -196,10 +219,14 @@ class _Api:
         self._check_name(name)
         return JSONResponse(self._card())
 
-    def _check_name(self, name: Optional[str]) -> None:
+    def _check_name(self, name: str | None) -> None:
         if name not in (None, self.name):
-            raise Refused(404, f"the model '{name[:100]}' does not exist; this server has '{self.name}'", "model",
-                          "model_not_found")
+            raise Refused(
+                404,
+                f"the model '{name[:100]}' does not exist; this server has '{self.name}'",
+                "model",
+                "model_not_found",
+            )
 
     async def ready(self) -> PlainTextResponse:
         return PlainTextResponse(self.scheduler.state + "\n", 200 if self.scheduler.ready.is_set() else 503)
@@ -215,8 +242,9 @@ class _Api:
         told = {IGNORED: ", ".join(ignored)} if ignored else {}
         if body.stream:
             usage = bool(body.stream_options and body.stream_options.include_usage)
-            return StreamingResponse(self._pieces(asking, config, logprobs, usage), media_type="text/event-stream",
-                                     headers={**SSE, **told})
+            return StreamingResponse(
+                self._pieces(asking, config, logprobs, usage), media_type="text/event-stream", headers={**SSE, **told}
+            )
         await asking.finish(request)
         done = [one for asked in asking.requests for one in asked.completion.all]
         choices = [choice_of(index, one, logprobs[index]) for index, one in enumerate(done)]
@@ -234,8 +262,9 @@ class _Api:
             made += [Logprobs(self.engine.tokenizer, places, start) for _ in range(config.num_return_sequences)]
         return made
 
-    async def _pieces(self, asking: _Asking, config: SamplingConfig, logprobs: Sequence[Logprobs],
-                      usage: bool) -> AsyncIterator[str]:
+    async def _pieces(
+        self, asking: _Asking, config: SamplingConfig, logprobs: Sequence[Logprobs], usage: bool
+    ) -> AsyncIterator[str]:
         """The events of a streamed answer."""
         head, streams = new_head(self.name), {}
         try:
@@ -257,18 +286,22 @@ class _Api:
 
     async def predict(self, request: HttpRequest) -> JSONResponse:
         instances = reference.instances_of(await _json_of(request), self.limits)
-        asked = [await run_in_threadpool(reference.parse_instance, one, self.engine, self.limits, self.scheduler.encode)
-                 for one in instances]
+        asked = [
+            await run_in_threadpool(reference.parse_instance, one, self.engine, self.limits, self.scheduler.encode)
+            for one in instances
+        ]
         asking = _Asking(self.scheduler)
         await asking.submit([one.prompt for one in asked], [one.config for one in asked], _session_of(request))
         await asking.finish(request)
-        return JSONResponse({"instances": [reference.reply_of(one, written.completion)
-                                           for one, written in zip(asked, asking.requests)]})
+        return JSONResponse(
+            {"instances": [reference.reply_of(one, written.completion) for one, written in zip(asked, asking.requests)]}
+        )
 
     async def query(self, request: HttpRequest) -> PlainTextResponse:
         text = request.query_params.get("u", "")
-        asked = await run_in_threadpool(reference.parse_instance, {"input_sentence": text}, self.engine, self.limits,
-                                        self.scheduler.encode)
+        asked = await run_in_threadpool(
+            reference.parse_instance, {"input_sentence": text}, self.engine, self.limits, self.scheduler.encode
+        )
         asking = _Asking(self.scheduler)
         await asking.submit([asked.prompt], asked.config, _session_of(request))
         await asking.finish(request)
@@ -289,8 +322,12 @@ class _Choice:
             tokens = [*(self.request.completion.all[delta.number].prompt_logprobs or ()), *tokens]
         self.begun = True
         logprobs = self.logprobs.of(tokens) if self.config.logprobs is not None and tokens else None
-        return {"index": self.number, "text": text, "logprobs": logprobs,
-                "finish_reason": finish_of(delta.finish_reason)}
+        return {
+            "index": self.number,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_of(delta.finish_reason),
+        }
 
 
 def _event(values: dict[str, Any]) -> str:

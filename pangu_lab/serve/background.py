@@ -17,7 +17,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.launch.hosts import free_port
@@ -40,8 +40,10 @@ class BackgroundServer:
         from IPython.display import HTML
 
         address = self._prefix + "/" if self._prefix else self.url
-        return HTML(f'<iframe src="{address}" width="100%" height="{height}" style="border:0"></iframe>'
-                    f"<div>The page at {address}, to be seen while this server runs; docs/page.png shows one.</div>")
+        return HTML(
+            f'<iframe src="{address}" width="100%" height="{height}" style="border:0"></iframe>'
+            f"<div>The page at {address}, to be seen while this server runs; docs/page.png shows one.</div>"
+        )
 
     def ask(self, prompt: str, **settings: Any) -> dict[str, Any]:
         """The whole answer of ``POST /v1/completions``, by the standard library; any client of that API works too.
@@ -81,7 +83,7 @@ class BackgroundServer:
         self.stop()
 
 
-def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Optional[bool] = None) -> BackgroundServer:
+def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: bool | None = None) -> BackgroundServer:
     """Start ``pangu-lab serve`` over a bundle and wait until its model is warm.
 
     Args:
@@ -94,12 +96,24 @@ def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Op
     """
     port = port or free_port()
     prefix = _prefix(port, proxied)
-    command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", str(port), "--json",
-               *(["--root-path", prefix] if prefix else []), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "pangu_lab.cli",
+        "serve",
+        "--bundle",
+        str(bundle),
+        "--port",
+        str(port),
+        "--json",
+        *(["--root-path", prefix] if prefix else []),
+        *arguments,
+    ]
     log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
     # an explicit environment: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C passes on
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL,
-                               env=dict(os.environ))
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=log, text=True, stdin=subprocess.DEVNULL, env=dict(os.environ)
+    )
     for line in process.stdout:
         if line.startswith("{"):
             return BackgroundServer(process, log, json.loads(line), prefix)
@@ -110,7 +124,7 @@ def start_server(bundle: Path | str, *arguments: str, port: int = 0, proxied: Op
     raise InputError(f"the server did not start: {last}")
 
 
-def _prefix(port: int, proxied: Optional[bool]) -> str:
+def _prefix(port: int, proxied: bool | None) -> str:
     """The path under which jupyter-server-proxy serves a port; empty without it."""
     there = importlib.util.find_spec("jupyter_server_proxy") is not None
     hub = os.environ.get("JUPYTERHUB_SERVICE_PREFIX")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
-from typing import Any, Optional
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -59,16 +59,25 @@ class Connections:
         if one in self._open:
             self._open[one] = self._open.pop(one)
 
-    def refusal(self, one: Connection) -> Optional[Refused]:
+    def refusal(self, one: Connection) -> Refused | None:
         """Why the request of this connection cannot be answered now; None if it can."""
         address = self._open.get(one)
         busy = [theirs for other, theirs in self._open.items() if other.answering]
         if len(busy) > self.limits.sessions:
-            return Refused(503, f"this server answers {self.limits.sessions} connections already: try again in a "
-                           "moment", code="unavailable", kind="server_error")
+            return Refused(
+                503,
+                f"this server answers {self.limits.sessions} connections already: try again in a moment",
+                code="unavailable",
+                kind="server_error",
+            )
         if address not in self.proxies and busy.count(address) > self.limits.sessions_per_address:
-            return Refused(429, f"{self.limits.sessions_per_address} connections from your address are answered "
-                           "already: try again in a moment", code="rate_limit_exceeded", kind="rate_limit_error")
+            return Refused(
+                429,
+                f"{self.limits.sessions_per_address} connections from your address are answered "
+                "already: try again in a moment",
+                code="rate_limit_exceeded",
+                kind="rate_limit_error",
+            )
         return None
 
 
@@ -78,9 +87,9 @@ class Connection(H11Protocol):
     def __init__(self, book: Connections, **uvicorns: Any) -> None:
         super().__init__(**uvicorns)
         self._book, self._limits, self._whole_app = book, book.limits, self.app
-        self._awaited: Optional[str] = None  # what the client has to send next: "head" or "body" of a request
-        self._late: Optional[asyncio.TimerHandle] = None
-        self._unread: Optional[asyncio.TimerHandle] = None
+        self._awaited: str | None = None  # what the client has to send next: "head" or "body" of a request
+        self._late: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
         self.app = self._admitted
 
     @property
@@ -102,7 +111,9 @@ class Connection(H11Protocol):
         self.cycle.keep_alive = False
 
         async def send_last(message: Any) -> None:
-            if message["type"] == "http.response.start":  # uvicorn says nothing of it, and a client would ask again here
+            if (
+                message["type"] == "http.response.start"
+            ):  # uvicorn says nothing of it, and a client would ask again here
                 message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
             await send(message)
 
@@ -134,7 +145,7 @@ class Connection(H11Protocol):
         super().resume_writing()
         self._unread = _cancelled(self._unread)
 
-    def connection_lost(self, exc: Optional[Exception]) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
         self._book.remove(self)
         self._late, self._unread = _cancelled(self._late), _cancelled(self._unread)
         super().connection_lost(exc)
@@ -160,12 +171,14 @@ class Connection(H11Protocol):
         self.transport.close()
 
 
-def _cancelled(timer: Optional[asyncio.TimerHandle]) -> None:
+def _cancelled(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()
 
 
 def _timed_out(message: str) -> bytes:
     body = json.dumps(Refused(408, message, code="timeout", kind="timeout_error").body()).encode()
-    return (b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"content-length: %d\r\n\r\n" % len(body)) + body
+    return (
+        b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+        b"content-length: %d\r\n\r\n" % len(body)
+    ) + body

@@ -49,8 +49,11 @@ class Gate:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         method, path = scope["method"], self._path(scope)
         if not any(method == known and form.fullmatch(path) for known, form in self._allowed):
-            raise Refused(404, f"{method} {path[:100]} is not an address of this page, which neither takes nor gives files",
-                          code="unknown_url")
+            raise Refused(
+                404,
+                f"{method} {path[:100]} is not an address of this page, which neither takes nor gives files",
+                code="unknown_url",
+            )
         if method == "POST":
             body = await _whole(receive)
             if path != FORM and holds_file(parse_json(body)):

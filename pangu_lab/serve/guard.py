@@ -16,7 +16,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 from urllib.parse import urlsplit
 
 from pangu_lab.errors import InputError
@@ -39,10 +39,16 @@ class Guard:
         origins: of other sites, whose pages may use the API.
     """
 
-    def __init__(self, app: Any, limits: Limits, secret: Optional[str] = None,
-                 hosts: Optional[Sequence[str]] = None,
-                 on_answer: Callable[[str, int], None] = lambda route, code: None,
-                 names: Sequence[str] = (), origins: Sequence[str] = ()):
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits,
+        secret: str | None = None,
+        hosts: Sequence[str] | None = None,
+        on_answer: Callable[[str, int], None] = lambda route, code: None,
+        names: Sequence[str] = (),
+        origins: Sequence[str] = (),
+    ):
         self.app, self.limits, self.on_answer = app, limits, on_answer
         self.secrets = None if secret is None else _spellings(secret)
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
@@ -63,8 +69,10 @@ class Guard:
                 return await _allow(headers, watched)
             if scope["path"].startswith(API):
                 self._check_secret(headers)
-            if headers.get("content-length", "0").isdecimal() and \
-                    int(headers.get("content-length", "0")) > self.limits.body_bytes:
+            if (
+                headers.get("content-length", "0").isdecimal()
+                and int(headers.get("content-length", "0")) > self.limits.body_bytes
+            ):
                 raise self._too_large()
             await self.app(scope, self._counted(receive), watched)
         except Refused as error:
@@ -76,8 +84,10 @@ class Guard:
         if self.origins and path.startswith(API):
             more.append((b"vary", b"Origin"))
         if self._is_shared(path, headers):
-            more += [(b"access-control-allow-origin", headers["origin"].encode("latin-1")),
-                     (b"access-control-expose-headers", f"{IGNORED}, Retry-After".encode())]
+            more += [
+                (b"access-control-allow-origin", headers["origin"].encode("latin-1")),
+                (b"access-control-expose-headers", f"{IGNORED}, Retry-After".encode()),
+            ]
 
         async def watched(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -87,6 +97,7 @@ class Guard:
                     self.on_answer(path.split("?")[0], message["status"])
                 message = {**message, "headers": [*message.get("headers", ()), *more]}
             await send(message)
+
         return watched
 
     def _check_host(self, path: str, headers: dict[str, str]) -> None:
@@ -116,8 +127,12 @@ class Guard:
         kind, _, given = headers.get("authorization", "").partition(" ")
         key = _password(given) if kind.lower() == "basic" else given.encode("latin-1")
         if not any([hmac.compare_digest(key, secret) for secret in self.secrets]):
-            raise Refused(401, "this server needs its key: send 'Authorization: Bearer KEY'", code="invalid_api_key",
-                          kind="authentication_error")
+            raise Refused(
+                401,
+                "this server needs its key: send 'Authorization: Bearer KEY'",
+                code="invalid_api_key",
+                kind="authentication_error",
+            )
 
     def _counted(self, receive: Any) -> Any:
         seen = 0
@@ -129,11 +144,15 @@ class Guard:
             if seen > self.limits.body_bytes:
                 raise self._too_large()
             return message
+
         return counted
 
     def _too_large(self) -> Refused:
-        return Refused(413, f"the request is larger than this server's {self.limits.body_bytes} bytes: send less",
-                       code="request_too_large")
+        return Refused(
+            413,
+            f"the request is larger than this server's {self.limits.body_bytes} bytes: send less",
+            code="request_too_large",
+        )
 
 
 class FailedLogins:
@@ -189,8 +208,14 @@ def origin_of(text: str) -> str:
     """
     try:
         parts = urlsplit(text)
-        good = (parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and text.isascii()
-                and parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username))
+        good = (
+            parts.scheme in ("http", "https")
+            and parts.hostname
+            and parts.port != 0
+            and text.isascii()
+            and parts.path in ("", "/")
+            and not (parts.query or parts.fragment or parts.username)
+        )
     except ValueError:
         good = False
     if not good:
@@ -202,7 +227,7 @@ def origin_of(text: str) -> str:
 def _name(host: str) -> str:
     """The name in a Host header, without the port."""
     if host.startswith("["):
-        return host[:host.find("]") + 1].lower()
+        return host[: host.find("]") + 1].lower()
     name = host.rsplit(":", 1)[0].lower() if ":" in host else host.lower()
     try:
         return "127.0.0.1" if ipaddress.ip_address(name).is_loopback else name
@@ -229,8 +254,11 @@ def _password(text: str) -> bytes:
 async def _allow(headers: dict[str, str], send: Any) -> None:
     """Answer a browser that asks whether a page of another site may send a request."""
     asked = headers.get("access-control-request-headers", "authorization, content-type")
-    allowed = [(b"access-control-allow-methods", b"GET, POST"), (b"access-control-max-age", b"600"),
-               (b"access-control-allow-headers", asked.encode("latin-1"))]
+    allowed = [
+        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-max-age", b"600"),
+        (b"access-control-allow-headers", asked.encode("latin-1")),
+    ]
     await send({"type": "http.response.start", "status": 204, "headers": allowed})
     await send({"type": "http.response.body", "body": b""})
 

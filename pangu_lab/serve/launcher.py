@@ -22,8 +22,13 @@ DEPTHS = ("*", "*/*", "*/*/*")
 
 def page() -> dict[str, Any]:
     """The entry point of jupyter-server-proxy; reading it starts and loads nothing."""
-    return {"command": command, "timeout": 120, "absolute_url": False, "new_browser_tab": True,
-            "launcher_entry": {"enabled": True, "title": "PanGu-α", "path_info": f"{NAME}/"}}
+    return {
+        "command": command,
+        "timeout": 120,
+        "absolute_url": False,
+        "new_browser_tab": True,
+        "launcher_entry": {"enabled": True, "title": "PanGu-α", "path_info": f"{NAME}/"},
+    }
 
 
 def command(port: int, base_url: str = "/") -> list[str]:
@@ -33,8 +38,18 @@ def command(port: int, base_url: str = "/") -> list[str]:
         InputError: there is no bundle to serve.
     """
     root = f"{base_url.rstrip('/')}/{NAME}"
-    return [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(find_bundle()), "--port", str(port),
-            "--root-path", root]
+    return [
+        sys.executable,
+        "-m",
+        "pangu_lab.cli",
+        "serve",
+        "--bundle",
+        str(find_bundle()),
+        "--port",
+        str(port),
+        "--root-path",
+        root,
+    ]
 
 
 def find_bundle(folder: Path | str = ".") -> Path:
@@ -47,6 +62,7 @@ def find_bundle(folder: Path | str = ".") -> Path:
         return Path(named)
     found = [path for depth in DEPTHS for path in Path(folder).glob(f"{depth}/{DESCRIPTION}")]
     if not found:
-        raise InputError(f"no bundle below {Path(folder).resolve()}: make one with `pangu-lab export`, or name one in "
-                         f"{BUNDLE}")
+        raise InputError(
+            f"no bundle below {Path(folder).resolve()}: make one with `pangu-lab export`, or name one in {BUNDLE}"
+        )
     return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -15,12 +15,21 @@ import time
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.progress import Progress, silent
 
-PROMPTS = ("春天来了，", "从前有一座山，", "今天的天气", "他打开窗户，", "人工智能", "老师说：", "在很远的地方，", "秋天的早晨，")
+PROMPTS = (
+    "春天来了，",
+    "从前有一座山，",
+    "今天的天气",
+    "他打开窗户，",
+    "人工智能",
+    "老师说：",
+    "在很远的地方，",
+    "秋天的早晨，",
+)
 SECONDS_TO_ANSWER = 600.0
 
 
@@ -63,25 +72,40 @@ class Load:
 
     def summary(self) -> dict[str, Any]:
         """The numbers without the lists, times in seconds."""
-        return {"streams": self.streams, "seconds": round(self.seconds, 2), "requests": self.requests,
-                "tokens": self.tokens, "tokens_per_second": round(self.tokens_per_second, 1),
-                "first_token_p50": percentile(self.first_token, 50), "lost": self.lost,
-                "first_token_p99": percentile(self.first_token, 99), "mixed_up": self.mixed_up,
-                "between_tokens_p50": percentile(self.between_tokens, 50),
-                "between_tokens_p99": percentile(self.between_tokens, 99), "memory": list(self.memory)}
+        return {
+            "streams": self.streams,
+            "seconds": round(self.seconds, 2),
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "first_token_p50": percentile(self.first_token, 50),
+            "lost": self.lost,
+            "first_token_p99": percentile(self.first_token, 99),
+            "mixed_up": self.mixed_up,
+            "between_tokens_p50": percentile(self.between_tokens, 50),
+            "between_tokens_p99": percentile(self.between_tokens, 99),
+            "memory": list(self.memory),
+        }
 
 
-def percentile(values: Sequence[float], percent: float) -> Optional[float]:
+def percentile(values: Sequence[float], percent: float) -> float | None:
     """The smallest value that at least ``percent`` of them do not exceed; None if there are no values."""
     if not values:
         return None
     return round(sorted(values)[max(math.ceil(percent / 100 * len(values)) - 1, 0)], 4)
 
 
-def drive(url: str, streams: Sequence[int] = (1, 8), seconds: float = 20.0, new_tokens: int = 64,
-          prompts: Sequence[str] = PROMPTS, api_key: Optional[str] = None,
-          expected: Optional[Mapping[Question, str]] = None, pid: Optional[int] = None,
-          progress: Progress = silent) -> list[Load]:
+def drive(
+    url: str,
+    streams: Sequence[int] = (1, 8),
+    seconds: float = 20.0,
+    new_tokens: int = 64,
+    prompts: Sequence[str] = PROMPTS,
+    api_key: str | None = None,
+    expected: Mapping[Question, str] | None = None,
+    pid: int | None = None,
+    progress: Progress = silent,
+) -> list[Load]:
     """Load a server with each number of streams in turn.
 
     Args:
@@ -122,8 +146,14 @@ def _alone(client: Client, question: Question) -> str:
         raise InputError(f"{client.url}: no answer to load it with ({error})") from None
 
 
-def _load(client: Client, count: int, seconds: float, asked: Sequence[Question], expected: Mapping[Question, str],
-          pid: Optional[int]) -> Load:
+def _load(
+    client: Client,
+    count: int,
+    seconds: float,
+    asked: Sequence[Question],
+    expected: Mapping[Question, str],
+    pid: int | None,
+) -> Load:
     load, lock, before = Load(count), threading.Lock(), _memory(pid)
     started = time.monotonic()
 
@@ -142,8 +172,9 @@ def _load(client: Client, count: int, seconds: float, asked: Sequence[Question],
     return load
 
 
-def _ask_once(client: Client, question: Question, expected: Mapping[Question, str], load: Load,
-              lock: threading.Lock) -> None:
+def _ask_once(
+    client: Client, question: Question, expected: Mapping[Question, str], load: Load, lock: threading.Lock
+) -> None:
     begun, times = time.monotonic(), []
     try:
         text, tokens = client.ask(question, lambda: times.append(time.monotonic()))
@@ -162,7 +193,7 @@ def _ask_once(client: Client, question: Question, expected: Mapping[Question, st
             load.problems = [*load.problems, f"{question.prompt}: {text!r} and not {expected[question]!r}"][:5]
 
 
-def _memory(pid: Optional[int]) -> tuple[int, ...]:
+def _memory(pid: int | None) -> tuple[int, ...]:
     import psutil
 
     return () if pid is None else (psutil.Process(pid).memory_info().rss,)
@@ -175,7 +206,7 @@ class Client:
         InputError: the address is none.
     """
 
-    def __init__(self, url: str, api_key: Optional[str] = None) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         address = urllib.parse.urlsplit(self.url)
         if address.scheme not in ("http", "https") or not address.hostname:
@@ -192,8 +223,14 @@ class Client:
         Raises:
             OSError, http.client.HTTPException, ValueError: no whole answer.
         """
-        values = {"prompt": question.prompt, "seed": question.seed, "max_tokens": question.new_tokens,
-                  "temperature": question.temperature, "stream": True, "stream_options": {"include_usage": True}}
+        values = {
+            "prompt": question.prompt,
+            "seed": question.seed,
+            "max_tokens": question.new_tokens,
+            "temperature": question.temperature,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         connection = self._connect()
         try:
             connection.request("POST", "/v1/completions", json.dumps(values).encode(), self._headers)
@@ -210,7 +247,7 @@ def _read(reply: http.client.HTTPResponse, heard: Callable[[], None]) -> tuple[s
     for line in reply:
         if not line.startswith(b"data: "):
             continue
-        content = line[len(b"data: "):].strip()
+        content = line[len(b"data: ") :].strip()
         if content == b"[DONE]":
             if reason is None:
                 raise ValueError("the stream ended without a reason")

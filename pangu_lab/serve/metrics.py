@@ -17,16 +17,27 @@ class Metrics:
 
     def __init__(self, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter("pangu_http_requests", "Answers by route and status", ["route", "status"],
-                                 registry=self.registry)
-        self._first = Histogram("pangu_time_to_first_token_seconds", "From submission, waiting included",
-                                buckets=SECONDS, registry=self.registry)
-        self._whole = Histogram("pangu_request_seconds", "From submission to the end", buckets=SECONDS,
-                                registry=self.registry)
-        self._step = Histogram("pangu_decode_step_seconds", "One token of every running sequence", buckets=SECONDS,
-                               registry=self.registry)
-        self._batch = Histogram("pangu_decode_batch_size", "Sequences in a decode step",
-                                buckets=(1, 2, 4, 6, 8, 10, 12, 16), registry=self.registry)
+        self._requests = Counter(
+            "pangu_http_requests", "Answers by route and status", ["route", "status"], registry=self.registry
+        )
+        self._first = Histogram(
+            "pangu_time_to_first_token_seconds",
+            "From submission, waiting included",
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._whole = Histogram(
+            "pangu_request_seconds", "From submission to the end", buckets=SECONDS, registry=self.registry
+        )
+        self._step = Histogram(
+            "pangu_decode_step_seconds", "One token of every running sequence", buckets=SECONDS, registry=self.registry
+        )
+        self._batch = Histogram(
+            "pangu_decode_batch_size",
+            "Sequences in a decode step",
+            buckets=(1, 2, 4, 6, 8, 10, 12, 16),
+            registry=self.registry,
+        )
         self.registry.register(_OfScheduler(scheduler))
         scheduler.on_step, scheduler.on_end = self._stepped, self._ended
 
@@ -55,16 +66,20 @@ class _OfScheduler:
 
     def collect(self):
         counts, pool = self.scheduler.counts, self.scheduler.engine.runner.pool
-        for name, text, value in (("ready", "1 while requests are taken", float(self.scheduler.ready.is_set())),
-                                  ("queue_length", "Prompts that wait", self.scheduler.waiting),
-                                  ("running_sequences", "Sequences in the batch", self.scheduler.running),
-                                  ("cache_slots", "Slots of the key-value cache, one a position", pool.slots),
-                                  ("cache_slots_used", "Of these, taken", pool.slots - pool.free)):
+        for name, text, value in (
+            ("ready", "1 while requests are taken", float(self.scheduler.ready.is_set())),
+            ("queue_length", "Prompts that wait", self.scheduler.waiting),
+            ("running_sequences", "Sequences in the batch", self.scheduler.running),
+            ("cache_slots", "Slots of the key-value cache, one a position", pool.slots),
+            ("cache_slots_used", "Of these, taken", pool.slots - pool.free),
+        ):
             yield GaugeMetricFamily(f"pangu_{name}", text, value=value)
-        for name, text, value in (("prompt_tokens", "Tokens read", counts.prompt_tokens),
-                                  ("generated_tokens", "Tokens written", counts.new_tokens),
-                                  ("decode_steps", "Steps made", counts.steps),
-                                  ("cancelled_requests", "Ended by their client", counts.cancelled),
-                                  ("late_requests", "Ended by the clock", counts.late),
-                                  ("failed_requests", "Ended with nothing to choose from", counts.failed)):
+        for name, text, value in (
+            ("prompt_tokens", "Tokens read", counts.prompt_tokens),
+            ("generated_tokens", "Tokens written", counts.new_tokens),
+            ("decode_steps", "Steps made", counts.steps),
+            ("cancelled_requests", "Ended by their client", counts.cancelled),
+            ("late_requests", "Ended by the clock", counts.late),
+            ("failed_requests", "Ended with nothing to choose from", counts.failed),
+        ):
             yield CounterMetricFamily(f"pangu_{name}", text, value=value)

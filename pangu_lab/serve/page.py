@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import SLIDERS, SamplingConfig
 from pangu_lab.generate.engine import Engine
@@ -39,10 +39,19 @@ footer {display: none !important}
 """
 
 
-
 PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}  # of every event of the page
-CONTROL_ORDER = ("new_tokens", "temperature", "top_p", "top_k", "repetition", "frequency", "presence",
-                 "stop_texts", "seed", *MORE)
+CONTROL_ORDER = (
+    "new_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition",
+    "frequency",
+    "presence",
+    "stop_texts",
+    "seed",
+    *MORE,
+)
 
 
 def build_page(scheduler: Scheduler) -> Any:
@@ -78,21 +87,36 @@ def build_page(scheduler: Scheduler) -> Any:
     return page
 
 
-def mount_page(app: Any, page: Any, auth: Optional[tuple[str, str]], root_path: str = "") -> Any:
+def mount_page(app: Any, page: Any, auth: tuple[str, str] | None, root_path: str = "") -> Any:
     """Put the page at the root of a FastAPI application, behind every route that it has already, and behind a gate.
 
     ``root_path``: below which a proxy shows it.
     """
     import gradio as gr
 
-
     style = f"<style>{CSS}</style>"  # in the head: Gradio lets css= reach the inner parts only
     theme = gr.themes.Default(primary_hue="indigo", font=FONTS, font_mono=MONO_FONTS)
     theme.set(block_info_text_color="*neutral_600", body_text_color_subdued="*neutral_600")  # Gradio's own is too pale
     page.state_session_capacity = 1000
-    gr.mount_gradio_app(app, page, "/", auth=auth, allowed_paths=[], max_file_size=1, ssr_mode=False, pwa=False,
-                        mcp_server=False, enable_monitoring=False, run_history=False, footer_links=[], theme=theme,
-                        head=style, i18n=page.translation, show_error=False, root_path=root_path or None)
+    gr.mount_gradio_app(
+        app,
+        page,
+        "/",
+        auth=auth,
+        allowed_paths=[],
+        max_file_size=1,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        run_history=False,
+        footer_links=[],
+        theme=theme,
+        head=style,
+        i18n=page.translation,
+        show_error=False,
+        root_path=root_path or None,
+    )
     page.has_launched = True  # only launch() sets it, and until then Gradio copies any file that a request names
     mounted = app.router.routes[-1]
     mounted.app = Gate(mounted.app)
@@ -110,13 +134,33 @@ def _buttons(gr: Any, translate: Any, *named: tuple[str, str, str]) -> dict[str,
 
 def _boxes(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     """The writing tab: prompt, its tokens, buttons, continuation, status."""
-    boxes = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=3,
-                                  max_lines=16, max_length=limits.prompt_characters, elem_id="prompt"),
-             "count": gr.Markdown("", elem_id="count", elem_classes="count")}
-    boxes |= _buttons(gr, translate, ("write", "write", "primary"), ("stop", "stop", "stop"),
-                      ("keep", "keep", "secondary"), ("clear", "clear", "secondary"))
-    boxes["continuation"] = gr.Textbox(label=translate("continuation"), lines=6, max_lines=24, interactive=False,
-                                       elem_id="continuation", autoscroll=True)
+    boxes = {
+        "prompt": gr.Textbox(
+            label=translate("prompt"),
+            placeholder=translate("placeholder"),
+            lines=3,
+            max_lines=16,
+            max_length=limits.prompt_characters,
+            elem_id="prompt",
+        ),
+        "count": gr.Markdown("", elem_id="count", elem_classes="count"),
+    }
+    boxes |= _buttons(
+        gr,
+        translate,
+        ("write", "write", "primary"),
+        ("stop", "stop", "stop"),
+        ("keep", "keep", "secondary"),
+        ("clear", "clear", "secondary"),
+    )
+    boxes["continuation"] = gr.Textbox(
+        label=translate("continuation"),
+        lines=6,
+        max_lines=24,
+        interactive=False,
+        elem_id="continuation",
+        autoscroll=True,
+    )
     boxes["status"] = gr.Markdown("", elem_id="status", elem_classes="status")
     return boxes
 
@@ -126,15 +170,18 @@ def _fields(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     first = TEMPLATES["qa"]
     choices = [(translate(f"template_{name}"), name) for name in TEMPLATES]
     most = {"max_length": limits.prompt_characters}
-    fields = {"template": gr.Radio(choices, value="qa", label=translate("template"), elem_id="template"),
-              "passage": gr.Textbox(label=translate("passage"), lines=3, visible=False, elem_id="passage", **most),
-              "question": gr.Textbox(first.question, label=translate("case"), lines=1, elem_id="question", **most)}
+    fields = {
+        "template": gr.Radio(choices, value="qa", label=translate("template"), elem_id="template"),
+        "passage": gr.Textbox(label=translate("passage"), lines=3, visible=False, elem_id="passage", **most),
+        "question": gr.Textbox(first.question, label=translate("case"), lines=1, elem_id="question", **most),
+    }
     fields |= _buttons(gr, translate, ("ask", "ask", "primary"), ("stop_asking", "stop", "stop"))
     fields["answer"] = gr.Textbox(label=translate("answer"), lines=3, interactive=False, elem_id="answer")
     fields["status"] = gr.Markdown("", elem_id="answer_status", elem_classes="status")
     with gr.Accordion(translate("examples"), open=False):
-        fields["examples"] = gr.Textbox(first.examples, label=translate("examples_info"), lines=6, elem_id="examples",
-                                        **most)
+        fields["examples"] = gr.Textbox(
+            first.examples, label=translate("examples_info"), lines=6, elem_id="examples", **most
+        )
     return fields
 
 
@@ -145,13 +192,28 @@ def headers_of(texts: dict[str, str]) -> list[str]:
 
 def _looks(gr: Any, translate: Any, limits: Limits) -> dict[str, Any]:
     """The next-token tab: a text, and a table of what may follow it."""
-    looks = {"prompt": gr.Textbox(label=translate("prompt"), placeholder=translate("placeholder"), lines=4,
-                                  max_lines=12, max_length=limits.prompt_characters, elem_id="next_prompt")}
+    looks = {
+        "prompt": gr.Textbox(
+            label=translate("prompt"),
+            placeholder=translate("placeholder"),
+            lines=4,
+            max_lines=12,
+            max_length=limits.prompt_characters,
+            elem_id="next_prompt",
+        )
+    }
     looks |= _buttons(gr, translate, ("look", "look", "primary"))
     looks["status"] = gr.Markdown("", elem_id="next_status", elem_classes="status")
     headers = headers_of(LANGUAGES["en"])  # Gradio does not translate headers: each look sends the reader's own
-    looks["table"] = gr.Dataframe(headers=headers, datatype="str", interactive=False, elem_id="candidates",
-                                  column_count=len(headers), label=translate("candidates"), wrap=False)
+    looks["table"] = gr.Dataframe(
+        headers=headers,
+        datatype="str",
+        interactive=False,
+        elem_id="candidates",
+        column_count=len(headers),
+        label=translate("candidates"),
+        wrap=False,
+    )
     looks["texts"] = gr.State([])
     return looks
 
@@ -168,8 +230,15 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
     made = {"preset": gr.Radio(styles, value=style, label=translate("preset"), elem_id="preset")}
 
     def slider(name: str, low: float, high: float, value: float, step: float, info: bool = True) -> None:
-        made[name] = gr.Slider(low, high, value=value, step=step, label=translate(name), elem_id=name,
-                               info=translate(f"{name}_info") if info else None)
+        made[name] = gr.Slider(
+            low,
+            high,
+            value=value,
+            step=step,
+            label=translate(name),
+            elem_id=name,
+            info=translate(f"{name}_info") if info else None,
+        )
 
     slider("new_tokens", 1, most, min(settings.max_new_tokens or 1, most), 1, info=False)
     slider("temperature", 0.0, 2.0, min(settings.temperature, 2.0), 0.05)
@@ -182,12 +251,17 @@ def _controls(gr: Any, translate: Any, engine: Engine, limits: Limits) -> dict[s
         for name in MORE:
             low, high, step, off = SLIDERS[name]
             slider(name, low, high, min(max(getattr(settings, name) or off, low), high), step)
-        made["stop_texts"] = gr.Textbox("\n".join(settings.stop), label=translate("stop_texts"), lines=2,
-                                        max_length=1000, elem_id="stop_texts")
-        made["seed"] = gr.Textbox("" if settings.seed is None else str(settings.seed), label=translate("seed"),
-                                  max_lines=1, max_length=19, elem_id="seed")
+        made["stop_texts"] = gr.Textbox(
+            "\n".join(settings.stop), label=translate("stop_texts"), lines=2, max_length=1000, elem_id="stop_texts"
+        )
+        made["seed"] = gr.Textbox(
+            "" if settings.seed is None else str(settings.seed),
+            label=translate("seed"),
+            max_lines=1,
+            max_length=19,
+            elem_id="seed",
+        )
     return made
-
 
 
 # ------------------------------------------------------------------------------------------------------ the wiring
@@ -228,38 +302,70 @@ class _Handlers:
 
 
 def _wire_controls(gr: Any, controls: dict[str, Any]) -> None:
-    def chosen(name: Optional[str]) -> list[float]:
+    def chosen(name: str | None) -> list[float]:
         return list(PRESETS[name]) if name in PRESETS else [gr.skip()] * 4
 
-    controls["preset"].change(chosen, controls["preset"],
-                              [controls[name] for name in ("temperature", "top_p", "top_k", "repetition")],
-                              queue=False, **PRIVATE)
+    controls["preset"].change(
+        chosen,
+        controls["preset"],
+        [controls[name] for name in ("temperature", "top_p", "top_k", "repetition")],
+        queue=False,
+        **PRIVATE,
+    )
 
 
 def _wire_writing(gr: Any, handlers: _Handlers, boxes: dict[str, Any], values: list[Any]) -> None:
     shown = [boxes["continuation"], boxes["status"]]
-    gr.on([boxes["write"].click, boxes["prompt"].submit], handlers.write, [boxes["prompt"], *values], shown,
-          trigger_mode="once", concurrency_limit=THREADS, **PRIVATE)
+    gr.on(
+        [boxes["write"].click, boxes["prompt"].submit],
+        handlers.write,
+        [boxes["prompt"], *values],
+        shown,
+        trigger_mode="once",
+        concurrency_limit=THREADS,
+        **PRIVATE,
+    )
     boxes["stop"].click(handlers.stop, queue=False, **PRIVATE)
-    boxes["prompt"].change(handlers.count, boxes["prompt"], boxes["count"], queue=False, trigger_mode="always_last",
-                           **PRIVATE)
-    boxes["keep"].click(lambda prompt, text: (prompt + text, "", ""), [boxes["prompt"], boxes["continuation"]],
-                        [boxes["prompt"], *shown], queue=False, **PRIVATE)
+    boxes["prompt"].change(
+        handlers.count, boxes["prompt"], boxes["count"], queue=False, trigger_mode="always_last", **PRIVATE
+    )
+    boxes["keep"].click(
+        lambda prompt, text: (prompt + text, "", ""),
+        [boxes["prompt"], boxes["continuation"]],
+        [boxes["prompt"], *shown],
+        queue=False,
+        **PRIVATE,
+    )
     boxes["clear"].click(lambda: ("", "", ""), None, [boxes["prompt"], *shown], queue=False, **PRIVATE)
 
 
 def _wire_templates(gr: Any, handlers: _Handlers, fields: dict[str, Any], values: list[Any]) -> None:
     def chosen(name: str) -> list[Any]:
         template = TEMPLATES[name]
-        return [template.examples, template.question, gr.Textbox(template.passage, visible=bool(template.passage)),
-                "", ""]
+        return [
+            template.examples,
+            template.question,
+            gr.Textbox(template.passage, visible=bool(template.passage)),
+            "",
+            "",
+        ]
 
-    fields["template"].change(chosen, fields["template"],
-                              [fields[name] for name in ("examples", "question", "passage", "answer", "status")],
-                              queue=False, **PRIVATE)
-    gr.on([fields["ask"].click, fields["question"].submit], handlers.answer,
-          [*(fields[name] for name in ("template", "examples", "passage", "question")), *values],
-          [fields["answer"], fields["status"]], trigger_mode="once", concurrency_limit=THREADS, **PRIVATE)
+    fields["template"].change(
+        chosen,
+        fields["template"],
+        [fields[name] for name in ("examples", "question", "passage", "answer", "status")],
+        queue=False,
+        **PRIVATE,
+    )
+    gr.on(
+        [fields["ask"].click, fields["question"].submit],
+        handlers.answer,
+        [*(fields[name] for name in ("template", "examples", "passage", "question")), *values],
+        [fields["answer"], fields["status"]],
+        trigger_mode="once",
+        concurrency_limit=THREADS,
+        **PRIVATE,
+    )
     fields["stop_asking"].click(handlers.stop, queue=False, **PRIVATE)
 
 
@@ -273,5 +379,6 @@ def _wire_next(gr: Any, handlers: _Handlers, looks: dict[str, Any], values: list
     look = {"fn": handlers.look, "inputs": [looks["prompt"], *values], "outputs": outputs, "concurrency_limit": THREADS}
     looks["look"].click(**look, **PRIVATE)
     looks["prompt"].submit(**look, **PRIVATE)
-    looks["table"].select(picked, [looks["prompt"], looks["texts"]], looks["prompt"], queue=False,
-                          **PRIVATE).then(**look, **PRIVATE)
+    looks["table"].select(picked, [looks["prompt"], looks["texts"]], looks["prompt"], queue=False, **PRIVATE).then(
+        **look, **PRIVATE
+    )

@@ -13,7 +13,6 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 from pangu_lab.errors import InputError
 from pangu_lab.files import write_text_atomic
@@ -27,7 +26,7 @@ def lock_file(path: Path | str) -> Path:
 
 
 @contextlib.contextmanager
-def pid_file(path: Optional[Path | str]) -> Iterator[None]:
+def pid_file(path: Path | str | None) -> Iterator[None]:
     """Keep this process's pid in a file while the block runs; another server's file is refused.
 
     Raises:
@@ -38,8 +37,12 @@ def pid_file(path: Optional[Path | str]) -> Iterator[None]:
         return
     path = Path(path)
     _number(path)
-    lock = Lock(lock_file(path), str(path), "is alive and serves",
-                f"end it with `pangu-lab serve --stop --pid-file {path}`, or give another file")
+    lock = Lock(
+        lock_file(path),
+        str(path),
+        "is alive and serves",
+        f"end it with `pangu-lab serve --stop --pid-file {path}`, or give another file",
+    )
     with lock.acquire():
         number = f"{lock.process.pid}\n"
         write_text_atomic(path, number)
@@ -51,7 +54,7 @@ def pid_file(path: Optional[Path | str]) -> Iterator[None]:
                     path.unlink()
 
 
-def _number(path: Path) -> Optional[int]:
+def _number(path: Path) -> int | None:
     if not path.exists():
         return None
     text = content_of(path, "the pid file", 64).strip()
@@ -60,7 +63,7 @@ def _number(path: Path) -> Optional[int]:
     return int(text)
 
 
-def read_pid(path: Path | str) -> Optional[int]:
+def read_pid(path: Path | str) -> int | None:
     """The pid of a pid file's server; None if it has gone. One that cannot be checked from here counts as alive.
 
     Raises:
@@ -84,8 +87,9 @@ def stop_server(path: Path | str, seconds: float = 90.0) -> int:
     deadline = time.monotonic() + seconds
     while lives(record.process) is not False:
         if time.monotonic() > deadline:
-            raise InputError(f"process {record.process.pid} still finishes requests after {seconds:.0f} s: wait, or "
-                             "signal it again")
+            raise InputError(
+                f"process {record.process.pid} still finishes requests after {seconds:.0f} s: wait, or signal it again"
+            )
         time.sleep(0.05)
     return record.process.pid
 
@@ -97,16 +101,20 @@ def _provable(path: Path) -> Record:
     if record is None:
         if number is None or not lock.exists() and not _exists(number):
             raise InputError(f"{path}: no server runs with this pid file")
-        raise InputError(f"{path}: nothing proves that process {number} is the server of this file ({lock} is not "
-                         "there or cannot be read), so it was not signalled: look what it is, and end it yourself")
+        raise InputError(
+            f"{path}: nothing proves that process {number} is the server of this file ({lock} is not "
+            "there or cannot be read), so it was not signalled: look what it is, and end it yourself"
+        )
     alive = holder_lives(lock, record)
     if alive is False:
         raise InputError(f"{path}: no server runs with this pid file")
     if lives(record.process) is None:
         raise InputError(f"{path}: its server is process {record}, which cannot be reached from here: stop it there")
     if record.firm and not is_locked(lock):
-        raise InputError(f"{path}: process {record.process.pid} does not hold {lock} any more, so it was not "
-                         "signalled: look what it is, and end it yourself")
+        raise InputError(
+            f"{path}: process {record.process.pid} does not hold {lock} any more, so it was not "
+            "signalled: look what it is, and end it yourself"
+        )
     return record
 
 

@@ -16,7 +16,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Optional, Union
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 
@@ -45,8 +45,14 @@ class Refused(Exception):
         kind, parameter, code: as the API names the error.
     """
 
-    def __init__(self, status: int, message: str, parameter: Optional[str] = None, code: Optional[str] = None,
-                 kind: str = "invalid_request_error") -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        parameter: str | None = None,
+        code: str | None = None,
+        kind: str = "invalid_request_error",
+    ) -> None:
         super().__init__(message)
         self.status, self.message, self.parameter, self.code, self.kind = status, message, parameter, code, kind
 
@@ -80,10 +86,17 @@ def parse_json(body: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] = dict
     except ValueError:  # Python's own bound, against numbers that take long to read
         raise Refused(400, "the request has a number of thousands of digits") from None
     if not _is_text(values):
-        name = next((name for name, value in values.items() if _is_text(name) and not _is_text(value)), None) \
-            if isinstance(values, dict) else None
-        raise Refused(400, f"{name or 'a text in the request'} holds half a surrogate pair (such as \\ud83d alone): "
-                      "send whole characters", name)
+        name = (
+            next((name for name, value in values.items() if _is_text(name) and not _is_text(value)), None)
+            if isinstance(values, dict)
+            else None
+        )
+        raise Refused(
+            400,
+            f"{name or 'a text in the request'} holds half a surrogate pair (such as \\ud83d alone): "
+            "send whole characters",
+            name,
+        )
     return values
 
 
@@ -105,8 +118,13 @@ def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _is_deep(values: Any) -> bool:
     level = [values]
     for _ in range(DEEPEST):
-        level = [one for each in level if isinstance(each, (dict, list))
-                 for one in (each.values() if isinstance(each, dict) else each) if isinstance(one, (dict, list))]
+        level = [
+            one
+            for each in level
+            if isinstance(each, (dict, list))
+            for one in (each.values() if isinstance(each, dict) else each)
+            if isinstance(one, (dict, list))
+        ]
     return bool(level)
 
 
@@ -125,7 +143,7 @@ class StreamOptions(BaseModel):
     model_config = ConfigDict(strict=True)
 
     include_usage: bool = False
-    include_obfuscation: Optional[bool] = None  # accepted and ignored
+    include_obfuscation: bool | None = None  # accepted and ignored
 
 
 Number = Any  # any kind and size: SamplingConfig refuses what is not a number or out of range, with a message
@@ -136,17 +154,18 @@ class _Body(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    model: Optional[str] = Field(None, description="the model's name")
+    model: str | None = Field(None, description="the model's name")
     prompt: Any = Field(  # checked below, since pydantic would describe every one of half a million wrong values
-        None, description="a text, a list of texts, a list of token ids, or a list of such lists")
-    suffix: Optional[str] = Field(None, description="a text")
-    best_of: Optional[int] = Field(None, description="a whole number")
-    stream: Optional[bool] = Field(None, description="true or false")
-    stream_options: Optional[StreamOptions] = Field(None, description="an object such as {\"include_usage\": true}")
-    echo: Optional[bool] = Field(None, description="true or false")
+        None, description="a text, a list of texts, a list of token ids, or a list of such lists"
+    )
+    suffix: str | None = Field(None, description="a text")
+    best_of: int | None = Field(None, description="a whole number")
+    stream: bool | None = Field(None, description="true or false")
+    stream_options: StreamOptions | None = Field(None, description='an object such as {"include_usage": true}')
+    echo: bool | None = Field(None, description="true or false")
     stop: Any = Field(None, description="a text or a list of texts")
-    logit_bias: Optional[dict[str, Any]] = Field(None, description="an object that maps token ids to numbers")
-    user: Optional[str] = Field(None, description="a text")
+    logit_bias: dict[str, Any] | None = Field(None, description="an object that maps token ids to numbers")
+    user: str | None = Field(None, description="a text")
 
     @field_validator("prompt", "stop")
     @classmethod
@@ -164,8 +183,12 @@ def _all(kind: type, values: Any) -> bool:
     return isinstance(values, list) and all(type(value) is kind for value in values)
 
 
-CompletionBody = create_model("CompletionBody", __base__=_Body, __doc__="A request. None is the same as leaving it out.",
-                              **{name: (Number, None) for name in SETTINGS})
+CompletionBody = create_model(
+    "CompletionBody",
+    __base__=_Body,
+    __doc__="A request. None is the same as leaving it out.",
+    **dict.fromkeys(SETTINGS, (Number, None)),
+)
 
 
 def completion_body(values: Any) -> tuple[CompletionBody, list[str]]:
@@ -205,11 +228,14 @@ def prompts_of(body: CompletionBody, engine: Engine, limits: Limits, encode: Any
     return [_prompt_of(one, engine, limits, encode, measured) for one in many]
 
 
-def _prompt_of(given: Union[str, Sequence[int]], engine: Engine, limits: Limits, encode: Any,
-               measured: bool) -> Prompt:
+def _prompt_of(given: str | Sequence[int], engine: Engine, limits: Limits, encode: Any, measured: bool) -> Prompt:
     if isinstance(given, str) and len(given) > limits.prompt_characters:
-        raise Refused(413, f"the prompt has {len(given)} characters and this server reads "
-                           f"{limits.prompt_characters}: shorten it", "prompt", "context_length_exceeded")
+        raise Refused(
+            413,
+            f"the prompt has {len(given)} characters and this server reads {limits.prompt_characters}: shorten it",
+            "prompt",
+            "context_length_exceeded",
+        )
     try:
         prompt = prompt_of_ids(engine, encode(given) if isinstance(given, str) else given, measured)
     except InputError as error:
@@ -227,12 +253,13 @@ def settings_of(body: CompletionBody, limits: Limits) -> SamplingConfig:
     given = {ours: value for theirs, ours in SETTINGS.items() if (value := getattr(body, theirs)) is not None}
     if given.get("top_k") == 0:  # off
         del given["top_k"]
-    if isinstance(given.get("seed"), int) and -2**63 <= given["seed"] < 0:
+    if isinstance(given.get("seed"), int) and -(2**63) <= given["seed"] < 0:
         given["seed"] += 2**63
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     try:
-        config = SamplingConfig(**{"max_new_tokens": 16, **given}, echo=bool(body.echo), stop=stop,
-                                logit_bias=_bias_of(body))
+        config = SamplingConfig(
+            **{"max_new_tokens": 16, **given}, echo=bool(body.echo), stop=stop, logit_bias=_bias_of(body)
+        )
     except InputError as error:
         raise refused_setting(error) from None
     _check_bounds(config, limits)
@@ -244,10 +271,12 @@ def settings_of(body: CompletionBody, limits: Limits) -> SamplingConfig:
 
 
 def _check_bounds(config: SamplingConfig, limits: Limits) -> None:
-    for name, value, most in (("max_tokens", config.max_new_tokens, limits.new_tokens),
-                              ("n", config.num_return_sequences, limits.choices),
-                              ("logprobs", config.logprobs or 0, limits.logprobs),
-                              ("stop", len(config.stop), limits.stop_texts)):
+    for name, value, most in (
+        ("max_tokens", config.max_new_tokens, limits.new_tokens),
+        ("n", config.num_return_sequences, limits.choices),
+        ("logprobs", config.logprobs or 0, limits.logprobs),
+        ("stop", len(config.stop), limits.stop_texts),
+    ):
         if value > most:
             raise Refused(422, f"{name}={value} is more than this server's {most}", name)
 
@@ -275,11 +304,10 @@ def _bias_of(body: CompletionBody) -> tuple[tuple[int, Any], ...]:
 
 def new_head(model: str) -> dict[str, Any]:
     """The fields that begin every answer, and every piece of a streamed one."""
-    return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()),
-            "model": model}
+    return {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model}
 
 
-def finish_of(reason: Optional[str]) -> Optional[str]:
+def finish_of(reason: str | None) -> str | None:
     return None if reason is None else FINISH.get(reason, "stop")
 
 
@@ -308,8 +336,9 @@ class Offsets:
         return self._end if unfinished else self._end - 1
 
 
-def prompt_offsets(prompt: Prompt, tokenizer: Any,
-                   words_of: Callable[[str], Sequence[tuple[str, Sequence[int]]]]) -> list[int]:
+def prompt_offsets(
+    prompt: Prompt, tokenizer: Any, words_of: Callable[[str], Sequence[tuple[str, Sequence[int]]]]
+) -> list[int]:
     """Where each token of a prompt begins in its text, which a tokenizer may write otherwise ("…" as "...").
 
     Args:
@@ -344,11 +373,15 @@ class Logprobs:
         """Of the next tokens. ``bytes`` has each token's own, which alone may be no character."""
         places = [self._places.pop(0) if self._places else self._offsets.of(token.id) for token in tokens]
         pieces = [self._tokenizer.text_bytes(token.id) for token in tokens]
-        return {"tokens": [spelled(piece) for piece in pieces], "token_logprobs": [token.logprob for token in tokens],
-                "top_logprobs": [self._tops(token) for token in tokens], "text_offset": places,
-                "bytes": [list(piece) for piece in pieces]}
+        return {
+            "tokens": [spelled(piece) for piece in pieces],
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [self._tops(token) for token in tokens],
+            "text_offset": places,
+            "bytes": [list(piece) for piece in pieces],
+        }
 
-    def _tops(self, token: TokenLogprob) -> Optional[dict[str, float]]:
+    def _tops(self, token: TokenLogprob) -> dict[str, float] | None:
         """The likeliest tokens by their text; of several with one text (special pieces have none) the likeliest."""
         if token.logprob is None:
             return None

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
@@ -23,8 +23,15 @@ from pangu_lab.serve.limits import Limits
 from pangu_lab.serve.protocol import Refused, refused_setting
 from pangu_lab.serve.scheduler import prompt_of_ids, with_seed
 
-PARAMETERS = ("frequency_penalty", "presence_penalty", "max_generate_length", "top_k_num", "top_p", "end_token",
-              "use_past")
+PARAMETERS = (
+    "frequency_penalty",
+    "presence_penalty",
+    "max_generate_length",
+    "top_k_num",
+    "top_p",
+    "end_token",
+    "use_past",
+)
 NAMES = {"max_new_tokens": "max_generate_length", "top_k": "top_k_num", "stop_ids": "end_token"}  # of SamplingConfig
 TEXTS = ("input_sentence", "prompt", "return_scores")
 
@@ -35,7 +42,7 @@ class ParsedInstance:
 
     prompt: Prompt
     config: SamplingConfig
-    scored_from: Optional[int] = None
+    scored_from: int | None = None
 
 
 def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
@@ -50,8 +57,9 @@ def instances_of(body: Any, limits: Limits) -> list[dict[str, Any]]:
     if not isinstance(instances, list) or not instances or not all(isinstance(one, dict) for one in instances):
         raise Refused(400, 'send {"instances": [{"input_sentence": "…"}]}', "instances")
     if len(instances) > limits.prompts:
-        raise Refused(422, f"{len(instances)} instances in one request; this server takes {limits.prompts}",
-                      "instances")
+        raise Refused(
+            422, f"{len(instances)} instances in one request; this server takes {limits.prompts}", "instances"
+        )
     shared = {key: value for key, value in body.items() if key != "instances"}
     merged = [{**shared, **one} for one in instances]
     for one in merged:
@@ -97,14 +105,18 @@ def settings_of(instance: dict[str, Any], engine: Engine, limits: Limits) -> Sam
         values[name] = _value(instance, name, plain, getattr(base, name))
     count = _value(instance, "max_generate_length", int, min(base.max_new_tokens, limits.new_tokens))
     end = _value(instance, "end_token", int, None)
-    values |= {"max_new_tokens": count, "min_new_tokens": min(base.min_new_tokens, count),
-               "top_k": _value(instance, "top_k_num", int, base.top_k) or None,
-               "stop_ids": base.stop_ids if end is None else (end,)}
+    values |= {
+        "max_new_tokens": count,
+        "min_new_tokens": min(base.min_new_tokens, count),
+        "top_k": _value(instance, "top_k_num", int, base.top_k) or None,
+        "stop_ids": base.stop_ids if end is None else (end,),
+    }
     _value(instance, "use_past", bool, True)  # the cache is always used: the text is the same either way
     config = dataclasses.replace(base, **values)
     if count > limits.new_tokens:
-        raise Refused(422, f"max_generate_length={count} is more than this server's {limits.new_tokens}",
-                      "max_generate_length")
+        raise Refused(
+            422, f"max_generate_length={count} is more than this server's {limits.new_tokens}", "max_generate_length"
+        )
     return with_seed(config)
 
 
@@ -112,15 +124,16 @@ def reply_of(asked: ParsedInstance, done: Completion) -> dict[str, Any]:
     """The answer to one instance."""
     if asked.scored_from is None:
         return {"output_sentence": done.text}
-    scored = [token.logprob for token in done.prompt_logprobs[asked.scored_from:]]
+    scored = [token.logprob for token in done.prompt_logprobs[asked.scored_from :]]
     return {"output_sentence": -sum(scored) / len(scored), "scores": scored}
 
 
 def _text(instance: dict[str, Any], name: str, limits: Limits) -> str:
     text = _value(instance, name, str, "")
     if len(text) > limits.prompt_characters:
-        raise Refused(413, f"{name} has {len(text)} characters and this server reads {limits.prompt_characters}: "
-                           "shorten it", name)
+        raise Refused(
+            413, f"{name} has {len(text)} characters and this server reads {limits.prompt_characters}: shorten it", name
+        )
     return text
 
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Optional
 
 import numpy as np
 
@@ -59,16 +58,26 @@ class ServedRequest(Request):
         on_cancel, on_end: called when it is cancelled, and before it counts as done; the scheduler's.
     """
 
-    def __init__(self, tokenizer: TokenizerLike, prompt: Prompt, config: SamplingConfig, owner: str, deadline: float,
-                 notify: Callable[[], None] = nothing, keep_logits: bool = False) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenizerLike,
+        prompt: Prompt,
+        config: SamplingConfig,
+        owner: str,
+        deadline: float,
+        notify: Callable[[], None] = nothing,
+        keep_logits: bool = False,
+    ) -> None:
         self.seed = seed_of(config)
-        super().__init__(prompt, Sampling(tokenizer, prompt, config, self.seed, range(config.num_return_sequences)), owner)
+        super().__init__(
+            prompt, Sampling(tokenizer, prompt, config, self.seed, range(config.num_return_sequences)), owner
+        )
         self.config, self.deadline, self.keep_logits = config, deadline, keep_logits
         self.state, self.submitted = "waiting", time.monotonic()
-        self.started: Optional[float] = None
-        self.first_token: Optional[float] = None
-        self.ended_at: Optional[float] = None
-        self.logits: Optional[np.ndarray] = None
+        self.started: float | None = None
+        self.first_token: float | None = None
+        self.ended_at: float | None = None
+        self.logits: np.ndarray | None = None
         self.on_cancel: Callable[[], None] = nothing
         self.on_end: Callable[[ServedRequest], None] = nothing
         self._deltas: list[Delta] = []
@@ -81,7 +90,7 @@ class ServedRequest(Request):
         while (deltas := self.take(None)) is not None:
             yield from deltas
 
-    def take(self, seconds: Optional[float] = 0.0) -> Optional[list[Delta]]:
+    def take(self, seconds: float | None = 0.0) -> list[Delta] | None:
         """The deltas since the last call, after waiting at most ``seconds`` for the first; None once all were taken.
 
         Raises:
@@ -119,7 +128,7 @@ class ServedRequest(Request):
         self.state, self.started = "running", time.monotonic()
         super().admitted(slots)
 
-    def begin(self, logits: Optional[np.ndarray]) -> Sequence[Delta]:
+    def begin(self, logits: np.ndarray | None) -> Sequence[Delta]:
         if self.keep_logits and logits is not None:
             self.logits = logits[-1]
         return super().begin(logits)
@@ -133,7 +142,7 @@ class ServedRequest(Request):
                 self._changed.notify_all()
             self._notify_safely()
 
-    def ended(self, error: Optional[Exception]) -> None:
+    def ended(self, error: Exception | None) -> None:
         if self.late:
             error = TooLate("the request took longer than it may")
         elif error is not None and not isinstance(error, (InputError, Unavailable)):

@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
@@ -76,9 +76,9 @@ class Scheduler:
         self._loop.on_step = lambda batch, seconds: _observe(self.on_step, batch, seconds)
         self._changed = threading.Condition()
         self._woken = False
-        self._closing: Optional[str] = None
-        self._failure: Optional[Exception] = None
-        self._lost: Optional[str] = None
+        self._closing: str | None = None
+        self._failure: Exception | None = None
+        self._lost: str | None = None
         self._begun = False
         self._failures: list[float] = []
         self._encoding = threading.Lock()
@@ -99,9 +99,15 @@ class Scheduler:
             if not self._thread.is_alive():
                 raise Unavailable("the scheduler has ended")
 
-    def submit(self, prompts: Sequence[Prompt], configs: SamplingConfig | Sequence[SamplingConfig],
-               session: str = "", seconds: Optional[float] = None,
-               notify: Callable[[], None] = nothing, keep_logits: bool = False) -> list[ServedRequest]:
+    def submit(
+        self,
+        prompts: Sequence[Prompt],
+        configs: SamplingConfig | Sequence[SamplingConfig],
+        session: str = "",
+        seconds: float | None = None,
+        notify: Callable[[], None] = nothing,
+        keep_logits: bool = False,
+    ) -> list[ServedRequest]:
         """Queue prompts, all or none.
 
         Args:
@@ -119,8 +125,10 @@ class Scheduler:
         if isinstance(configs, SamplingConfig):
             configs = [configs] * len(prompts)
         deadline = time.monotonic() + min(seconds or self.limits.seconds, self.limits.seconds)
-        requests = [self._request(prompt, config, session, deadline, notify, keep_logits)
-                    for prompt, config in zip(prompts, configs, strict=True)]
+        requests = [
+            self._request(prompt, config, session, deadline, notify, keep_logits)
+            for prompt, config in zip(prompts, configs, strict=True)
+        ]
         with self._changed:
             self._check_open(session, len(requests))
             for request in requests:
@@ -160,7 +168,7 @@ class Scheduler:
             return "the network has failed; see the server's log"
         return self._closing or self._lost or ("ready" if self.ready.is_set() else "the server is starting")
 
-    def close(self, drain: bool = True, seconds: Optional[float] = None) -> bool:
+    def close(self, drain: bool = True, seconds: float | None = None) -> bool:
         """Admit nothing new; finish running and waiting requests, cut off after ``seconds`` (the limits' by default).
 
         Returns:
@@ -192,8 +200,10 @@ class Scheduler:
             raise InputError(f"n={config.num_return_sequences} is more than this server's {choices}")
         request = ServedRequest(self.engine.tokenizer, prompt, config, *more)
         if request.slots_needed > slots:
-            raise InputError(f"this needs {request.slots_needed} positions of key-value cache and the bundle has "
-                             f"{slots}: ask for fewer new tokens or choices, or export it with more places")
+            raise InputError(
+                f"this needs {request.slots_needed} positions of key-value cache and the bundle has "
+                f"{slots}: ask for fewer new tokens or choices, or export it with more places"
+            )
         request.on_cancel, request.on_end = self._wake, self._count
         return request
 
@@ -203,11 +213,15 @@ class Scheduler:
         if count > min(self.limits.waiting, self.limits.waiting_per_session):
             raise InputError(f"{count} prompts at once are more than the queue of this server holds: send fewer")
         if len(self._waiting) + count > self.limits.waiting:
-            raise Busy(f"{len(self._waiting)} requests wait already and the queue holds {self.limits.waiting}: "
-                       "try again in a moment")
+            raise Busy(
+                f"{len(self._waiting)} requests wait already and the queue holds {self.limits.waiting}: "
+                "try again in a moment"
+            )
         if self._waiting.of_owner(session) + count > self.limits.waiting_per_session:
-            raise Busy(f"{self._waiting.of_owner(session)} of your requests wait already and one session may have "
-                       f"{self.limits.waiting_per_session} waiting: try again in a moment")
+            raise Busy(
+                f"{self._waiting.of_owner(session)} of your requests wait already and one session may have "
+                f"{self.limits.waiting_per_session} waiting: try again in a moment"
+            )
 
     # ------------------------------------------------------------------------------- the thread of the scheduler
 
@@ -269,8 +283,10 @@ class Scheduler:
             raise error
         wait = RELOAD_WAITS[count - 1]
         logger.error("the network failed; it is loaded anew in %.0f s", wait, exc_info=error)
-        self._refuse_all(f"the network has failed and is loaded anew in {wait:.0f} s (try {count} of "
-                         f"{len(RELOAD_WAITS)}): ask again after that")
+        self._refuse_all(
+            f"the network has failed and is loaded anew in {wait:.0f} s (try {count} of "
+            f"{len(RELOAD_WAITS)}): ask again after that"
+        )
         self.engine.runner.drop()
         with self._changed:
             self._changed.wait_for(lambda: self._closing is not None, wait)
@@ -326,10 +342,16 @@ def prompt_of_ids(engine: Engine, ids: Sequence[int], measured: bool = False) ->
         ids = [engine.tokenizer.eod_id]
     check_prompt(ids, engine.tokenizer.vocab_size)
     if len(ids) > engine.max_length + measured:
-        raise InputError(f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
-                         f"{len(ids)}: shorten it")
-    return Prompt(engine.tokenizer.decode(list(ids)), tuple(ids), engine.max_length + 1 - len(ids),
-                  unread=max(len(ids) - engine.max_length, 0))
+        raise InputError(
+            f"this model's maximum context length is {engine.max_length} tokens and the prompt has "
+            f"{len(ids)}: shorten it"
+        )
+    return Prompt(
+        engine.tokenizer.decode(list(ids)),
+        tuple(ids),
+        engine.max_length + 1 - len(ids),
+        unread=max(len(ids) - engine.max_length, 0),
+    )
 
 
 def with_seed(config: SamplingConfig) -> SamplingConfig:

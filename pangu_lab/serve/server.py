@@ -18,7 +18,7 @@ import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.cluster.front import Cluster, cluster_engine
 from pangu_lab.cluster.places import PORT
@@ -47,13 +47,14 @@ class Server:
         scheduler: what runs the requests.
     """
 
-    def __init__(self, scheduler: Scheduler, url: str, runner: Any, thread: threading.Thread, blocks: Any,
-                 cluster: Any = None) -> None:
+    def __init__(
+        self, scheduler: Scheduler, url: str, runner: Any, thread: threading.Thread, blocks: Any, cluster: Any = None
+    ) -> None:
         self.scheduler, self.url = scheduler, url
         self._runner, self._thread, self._blocks, self._cluster = runner, thread, blocks, cluster
         self._closed = False
 
-    def close(self, drain: bool = False, seconds: Optional[float] = None) -> bool:
+    def close(self, drain: bool = False, seconds: float | None = None) -> bool:
         """Stop serving; with ``drain`` only when all accepted requests have ended, or after ``seconds``.
 
         Returns:
@@ -78,14 +79,34 @@ class Server:
         self.close()
 
 
-def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860, open_browser: bool = False,
-          password: Optional[str] = None, token: Optional[str] = None, insecure: bool = False,
-          limits: Limits = Limits(), page: bool = True, names: Sequence[str] = (), quick: bool = False,
-          nproc: Optional[int] = None, master_addr: str = "127.0.0.1", master_port: Optional[int] = None,
-          cluster_key: Optional[str] = None, root_path: str = "", origins: Sequence[str] = (), proxies: Sequence[str] = (),
-          tls_cert: Optional[Path | str] = None, tls_key: Optional[Path | str] = None, devices: Sequence[int] = (),
-          log_dir: Optional[Path | str] = None, world: Optional[int] = None, dtype: Optional[str] = None,
-          pipeline: Optional[int] = None, slots: Optional[int] = None) -> Server:
+def serve(
+    bundle: Path | str | Engine,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    open_browser: bool = False,
+    password: str | None = None,
+    token: str | None = None,
+    insecure: bool = False,
+    limits: Limits = Limits(),
+    page: bool = True,
+    names: Sequence[str] = (),
+    quick: bool = False,
+    nproc: int | None = None,
+    master_addr: str = "127.0.0.1",
+    master_port: int | None = None,
+    cluster_key: str | None = None,
+    root_path: str = "",
+    origins: Sequence[str] = (),
+    proxies: Sequence[str] = (),
+    tls_cert: Path | str | None = None,
+    tls_key: Path | str | None = None,
+    devices: Sequence[int] = (),
+    log_dir: Path | str | None = None,
+    world: int | None = None,
+    dtype: str | None = None,
+    pipeline: int | None = None,
+    slots: int | None = None,
+) -> Server:
     """Serve a bundle until the server is closed; returns as soon as the model is warm and the port answers.
 
     Args:
@@ -114,8 +135,9 @@ def serve(bundle: Path | str | Engine, host: str = "127.0.0.1", port: int = 7860
     _check_addresses(origins, proxies)
     _check_certificate(tls_cert, tls_key)
     if not (is_loopback(host) or password or token or insecure):
-        raise InputError(f"host={host} lets others reach this server: give a password or a token, or say insecure to "
-                         "allow it")
+        raise InputError(
+            f"host={host} lets others reach this server: give a password or a token, or say insecure to allow it"
+        )
     listening, cluster, scheduler = _listen(host, port), None, None
     try:
         if not isinstance(bundle, Engine):
@@ -145,9 +167,17 @@ def _url(scheme: str, host: str, port: int) -> str:
     return f"{scheme}://{shown}:{port}/"
 
 
-def _load(source: Path | str, nproc: Optional[int], master: tuple[str, Optional[int]], key: Optional[str],
-          devices: Sequence[int], log_dir: Optional[Path | str], layout: tuple[Optional[int], Optional[int]],
-          slots: Optional[int], dtype: Optional[str]) -> tuple[Engine, Any]:
+def _load(
+    source: Path | str,
+    nproc: int | None,
+    master: tuple[str, int | None],
+    key: str | None,
+    devices: Sequence[int],
+    log_dir: Path | str | None,
+    layout: tuple[int | None, int | None],
+    slots: int | None,
+    dtype: str | None,
+) -> tuple[Engine, Any]:
     """The engine over a model, and the cluster behind it where several processes share it."""
     (master_addr, master_port), (world, pipeline) = master, layout
     model = Model.load(source, slots=slots, dtype=dtype)
@@ -161,16 +191,29 @@ def _load(source: Path | str, nproc: Optional[int], master: tuple[str, Optional[
     shared = SharedModel.open(source, world, None, pipeline, slots, dtype)
     nproc = world if nproc is None else nproc
     if not key and (nproc < world or not is_loopback(master_addr)):
-        raise InputError("agents of other hosts show that they belong here by a key that both sides know: put one into "
-                         "the environment variable PANGU_LAB_CLUSTER_KEY on each")
+        raise InputError(
+            "agents of other hosts show that they belong here by a key that both sides know: put one into "
+            "the environment variable PANGU_LAB_CLUSTER_KEY on each"
+        )
     if master_port is None:
         master_port = PORT if nproc < world else 0
-    cluster = Cluster(shared, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode(), devices, log_dir)
+    cluster = Cluster(
+        shared, nproc, master_addr, master_port, (key or secrets.token_hex(16)).encode(), devices, log_dir
+    )
     return cluster_engine(cluster), cluster
 
 
-def _application(scheduler: Scheduler, limits: Limits, host: str, password: Optional[str], token: Optional[str],
-                 page: bool, names: Sequence[str], root_path: str, origins: Sequence[str]) -> tuple[Any, Any]:
+def _application(
+    scheduler: Scheduler,
+    limits: Limits,
+    host: str,
+    password: str | None,
+    token: str | None,
+    page: bool,
+    names: Sequence[str],
+    root_path: str,
+    origins: Sequence[str],
+) -> tuple[Any, Any]:
     """The guarded ASGI application, and the page's blocks."""
     from pangu_lab.serve.api import build_api  # brings FastAPI
 
@@ -183,18 +226,35 @@ def _application(scheduler: Scheduler, limits: Limits, host: str, password: Opti
     return Guard(app, limits, token or password, hosts, metrics.answered, names, origins), blocks
 
 
-def _start(app: Any, listening: socket.socket, limits: Limits, proxies: Sequence[str],
-           tls_cert: Optional[Path | str], tls_key: Optional[Path | str]) -> tuple[Any, threading.Thread]:
+def _start(
+    app: Any,
+    listening: socket.socket,
+    limits: Limits,
+    proxies: Sequence[str],
+    tls_cert: Path | str | None,
+    tls_key: Path | str | None,
+) -> tuple[Any, threading.Thread]:
     """Run the application in a thread; returns once it answers."""
     import uvicorn
 
     from pangu_lab.serve.connections import Connection, Connections  # brings uvicorn
 
     http = functools.partial(Connection, Connections(limits, proxies))
-    config = uvicorn.Config(app, http=http, ws="none", lifespan="on", log_level="warning", access_log=False,
-                            server_header=False, timeout_graceful_shutdown=5, proxy_headers=bool(proxies),
-                            forwarded_allow_ips=list(proxies), timeout_keep_alive=limits.keep_alive_seconds,
-                            ssl_certfile=tls_cert, ssl_keyfile=tls_key)
+    config = uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=5,
+        proxy_headers=bool(proxies),
+        forwarded_allow_ips=list(proxies),
+        timeout_keep_alive=limits.keep_alive_seconds,
+        ssl_certfile=tls_cert,
+        ssl_keyfile=tls_key,
+    )
     runner = uvicorn.Server(config)
 
     async def main() -> None:
@@ -215,17 +275,20 @@ def _start(app: Any, listening: socket.socket, limits: Limits, proxies: Sequence
     return runner, thread
 
 
-def _check_certificate(cert: Optional[Path | str], key: Optional[Path | str]) -> None:
+def _check_certificate(cert: Path | str | None, key: Path | str | None) -> None:
     if cert is None:
         if key is not None:
             raise InputError("a TLS key needs its certificate: give --tls-cert too")
         return
     try:
         ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
-            cert, key, password=lambda: "")  # without this, OpenSSL would ask on the terminal
+            cert, key, password=lambda: ""
+        )  # without this, OpenSSL would ask on the terminal
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot serve with the certificate {cert} and the key {key or cert} ({error}): give PEM "
-                         "files that belong together, the key without a passphrase") from None
+        raise InputError(
+            f"cannot serve with the certificate {cert} and the key {key or cert} ({error}): give PEM "
+            "files that belong together, the key without a passphrase"
+        ) from None
 
 
 def _check_addresses(origins: Sequence[str], proxies: Sequence[str]) -> None:

@@ -8,7 +8,9 @@ LANGUAGES = {language: texts.catalogue(language)["page"] for language in texts.L
 
 # temperature, top-p, top-k, repetition penalty
 PRESETS: dict[str, tuple[float, float, int, float]] = {
-    "exact": (0.0, 1.0, 0, 1.0), "balanced": (0.8, 0.9, 0, 1.05), "wild": (1.1, 0.98, 0, 1.05),
+    "exact": (0.0, 1.0, 0, 1.0),
+    "balanced": (0.8, 0.9, 0, 1.05),
+    "wild": (1.1, 0.98, 0, 1.05),
 }
 
 

@@ -21,7 +21,9 @@ from pangu_lab.tokenizer.display import VISIBLE
 
 REFRESH_SECONDS = 0.06  # how often the text on the page is updated; faster only loads the browser
 CANDIDATES = 12
-MORE = tuple(name for name in SLIDERS if name not in ("temperature", "top_k", "top_p", "repetition_penalty"))  # other sliders
+MORE = tuple(
+    name for name in SLIDERS if name not in ("temperature", "top_k", "top_p", "repetition_penalty")
+)  # other sliders
 
 
 class _Running:
@@ -64,20 +66,26 @@ class Writer:
         except InputError as error:
             yield "", f"{texts['refused']} {plain(str(error))}"
 
-    def answer(self, texts: dict[str, str], session: str, name: str, examples: str, passage: str, question: str,
-               *controls: Any) -> Iterator[tuple[str, str]]:
+    def answer(
+        self, texts: dict[str, str], session: str, name: str, examples: str, passage: str, question: str, *controls: Any
+    ) -> Iterator[tuple[str, str]]:
         """As ``write``, for a template's prompt: the answer ends where the pattern's next line begins."""
         template = TEMPLATES[name]
         try:
             config = sampling_of(self.engine.sampling, *controls)
-            config = dataclasses.replace(config, stop=template.stop, min_new_tokens=0,
-                                         max_new_tokens=min(template.new_tokens, self.limits.new_tokens))
+            config = dataclasses.replace(
+                config,
+                stop=template.stop,
+                min_new_tokens=0,
+                max_new_tokens=min(template.new_tokens, self.limits.new_tokens),
+            )
             yield from self._write(texts, session, template.prompt(question, passage, examples), config)
         except InputError as error:
             yield "", f"{texts['refused']} {plain(str(error))}"
 
-    def _write(self, texts: dict[str, str], session: str, prompt: str,
-               config: SamplingConfig) -> Iterator[tuple[str, str]]:
+    def _write(
+        self, texts: dict[str, str], session: str, prompt: str, config: SamplingConfig
+    ) -> Iterator[tuple[str, str]]:
         if len(prompt) > self.limits.prompt_characters:
             yield "", texts["too_long"].format(limit=self.limits.prompt_characters)
             return
@@ -114,8 +122,9 @@ class Writer:
             return texts["queue"].format(place=place)
         return _speed(texts, request) if request.first_token else texts["starting"]
 
-    def complete(self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0,
-                 seed: int = -1) -> str:
+    def complete(
+        self, prompt: str, max_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, seed: int = -1
+    ) -> str:
         """Continue a prompt, for Gradio's own client; a negative seed takes a random one.
 
         Raises:
@@ -124,13 +133,19 @@ class Writer:
         from gradio import Error
 
         try:
-            config = SamplingConfig(max_new_tokens=max_tokens, temperature=temperature, top_p=top_p,
-                                    seed=None if isinstance(seed, int) and seed < 0 else seed)
+            config = SamplingConfig(
+                max_new_tokens=max_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=None if isinstance(seed, int) and seed < 0 else seed,
+            )
             if not isinstance(prompt, str):
                 raise InputError("the prompt must be a text")
             if len(prompt) > self.limits.prompt_characters or config.max_new_tokens > self.limits.new_tokens:
-                raise InputError(f"this server reads {self.limits.prompt_characters} characters and writes "
-                                 f"{self.limits.new_tokens} tokens at most")
+                raise InputError(
+                    f"this server reads {self.limits.prompt_characters} characters and writes "
+                    f"{self.limits.new_tokens} tokens at most"
+                )
             return self._submit("client", prompt, config).result().text
         except (InputError, Busy, RequestFailed, Unavailable, TooLate) as error:
             raise Error(str(error), print_exception=False) from None
@@ -141,8 +156,9 @@ class Writer:
             return texts["too_long"].format(limit=self.limits.prompt_characters)
         return texts["count"].format(tokens=len(self.scheduler.encode(prompt)), most=self.engine.max_length)
 
-    def candidates(self, texts: dict[str, str], session: str, prompt: str,
-                   *controls: Any) -> tuple[list[list[str]], list[str], str]:
+    def candidates(
+        self, texts: dict[str, str], session: str, prompt: str, *controls: Any
+    ) -> tuple[list[list[str]], list[str], str]:
         """The likeliest next tokens before and after each sampler.
 
         Returns:
@@ -158,9 +174,13 @@ class Writer:
         best = [index for index, _ in stages["model"].top(CANDIDATES)]
         best += [index for index, _ in list(stages.values())[-1].top(3) if index not in best]
         written = [self.engine.tokenizer.decode([index]) for index in best]
-        rows = [[_visible(text, index, self.engine.tokenizer),
-                 *(f"{100 * stage.probabilities[index]:.2f}" for stage in stages.values())]
-                for index, text in zip(best, written)]
+        rows = [
+            [
+                _visible(text, index, self.engine.tokenizer),
+                *(f"{100 * stage.probabilities[index]:.2f}" for stage in stages.values()),
+            ]
+            for index, text in zip(best, written)
+        ]
         return rows, written, texts["choose"]
 
     def _stages(self, request: ServedRequest, config: SamplingConfig) -> dict[str, Any]:
@@ -168,7 +188,7 @@ class Writer:
         tokenizer = self.engine.tokenizer
         ends = (tokenizer.eod_id, *config.stop_ids)
         history = History(request.prompt.ids, [], ends, unknown=unknown_ids(tokenizer))
-        stages = {stage.name: stage for stage in explain(request.logits[:tokenizer.vocab_size], config, history)}
+        stages = {stage.name: stage for stage in explain(request.logits[: tokenizer.vocab_size], config, history)}
         shown = {"model": stages["model"], "penalties": stages["frequency_and_presence"]}
         for name in STAGES[2:-1]:
             shown[name] = stages.get(name, list(stages.values())[-1])
@@ -191,8 +211,19 @@ class _Encoding:
         return getattr(self._scheduler.engine.tokenizer, name)
 
 
-def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float, top_p: float, top_k: float,
-                repetition: float, frequency: float, presence: float, stop: str, seed: str, *more: float) -> SamplingConfig:
+def sampling_of(
+    defaults: SamplingConfig,
+    new_tokens: float,
+    temperature: float,
+    top_p: float,
+    top_k: float,
+    repetition: float,
+    frequency: float,
+    presence: float,
+    stop: str,
+    seed: str,
+    *more: float,
+) -> SamplingConfig:
     """The controls of the page as settings.
 
     Args:
@@ -209,12 +240,23 @@ def sampling_of(defaults: SamplingConfig, new_tokens: float, temperature: float,
     if seed and not (seed.isdecimal() and len(seed) <= 19):
         raise InputError(f"the seed must be a whole number of at most 19 digits, not '{seed[:40]}'")
     made = dataclasses.replace(
-        defaults, max_new_tokens=new_tokens, min_new_tokens=0, temperature=temperature,
-        top_p=None if top_p == 1 else top_p, top_k=top_k or None, repetition_penalty=repetition,
-        frequency_penalty=frequency, presence_penalty=presence,
-        stop=tuple(line for line in (stop or "").splitlines() if line), num_beams=1, num_return_sequences=1,
-        echo=False, logprobs=None, seed=int(seed) if seed else None,
-        **{name: None if value == SLIDERS[name][3] else value for name, value in zip(MORE, more)})
+        defaults,
+        max_new_tokens=new_tokens,
+        min_new_tokens=0,
+        temperature=temperature,
+        top_p=None if top_p == 1 else top_p,
+        top_k=top_k or None,
+        repetition_penalty=repetition,
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        stop=tuple(line for line in (stop or "").splitlines() if line),
+        num_beams=1,
+        num_return_sequences=1,
+        echo=False,
+        logprobs=None,
+        seed=int(seed) if seed else None,
+        **{name: None if value == SLIDERS[name][3] else value for name, value in zip(MORE, more)},
+    )
     return dataclasses.replace(made, min_new_tokens=min(defaults.min_new_tokens, made.max_new_tokens))
 
 

@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import yaml
 
@@ -28,7 +28,9 @@ from pangu_lab.start.timing import measured_speed
 
 BASE = "verse"  # the preset whose recipe is taken: Muon, a rate that stays until the cooldown
 SIZES = ((64, 2, 2), (128, 3, 4), (192, 4, 6), (256, 4, 4), (384, 6, 6), (512, 8, 8))  # hidden size, layers, heads
-TOKENS_A_PARAMETER = 2.0  # that the time must hold at least: with 9.5 of them 0.3 million do better than 1 million with 0.9
+TOKENS_A_PARAMETER = (
+    2.0  # that the time must hold at least: with 9.5 of them 0.3 million do better than 1 million with 0.9
+)
 PARAMETERS_A_TOKEN = 20  # of the layers, for each token of the text, at most: larger ones only learn it by heart
 EPOCHS = 20  # at most; after about so many a small model knows a small text by heart
 SEQUENCE, BATCHES, STEPS = 128, (32, 16, 8), 300  # the largest batch with which so many steps fit into the time
@@ -41,7 +43,12 @@ CHARACTERS = 5_000_000  # of Chinese text up to which single characters are take
 AGAIN = 5.0  # readings after the first that are worth about a new text each
 A_PIECE = {True: 1.45, False: 3.0}  # characters in a longer piece, of Chinese text and of other
 
-MADE = {"train.minutes": "--minutes", "data.path": "the text", "data.eval_path": "the text", "tokenizer.path": "the text"}
+MADE = {
+    "train.minutes": "--minutes",
+    "data.path": "the text",
+    "data.eval_path": "the text",
+    "tokenizer.path": "the text",
+}
 
 Measure = Callable[[RunConfig], float]
 
@@ -83,12 +90,16 @@ class Advice:
     def command(self, *settings: str) -> str:
         """What to type to do it; ``settings`` are the options with which they were given."""
         words = ["pangu-lab", "start", *self.inputs, "--minutes", f"{self.minutes:g}", *reading_words(self.reading)]
-        return shlex.join([*words, *(["--out", self.out] if self.out != default_folder(self.inputs) else []), *settings])
+        return shlex.join(
+            [*words, *(["--out", self.out] if self.out != default_folder(self.inputs) else []), *settings]
+        )
 
     def yaml(self) -> str:
         """The settings in which it differs from the preset it is laid over, as a file for ``--config``."""
         values: dict[str, Any] = {"preset": self.config.preset}
-        for key, value in changed_settings(self.config.replace(**{"train.minutes": None})).items():  # those are --minutes
+        for key, value in changed_settings(
+            self.config.replace(**{"train.minutes": None})
+        ).items():  # those are --minutes
             section, _, name = key.partition(".")
             values.setdefault(section, {})[name] = value
         return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
@@ -99,8 +110,16 @@ class Advice:
         return {**plain, "yaml": self.yaml()}
 
 
-def advise(inputs: Inputs, minutes: float, *, out: Optional[str] = None, how: Optional[Reading] = None,
-           changes: Optional[dict[str, Any]] = None, measure: Optional[Measure] = None, progress: Progress = silent) -> Advice:
+def advise(
+    inputs: Inputs,
+    minutes: float,
+    *,
+    out: str | None = None,
+    how: Reading | None = None,
+    changes: dict[str, Any] | None = None,
+    measure: Measure | None = None,
+    progress: Progress = silent,
+) -> Advice:
     """Look at a text and at this machine, and propose what to train.
 
     Args:
@@ -117,7 +136,9 @@ def advise(inputs: Inputs, minutes: float, *, out: Optional[str] = None, how: Op
     check(minutes, changes or {})
     how = how or Reading(documents="file")
     look = look_at(inputs, how, progress)
-    return advice_of(look, names_of(inputs), minutes, out=out, how=how, changes=changes, measure=measure, progress=progress)
+    return advice_of(
+        look, names_of(inputs), minutes, out=out, how=how, changes=changes, measure=measure, progress=progress
+    )
 
 
 def check(minutes: float, changes: dict[str, Any]) -> None:
@@ -126,13 +147,24 @@ def check(minutes: float, changes: dict[str, Any]) -> None:
         raise InputError(f"minutes={minutes:g} must be above 0")
     for key in changes:
         if key.startswith("parallel."):
-            raise InputError(f"{key}: one process trains here; `pangu-lab launch` trains with several, on prepared data sets")
+            raise InputError(
+                f"{key}: one process trains here; `pangu-lab launch` trains with several, on prepared data sets"
+            )
         if key in MADE:
             raise InputError(f"{key} comes from {MADE[key]}: leave it out")
 
 
-def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optional[str] = None, how: Reading,
-              changes: Optional[dict[str, Any]] = None, measure: Optional[Measure] = None, progress: Progress = silent) -> Advice:
+def advice_of(
+    look: Look,
+    inputs: tuple[str, ...],
+    minutes: float,
+    *,
+    out: str | None = None,
+    how: Reading,
+    changes: dict[str, Any] | None = None,
+    measure: Measure | None = None,
+    progress: Progress = silent,
+) -> Advice:
     """As ``advise``, for a text that was looked at."""
     changes = dict(changes or {})
     kind, pieces, a_token, why = _vocabulary(look)
@@ -146,14 +178,35 @@ def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optio
     config = _scheduled(config, tokens, most, minutes, changes)
     a_step = config.data.batch_size * config.data.seq_length
     bits, bigrams = _expected(look, tokens, learned)
-    reasons = (*why, *_why_this_size(config, speed, learned, tokens, most, fits, minutes),
-               f"to expect: a table of pairs of characters, counted in the text, needs {bigrams:.2f} bits for a character of the "
-               f"held-out part; a model that has read {tokens / 1e6:.2g} million tokens about {sum(bits) / 2 / bigrams:.0%} of "
-               "that", *look.notes)
+    reasons = (
+        *why,
+        *_why_this_size(config, speed, learned, tokens, most, fits, minutes),
+        f"to expect: a table of pairs of characters, counted in the text, needs {bigrams:.2f} bits for a character of the "
+        f"held-out part; a model that has read {tokens / 1e6:.2g} million tokens about {sum(bits) / 2 / bigrams:.0%} of "
+        "that",
+        *look.notes,
+    )
     perplexity = (2.0 ** (bits[0] * a_token), 2.0 ** (bits[1] * a_token))
-    return Advice(inputs, minutes, out or default_folder(inputs), look.characters, look.documents,
-                  round(look.characters * look.share), kind, pieces, a_token, config, speed, max(1, round(tokens / a_step)),
-                  round(tokens), tokens / max(learned, 1), bits, perplexity, reasons, how)
+    return Advice(
+        inputs,
+        minutes,
+        out or default_folder(inputs),
+        look.characters,
+        look.documents,
+        round(look.characters * look.share),
+        kind,
+        pieces,
+        a_token,
+        config,
+        speed,
+        max(1, round(tokens / a_step)),
+        round(tokens),
+        tokens / max(learned, 1),
+        bits,
+        perplexity,
+        reasons,
+        how,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ vocabulary
@@ -161,23 +214,40 @@ def advice_of(look: Look, inputs: tuple[str, ...], minutes: float, *, out: Optio
 
 def _vocabulary(look: Look) -> tuple[str, int, float, list[str]]:
     """Kind, pieces, characters a token, and why."""
-    chinese = sum(count for letter, count in look.letters.items() if "\u3400" <= letter <= "\u9fff") > 0.4 * look.characters
+    chinese = (
+        sum(count for letter, count in look.letters.items() if "\u3400" <= letter <= "\u9fff") > 0.4 * look.characters
+    )
     if chinese and look.characters <= CHARACTERS:
         often = sum(count > 1 for count in look.letters.values())
         pieces = max(24, min(LARGEST_CHARACTERS, often + 10))
-        return "char", pieces, 1.0, [
-            f"vocabulary: single characters, the {pieces - 10:,} of {len(look.letters):,} that occur more than once: from "
-            f"{look.characters:,} characters longer pieces would be too rare to be learned"]
+        return (
+            "char",
+            pieces,
+            1.0,
+            [
+                f"vocabulary: single characters, the {pieces - 10:,} of {len(look.letters):,} that occur more than once: from "
+                f"{look.characters:,} characters longer pieces would be too rare to be learned"
+            ],
+        )
     pieces = max(300, min(LARGEST, look.characters // 200))
     pieces = max(pieces, min(LARGEST, round(1.5 * len(look.letters)))) if chinese else pieces
-    return "bpe", pieces, A_PIECE[chinese], [f"vocabulary: {pieces:,} pieces of one or more characters (bpe): "
-                                             f"{look.characters:,} characters show each of them often enough"]
+    return (
+        "bpe",
+        pieces,
+        A_PIECE[chinese],
+        [
+            f"vocabulary: {pieces:,} pieces of one or more characters (bpe): "
+            f"{look.characters:,} characters show each of them often enough"
+        ],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ size
 
 
-def _sized(pieces: int, seconds: float, learned: int, changes: dict[str, Any], measure: Measure) -> tuple[RunConfig, float]:
+def _sized(
+    pieces: int, seconds: float, learned: int, changes: dict[str, Any], measure: Measure
+) -> tuple[RunConfig, float]:
     """The largest model for which the time and the text suffice, and its speed: a guess, a measurement, a better guess."""
     work = GUESS * _cores()
     timed: dict[tuple[int, int], float] = {}
@@ -196,7 +266,11 @@ def _choice(pieces: int, seconds: float, learned: int, changes: dict[str, Any], 
         config = _model(pieces, size, changes)
         tokens = min(seconds * work / _operations(config), EPOCHS * learned)
         layers = config.model.num_parameters - config.model.vocab_size * config.model.hidden_size
-        if found is None or tokens >= TOKENS_A_PARAMETER * config.model.num_parameters and layers <= PARAMETERS_A_TOKEN * learned:
+        if (
+            found is None
+            or tokens >= TOKENS_A_PARAMETER * config.model.num_parameters
+            and layers <= PARAMETERS_A_TOKEN * learned
+        ):
             found = _batched(config, tokens, changes)
     assert found is not None, "the smallest size is always taken"
     return found
@@ -213,9 +287,17 @@ def _sizes(changes: dict[str, Any]) -> tuple[tuple[int, int, int], ...]:
 
 def _model(pieces: int, size: tuple[int, int, int], changes: dict[str, Any]) -> RunConfig:
     hidden, layers, heads = size
-    return preset(BASE).replace(**{"model.vocab_size": pieces, "model.hidden_size": hidden, "model.num_layers": layers,
-                                   "model.num_heads": heads, "data.seq_length": SEQUENCE,
-                                   "model.num_positions": changes.get("data.seq_length", SEQUENCE), **changes})
+    return preset(BASE).replace(
+        **{
+            "model.vocab_size": pieces,
+            "model.hidden_size": hidden,
+            "model.num_layers": layers,
+            "model.num_heads": heads,
+            "data.seq_length": SEQUENCE,
+            "model.num_positions": changes.get("data.seq_length", SEQUENCE),
+            **changes,
+        }
+    )
 
 
 def _batched(config: RunConfig, tokens: float, changes: dict[str, Any]) -> RunConfig:
@@ -226,8 +308,10 @@ def _batched(config: RunConfig, tokens: float, changes: dict[str, Any]) -> RunCo
 def _operations(config: RunConfig) -> float:
     """Floating-point operations of training on a token."""
     model = config.model
-    return 6.0 * (model.num_parameters - 2 * model.num_positions * model.hidden_size) \
+    return (
+        6.0 * (model.num_parameters - 2 * model.num_positions * model.hidden_size)
         + 12.0 * model.num_layers * config.data.seq_length * model.hidden_size
+    )
 
 
 def _cores() -> int:
@@ -241,25 +325,41 @@ def _scheduled(config: RunConfig, tokens: float, most: float, minutes: float, ch
     often = max(1, steps // EVALUATIONS)
     often = often if often < 20 else often // 10 * 10
     dropout = 0.1 if tokens > 0.25 * most else 0.0  # from several epochs on
-    return config.replace(**{"train.steps": max(2, round(min(most, 3 * tokens) / a_step)), "train.minutes": minutes,
-                             "train.warmup_steps": max(1, min(50, steps // 8)), "train.eval_every": often,
-                             "train.checkpoint_every": often, "train.eval_batches": 10_000, "train.patience": PATIENCE,
-                             "train.log_every": 1 if steps < 2000 else 10,
-                             "model.dropout_rate": dropout, "train.sample_tokens": 60, "sampling.temperature": 0.8,
-                             "sampling.top_p": 0.9, **changes})
+    return config.replace(
+        **{
+            "train.steps": max(2, round(min(most, 3 * tokens) / a_step)),
+            "train.minutes": minutes,
+            "train.warmup_steps": max(1, min(50, steps // 8)),
+            "train.eval_every": often,
+            "train.checkpoint_every": often,
+            "train.eval_batches": 10_000,
+            "train.patience": PATIENCE,
+            "train.log_every": 1 if steps < 2000 else 10,
+            "model.dropout_rate": dropout,
+            "train.sample_tokens": 60,
+            "sampling.temperature": 0.8,
+            "sampling.top_p": 0.9,
+            **changes,
+        }
+    )
 
 
-def _why_this_size(config: RunConfig, speed: float, learned: int, tokens: float, most: float, fits: float,
-                   minutes: float) -> list[str]:
+def _why_this_size(
+    config: RunConfig, speed: float, learned: int, tokens: float, most: float, fits: float, minutes: float
+) -> list[str]:
     model = config.model
-    lines = [f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains "
-             f"it at {speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, "
-             f"{fits / model.num_parameters:.2g} a parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or "
-             "is too large for the text",
-             f"epochs: the part to learn from is read {tokens / max(learned, 1):.2g} times"]
+    lines = [
+        f"size: {model.num_layers} layers × {model.hidden_size}, {model.num_parameters:,} parameters: this machine trains "
+        f"it at {speed:,.0f} tokens/s, so that {_minutes(minutes)} hold {fits / 1e6:.2g} million, "
+        f"{fits / model.num_parameters:.2g} a parameter; a larger one would see too few (below {TOKENS_A_PARAMETER:g}) or "
+        "is too large for the text",
+        f"epochs: the part to learn from is read {tokens / max(learned, 1):.2g} times",
+    ]
     if fits > 1.1 * most:
-        lines.append(f"the text is the limit, not the time: after {EPOCHS} epochs a model learns it by heart; about "
-                     f"{minutes * most / fits:.1f} of {_minutes(minutes)} are needed, and more text would help")
+        lines.append(
+            f"the text is the limit, not the time: after {EPOCHS} epochs a model learns it by heart; about "
+            f"{minutes * most / fits:.1f} of {_minutes(minutes)} are needed, and more text would help"
+        )
     return lines
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from pangu_lab.config import RunConfig
 from pangu_lab.corpus import Inputs, Reading
@@ -38,7 +38,10 @@ if TYPE_CHECKING:
     from pangu_lab.train import TrainResult
 
 FOLDER, NOTE, SETTINGS = "start", "note.json", "settings.yaml"  # the first in the run's folder
-PROMPTS, PROMPT = 2, 12  # how many beginnings of held-out paragraphs are continued, and how many characters they have at most
+PROMPTS, PROMPT = (
+    2,
+    12,
+)  # how many beginnings of held-out paragraphs are continued, and how many characters they have at most
 ROWS = Reading("jsonl")
 Say = Callable[[str], None]
 
@@ -66,9 +69,17 @@ class Started:
     commands: tuple[str, ...]
 
 
-def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, how: Optional[Reading] = None,
-          changes: Optional[dict[str, Any]] = None, measure: Optional[Measure] = None, progress: Progress = silent,
-          say: Say = lambda text: None) -> Started:
+def start(
+    inputs: Inputs,
+    minutes: float,
+    out: Path | str | None = None,
+    *,
+    how: Reading | None = None,
+    changes: dict[str, Any] | None = None,
+    measure: Measure | None = None,
+    progress: Progress = silent,
+    say: Say = lambda text: None,
+) -> Started:
     """Train a model on a text in ``minutes``, everything included.
 
     Args:
@@ -95,7 +106,9 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
     if (folder / SETTINGS).is_file():
         config = _again(folder, note, minutes, changes or {}, say)
     else:
-        advice = advice_of(look, names, minutes, out=str(run), how=how, changes=changes, measure=measure, progress=progress)
+        advice = advice_of(
+            look, names, minutes, out=str(run), how=how, changes=changes, measure=measure, progress=progress
+        )
         tell(advice, say)
         folder.mkdir(parents=True, exist_ok=True)
         write_json_atomic(folder / NOTE, note)
@@ -105,8 +118,10 @@ def start(inputs: Inputs, minutes: float, out: Optional[Path | str] = None, *, h
         config = config.replace(**{"train.minutes": round(left, 4)})
         write_json_atomic(folder / NOTE, {**note, "spent": round(60.0 * (minutes - left), 1)})
         write_text_atomic(folder / SETTINGS, config.to_yaml())
-    say(f"training: {config.model.num_parameters:,} parameters, {config.train.minutes or 0.0:.1f} minutes for it; the first step "
-        "compiles")
+    say(
+        f"training: {config.model.num_parameters:,} parameters, {config.train.minutes or 0.0:.1f} minutes for it; the first step "
+        "compiles"
+    )
     return _told(run, train(config, run, progress=progress))
 
 
@@ -114,13 +129,17 @@ def tell(advice: Advice, say: Say) -> None:
     """The advice in lines for a person."""
     low, high = advice.bits
     config, most = advice.config, f", and at most {advice.config.train.steps:,} if they are made quicker than now"
-    say(f"text: {advice.characters:,} characters, {advice.documents:,} document{'s' * (advice.documents > 1)}; "
-        f"{advice.heldout:,} characters are held out, to measure on text that was not learned")
+    say(
+        f"text: {advice.characters:,} characters, {advice.documents:,} document{'s' * (advice.documents > 1)}; "
+        f"{advice.heldout:,} characters are held out, to measure on text that was not learned"
+    )
     for reason in advice.reasons:
         say(reason)
-    say(f"proposed: {advice.steps:,} steps of {config.data.batch_size} × {config.data.seq_length} tokens"
+    say(
+        f"proposed: {advice.steps:,} steps of {config.data.batch_size} × {config.data.seq_length} tokens"
         f"{most if config.train.steps > advice.steps else ''}; expect {low:.1f} to {high:.1f} bits per character held out, a "
-        f"perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token")
+        f"perplexity of {advice.perplexity[0]:.0f} to {advice.perplexity[1]:.0f} a token"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ the folder
@@ -132,7 +151,9 @@ def _note(run: Path, look: Look, minutes: float) -> dict[str, Any]:
     if path.is_file():
         note = read_json(path, "the note of `pangu-lab start`", _Note, "give another --out")
         if note["text"] != look.identity:
-            raise InputError(f"{run} was made of another text, or of one that was read in another way: give another --out")
+            raise InputError(
+                f"{run} was made of another text, or of one that was read in another way: give another --out"
+            )
         return note
     if run.exists() and (not run.is_dir() or {found.name for found in run.iterdir()} - {"logs", FOLDER}):
         raise InputError(f"{run} is there and was not made by `pangu-lab start`: give another --out")
@@ -155,17 +176,32 @@ def _make_data(folder: Path, advice: Advice, look: Look, progress: Progress, say
         split = split_text(advice.inputs, folder / "text", advice.reading, look, progress)
         say(f"{split.folder}: {split.train:,} characters to learn from, {split.heldout:,} held out")
     if not (folder / "tokenizer").is_dir():
-        train_vocabulary(folder / "text" / "train.jsonl", folder / "tokenizer", config.model.vocab_size, kind=advice.kind,
-                         progress=progress, how=ROWS)
+        train_vocabulary(
+            folder / "text" / "train.jsonl",
+            folder / "tokenizer",
+            config.model.vocab_size,
+            kind=advice.kind,
+            progress=progress,
+            how=ROWS,
+        )
     tokenizer = load_tokenizer(str(folder / "tokenizer"))
     for part in PARTS:
         if not (folder / part).is_dir():
-            made = prepare(folder / "text" / f"{part}.jsonl", folder / part, tokenizer, record_length=config.data.seq_length + 1,
-                           how=ROWS, pad_last=True, progress=progress)
+            made = prepare(
+                folder / "text" / f"{part}.jsonl",
+                folder / part,
+                tokenizer,
+                record_length=config.data.seq_length + 1,
+                how=ROWS,
+                pad_last=True,
+                progress=progress,
+            )
             unknown = made.unknown_tokens / made.tokens
             say(f"{made.folder}: {made.tokens:,} tokens in {made.records:,} records, {unknown:.2%} unknown")
     prompts = config.train.sample_prompts or _beginnings(folder / "text" / "heldout.jsonl")
-    return config.replace(**{"model.vocab_size": tokenizer.vocab_size, "train.sample_prompts": prompts}, **_places(folder))
+    return config.replace(
+        **{"model.vocab_size": tokenizer.vocab_size, "train.sample_prompts": prompts}, **_places(folder)
+    )
 
 
 def _places(folder: Path) -> dict[str, str]:
@@ -179,10 +215,12 @@ def _beginnings(path: Path) -> tuple[str, ...]:
     with open(path, encoding="utf-8") as file:
         for row in file:
             lines = [line.strip() for line in json.loads(row)["text"].split("\n")]
-            found += [line[:PROMPT] for line in lines if len(line) >= 2 * PROMPT] or [line[:PROMPT] for line in lines if line]
+            found += [line[:PROMPT] for line in lines if len(line) >= 2 * PROMPT] or [
+                line[:PROMPT] for line in lines if line
+            ]
             if len(found) > 50:
                 break
-    return tuple(dict.fromkeys(found[::max(1, len(found) // PROMPTS)]))[:PROMPTS]
+    return tuple(dict.fromkeys(found[:: max(1, len(found) // PROMPTS)]))[:PROMPTS]
 
 
 # --------------------------------------------------------------------------------------------------------- the end
@@ -196,7 +234,9 @@ def _told(run: Path, result: TrainResult) -> Started:
     shown = [item for item in samples if item["step"] == (best.step if better and best else result.step)] or samples
     shown = list({item["prompt"]: item for item in shown}.values())[-PROMPTS:]
     prompt = shown[0]["prompt"] if shown else "春天"
-    commands = (shlex.join(["pangu-lab", "generate", "--from", model, "--prompt", prompt]),
-                shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(run / FOLDER / PARTS[1])]),
-                shlex.join(["pangu-lab", "serve", "--from", model]))
+    commands = (
+        shlex.join(["pangu-lab", "generate", "--from", model, "--prompt", prompt]),
+        shlex.join(["pangu-lab", "evaluate", "perplexity", "--from", model, "--data", str(run / FOLDER / PARTS[1])]),
+        shlex.join(["pangu-lab", "serve", "--from", model]),
+    )
     return Started(run, model, result, tuple((item["prompt"], item["text"]) for item in shown), commands)

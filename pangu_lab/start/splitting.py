@@ -23,10 +23,17 @@ from pangu_lab.files import whole_folder
 from pangu_lab.progress import Progress, silent
 
 PARTS = ("train", "heldout")
-SHARE, FEWEST, MOST = 0.05, 5_000, 30_000  # of the characters, but from so many to so many: an evaluation reads them all
+SHARE, FEWEST, MOST = (
+    0.05,
+    5_000,
+    30_000,
+)  # of the characters, but from so many to so many: an evaluation reads them all
 LEAST = 200  # characters that a text has at least
 MANY = 50  # documents that can be divided by their hash
-STRETCH, STRETCHES = 2_000, 8  # characters of a held-out stretch of a long document at least, and how many of them at most
+STRETCH, STRETCHES = (
+    2_000,
+    8,
+)  # characters of a held-out stretch of a long document at least, and how many of them at most
 REPEATED = 16  # characters of a paragraph that is long enough to be a copy
 SEEN = 1_500_000  # characters that are kept to be looked at closely
 _SENTENCE = re.compile(r"[^。！？.!?]*[。！？.!?]+[”’」』\"']*|[^。！？.!?]+$")
@@ -98,8 +105,16 @@ def look_at(inputs: Inputs, how: Reading, progress: Progress = silent) -> Look:
         raise InputError(f"the text has {characters} characters: give at least {LEAST}, and 50,000 to learn anything")
     digest = hashlib.sha256(json.dumps([sorted(source.sha256 for source in corpus.sources), how.to_dict()]).encode())
     border = _border(hashes, lengths, held_out_share(characters) * characters)
-    look = Look(digest.hexdigest(), characters, len(lengths), max(lengths), border, letters, ([], []),
-                (*corpus.notes(), *corpus.report.lines()))
+    look = Look(
+        digest.hexdigest(),
+        characters,
+        len(lengths),
+        max(lengths),
+        border,
+        letters,
+        ([], []),
+        (*corpus.notes(), *corpus.report.lines()),
+    )
     for part, document in _divided(look, kept):
         look.sample[PARTS.index(part)].append(document)
     return look
@@ -114,8 +129,10 @@ def split_text(inputs: Inputs, out: Path, how: Reading, look: Look, progress: Pr
     corpus = Corpus(inputs, how, progress)
     counts = dict.fromkeys(PARTS, 0)
     with whole_folder(out) as folder:
-        with open(folder / "train.jsonl", "w", encoding="utf-8") as train, \
-                open(folder / "heldout.jsonl", "w", encoding="utf-8") as heldout:
+        with (
+            open(folder / "train.jsonl", "w", encoding="utf-8") as train,
+            open(folder / "heldout.jsonl", "w", encoding="utf-8") as heldout,
+        ):
             files = dict(zip(PARTS, (train, heldout)))
             for part, document in _divided(look, corpus.documents()):
                 _write(files[part], document)
@@ -183,4 +200,4 @@ def _cut(joint: str, pieces: list[str], share: float) -> tuple[str, str]:
     while count < len(pieces) - 1 and held < share * whole:
         count += 1
         held += len(pieces[-count]) + len(joint)
-    return joint.join(pieces[:len(pieces) - count]), joint.join(pieces[len(pieces) - count:]) if count else ""
+    return joint.join(pieces[: len(pieces) - count]), joint.join(pieces[len(pieces) - count :]) if count else ""

@@ -1,6 +1,6 @@
 """How quickly this machine trains a model: a few real steps in a process of its own, which gives its memory back.
 
-    python -m pangu_lab.start.timing CONFIG.yaml      writes one line of JSON
+python -m pangu_lab.start.timing CONFIG.yaml      writes one line of JSON
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ def measured_speed(config: RunConfig) -> float:
         root = str(Path(__file__).resolve().parent.parent.parent)
         modules = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
         try:
-            done = subprocess.run([sys.executable, "-m", "pangu_lab.start.timing", str(path)], capture_output=True, text=True,
-                                  timeout=LIMIT, stdin=subprocess.DEVNULL,
-                                  env={**os.environ, "PYTHONPATH": modules, "GLOG_v": os.environ.get("GLOG_v", "3")})
+            done = subprocess.run(
+                [sys.executable, "-m", "pangu_lab.start.timing", str(path)],
+                capture_output=True,
+                text=True,
+                timeout=LIMIT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": modules, "GLOG_v": os.environ.get("GLOG_v", "3")},
+            )
         except subprocess.TimeoutExpired:
-            raise InputError(f"a few steps of the proposed model take more than {LIMIT:g} s here: give smaller sizes") from None
+            raise InputError(
+                f"a few steps of the proposed model take more than {LIMIT:g} s here: give smaller sizes"
+            ) from None
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
         raise InputError(f"a step of the proposed model could not be timed: {said[-1]}")
@@ -62,7 +69,9 @@ def timed(config: RunConfig, seconds: float = SECONDS) -> float:
     nothing: Any = _Nothing()
     times: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config.replace(**{"train.sample_prompts": ()}), RunFolder(Path(folder) / "run"), nothing, None)
+        trainer = Trainer(
+            config.replace(**{"train.sample_prompts": ()}), RunFolder(Path(folder) / "run"), nothing, None
+        )
         trainer.build(starting_values(config))
         batch = _random_batch(config)
         trainer.train_batch(batch)
@@ -85,8 +94,14 @@ def _random_batch(config: RunConfig) -> Batch:
     rows, length = config.data.batch_size, config.data.seq_length
     ids = np.random.default_rng(1).integers(0, config.model.vocab_size, (rows, length + 1), dtype=np.int32)
     positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy()
-    return Batch(np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:]), positions,
-                 np.ones((rows, length), np.float32), np.arange(rows, dtype=np.int32), float(rows * length))
+    return Batch(
+        np.ascontiguousarray(ids[:, :-1]),
+        np.ascontiguousarray(ids[:, 1:]),
+        positions,
+        np.ones((rows, length), np.float32),
+        np.arange(rows, dtype=np.int32),
+        float(rows * length),
+    )
 
 
 if __name__ == "__main__":

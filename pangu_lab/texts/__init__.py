@@ -14,10 +14,12 @@ from typing import Any
 LANGUAGES = ("en", "zh")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def catalogue(language: str) -> dict[str, Any]:
     """All texts in one language: section → key → text."""
-    return _in(LANGUAGES.index(language), json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8")))
+    return _in(
+        LANGUAGES.index(language), json.loads((Path(__file__).parent / "texts.json").read_text(encoding="utf-8"))
+    )
 
 
 def _in(place: int, found: Any) -> Any:

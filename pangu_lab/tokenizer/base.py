@@ -12,7 +12,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import numpy as np
 
@@ -41,8 +41,14 @@ class Tokenizer(ABC):
     kind: str
     speed = 1_000_000
 
-    def __init__(self, pieces: list[str], piece_bytes: list[bytes], eod: Union[str, int], pad: Union[str, int],
-                 aliases: Optional[dict[str, str]] = None) -> None:
+    def __init__(
+        self,
+        pieces: list[str],
+        piece_bytes: list[bytes],
+        eod: str | int,
+        pad: str | int,
+        aliases: dict[str, str] | None = None,
+    ) -> None:
         """``piece_bytes``: what each piece adds to a text. ``aliases``: other names for special pieces."""
         self._pieces = pieces
         self._ids = {piece: index for index, piece in enumerate(pieces)}
@@ -107,7 +113,7 @@ class Tokenizer(ABC):
             raise InputError(f"id {index} is outside the vocabulary: this tokenizer has 0 to {self.vocab_size - 1}")
         return self._pieces[index]
 
-    def id_of(self, piece: str) -> Optional[int]:
+    def id_of(self, piece: str) -> int | None:
         """The id of a piece; None when the vocabulary has no such piece."""
         return self._ids.get(piece)
 
@@ -115,7 +121,7 @@ class Tokenizer(ABC):
     def is_special(self, index: int) -> bool:
         """Whether this id is a special piece, which stands for no text."""
 
-    def resolve(self, name_or_id: Union[str, int]) -> int:
+    def resolve(self, name_or_id: str | int) -> int:
         """The id of a piece given by name or id.
 
         Raises:
@@ -132,7 +138,7 @@ class Tokenizer(ABC):
             raise InputError(f"id {name_or_id} is outside the vocabulary: give 0 to {self.vocab_size - 1}")
         return int(name_or_id)
 
-    def _special(self, role: str, name_or_id: Union[str, int]) -> int:
+    def _special(self, role: str, name_or_id: str | int) -> int:
         try:
             return self.resolve(name_or_id)
         except InputError as error:
@@ -151,10 +157,15 @@ class Tokenizer(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Plain values for a data set's or bundle's metadata."""
-        return {"kind": self.kind, "fingerprint": self.fingerprint, "vocab_size": self.vocab_size,
-                "eod_id": self.eod_id, "pad_id": self.pad_id}
+        return {
+            "kind": self.kind,
+            "fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "eod_id": self.eod_id,
+            "pad_id": self.pad_id,
+        }
 
-    def save(self, folder: Union[str, Path], notes: Optional[dict[str, Any]] = None) -> None:
+    def save(self, folder: str | Path, notes: dict[str, Any] | None = None) -> None:
         """Write a folder from which ``load_tokenizer`` makes this tokenizer on any machine.
 
         Args:
@@ -169,8 +180,15 @@ class Tokenizer(ABC):
             for name, content in files.items():
                 (temporary / name).write_bytes(content)
             hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-            metadata = {"format": FORMAT, "version": 1, **self.describe(), "eod": self.piece(self.eod_id),
-                        "pad": self.piece(self.pad_id), "files": hashes, **(notes or {})}
+            metadata = {
+                "format": FORMAT,
+                "version": 1,
+                **self.describe(),
+                "eod": self.piece(self.eod_id),
+                "pad": self.piece(self.pad_id),
+                "files": hashes,
+                **(notes or {}),
+            }
             write_json_atomic(temporary / METADATA, metadata)
 
 

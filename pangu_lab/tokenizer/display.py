@@ -20,5 +20,7 @@ class Row(NamedTuple):
 def show(tokenizer: Tokenizer, text: str) -> list[Row]:
     """A row for each word of ``text``, in order; the ids of all rows are those of the text."""
     words = tokenizer.words(text)
-    return [Row(word.translate(VISIBLE), [tokenizer.piece(index) for index in ids], ids)
-            for word, ids in zip(words, tokenizer.encode_words(words))]
+    return [
+        Row(word.translate(VISIBLE), [tokenizer.piece(index) for index in ids], ids)
+        for word, ids in zip(words, tokenizer.encode_words(words))
+    ]

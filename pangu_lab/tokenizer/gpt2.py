@@ -10,7 +10,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.reading import parse_json
@@ -25,15 +25,20 @@ class GPT2Tokenizer(Tokenizer):
 
     kind = "gpt2"
 
-    def __init__(self, vocabulary: bytes, merges: bytes, eod: Union[str, int] = END, pad: Union[str, int] = END,
-                 name: str = "GPT-2 vocabulary") -> None:
+    def __init__(
+        self,
+        vocabulary: bytes,
+        merges: bytes,
+        eod: str | int = END,
+        pad: str | int = END,
+        name: str = "GPT-2 vocabulary",
+    ) -> None:
         self._content = {VOCABULARY: vocabulary, MERGES: merges}
         ids = _read_vocabulary(vocabulary, name)
         self._engine = _engine(ids, _read_merges(merges, name), name)
         pieces = sorted(ids, key=ids.__getitem__)
         stand_in = byte_stand_ins()
-        piece_bytes = [b"" if piece == END else bytes(stand_in[c] for c in piece if c in stand_in)
-                       for piece in pieces]
+        piece_bytes = [b"" if piece == END else bytes(stand_in[c] for c in piece if c in stand_in) for piece in pieces]
         super().__init__(pieces, piece_bytes, eod, pad, aliases=dict.fromkeys(("<eot>", "<eod>", "<pad>"), END))
 
     def is_special(self, index: int) -> bool:

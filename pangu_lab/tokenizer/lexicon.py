@@ -14,7 +14,6 @@ import importlib.util
 import math
 from pathlib import Path
 from types import ModuleType
-from typing import Optional
 
 from pangu_lab.errors import InputError
 
@@ -64,7 +63,7 @@ def total_frequency(dictionary: bytes) -> int:
     return sum(int(line.split(b" ", 2)[1]) for line in dictionary.split(b"\n") if b" " in line)
 
 
-def word_scores() -> tuple[dict[str, Optional[float]], float]:
+def word_scores() -> tuple[dict[str, float | None], float]:
     """Logarithm of each word's probability, and that of an unknown character.
 
     Prefixes of words that are not words themselves are there too, with None: a search for longer words can stop at the
@@ -73,8 +72,9 @@ def word_scores() -> tuple[dict[str, Optional[float]], float]:
     dictionary = dictionary_bytes()
     log_total = math.log(total_frequency(dictionary))
     words = frequencies(dictionary)
-    scores: dict[str, Optional[float]] = {
-        word: math.log(count) - log_total if count else None for word, count in words.items()}
+    scores: dict[str, float | None] = {
+        word: math.log(count) - log_total if count else None for word, count in words.items()
+    }
     for word in words:
         for end in range(len(word) - 1, 0, -1):
             prefix = word[:end]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Optional, Union
 
 from pangu_lab.errors import InputError
 from pangu_lab.files import sha256_file
@@ -14,7 +13,6 @@ from pangu_lab.tokenizer.base import FORMAT, METADATA, Tokenizer
 from pangu_lab.tokenizer.characters import sentence_piece_tokenizer
 from pangu_lab.tokenizer.gpt2 import MERGES, VOCABULARY, GPT2Tokenizer
 from pangu_lab.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
-
 
 VOCABULARY_LIMIT = 256 << 20  # bytes; a SentencePiece vocabulary of a million pieces has a tenth of that
 
@@ -42,8 +40,7 @@ def released_vocabulary() -> Path:
     raise InputError("PanGu's vocabulary is not installed: pip install 'pcl-pangu>=1.2.6,<1.3'")
 
 
-def load_tokenizer(path: Union[str, Path] = "pangu", eod: Optional[Union[str, int]] = None,
-                   pad: Optional[Union[str, int]] = None) -> Tokenizer:
+def load_tokenizer(path: str | Path = "pangu", eod: str | int | None = None, pad: str | int | None = None) -> Tokenizer:
     """A tokenizer ready to use.
 
     Args:
@@ -74,7 +71,7 @@ def load_tokenizer(path: Union[str, Path] = "pangu", eod: Optional[Union[str, in
     raise InputError(f"{path}: no tokenizer in it: expected {METADATA}, one .model file, or {VOCABULARY} with {MERGES}")
 
 
-def _saved(folder: Path, metadata: dict, eod: Optional[Union[str, int]], pad: Optional[Union[str, int]]) -> Tokenizer:
+def _saved(folder: Path, metadata: dict, eod: str | int | None, pad: str | int | None) -> Tokenizer:
     checked(metadata, _Description, str(folder / METADATA))
     for name, sha256 in metadata["files"].items():
         file = folder / name
@@ -89,13 +86,15 @@ def _saved(folder: Path, metadata: dict, eod: Optional[Union[str, int]], pad: Op
     return _sentence_piece(folder / MODEL_FILE, eod, pad)
 
 
-def _gpt2(folder: Path, eod: Optional[Union[str, int]], pad: Optional[Union[str, int]]) -> GPT2Tokenizer:
+def _gpt2(folder: Path, eod: str | int | None, pad: str | int | None) -> GPT2Tokenizer:
     contents = [content_of(folder / name, "a part of the tokenizer", VOCABULARY_LIMIT) for name in (VOCABULARY, MERGES)]
-    return GPT2Tokenizer(*contents, eod="<eot>" if eod is None else eod, pad="<pad>" if pad is None else pad,
-                         name=str(folder))
+    return GPT2Tokenizer(
+        *contents, eod="<eot>" if eod is None else eod, pad="<pad>" if pad is None else pad, name=str(folder)
+    )
 
 
-def _sentence_piece(file: Path, eod: Optional[Union[str, int]],
-                    pad: Optional[Union[str, int]]) -> SentencePieceTokenizer:
+def _sentence_piece(file: Path, eod: str | int | None, pad: str | int | None) -> SentencePieceTokenizer:
     model = content_of(file, "the vocabulary", VOCABULARY_LIMIT)
-    return sentence_piece_tokenizer(model, "<eot>" if eod is None else eod, "<pad>" if pad is None else pad, name=str(file))
+    return sentence_piece_tokenizer(
+        model, "<eot>" if eod is None else eod, "<pad>" if pad is None else pad, name=str(file)
+    )

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -32,8 +32,13 @@ log = logging.getLogger(__name__)
 EncodeWords = Callable[[list[str]], list[list[int]]]
 
 _SIGNATURES = {  # C functions: return type and argument types; p pointer, i int64, d double, v void
-    "dictionary_parse": "i pippp", "segmenter_new": "p pppidppp", "segmenter_cut": "i ppip", "wordids_new": "p ",
-    "wordids_free": "v p", "wordids_add": "i pppppi", "wordids_lookup": "i pppipipp",
+    "dictionary_parse": "i pippp",
+    "segmenter_new": "p pppidppp",
+    "segmenter_cut": "i ppip",
+    "wordids_new": "p ",
+    "wordids_free": "v p",
+    "wordids_add": "i pppppi",
+    "wordids_lookup": "i pppipipp",
 }
 _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "d": ctypes.c_double, "v": None}
 
@@ -91,11 +96,18 @@ class WordIds:
         missing, missing_count = np.empty(len(ends), np.int32), ctypes.c_int64()
         with self._lock:
             while True:
-                count = self._library.wordids_lookup(self._table, characters, ends.ctypes.data, len(ends),
-                                                     out.ctypes.data, len(out), missing.ctypes.data,
-                                                     ctypes.addressof(missing_count))
+                count = self._library.wordids_lookup(
+                    self._table,
+                    characters,
+                    ends.ctypes.data,
+                    len(ends),
+                    out.ctypes.data,
+                    len(out),
+                    missing.ctypes.data,
+                    ctypes.addressof(missing_count),
+                )
                 if missing_count.value:
-                    self._add_words(text, ends, missing[:missing_count.value])
+                    self._add_words(text, ends, missing[: missing_count.value])
                 elif count > len(out):
                     out = np.empty(count, np.int32)
                 else:
@@ -112,8 +124,9 @@ class WordIds:
         text_ends = np.cumsum(np.fromiter(map(len, words), np.int64, len(words)))
         id_ends = np.cumsum(np.fromiter(map(len, ids), np.int64, len(ids)))
         flat = np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(id_ends[-1]))
-        self._size = self._library.wordids_add(self._table, texts, text_ends.ctypes.data, flat.ctypes.data,
-                                               id_ends.ctypes.data, len(words))
+        self._size = self._library.wordids_add(
+            self._table, texts, text_ends.ctypes.data, flat.ctypes.data, id_ends.ctypes.data, len(words)
+        )
         if self._size < 0:
             raise MemoryError("not enough memory to keep the ids of words")
 
@@ -140,8 +153,9 @@ def _new_segmenter(library: ctypes.CDLL) -> int:
     dictionary = lexicon.dictionary_bytes()
     words = np.empty(len(dictionary), np.uint32)
     ends, counts = np.empty(len(dictionary), np.int64), np.empty(len(dictionary), np.int64)
-    number = library.dictionary_parse(dictionary, len(dictionary), words.ctypes.data, ends.ctypes.data,
-                                      counts.ctypes.data)
+    number = library.dictionary_parse(
+        dictionary, len(dictionary), words.ctypes.data, ends.ctypes.data, counts.ctypes.data
+    )
     log_total = math.log(int(counts[:number].sum()))
     distinct, inverse = np.unique(counts[:number], return_inverse=True)
     scores = np.array([math.log(count) - log_total if count else NO_WORD for count in distinct.tolist()])[inverse]
@@ -154,15 +168,23 @@ def _new_segmenter(library: ctypes.CDLL) -> int:
         characters = np.frombuffer("".join(emit[state]).encode("utf-32-le"), np.uint32)
         inside = characters < EMITTING  # all Han characters are; others are never looked up
         emissions[characters[inside], column] = np.fromiter(emit[state].values(), np.float64)[inside]
-    handle = library.segmenter_new(words.ctypes.data, ends.ctypes.data, scores.ctypes.data, number, 0.0 - log_total,
-                                   starts.ctypes.data, steps.ctypes.data, emissions.ctypes.data)
+    handle = library.segmenter_new(
+        words.ctypes.data,
+        ends.ctypes.data,
+        scores.ctypes.data,
+        number,
+        0.0 - log_total,
+        starts.ctypes.data,
+        steps.ctypes.data,
+        emissions.ctypes.data,
+    )
     if not handle:
         raise MemoryError("not enough memory for the dictionary of words")
     return handle
 
 
 @functools.lru_cache(maxsize=1)
-def segmenter() -> Optional[NativeSegmenter]:
+def segmenter() -> NativeSegmenter | None:
     """The C engine; None where it is not available."""
     if not wanted() or sys.byteorder != "little":
         return None

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pangu_lab.tokenizer import lexicon, native
 
 # Characters that jieba looks up in its dictionary; all others are words by themselves, and so is "\r\n".
-WORD_RUN = re.compile("([\u4E00-\u9FD5a-zA-Z0-9+#&._%-]+)")
+WORD_RUN = re.compile("([\u4e00-\u9fd5a-zA-Z0-9+#&._%-]+)")
 OTHER = re.compile("\r\n|.", re.DOTALL)
-HAN_RUN = re.compile("([\u4E00-\u9FD5]+)")
+HAN_RUN = re.compile("([\u4e00-\u9fd5]+)")
 LATIN_RUN = re.compile(r"([a-zA-Z0-9]+(?:\.\d+)?%?)")
 REMEMBERED = 200_000  # runs of single characters whose words are kept, at most
 _ABSENT = object()

@@ -15,7 +15,7 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 
@@ -49,8 +49,9 @@ class _WordIds(dict):
 class SentencePieceTokenizer(Tokenizer):
     """jieba + SentencePiece. ``model`` is the content of a ``.model`` file."""
 
-    def __init__(self, model: bytes, eod: Union[str, int] = "<eot>", pad: Union[str, int] = "<pad>",
-                 name: str = MODEL_FILE) -> None:
+    def __init__(
+        self, model: bytes, eod: str | int = "<eot>", pad: str | int = "<pad>", name: str = MODEL_FILE
+    ) -> None:
         self.model = model
         self.model_sha256 = hashlib.sha256(model).hexdigest()
         self.kind = "pangu" if self.model_sha256 == RELEASED_SHA256 else "sentencepiece"
@@ -89,8 +90,11 @@ class SentencePieceTokenizer(Tokenizer):
     @property
     def longest_piece(self) -> int:
         """Characters of the longest piece that stands for text."""
-        return max(len(self._pieces[index]) for index in range(self.vocab_size)
-                   if not (self.is_special(index) or self._processor.is_byte(index) or self._processor.is_unknown(index)))
+        return max(
+            len(self._pieces[index])
+            for index in range(self.vocab_size)
+            if not (self.is_special(index) or self._processor.is_byte(index) or self._processor.is_unknown(index))
+        )
 
     def words(self, text: str) -> list[str]:
         return segment.words(text)

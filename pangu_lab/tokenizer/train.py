@@ -12,7 +12,7 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
+from typing import Any
 
 from pangu_lab.corpus import Corpus, Inputs, Reading
 from pangu_lab.errors import InputError
@@ -30,8 +30,15 @@ EVERY = 200_000  # characters between two calls of progress
 LEARNT_FROM = 60_000_000  # characters at most: SentencePiece holds in memory what it learns from
 
 
-def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kind: str = "bpe",
-                     progress: Progress = silent, byte_fallback: bool = False, how: Reading = Reading()) -> Tokenizer:
+def train_vocabulary(
+    inputs: Inputs,
+    out: str | Path,
+    vocab_size: int,
+    kind: str = "bpe",
+    progress: Progress = silent,
+    byte_fallback: bool = False,
+    how: Reading = Reading(),
+) -> Tokenizer:
     """Train a vocabulary and write it to a folder.
 
     Args:
@@ -55,15 +62,17 @@ def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kin
         raise InputError(f"kind={kind!r} must be one of {', '.join(KINDS)}")
     fixed = len(SPECIAL_PIECES) + 256 * byte_fallback
     if vocab_size < fixed + 8:
-        raise InputError(f"a vocabulary of {vocab_size} is too small: {fixed} pieces are special, give {fixed + 8} or more")
+        raise InputError(
+            f"a vocabulary of {vocab_size} is too small: {fixed} pieces are special, give {fixed + 8} or more"
+        )
     check_destination(out)
     corpus = Corpus(inputs, how, progress)
     characters = _characters(corpus)
     if not characters:
         raise InputError("the input holds no text to learn from")
     if kind == "char":
-        kept = characters[:vocab_size - fixed]
-        rare = dict.fromkeys(map(ord, characters[len(kept):]))
+        kept = characters[: vocab_size - fixed]
+        rare = dict.fromkeys(map(ord, characters[len(kept) :]))
         lines = (line.translate(MARKS).translate(rare) for line in _lines(corpus, progress))
         model = _train(lines, fixed + len(kept), kind, byte_fallback)
     else:
@@ -71,16 +80,25 @@ def train_vocabulary(inputs: Inputs, out: Union[str, Path], vocab_size: int, kin
     progress(corpus.characters, corpus.characters, "saving")
     tokenizer = sentence_piece_tokenizer(model)
     inputs_note = [{"name": source.path.name, "sha256": source.sha256} for source in corpus.sources]
-    tokenizer.save(out, {"training": {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback,
-                                      "inputs": inputs_note}})
+    tokenizer.save(
+        out,
+        {"training": {"kind": kind, "vocab_size": vocab_size, "byte_fallback": byte_fallback, "inputs": inputs_note}},
+    )
     return tokenizer
 
 
-def _train_pieces(corpus: Corpus, characters: list[str], vocab_size: int, fixed: int, kind: str, byte_fallback: bool,
-                  progress: Progress) -> bytes:
+def _train_pieces(
+    corpus: Corpus,
+    characters: list[str],
+    vocab_size: int,
+    fixed: int,
+    kind: str,
+    byte_fallback: bool,
+    progress: Progress,
+) -> bytes:
     room = vocab_size - fixed - 1  # beside the special pieces and ▁
     try:
-        rare = characters[int(room * CHARACTER_SHARE):]
+        rare = characters[int(room * CHARACTER_SHARE) :]
         return _train(_words(_lines(corpus, progress), rare), vocab_size, kind, byte_fallback)
     except InputError:  # too little text for so many longer pieces: then more characters
         return _train(_words(_lines(corpus, progress), characters[room:]), vocab_size, kind, byte_fallback)
@@ -120,10 +138,21 @@ def _train(sentences: Iterator[str], vocab_size: int, kind: str, byte_fallback: 
 
     model = io.BytesIO()
     settings: dict[str, Any] = dict(
-        model_type=kind, vocab_size=vocab_size, byte_fallback=byte_fallback,
-        user_defined_symbols=list(SPECIAL_PIECES[3:]), unk_id=0, bos_id=1, eos_id=2,
-        normalization_rule_name="identity", character_coverage=1.0, max_sentence_length=1 << 30,
-        num_threads=THREADS, shuffle_input_sentence=False, minloglevel=2, add_dummy_prefix=kind != "char")
+        model_type=kind,
+        vocab_size=vocab_size,
+        byte_fallback=byte_fallback,
+        user_defined_symbols=list(SPECIAL_PIECES[3:]),
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        normalization_rule_name="identity",
+        character_coverage=1.0,
+        max_sentence_length=1 << 30,
+        num_threads=THREADS,
+        shuffle_input_sentence=False,
+        minloglevel=2,
+        add_dummy_prefix=kind != "char",
+    )
     try:
         sentencepiece.SentencePieceTrainer.train(sentence_iterator=sentences, model_writer=model, **settings)
     except RuntimeError as error:
@@ -135,6 +164,8 @@ def _explained(message: str, vocab_size: int) -> Exception:
     """SentencePiece's complaint in the user's words."""
     largest = re.search(r"set it to a value <= (\d+)", message)
     if largest:
-        return InputError(f"the text is too short for a vocabulary of {vocab_size}: it supports at most "
-                          f"{largest.group(1)} pieces; ask for fewer or give more text")
+        return InputError(
+            f"the text is too short for a vocabulary of {vocab_size}: it supports at most "
+            f"{largest.group(1)} pieces; ask for fewer or give more text"
+        )
     return RuntimeError(f"SentencePiece: {message}")

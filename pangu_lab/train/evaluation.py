@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -28,22 +28,28 @@ class HeldOutLoss:
     tokens: int
     records: int = 0
     of: int = 0
-    characters_per_token: Optional[float] = None
+    characters_per_token: float | None = None
 
     @property
     def perplexity(self) -> float:
         return math.exp(min(self.loss, 700.0))
 
     @property
-    def bits_per_character(self) -> Optional[float]:
+    def bits_per_character(self) -> float | None:
         """The loss in a unit that compares between vocabularies; None where the characters are not known."""
         return bits_per_character(self.loss, self.characters_per_token)
 
     def figures(self) -> dict[str, Any]:
         """The values of an ``eval`` event; what is not known is left out."""
         bits = {} if self.bits_per_character is None else {"bits_per_character": self.bits_per_character}
-        return {"loss": self.loss, "perplexity": self.perplexity, **bits, "tokens": self.tokens,
-                "records": self.records, "of_records": self.of}
+        return {
+            "loss": self.loss,
+            "perplexity": self.perplexity,
+            **bits,
+            "tokens": self.tokens,
+            "records": self.records,
+            "of_records": self.of,
+        }
 
 
 def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
@@ -52,9 +58,14 @@ def batch_tensors(batch, rows: slice = slice(None)) -> list[Tensor]:
     return [Tensor(np.ascontiguousarray(array[rows])) for array in arrays]
 
 
-def held_out_loss(loss_cell: Callable[..., Tensor], dataset: TokenDataset, batch_size: int,
-                  max_batches: Optional[int] = None, eod_reset: bool = True,
-                  progress: Progress = silent) -> HeldOutLoss:
+def held_out_loss(
+    loss_cell: Callable[..., Tensor],
+    dataset: TokenDataset,
+    batch_size: int,
+    max_batches: int | None = None,
+    eod_reset: bool = True,
+    progress: Progress = silent,
+) -> HeldOutLoss:
     """Mean loss over the data set in its own order; every record counts once, whatever the batch size.
 
     Args:

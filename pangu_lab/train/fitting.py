@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Optional
 
 from pangu_lab import memory
 from pangu_lab.config import ModelConfig, ParallelConfig, RunConfig
@@ -45,20 +44,25 @@ def _need_of(config: RunConfig, model: ModelConfig) -> Need:
 
 def _split(config: RunConfig):
     """A function that gives advice: tensor parallelism over machines like this one. Called only when needed."""
+
     def advice() -> str:
         fitting = _tensor(config)
-        split = "" if fitting is None else (f"parallel.tensor={fitting[0]} would need {size(fitting[1])} on each of "
-                                            f"{fitting[0]} machines, ")
+        split = (
+            ""
+            if fitting is None
+            else (f"parallel.tensor={fitting[0]} would need {size(fitting[1])} on each of {fitting[0]} machines, ")
+        )
         return f"{split}a smaller data.batch_size less of activations (`pangu-lab plan` goes through the layouts)"
 
     return advice
 
 
-def _tensor(config: RunConfig) -> Optional[tuple[int, int]]:
+def _tensor(config: RunConfig) -> tuple[int, int] | None:
     """The smallest tensor dimension whose ranks fit, and the memory that each needs."""
     for ranks in (2, 4, 8, 16, 32):
-        layout = dataclasses.replace(config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1,
-                                     optimizer=False)
+        layout = dataclasses.replace(
+            config.parallel, tensor=ranks, data=1, pipeline=1, micro_batches=1, optimizer=False
+        )
         try:
             total = estimate(dataclasses.replace(config, parallel=layout), hardware="cpu").total
         except InputError:  # it does not divide the heads or the vocabulary

@@ -25,7 +25,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import mindspore as ms
 
@@ -46,9 +46,23 @@ log = logging.getLogger(__name__)
 KEPT = 20  # sets of graphs in the cache folder; the least recently used are removed. One takes about a megabyte
 RECORD = "record.json"
 _FILES = "rank_*/graph_cache/compile_cache_{}.mindir"  # MindSpore's names
-_OUTSIDE = {"data": {"path", "eval_path", "column", "shuffle"},
-            "train": {"steps", "max_minutes", "minutes", "init_from", "log_every", "eval_every", "eval_batches",
-                      "checkpoint_every", "keep_checkpoints", "patience", "sample_prompts", "sample_tokens"}}  # settings that no graph depends on
+_OUTSIDE = {
+    "data": {"path", "eval_path", "column", "shuffle"},
+    "train": {
+        "steps",
+        "max_minutes",
+        "minutes",
+        "init_from",
+        "log_every",
+        "eval_every",
+        "eval_batches",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "patience",
+        "sample_prompts",
+        "sample_tokens",
+    },
+}  # settings that no graph depends on
 _CODE = ("config.py", "model", "ops", "parallel", "train")
 _state = {"used": False}  # MindSpore keeps the first folder for the life of the process
 
@@ -78,9 +92,9 @@ class GraphCache:
         self.names: list[str] = []  # compiled with the cache on by this process, in order
         self.kept: list[dict[str, str]] = []
         self.taken = 0  # graphs found in the cache
-        self.lock: Optional[int] = None
+        self.lock: int | None = None
 
-    def __enter__(self) -> "GraphCache":
+    def __enter__(self) -> GraphCache:
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -149,18 +163,31 @@ class GraphCache:
             (self.folder / RECORD).unlink(missing_ok=True)  # so that the next start empties the folder
             self._unlock()
             return
-        self.kept[number:number + 1] = [{"name": name, "sha256": sha256_file(self._file(number))}]
+        self.kept[number : number + 1] = [{"name": name, "sha256": sha256_file(self._file(number))}]
         write_json_atomic(self.folder / RECORD, {"graphs": self.kept})
 
 
 def graph_key(config: RunConfig) -> str:
     """A hash of everything that can change a graph: settings, this project's code, versions and device."""
     sections = config.to_dict()
-    settings = {name: {key: value for key, value in sections[name].items() if key not in _OUTSIDE.get(name, ())}
-                for name in ("model", "data", "train", "parallel")}
-    digest = hashlib.sha256(json.dumps([settings, ms.__version__, platform.python_version(), platform.machine(),
-                                        ms.get_context("device_target"), training_backend(config.model).path],
-                                       sort_keys=True, default=str).encode())
+    settings = {
+        name: {key: value for key, value in sections[name].items() if key not in _OUTSIDE.get(name, ())}
+        for name in ("model", "data", "train", "parallel")
+    }
+    digest = hashlib.sha256(
+        json.dumps(
+            [
+                settings,
+                ms.__version__,
+                platform.python_version(),
+                platform.machine(),
+                ms.get_context("device_target"),
+                training_backend(config.model).path,
+            ],
+            sort_keys=True,
+            default=str,
+        ).encode()
+    )
     package = Path(__file__).resolve().parent.parent
     for part in _CODE:
         for path in sorted([package / part, *(package / part).rglob("*.py")]):

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import mindspore as ms
 import psutil
@@ -35,8 +35,14 @@ from pangu_lab.ops.backend import training_backend
 from pangu_lab.ops.portable import Portable
 from pangu_lab.parallel.collectives import group_of, start_communication
 from pangu_lab.parallel.mesh import Mesh, check_layout
-from pangu_lab.parallel.sharding import (gradient_dimensions, is_first_copy, is_owner, is_spread, moment_shard,
-                                          parameter_shards)
+from pangu_lab.parallel.sharding import (
+    gradient_dimensions,
+    is_first_copy,
+    is_owner,
+    is_spread,
+    moment_shard,
+    parameter_shards,
+)
 from pangu_lab.progress import Progress, silent, tell_budget
 from pangu_lab.runs import heartbeat
 from pangu_lab.runs.pipeline_log import PipelineLog
@@ -81,16 +87,16 @@ class TrainResult:
     run: Path
     step: int
     loss: float
-    eval_loss: Optional[float]
-    eval_perplexity: Optional[float]
+    eval_loss: float | None
+    eval_perplexity: float | None
     reason: str
     checkpoint: Path
     notes: tuple[str, ...] = ()
-    eval_bits_per_character: Optional[float] = None
+    eval_bits_per_character: float | None = None
     eval_records: int = 0
     eval_of_records: int = 0
-    best: Optional[Best] = None
-    eval_step: Optional[int] = None
+    best: Best | None = None
+    eval_step: int | None = None
 
 
 class TrainingFailed(RuntimeError):
@@ -100,8 +106,15 @@ class TrainingFailed(RuntimeError):
 class Trainer:
     """The state of a running training: weights, moments, step, data position and loss scale."""
 
-    def __init__(self, config: RunConfig, run: RunFolder, dataset: TokenDataset, evalset: Optional[TokenDataset],
-                 mesh: Mesh = Mesh(), graphs: Optional[GraphCache] = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunFolder,
+        dataset: TokenDataset,
+        evalset: TokenDataset | None,
+        mesh: Mesh = Mesh(),
+        graphs: GraphCache | None = None,
+    ):
         self.graphs = graphs or GraphCache(config)
         self.config, self.run, self.dataset, self.evalset, self.mesh = config, run, dataset, evalset, mesh
         self.ranks = Ranks(mesh)
@@ -111,8 +124,8 @@ class Trainer:
         self.tokens = 0
         self.scale = LossScale.from_config(config.train, config.model.compute_dtype == "float16")
         self.last_loss = math.nan
-        self.last_eval: Optional[HeldOutLoss] = None
-        self.eval_step: Optional[int] = None
+        self.last_eval: HeldOutLoss | None = None
+        self.eval_step: int | None = None
         self.watch = Watch(run, config.train.eval_every, config.train.patience)
         self.samples = Samples(config, run, dataset.load_tokenizer() if config.train.sample_prompts else None)
         self.first_step_done = False
@@ -141,8 +154,9 @@ class Trainer:
             shard = self.shards[name]
             return self._device_value(name, read(name, shard.offset, shard.shape))
 
-        self.weights = Weights(OneByOne(self.shards, first_value), mesh,
-                               {name for name, spec in specs.items() if is_spread(spec, mesh)})
+        self.weights = Weights(
+            OneByOne(self.shards, first_value), mesh, {name for name, spec in specs.items() if is_spread(spec, mesh)}
+        )
         parts = self._parts(config)
         stage = PanguStage(dataclasses.replace(parts, experts=Experts))
         self.routing = RoutingCounts(config.model, stage.moe_layers) if config.model.moe_layers else None
@@ -152,8 +166,10 @@ class Trainer:
         counted = [is_owner(spec, mesh) for spec in specs.values()]
         self.squared_norm = self.backend.squared_norm(counted)
         self.add_gradients = AddGradients()
-        self.ranks.prepare_gradients([tuple(parameter.shape) for parameter in self.parameters],
-                                     [gradient_dimensions(spec, mesh) for spec in specs.values()])
+        self.ranks.prepare_gradients(
+            [tuple(parameter.shape) for parameter in self.parameters],
+            [gradient_dimensions(spec, mesh) for spec in specs.values()],
+        )
         self._build_optimizer(specs, read, moments)
         self.eval_loss = self._whole_loss(config.replace(**{"model.dropout_rate": 0.0}))
 
@@ -166,8 +182,17 @@ class Trainer:
         loss = PanguLoss(stage) if mesh.is_last_stage else None
         pieces = Pieces(parts, parameters) if by_pieces(config) else None
         if mesh.size("pipeline") > 1:
-            return PipelineGradients(mesh, stage, loss, parameters, WORD, config.model.hidden_size,
-                                     PipelineLog(self.run.folder, mesh), self.routing, pieces)
+            return PipelineGradients(
+                mesh,
+                stage,
+                loss,
+                parameters,
+                WORD,
+                config.model.hidden_size,
+                PipelineLog(self.run.folder, mesh),
+                self.routing,
+                pieces,
+            )
         if self.routing is not None:
             return CountingStep(RoutedGradientStep(loss, self.parameters), self.routing)
         return GradientStep(loss, self.parameters) if pieces is None else pieces.gradients
@@ -183,12 +208,16 @@ class Trainer:
 
     def _build_optimizer(self, specs, read, moments: bool) -> None:
         """The optimizer over this rank's parameters or, with ``parallel.optimizer``, over its rows of them."""
-        self.moment_shards = {name: moment_shard(specs[name], shard, self.mesh)
-                              for name, shard in self.shards.items()}
-        rows = [None if self.moment_shards[name] == shard else
-                (self.moment_shards[name].offset[0] - shard.offset[0],
-                 self.moment_shards[name].offset[0] - shard.offset[0] + self.moment_shards[name].shape[0])
-                for name, shard in self.shards.items()]
+        self.moment_shards = {name: moment_shard(specs[name], shard, self.mesh) for name, shard in self.shards.items()}
+        rows = [
+            None
+            if self.moment_shards[name] == shard
+            else (
+                self.moment_shards[name].offset[0] - shard.offset[0],
+                self.moment_shards[name].offset[0] - shard.offset[0] + self.moment_shards[name].shape[0],
+            )
+            for name, shard in self.shards.items()
+        ]
         weights, decay = self.parameters, [spec.decay for spec in specs.values()]
         common = (self.step, rows, group_of(self.mesh, "data"))
         if self.config.train.offload == "optimizer":
@@ -197,14 +226,16 @@ class Trainer:
                 shard = self.moment_shards[_parameter_of(name)]
                 return read(name, shard.offset, shard.shape)
 
-            self.optimizer = HostAdamW(weights, decay, self.config.train, read_own, read_own if moments else None,
-                                       *common)
+            self.optimizer = HostAdamW(
+                weights, decay, self.config.train, read_own, read_own if moments else None, *common
+            )
             return
         shards = {f"{kind}.{name}": shard for name, shard in self.moment_shards.items() for kind in self._moments(name)}
         values = OneByOne(shards, lambda name: read(name, shards[name].offset, shards[name].shape)) if moments else {}
         if self.config.train.optimizer == "muon":
-            self.optimizer = Muon(weights, list(specs.values()), self.config.train, values, self.step, rows, self.mesh,
-                                  self.backend)
+            self.optimizer = Muon(
+                weights, list(specs.values()), self.config.train, values, self.step, rows, self.mesh, self.backend
+            )
         else:
             self.optimizer = AdamW(weights, decay, self.config.train, values, *common, self.backend)
 
@@ -277,10 +308,20 @@ class Trainer:
         self.tokens += tokens
         self.last_loss = total / max(batch.weight_total, 1.0)
         seconds = time.perf_counter() - started
-        return {"kind": "step", "step": self.step, "loss": self.last_loss, "lr": lr, "grad_norm": norm,
-                "loss_scale": self.scale.value, "tokens": self.tokens, "seconds": round(seconds, 4),
-                "tokens_per_second": round(tokens / seconds, 1), "epoch": round(self.records / len(self.dataset), 3),
-                "memory_mb": psutil.Process().memory_info().rss >> 20, **routing}
+        return {
+            "kind": "step",
+            "step": self.step,
+            "loss": self.last_loss,
+            "lr": lr,
+            "grad_norm": norm,
+            "loss_scale": self.scale.value,
+            "tokens": self.tokens,
+            "seconds": round(seconds, 4),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "epoch": round(self.records / len(self.dataset), 3),
+            "memory_mb": psutil.Process().memory_info().rss >> 20,
+            **routing,
+        }
 
     def _compiling(self, name: str):
         """As ``graphs.compiling``, for what is a graph only in the portable back end."""
@@ -291,10 +332,14 @@ class Trainer:
         before = self.scale.value
         if not self.scale.overflow():
             if not self.scale.active:
-                raise TrainingFailed(f"the gradients are not finite at step {self.step + 1}: lower train.start_lr, or "
-                                     "lengthen train.warmup_steps")
-            raise TrainingFailed(f"the loss scale fell to its floor ({before:g}) at step {self.step + 1}: try "
-                                 "model.softmax_dtype=float32, a lower train.start_lr, or model.compute_dtype=float32")
+                raise TrainingFailed(
+                    f"the gradients are not finite at step {self.step + 1}: lower train.start_lr, or "
+                    "lengthen train.warmup_steps"
+                )
+            raise TrainingFailed(
+                f"the loss scale fell to its floor ({before:g}) at step {self.step + 1}: try "
+                "model.softmax_dtype=float32, a lower train.start_lr, or model.compute_dtype=float32"
+            )
         return {"kind": "overflow", "step": self.step, "loss_scale": self.scale.value, "was": before}
 
     # ---------------------------------------------------------------- around the steps
@@ -306,8 +351,9 @@ class Trainer:
         self.run.status(state="evaluating", step=self.step)
         config, begun = self.config, time.monotonic()
         batches = config.train.eval_batches * config.train.accumulation  # the same records however a batch is split
-        self.last_eval = held_out_loss(self._eval_loss, self.evalset, self._eval_batch(), batches,
-                                       config.data.eod_reset)
+        self.last_eval = held_out_loss(
+            self._eval_loss, self.evalset, self._eval_batch(), batches, config.data.eod_reset
+        )
         self.eval_step = self.step
         self.run.event("eval", step=self.step, **self.last_eval.figures())
         if self.ranks.is_first:
@@ -332,9 +378,16 @@ class Trainer:
         """Save a checkpoint of the current state; ``best``: its held-out loss is the lowest so far."""
         self.run.status(state="saving", step=self.step)
         begun = time.monotonic()
-        state = {"step": self.step, "records": self.records, "tokens": self.tokens, "seed": self.config.train.seed,
-                 "loss_scale": self.scale.value, "loss_scale_good_steps": self.scale.good_steps,
-                 "dataset": data_identity(self.dataset), **self.timetable.state(self.config.train)}
+        state = {
+            "step": self.step,
+            "records": self.records,
+            "tokens": self.tokens,
+            "seed": self.config.train.seed,
+            "loss_scale": self.scale.value,
+            "loss_scale_good_steps": self.scale.good_steps,
+            "dataset": data_identity(self.dataset),
+            **self.timetable.state(self.config.train),
+        }
         path = save_together(self.run, self.step, *self._own_tensors(), state, self.config, self.ranks)
         if self.ranks.is_first:
             self.run.event("checkpoint", step=self.step, path=path.name)
@@ -376,17 +429,25 @@ class Trainer:
     def report_memory(self) -> None:
         """Write every rank's memory to an event; every rank must call it."""
         weights = sum(value.nbytes for value in (self.weights(name) for name in self.shards))
-        moments = sum(4 * math.prod(shard.shape) * len(self._moments(name)) for name, shard in self.moment_shards.items())
+        moments = sum(
+            4 * math.prod(shard.shape) * len(self._moments(name)) for name, shard in self.moment_shards.items()
+        )
         own = [peak_mb(), device_peak_mb(), weights / MB, moments / MB]
         self.run.event("memory", step=self.step, ranks=by_rank(self.ranks.by_rank(own)))
 
-    def loop(self, stop_reason: Callable[[], Optional[str]], progress: Progress) -> tuple[str, Path]:
+    def loop(self, stop_reason: Callable[[], str | None], progress: Progress) -> tuple[str, Path]:
         """Train until the last step, or until ``stop_reason`` gives a reason; returns it and the last checkpoint."""
         config, path = self.config.train, None  # of its schedule only what the minutes leave as it is
         data = self.config.data
-        batches = self.dataset.batches(data.batch_size, seed=config.seed, shuffle=data.shuffle, start=self.records,
-                                       eod_reset=data.eod_reset, rank=self.mesh.index("data"),
-                                       ranks=self.mesh.size("data"))
+        batches = self.dataset.batches(
+            data.batch_size,
+            seed=config.seed,
+            shuffle=data.shuffle,
+            start=self.records,
+            eod_reset=data.eod_reset,
+            rank=self.mesh.index("data"),
+            ranks=self.mesh.size("data"),
+        )
         reason = None
         while self.step < self.config.train.steps and reason is None:
             before = self.step
@@ -424,8 +485,13 @@ class Trainer:
         if kind == "overflow" or self.step % self.config.train.log_every == 0 or self.step == self.config.train.steps:
             self.run.event(kind, **event)
         self.run.status(state="training", step=self.step, steps=steps)
-        progress(self.step, steps, f"overflow, loss scale now {event['loss_scale']:g}" if kind == "overflow"
-                 else step_text(event, self.config.model.num_parameters))
+        progress(
+            self.step,
+            steps,
+            f"overflow, loss scale now {event['loss_scale']:g}"
+            if kind == "overflow"
+            else step_text(event, self.config.model.num_parameters),
+        )
 
 
 def _parameter_of(name: str) -> str:
@@ -437,8 +503,14 @@ def _parameter_of(name: str) -> str:
 # ---------------------------------------------------------------------------------------------------- entry point
 
 
-def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "auto", progress: Progress = silent,
-          stop: Optional[Callable[[], bool]] = None) -> TrainResult:
+def train(
+    config: RunConfig,
+    run_folder: Path | str,
+    *,
+    resume: bool | str = "auto",
+    progress: Progress = silent,
+    stop: Callable[[], bool] | None = None,
+) -> TrainResult:
     """Train ``config`` in ``run_folder``.
 
     Args:
@@ -455,12 +527,14 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
     """
     config = config.with_absolute_paths()
     if resume not in (True, False, "auto", "start-over"):
-        raise InputError(f"resume={resume!r} is not known: give \"auto\", \"start-over\", True or False")
+        raise InputError(f'resume={resume!r} is not known: give "auto", "start-over", True or False')
     ms.set_context(mode=ms.GRAPH_MODE)
     rank, world = start_communication()
     if world != config.parallel.world_size:
-        raise InputError(f"parallel: this layout needs {config.parallel.world_size} processes, {world} are running; "
-                         "start it with `pangu-lab launch`")
+        raise InputError(
+            f"parallel: this layout needs {config.parallel.world_size} processes, {world} are running; "
+            "start it with `pangu-lab launch`"
+        )
     check_layout(config)
     mesh = Mesh(config.parallel, rank)
     dataset, evalset = open_data(config)
@@ -482,10 +556,21 @@ def train(config: RunConfig, run_folder: Path | str, *, resume: bool | str = "au
             raise
         run.finish("finished" if reason == "finished" else "stopped", trainer.step, reason)
     last = trainer.last_eval
-    return TrainResult(run.folder, trainer.step, trainer.last_loss, last.loss if last else None,
-                       last.perplexity if last else None, reason, path, trainer.notes,
-                       last.bits_per_character if last else None, last.records if last else 0, last.of if last else 0,
-                       trainer.watch.best, trainer.eval_step)
+    return TrainResult(
+        run.folder,
+        trainer.step,
+        trainer.last_loss,
+        last.loss if last else None,
+        last.perplexity if last else None,
+        reason,
+        path,
+        trainer.notes,
+        last.bits_per_character if last else None,
+        last.records if last else 0,
+        last.of if last else 0,
+        trainer.watch.best,
+        trainer.eval_step,
+    )
 
 
 def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, start_over: bool) -> tuple[str, Path]:
@@ -497,8 +582,11 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
         check_same_data(checkpoint, trainer.dataset)
         trainer.restore(checkpoint)
         config = trainer.config
-        if run.previous is not None and config.train is asked and (
-                note := rate_change(run.previous.train, config.train, trainer.step)):
+        if (
+            run.previous is not None
+            and config.train is asked
+            and (note := rate_change(run.previous.train, config.train, trainer.step))
+        ):
             run.warn(note)
     else:
         trainer.build(_first_values(trainer))
@@ -508,19 +596,32 @@ def _run(trainer: Trainer, signals, progress: Progress, stop, created: bool, sta
     deadline = min(_deadline(config.train.max_minutes), time.monotonic() + trainer.timetable.left)
     budget = None if math.isinf(deadline) else round(deadline - time.monotonic(), 1)
     tell_budget(progress, budget)
-    run.event("start", step=trainer.step, resumed_from=trainer.step, steps=config.train.steps,
-              preset=config.preset, parameters=config.model.num_parameters, records=len(trainer.dataset),
-              vocab_size=config.model.vocab_size, vocabulary=trainer.dataset.fingerprint,
-              characters_per_token=trainer.dataset.characters_per_token,
-              init_from=config.train.init_from, budget=budget,
-              processes=config.parallel.world_size, mindspore=ms.__version__, device=ms.get_context("device_target"))
+    run.event(
+        "start",
+        step=trainer.step,
+        resumed_from=trainer.step,
+        steps=config.train.steps,
+        preset=config.preset,
+        parameters=config.model.num_parameters,
+        records=len(trainer.dataset),
+        vocab_size=config.model.vocab_size,
+        vocabulary=trainer.dataset.fingerprint,
+        characters_per_token=trainer.dataset.characters_per_token,
+        init_from=config.train.init_from,
+        budget=budget,
+        processes=config.parallel.world_size,
+        mindspore=ms.__version__,
+        device=ms.get_context("device_target"),
+    )
     if trainer.step == 0:
         trainer.evaluate()
     if trainer.step >= config.train.steps:
         trainer.evaluate()  # no steps left: report the held-out loss
         if config.train is not asked:
-            trainer.notes += (f"the schedule of this run, fitted to its minutes, ended at step {trainer.step}: to train on, "
-                              f"start a new run with --init-from {run.folder}",)
+            trainer.notes += (
+                f"the schedule of this run, fitted to its minutes, ended at step {trainer.step}: to train on, "
+                f"start a new run with --init-from {run.folder}",
+            )
         return "finished", checkpoint.folder if checkpoint else trainer.save()
     return trainer.loop(lambda: _stop_reason(run, signals, deadline, stop), progress)
 
@@ -534,11 +635,11 @@ def _first_values(trainer: Trainer) -> Callable[..., Any]:
     return point.read
 
 
-def _deadline(minutes: Optional[float]) -> float:
+def _deadline(minutes: float | None) -> float:
     return math.inf if minutes is None else time.monotonic() + 60.0 * minutes
 
 
-def _stop_reason(run: RunFolder, signals, deadline: float, stop) -> Optional[str]:
+def _stop_reason(run: RunFolder, signals, deadline: float, stop) -> str | None:
     run.check()
     if signals.received:
         return "signal"

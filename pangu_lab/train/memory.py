@@ -34,5 +34,6 @@ def device_peak_mb() -> float:
 def by_rank(values: list[list[float]]) -> list[dict[str, Any]]:
     """Entries of a ``memory`` event from each rank's (peak, device peak, weights, optimizer states) in MB."""
     names = ("peak_mb", "device_peak_mb", "weights_mb", "optimizer_mb")
-    return [{"rank": rank, **{name: round(value, 1) for name, value in zip(names, row)}}
-            for rank, row in enumerate(values)]
+    return [
+        {"rank": rank, **{name: round(value, 1) for name, value in zip(names, row)}} for rank, row in enumerate(values)
+    ]

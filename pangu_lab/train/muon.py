@@ -115,17 +115,33 @@ class Muon:
 
     masters: dict[str, np.ndarray] = {}
 
-    def __init__(self, weights: list[Parameter], specs: list[ParameterSpec], config: TrainConfig,
-                 moments: Mapping[str, np.ndarray] | None = None, steps: int = 0, rows=None, mesh: Mesh = Mesh(),
-                 backend: Backend = Portable()):
+    def __init__(
+        self,
+        weights: list[Parameter],
+        specs: list[ParameterSpec],
+        config: TrainConfig,
+        moments: Mapping[str, np.ndarray] | None = None,
+        steps: int = 0,
+        rows=None,
+        mesh: Mesh = Mesh(),
+        backend: Backend = Portable(),
+    ):
         self.config = config
         rows = rows or [None] * len(weights)
         moments = moments or {}
         self.is_matrix = [is_matrix(spec.name) for spec in specs]
         rest = [i for i, chosen in enumerate(self.is_matrix) if not chosen]
         group = group_of(mesh, "data")
-        self.adamw = AdamW([weights[i] for i in rest], [specs[i].decay for i in rest], config, moments, steps,
-                           [rows[i] for i in rest], group, backend)
+        self.adamw = AdamW(
+            [weights[i] for i in rest],
+            [specs[i].decay for i in rest],
+            config,
+            moments,
+            steps,
+            [rows[i] for i in rest],
+            group,
+            backend,
+        )
         self.matrices, pairs = [], []
         for weight, spec, part in zip(weights, specs, rows):
             if is_matrix(spec.name):
@@ -134,8 +150,12 @@ class Muon:
                 self.matrices.append(Matrix(own, momentum, part, _split(spec, part is not None, mesh)))
                 if part is not None:
                     pairs.append((weight, own))
-        state = MuonState(*([getattr(matrix, name) for matrix in self.matrices]
-                            for name in ("weight", "momentum", "rows", "whole", "own")))
+        state = MuonState(
+            *(
+                [getattr(matrix, name) for matrix in self.matrices]
+                for name in ("weight", "momentum", "rows", "whole", "own")
+            )
+        )
         split = any(matrix.split for matrix in self.matrices)
         self.apply = backend.muon(state, config.muon_momentum, Gather(self.matrices) if split else None)
         self.gather = GatherWeights(group, pairs) if pairs else None
@@ -145,12 +165,15 @@ class Muon:
         config = self.config
         clip = min(1.0, config.clip_norm / (norm + 1e-6))
         scalars = (clip * inverse_scale, lr * config.muon_lr, 1.0 - lr * config.muon_lr * config.weight_decay)
-        self.apply(*[Tensor(value, mstype.float32) for value in scalars],
-                   *[gradient for gradient, chosen in zip(gradients, self.is_matrix) if chosen])
+        self.apply(
+            *[Tensor(value, mstype.float32) for value in scalars],
+            *[gradient for gradient, chosen in zip(gradients, self.is_matrix) if chosen],
+        )
         if self.gather is not None:
             self.gather()
-        self.adamw.update([gradient for gradient, chosen in zip(gradients, self.is_matrix) if not chosen], norm,
-                          inverse_scale, lr)
+        self.adamw.update(
+            [gradient for gradient, chosen in zip(gradients, self.is_matrix) if not chosen], norm, inverse_scale, lr
+        )
 
     def moments(self) -> dict[str, np.ndarray]:
         """Every matrix's momentum by ``muon_m.NAME``, and AdamW's moments of the other weights."""

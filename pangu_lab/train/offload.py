@@ -23,7 +23,6 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -50,7 +49,7 @@ class StateStore:
         InputError: the folder cannot be made or written, or there is no room in it.
     """
 
-    def __init__(self, folder: Optional[str], sizes: list[int]):
+    def __init__(self, folder: str | None, sizes: list[int]):
         self._map, self._used = None, 0
         if folder is not None and sum(sizes):
             self._map = self._mapped(Path(folder), 4 * sum(sizes))
@@ -65,15 +64,17 @@ class StateStore:
                     file.truncate(size)
                 return np.memmap(file, np.float32, "r+")
         except OSError as error:
-            raise InputError(f"train.offload_folder={folder}: no room for {size / 2**30:.2f} GiB of optimizer states "
-                             f"there ({error.strerror})") from None
+            raise InputError(
+                f"train.offload_folder={folder}: no room for {size / 2**30:.2f} GiB of optimizer states "
+                f"there ({error.strerror})"
+            ) from None
 
     def array(self, shape: tuple[int, ...]) -> np.ndarray:
         if self._map is None:
             return np.zeros(shape, np.float32)
         size = int(np.prod(shape))
         start, self._used = self._used, self._used + size
-        return self._map[start:self._used].reshape(shape)
+        return self._map[start : self._used].reshape(shape)
 
 
 class HostAdamW:
@@ -91,8 +92,17 @@ class HostAdamW:
         masters: fp32 master weights by name, of the weights that the device has in half precision; this rank's rows.
     """
 
-    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, initial: Read,
-                 moments: Optional[Read] = None, steps: int = 0, rows=None, group: Group | None = None):
+    def __init__(
+        self,
+        weights: list[Parameter],
+        decay: list[bool],
+        config: TrainConfig,
+        initial: Read,
+        moments: Read | None = None,
+        steps: int = 0,
+        rows=None,
+        group: Group | None = None,
+    ):
         self.config, self.decay, self.steps = config, decay, steps
         self.rows = rows or [None] * len(weights)
         self.names = [weight.name for weight in weights]
@@ -104,8 +114,9 @@ class HostAdamW:
         store = StateStore(config.offload_folder, sizes)
         self.first = [_state(store, f"adam_m.{name}", shape, moments) for name, shape in zip(self.names, shapes)]
         self.second = [_state(store, f"adam_v.{name}", shape, moments) for name, shape in zip(self.names, shapes)]
-        self.masters = {name: _state(store, name, shape, initial)
-                        for name, shape, half in zip(self.names, shapes, halves) if half}
+        self.masters = {
+            name: _state(store, name, shape, initial) for name, shape, half in zip(self.names, shapes, halves) if half
+        }
         self.threads = ThreadPoolExecutor(THREADS, "host-adam")
 
     def update(self, gradients, norm: float, inverse_scale: float, lr: float) -> None:
@@ -134,18 +145,29 @@ class HostAdamW:
         """The new value of a weight, fp32."""
         gradient = gradient.asnumpy()
         if self.rows[i] is not None:
-            gradient = gradient[self.rows[i][0]:self.rows[i][1]]
+            gradient = gradient[self.rows[i][0] : self.rows[i][1]]
         master = self.masters.get(self.names[i])
         value = self.own[i].asnumpy().copy() if master is None else master
         keep = np.float32(1.0 - lr * self.config.weight_decay) if self.decay[i] else None
-        adam_pieces(value.reshape(-1), self.first[i].reshape(-1), self.second[i].reshape(-1), gradient.reshape(-1),
-                    np.float32(factor), np.float32(rate), keep, np.float32(eps), self.config)
+        adam_pieces(
+            value.reshape(-1),
+            self.first[i].reshape(-1),
+            self.second[i].reshape(-1),
+            gradient.reshape(-1),
+            np.float32(factor),
+            np.float32(rate),
+            keep,
+            np.float32(eps),
+            self.config,
+        )
         return value
 
     def moments(self) -> dict[str, np.ndarray]:
         """Both moments of every weight, by ``adam_m.NAME`` and ``adam_v.NAME``; views, not copies."""
-        return {**{f"adam_m.{name}": value for name, value in zip(self.names, self.first)},
-                **{f"adam_v.{name}": value for name, value in zip(self.names, self.second)}}
+        return {
+            **{f"adam_m.{name}": value for name, value in zip(self.names, self.first)},
+            **{f"adam_v.{name}": value for name, value in zip(self.names, self.second)},
+        }
 
 
 def adam_pieces(weight, first, second, gradient, factor, rate, keep, eps, config: TrainConfig) -> None:
@@ -169,7 +191,7 @@ def adam_pieces(weight, first, second, gradient, factor, rate, keep, eps, config
         w -= g
 
 
-def _state(store: StateStore, name: str, shape: tuple[int, ...], read: Optional[Read]) -> np.ndarray:
+def _state(store: StateStore, name: str, shape: tuple[int, ...], read: Read | None) -> np.ndarray:
     array = store.array(shape)
     if read is not None:
         array[...] = read(name, shape)

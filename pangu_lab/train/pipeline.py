@@ -73,9 +73,18 @@ class PipelineGradients:
         pieces: the stage layer by layer, to recompute each from its own input.
     """
 
-    def __init__(self, mesh: Mesh, stage: nn.Cell, loss: nn.Cell, weights: dict[str, Parameter], word: str,
-                 hidden: int, log=lambda kind, number: None, counts: RoutingCounts | None = None,
-                 pieces: Pieces | None = None):
+    def __init__(
+        self,
+        mesh: Mesh,
+        stage: nn.Cell,
+        loss: nn.Cell,
+        weights: dict[str, Parameter],
+        word: str,
+        hidden: int,
+        log=lambda kind, number: None,
+        counts: RoutingCounts | None = None,
+        pieces: Pieces | None = None,
+    ):
         self.mesh, self.stage, self.hidden, self.log = mesh, stage, hidden, log
         parameters = list(weights.values())
         self.is_last = mesh.is_last_stage
@@ -83,8 +92,9 @@ class PipelineGradients:
         if pieces is not None:
             self.stage, self.backward = pieces.forward, pieces.last_backward if self.is_last else pieces.backward
         elif self.counts is not None:
-            self.backward = (RoutedLastBackward(loss, parameters) if self.is_last
-                             else RoutedStageBackward(stage, parameters))
+            self.backward = (
+                RoutedLastBackward(loss, parameters) if self.is_last else RoutedStageBackward(stage, parameters)
+            )
         else:
             self.backward = LastBackward(loss, parameters) if self.is_last else StageBackward(stage, parameters)
         self.neighbours = Neighbours(mesh)

@@ -53,7 +53,7 @@ class Ranks:
         world, mine = self.mesh.parallel.world_size, self.mesh.rank
         own = [value if rank == mine else 0.0 for rank in range(world) for value in values]
         flat = self._sum(self._everyone, ("pipeline", "data", "tensor"), own)
-        return [flat[rank * len(values):(rank + 1) * len(values)] for rank in range(world)]
+        return [flat[rank * len(values) : (rank + 1) * len(values)] for rank in range(world)]
 
     def sum_over_records(self, values: list[float]) -> list[float]:
         """Sum over pipeline and data ranks: for counts over each rank's records and each stage's blocks."""
@@ -80,4 +80,4 @@ class Ranks:
         with np.errstate(invalid="ignore"):
             low = np.where(np.isfinite(high), exact - high, 0.0).astype(np.float32)
         total = cell(Tensor(np.concatenate([high, low]))).asnumpy().astype(np.float64)
-        return [float(value) for value in total[:len(values)] + total[len(values):]]
+        return [float(value) for value in total[: len(values)] + total[len(values) :]]

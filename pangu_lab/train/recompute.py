@@ -74,8 +74,9 @@ class SharedGraphs:
     """The graphs of a layer like ``stage``, with weights and dropout masks that can be changed."""
 
     def __init__(self, stage: PanguStage, build):
-        values = {parameter.name: np.zeros(parameter.shape, parameter.asnumpy().dtype)
-                  for parameter in stage.get_parameters()}
+        values = {
+            parameter.name: np.zeros(parameter.shape, parameter.asnumpy().dtype) for parameter in stage.get_parameters()
+        }
         weights = stage.parts.weights
         weights = Weights(values, weights.mesh, weights.spread)
         template = build(weights)

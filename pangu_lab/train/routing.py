@@ -100,9 +100,11 @@ class RoutingCounts:
         self.total[:] = 0.0
         sent = total[:, :-2]
         assigned = np.maximum(sent.sum(1, keepdims=True), 1.0)
-        return {"expert_load": np.round(sent / assigned, 4).tolist(),
-                "drop_rate": round(float(total[:, -2].sum() / assigned.sum()), 4),
-                "aux_loss": float(total[:, -1].sum()) / max(weight_total, 1.0)}
+        return {
+            "expert_load": np.round(sent / assigned, 4).tolist(),
+            "drop_rate": round(float(total[:, -2].sum() / assigned.sum()), 4),
+            "aux_loss": float(total[:, -1].sum()) / max(weight_total, 1.0),
+        }
 
 
 class CountingStep:

@@ -36,12 +36,29 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 5.0
 RESERVE, RESERVE_BYTES = ".reserve", 64 << 10  # freed at the end, so that the final status fits even on a full disk
 # settings that may differ when a run is resumed: how long, how often, where the data is; not what is computed
-MAY_CHANGE = {"train.steps", "train.max_minutes", "train.minutes", "train.log_every", "train.eval_every", "train.eval_batches",
-              "train.checkpoint_every", "train.keep_checkpoints", "train.decay_steps", "data.path", "data.eval_path",
-              "train.offload", "train.offload_folder", "train.init_from", "train.patience", "train.sample_prompts",
-              "train.sample_tokens"}
+MAY_CHANGE = {
+    "train.steps",
+    "train.max_minutes",
+    "train.minutes",
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.decay_steps",
+    "data.path",
+    "data.eval_path",
+    "train.offload",
+    "train.offload_folder",
+    "train.init_from",
+    "train.patience",
+    "train.sample_prompts",
+    "train.sample_tokens",
+}
 # half-written files and folders that a killed owner leaves
-_LEFT = re.compile(rf"\.(status\.json|best\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve")
+_LEFT = re.compile(
+    rf"\.(status\.json|best\.json|config\.yaml)\.(new-)?{RANDOM}|\.tokenizer\.partial-{RANDOM}|\.reserve"
+)
 _OTHERS = re.compile(rf"\.launch\.(json|yaml)\.(new-)?{RANDOM}")  # a launcher may be writing it at this moment
 # what an early failed start leaves, and what `pangu-lab start` makes before
 _EMPTY = {"logs", "heartbeat", "launch.json", "launch.yaml", "lock", "start"}
@@ -133,12 +150,17 @@ class RunFolder:
             return
         self.previous = load_yaml(self.folder / "config.yaml")
         old, new = _flat(self.previous), _flat(config)
-        changed = [key for key in new if new[key] != old.get(key) and key not in MAY_CHANGE
-                   and not key.startswith(("sampling.", "parallel."))]
+        changed = [
+            key
+            for key in new
+            if new[key] != old.get(key) and key not in MAY_CHANGE and not key.startswith(("sampling.", "parallel."))
+        ]
         if changed:
             key = changed[0]
-            raise InputError(f"{self.folder}: this run was started with {key}={old.get(key)}, not {new[key]}; "
-                             "keep that value, or start a new run")
+            raise InputError(
+                f"{self.folder}: this run was started with {key}={old.get(key)}, not {new[key]}; "
+                "keep that value, or start a new run"
+            )
 
     # ---------------------------------------------------------------- running
 
@@ -167,8 +189,16 @@ class RunFolder:
         self._log = EventLog(self.folder)
         for text in self._early:
             self.event("warning", text=text)
-        self._status = {"pid": os.getpid(), "started": psutil.Process().create_time(), "beats": 0, "state": "starting",
-                        "step": 0, "steps": steps, "reason": "", "process": own_identity().to_dict()}
+        self._status = {
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "beats": 0,
+            "state": "starting",
+            "step": 0,
+            "steps": steps,
+            "reason": "",
+            "process": own_identity().to_dict(),
+        }
         self._write_status()
         (self.folder / RESERVE).write_bytes(bytes(RESERVE_BYTES))
 
@@ -252,5 +282,9 @@ def _handling(signals: Signals) -> Iterator[None]:
 
 def _flat(config: RunConfig) -> dict[str, Any]:
     values = config.with_absolute_paths().to_dict()  # runs of older versions may hold relative ones
-    return {f"{section}.{key}": value for section, content in values.items() if isinstance(content, dict)
-            for key, value in content.items()}
+    return {
+        f"{section}.{key}": value
+        for section, content in values.items()
+        if isinstance(content, dict)
+        for key, value in content.items()
+    }

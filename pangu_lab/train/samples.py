@@ -7,7 +7,6 @@ Prompts and seeds are the same each time. Training is not touched: no weight, no
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Optional
 
 import numpy as np
 
@@ -16,8 +15,8 @@ from pangu_lab.errors import InputError
 from pangu_lab.generate.engine import Engine, generate
 from pangu_lab.generate.runner import network_runner
 from pangu_lab.memory import check, generation_need
-from pangu_lab.model.parameters import OneByOne
 from pangu_lab.model.pangu import Weights
+from pangu_lab.model.parameters import OneByOne
 from pangu_lab.tokenizer import Tokenizer
 from pangu_lab.train.run_folder import RunFolder
 
@@ -29,10 +28,10 @@ class Samples:
         tokenizer: of the data set; None where there are no prompts.
     """
 
-    def __init__(self, config: RunConfig, run: RunFolder, tokenizer: Optional[Tokenizer]):
+    def __init__(self, config: RunConfig, run: RunFolder, tokenizer: Tokenizer | None):
         self.config, self.run, self.tokenizer = config, run, tokenizer
         self.prompts = config.train.sample_prompts
-        self._engine: Optional[Engine] = None
+        self._engine: Engine | None = None
 
     def write(self, step: int, weights: Weights) -> None:
         """Continue the prompts with the weights of this step; nothing where the run cannot: then a warning says why."""
@@ -45,9 +44,16 @@ class Samples:
             self.run.warn(f"no samples are written: {error}")
             return
         for number, prompt in enumerate(self.prompts):
-            chosen = replace(self.config.sampling, max_new_tokens=self.config.train.sample_tokens, min_new_tokens=0,
-                             num_return_sequences=1, num_beams=1, echo=False, logprobs=None,
-                             seed=self.config.train.seed + number)
+            chosen = replace(
+                self.config.sampling,
+                max_new_tokens=self.config.train.sample_tokens,
+                min_new_tokens=0,
+                num_return_sequences=1,
+                num_beams=1,
+                echo=False,
+                logprobs=None,
+                seed=self.config.train.seed + number,
+            )
             self.run.event("sample", step=step, prompt=prompt, text=generate(engine, prompt, chosen).text)
 
     def _engine_of(self, weights: Weights) -> Engine:

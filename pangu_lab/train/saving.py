@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +21,15 @@ from pangu_lab.train.ranks import Ranks
 from pangu_lab.train.run_folder import RunFolder
 
 
-def save_together(run: RunFolder, step: int, tensors: Mapping[str, np.ndarray], regions, state: Mapping[str, Any],
-                  config: RunConfig, ranks: Ranks) -> Path:
+def save_together(
+    run: RunFolder,
+    step: int,
+    tensors: Mapping[str, np.ndarray],
+    regions,
+    state: Mapping[str, Any],
+    config: RunConfig,
+    ranks: Ranks,
+) -> Path:
     """Write the step's checkpoint with one shard per rank; returns on every rank when it is complete and in place.
 
     Raises:
@@ -54,7 +61,7 @@ def _finish(run: RunFolder, folder: Path, shards: Path, state: Mapping[str, Any]
     shards.rmdir()
 
 
-def newest_together(run: RunFolder, start_over: bool, ranks: Ranks) -> Optional[Checkpoint]:
+def newest_together(run: RunFolder, start_over: bool, ranks: Ranks) -> Checkpoint | None:
     """The checkpoint to resume from, the same on every rank; None for a new run.
 
     Raises:

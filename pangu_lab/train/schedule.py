@@ -40,9 +40,11 @@ def rate_change(before: TrainConfig, now: TrainConfig, step: int) -> str:
     old, new = learning_rate(before, step + 1), learning_rate(now, step + 1)
     if math.isclose(old, new, rel_tol=0.01):
         return ""
-    return (f"the learning rate is {new:.3g} now where it was {old:.3g} at step {step}: its schedule ended at step "
-            f"{last_step(before)} and ends at step {last_step(now)} now; "
-            f"train.decay_steps={last_step(before)} keeps it")
+    return (
+        f"the learning rate is {new:.3g} now where it was {old:.3g} at step {step}: its schedule ended at step "
+        f"{last_step(before)} and ends at step {last_step(now)} now; "
+        f"train.decay_steps={last_step(before)} keeps it"
+    )
 
 
 @dataclass

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,16 @@ from pangu_lab.tokenizer import load_tokenizer
 
 Read = Callable[..., Any]
 # Fields that a run may choose freely; every other field of the model determines what the weights mean.
-FREE = {"num_positions", "dropout_rate", "init_std", "compute_dtype", "softmax_dtype", "capacity_factor",
-        "balance_loss", "z_loss"}
+FREE = {
+    "num_positions",
+    "dropout_rate",
+    "init_std",
+    "compute_dtype",
+    "softmax_dtype",
+    "capacity_factor",
+    "balance_loss",
+    "z_loss",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ def starting_values(config: RunConfig) -> Read:
     return read
 
 
-def starting_point(config: RunConfig, dataset: Optional[TokenDataset] = None) -> StartingPoint:
+def starting_point(config: RunConfig, dataset: TokenDataset | None = None) -> StartingPoint:
     """The initial weights of a new run.
 
     Args:
@@ -73,23 +81,31 @@ def _check_network(checkpoint: Checkpoint, wanted: ModelConfig) -> list[str]:
     for field in fields(ModelConfig):
         mine, there = getattr(wanted, field.name), getattr(theirs, field.name)
         if field.name not in FREE and mine != there:
-            raise InputError(f"{checkpoint.folder}: its weights are of model.{field.name}={there}, this run asks for "
-                             f"{mine}: leave out --preset, or give --set model.{field.name}={there}")
+            raise InputError(
+                f"{checkpoint.folder}: its weights are of model.{field.name}={there}, this run asks for "
+                f"{mine}: leave out --preset, or give --set model.{field.name}={there}"
+            )
     if wanted.num_positions > theirs.num_positions:
-        raise InputError(f"{checkpoint.folder}: its weights know {theirs.num_positions} positions, fewer than "
-                         f"model.num_positions={wanted.num_positions}: a sequence cannot become longer")
+        raise InputError(
+            f"{checkpoint.folder}: its weights know {theirs.num_positions} positions, fewer than "
+            f"model.num_positions={wanted.num_positions}: a sequence cannot become longer"
+        )
     if wanted.num_positions == theirs.num_positions:
         return []
-    return [f"the first {wanted.num_positions} of {theirs.num_positions} positions are taken: the new model reads "
-            f"texts of at most {wanted.num_positions} tokens"]
+    return [
+        f"the first {wanted.num_positions} of {theirs.num_positions} positions are taken: the new model reads "
+        f"texts of at most {wanted.num_positions} tokens"
+    ]
 
 
-def _check_vocabulary(folder: str, dataset: Optional[TokenDataset]) -> list[str]:
+def _check_vocabulary(folder: str, dataset: TokenDataset | None) -> list[str]:
     try:
         kept = load_tokenizer(tokenizer_folder(folder))
     except InputError:
         return [f"{folder}: no tokenizer is kept there, so it could not be checked that the data set has the same"]
     if dataset is not None and kept.fingerprint != dataset.fingerprint:
-        raise InputError(f"{dataset.folder}: made with another tokenizer than the weights of {folder}: prepare it with "
-                         f"--tokenizer {tokenizer_folder(folder)}")
+        raise InputError(
+            f"{dataset.folder}: made with another tokenizer than the weights of {folder}: prepare it with "
+            f"--tokenizer {tokenizer_folder(folder)}"
+        )
     return []

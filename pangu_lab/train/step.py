@@ -60,10 +60,12 @@ def own_rows(weight: Parameter, rows) -> Parameter:
     """The rows of a weight that this rank updates, as a separate parameter."""
     if rows is None:
         return weight
-    return Parameter(Tensor(np.ascontiguousarray(weight.asnumpy()[rows[0]:rows[1]])), name=f"own.{weight.name}")
+    return Parameter(Tensor(np.ascontiguousarray(weight.asnumpy()[rows[0] : rows[1]])), name=f"own.{weight.name}")
 
 
-def gathers(group: Group, weights: Sequence[Parameter], own: Sequence[Parameter], rows: Sequence) -> list[GatherWeights]:
+def gathers(
+    group: Group, weights: Sequence[Parameter], own: Sequence[Parameter], rows: Sequence
+) -> list[GatherWeights]:
     """One message for each data type, with the weights of which other ranks update some rows."""
     pairs: dict[Any, list] = {}
     for weight, mine, part in zip(weights, own, rows):
@@ -102,8 +104,17 @@ class AdamW:
 
     masters: dict[str, np.ndarray] = {}  # fp32 master weights: none here; see ``offload.py``
 
-    def __init__(self, weights: list[Parameter], decay: list[bool], config: TrainConfig, moments=None, steps: int = 0,
-                 rows=None, group: Group | None = None, backend: Backend = Portable()):
+    def __init__(
+        self,
+        weights: list[Parameter],
+        decay: list[bool],
+        config: TrainConfig,
+        moments=None,
+        steps: int = 0,
+        rows=None,
+        group: Group | None = None,
+        backend: Backend = Portable(),
+    ):
         self.config = config
         self.steps = steps
         rows = rows or [None] * len(weights)
@@ -118,8 +129,14 @@ class AdamW:
         self.steps += 1
         clip = min(1.0, config.clip_norm / (norm + 1e-6))
         power1, power2 = config.beta1**self.steps, config.beta2**self.steps
-        scalars = (clip * inverse_scale, lr, 1.0 - lr * config.weight_decay, power1, power2,
-                   config.adam_eps * (1.0 - power2) ** 0.5)
+        scalars = (
+            clip * inverse_scale,
+            lr,
+            1.0 - lr * config.weight_decay,
+            power1,
+            power2,
+            config.adam_eps * (1.0 - power2) ** 0.5,
+        )
         self.apply(*[Tensor(value, mstype.float32) for value in scalars], *gradients)
         for gather in self.gathers:
             gather()

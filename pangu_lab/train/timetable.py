@@ -13,7 +13,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.config import TrainConfig
 from pangu_lab.train.schedule import last_step
@@ -38,8 +38,8 @@ class Timetable:
         self.most, self.minutes = config.steps, config.minutes
         self.evaluating = self.saving = 0.0
         self._begun, self._before = time.monotonic(), 0.0
-        self._mark: Optional[tuple[int, float]] = None  # a step and when it was done: from there speed is measured
-        self._next: Optional[int] = None  # the step at which the choice is looked at again; None before the first choice
+        self._mark: tuple[int, float] | None = None  # a step and when it was done: from there speed is measured
+        self._next: int | None = None  # the step at which the choice is looked at again; None before the first choice
 
     @property
     def seconds(self) -> float:
@@ -71,7 +71,7 @@ class Timetable:
             return config.steps
         return min(self.most, self._last(step, pace))
 
-    def fit(self, config: TrainConfig, step: int) -> Optional[TrainConfig]:
+    def fit(self, config: TrainConfig, step: int) -> TrainConfig | None:
         """The settings with another schedule, if one is to be chosen after ``step``; else None."""
         if self.minutes is None:
             return None
@@ -97,7 +97,7 @@ class Timetable:
         same = (last_step(config), _begin(config, config.steps)) == (last, _begin(new, last))
         return None if same and config.steps == last else new
 
-    def _pace(self, step: int) -> Optional[float]:
+    def _pace(self, step: int) -> float | None:
         """Seconds a step, with what evaluations and checkpoints take; None while it is not known."""
         if self._mark is None or step - self._mark[0] < MEASURED:
             return None
@@ -112,7 +112,11 @@ class Timetable:
 
 def _begin(config: TrainConfig, last: int) -> int:
     """The step after which the rate falls, when ``last`` is the last one."""
-    return max(config.warmup_steps, round(last * (1.0 - config.cooldown))) if config.schedule == "wsd" else config.warmup_steps
+    return (
+        max(config.warmup_steps, round(last * (1.0 - config.cooldown)))
+        if config.schedule == "wsd"
+        else config.warmup_steps
+    )
 
 
 def _virtual_begin(config: TrainConfig, step: int, last: int) -> int:

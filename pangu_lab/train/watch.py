@@ -7,7 +7,7 @@ the evaluation stands in the events before the checkpoint is saved, and the next
 from __future__ import annotations
 
 import math
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.checkpoint.best import FILE, Best, read_best
 from pangu_lab.checkpoint.folder import step_folder
@@ -30,9 +30,9 @@ class Watch:
         hopeless: whether the last evaluation has used up ``train.patience``.
     """
 
-    def __init__(self, run: RunFolder, eval_every: int, patience: Optional[int] = None):
+    def __init__(self, run: RunFolder, eval_every: int, patience: int | None = None):
         self.run, self.eval_every, self.patience = run, eval_every, patience
-        self.best: Optional[Best] = None
+        self.best: Best | None = None
         self.since = 0
         self.hopeless = self.told = False
         self._training_at_best = math.nan
@@ -52,7 +52,7 @@ class Watch:
             self.since = sum(self.best.step < event["step"] <= step for event in curves.evals)
             self._training_at_best = self._training_loss(curves, self.best.step)
 
-    def _still_there(self, step: int) -> Optional[Best]:
+    def _still_there(self, step: int) -> Best | None:
         try:
             best = read_best(self.run.folder)
         except InputError as error:
@@ -99,8 +99,10 @@ class Watch:
             return
         if loss > GAP * best.loss and training < self._training_at_best:
             self.told = True
-            self.run.warn(f"from step {best.step} on it {BY_HEART}: held-out loss {best.loss:.2f} at step {best.step}, "
-                          f"{loss:.2f} now at step {step}; the best is kept: --from {self.run.folder}@best")
+            self.run.warn(
+                f"from step {best.step} on it {BY_HEART}: held-out loss {best.loss:.2f} at step {best.step}, "
+                f"{loss:.2f} now at step {step}; the best is kept: --from {self.run.folder}@best"
+            )
 
 
 def _mean(values: list[Any]) -> float:

@@ -43,9 +43,31 @@ from pangu_lab.train.graph_cache import _Record
 
 FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "v0.1" / "dense"
 EXAMPLES, MANY = 25, 4000  # damages of each kind of file: in `make test`, and in `make test-all`
-HOSTILE: list[Any] = [None, True, -1, 0, 1.5, 10**9, 10**18, 10**300, float("inf"), float("nan"), "", "x", "../x", "a\nb", "\0", "x" * 5000,
-                      [], {}, [[]], [10**18, 10**18], {"": 0}, [0] * 1000]
-DEEP = '[' * 5000 + ']' * 5000
+HOSTILE: list[Any] = [
+    None,
+    True,
+    -1,
+    0,
+    1.5,
+    10**9,
+    10**18,
+    10**300,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "../x",
+    "a\nb",
+    "\0",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [10**18, 10**18],
+    {"": 0},
+    [0] * 1000,
+]
+DEEP = "[" * 5000 + "]" * 5000
 
 
 # ------------------------------------------------------------------------------------------------------- the files
@@ -60,14 +82,16 @@ def files(tmp_path_factory) -> Path:
     run = root / "runs" / "a"
     Heartbeat(run, 0).stop()
     (run / "logs").mkdir()
-    log_file(run, 0).write_text(json.dumps({"step": 2, "stage": 0, "kind": "forward", "micro_batch": 0, "start": 1.0,
-                                            "end": 2.0}) + "\n")
+    log_file(run, 0).write_text(
+        json.dumps({"step": 2, "stage": 0, "kind": "forward", "micro_batch": 0, "start": 1.0, "end": 2.0}) + "\n"
+    )
     write_rank_table(create_rank_table("10.0.0.1", [0, 1], ["10.0.1.1", "10.0.1.2"]), root / "table.json")
     (root / "hccn.conf").write_text("address_0=10.0.0.1\naddress_1=10.0.0.2\n")
     (root / "hosts").write_text("node-a slots=8\nnode-b slots=8\n")
     (root / "serve.pid").write_text("12345\n")
-    (root / "lock").write_text(json.dumps({"process": own_identity().to_dict(), "token": "t", "beats": 1, "since": 1.0,
-                                           "firm": True}))
+    (root / "lock").write_text(
+        json.dumps({"process": own_identity().to_dict(), "token": "t", "beats": 1, "since": 1.0, "firm": True})
+    )
     (root / "record.json").write_text(json.dumps({"graphs": [{"name": "training", "sha256": "0" * 64}]}))
     (root / "release").mkdir()
     (root / "release" / "config.json").write_text(json.dumps({"num_heads": 2, "activation_function": "gelu"}))
@@ -129,18 +153,28 @@ def read_ckpt(path: Path) -> None:
 CHECKPOINT = "runs/a/checkpoints/step-00000006"
 READERS: dict[str, Callable[[Path], Any]] = {
     "data/dataset.json": lambda path: open_dataset(path.parent).records(np.arange(2)),
-    "runs/a/status.json": read_run, "runs/a/events.jsonl": read_run,
+    "runs/a/status.json": read_run,
+    "runs/a/events.jsonl": read_run,
     "runs/a/heartbeat/rank_0": lambda path: read_beat(path.parents[1], 0),
     "runs/a/logs/pipeline_rank_0.jsonl": lambda path: read_passes(path.parents[1]),
-    "runs/a/config.yaml": load_yaml, "runs/a/tokenizer/tokenizer.json": use_tokenizer,
+    "runs/a/config.yaml": load_yaml,
+    "runs/a/tokenizer/tokenizer.json": use_tokenizer,
     "runs/a/tokenizer/vocab.model": use_tokenizer,
-    f"{CHECKPOINT}/manifest.json": open_checkpoint, f"{CHECKPOINT}/state.json": open_checkpoint,
-    f"{CHECKPOINT}/config.yaml": open_checkpoint, f"{CHECKPOINT}/shard-00000.safetensors": open_checkpoint,
-    "bundle/bundle.json": open_bundle, "release/config.json": lambda path: open_source(path.parent),
+    f"{CHECKPOINT}/manifest.json": open_checkpoint,
+    f"{CHECKPOINT}/state.json": open_checkpoint,
+    f"{CHECKPOINT}/config.yaml": open_checkpoint,
+    f"{CHECKPOINT}/shard-00000.safetensors": open_checkpoint,
+    "bundle/bundle.json": open_bundle,
+    "release/config.json": lambda path: open_source(path.parent),
     "release/model.safetensors": lambda path: open_source(path.parent),
-    "gpt2/vocab.json": use_tokenizer, "gpt2/merges.txt": use_tokenizer, f"ckpt/{CKPT_FILE}": read_ckpt,
-    "table.json": read_rank_table, "hccn.conf": read_hccn_conf, "hosts": read_hosts,
-    "lock": lambda path: str(read_record(path)), "serve.pid": read_pid,
+    "gpt2/vocab.json": use_tokenizer,
+    "gpt2/merges.txt": use_tokenizer,
+    f"ckpt/{CKPT_FILE}": read_ckpt,
+    "table.json": read_rank_table,
+    "hccn.conf": read_hccn_conf,
+    "hosts": read_hosts,
+    "lock": lambda path: str(read_record(path)),
+    "serve.pid": read_pid,
     "record.json": lambda path: read_json(path, "the record", _Record),
 }
 
@@ -168,9 +202,15 @@ def damaged_json(draw, text: str) -> bytes:
     place = draw(st.sampled_from(places(value)))
     kind = draw(st.sampled_from(["replace", "replace", "remove", "double", "deep", "digits", "surrogate"]))
     if kind == "remove" and place:
-        value = changed(value, place[:-1], lambda parent: type(parent)(
-            {key: item for key, item in parent.items() if key != place[-1]} if isinstance(parent, dict)
-            else [item for number, item in enumerate(parent) if number != place[-1]]))
+        value = changed(
+            value,
+            place[:-1],
+            lambda parent: type(parent)(
+                {key: item for key, item in parent.items() if key != place[-1]}
+                if isinstance(parent, dict)
+                else [item for number, item in enumerate(parent) if number != place[-1]]
+            ),
+        )
     elif kind == "replace":
         hostile = draw(st.sampled_from(HOSTILE))
         value = changed(value, place, lambda _: hostile)
@@ -190,16 +230,20 @@ def damaged_bytes(draw, content: bytes) -> bytes:
         if kind == "flip" and changed_content:
             changed_content[place] ^= 1 << draw(st.integers(0, 7))
         elif kind == "cut":
-            del changed_content[place:place + draw(st.integers(1, 1000))]
+            del changed_content[place : place + draw(st.integers(1, 1000))]
         elif kind == "repeat":
-            changed_content[place:place] = changed_content[place:place + 100]
+            changed_content[place:place] = changed_content[place : place + 100]
         else:
-            changed_content[place:place] = draw(st.sampled_from([b"\0", b"\xff", b"[" * 5000, b"9" * 5000, b"&a [*a]", b"\n", b"- "]))
+            changed_content[place:place] = draw(
+                st.sampled_from([b"\0", b"\xff", b"[" * 5000, b"9" * 5000, b"&a [*a]", b"\n", b"- "])
+            )
     return bytes(changed_content)
 
 
 @pytest.mark.parametrize("name", READERS)
-@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(
+    "examples", [EXAMPLES, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])]
+)
 def test_a_damaged_file_gives_its_value_or_one_line(name, examples, files):
     path = files / name
     good = path.read_bytes()
@@ -210,8 +254,9 @@ def test_a_damaged_file_gives_its_value_or_one_line(name, examples, files):
     if name.endswith(".jsonl"):
         damages |= damaged_json(good.decode().splitlines()[-1]).map(lambda line: good + line + b"\n")
 
-    @settings(max_examples=examples, deadline=None, derandomize=True, database=None,
-              suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(damages)
     def check(content: bytes) -> None:
         path.write_bytes(content)
@@ -237,7 +282,8 @@ def test_one_damaged_status_does_not_hide_the_other_runs(files, tmp_path):
     found = {run.name: run for run in list_runs(tmp_path)}
     assert {name: run.state for name, run in found.items()} == {"a": "finished", "b": "damaged", "c": "damaged"}
     assert found["a"].step == 6 and found["b"].reason.endswith(
-        "status.json: the run's status: step is 'x'; it should be a valid integer: remove it if the run has ended")
+        "status.json: the run's status: step is 'x'; it should be a valid integer: remove it if the run has ended"
+    )
 
 
 def test_damaged_events_are_skipped_and_counted(files, tmp_path):

@@ -20,13 +20,74 @@ import pytest
 from tests.serve.running import running
 
 ASKED = {"prompt": "春天来了，", "max_tokens": 12, "temperature": 0.8, "seed": 7}
-FIELDS = ("prompt", "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n", "stop", "stream", "logprobs", "echo", "model",
-          "suffix", "best_of", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "user", "instances", "unknown")
-VALUES = (None, True, -1, 0, 10**400, 1e-320, 1e308, float("nan"), float("inf"), "", "x" * 30_000, "\ud800", "\0", "\u202e",
-          [], [[]], {}, {"a": {"b": []}}, [None], ["x"] * 5000, {str(index): 100 for index in range(3000)}, [10**9], "9" * 5000)
-PATHS = ("/v1/completions", "/v1/models", "/v1/models/../../etc/passwd", "/v1/chat/completions", "/v1/models/debug:predict",
-         "/healthz", "/metrics", "/gradio_api/file=/etc/passwd", "/gradio_api/run/predict", "/gradio_api/upload", "/gradio_api/queue/join",
-         "/%2e%2e/%2e%2e/etc/passwd", "/\x7f", "/" + "a" * 9000, "//", "/static/../../x", "/gradio_api/queue/data?session_hash=x")
+FIELDS = (
+    "prompt",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "n",
+    "stop",
+    "stream",
+    "logprobs",
+    "echo",
+    "model",
+    "suffix",
+    "best_of",
+    "frequency_penalty",
+    "presence_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "user",
+    "instances",
+    "unknown",
+)
+VALUES = (
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e-320,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "x" * 30_000,
+    "\ud800",
+    "\0",
+    "\u202e",
+    [],
+    [[]],
+    {},
+    {"a": {"b": []}},
+    [None],
+    ["x"] * 5000,
+    {str(index): 100 for index in range(3000)},
+    [10**9],
+    "9" * 5000,
+)
+PATHS = (
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/../../etc/passwd",
+    "/v1/chat/completions",
+    "/v1/models/debug:predict",
+    "/healthz",
+    "/metrics",
+    "/gradio_api/file=/etc/passwd",
+    "/gradio_api/run/predict",
+    "/gradio_api/upload",
+    "/gradio_api/queue/join",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "/\x7f",
+    "/" + "a" * 9000,
+    "//",
+    "/static/../../x",
+    "/gradio_api/queue/data?session_hash=x",
+)
 METHODS = ("GET", "POST", "PUT", "DELETE", "OPTIONS", "HEAD", "PATCH", "TRACE", "BREW")
 
 
@@ -38,7 +99,9 @@ class Attacker:
         self.draw = random.Random(seed)
 
     def attack(self) -> None:
-        kind = self.draw.choice((self.values, self.values, self.json, self.http, self.path, self.cut_stream, self.cut_upload))
+        kind = self.draw.choice(
+            (self.values, self.values, self.json, self.http, self.path, self.cut_stream, self.cut_upload)
+        )
         with contextlib.suppress(OSError):  # the server may close at any time; it may not die
             kind()
 
@@ -58,16 +121,33 @@ class Attacker:
 
     def http(self) -> None:
         """What is hardly HTTP."""
-        self.send(self.draw.choice((
-            b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
-            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: y\r\n" * 2000 + b"\r\n", self.draw.randbytes(300))))
+        self.send(
+            self.draw.choice(
+                (
+                    b"\x16\x03\x01\x02\x00\x01\x00",
+                    b"GET\r\n\r\n",
+                    b"GET / HTTP/9.9\r\n\r\n",
+                    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: -5\r\n\r\n",
+                    b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+                    b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n" + b"X: y\r\n" * 2000 + b"\r\n",
+                    self.draw.randbytes(300),
+                )
+            )
+        )
 
     def path(self) -> None:
         """Any method on any path, with any host and origin."""
-        headers = self.draw.choice(("", "Host: evil.example\r\n", "Origin: http://[\r\n", "Cookie: \xff=1\r\n",
-                                    "Authorization: Bearer \xc3\xa9\r\n", "X-Forwarded-For: " + "1.1.1.1, " * 500 + "\r\n"))
+        headers = self.draw.choice(
+            (
+                "",
+                "Host: evil.example\r\n",
+                "Origin: http://[\r\n",
+                "Cookie: \xff=1\r\n",
+                "Authorization: Bearer \xc3\xa9\r\n",
+                "X-Forwarded-For: " + "1.1.1.1, " * 500 + "\r\n",
+            )
+        )
         head = f"{self.draw.choice(METHODS)} {self.draw.choice(PATHS)} HTTP/1.1\r\nHost: 127.0.0.1\r\n{headers}Content-Length: 2\r\n\r\n{{}}"
         self.send(head.encode("latin-1"))
 
@@ -79,15 +159,17 @@ class Attacker:
     def cut_upload(self) -> None:
         """A body that ends before its end, or never comes."""
         body = json.dumps(ASKED).encode()
-        self.send(self.head(len(body) + 500) + body[:self.draw.randrange(len(body))], read=0)
+        self.send(self.head(len(body) + 500) + body[: self.draw.randrange(len(body))], read=0)
 
     def post(self, body: bytes, read: int = 65536) -> None:
         self.send(self.head(len(body)) + body, read)
 
     @staticmethod
     def head(length: int) -> bytes:
-        return (f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {length}\r\nConnection: close\r\n\r\n").encode()
+        return (
+            f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {length}\r\nConnection: close\r\n\r\n"
+        ).encode()
 
     def send(self, content: bytes, read: int = 65536) -> None:
         with socket.create_connection(self.address, timeout=20) as connection:

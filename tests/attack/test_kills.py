@@ -24,14 +24,23 @@ from pangu_lab.runs.status import read_status
 from pangu_lab.train import train
 
 ROOT = Path(__file__).resolve().parents[2]
-START = ("import sys\nfrom pangu_lab.presets import load_yaml\nfrom pangu_lab.train import train\n"
-         "train(load_yaml(sys.argv[1]), sys.argv[2])")
+START = (
+    "import sys\nfrom pangu_lab.presets import load_yaml\nfrom pangu_lab.train import train\n"
+    "train(load_yaml(sys.argv[1]), sys.argv[2])"
+)
 
 
 def undisturbed(debug_config, folder: Path, steps: int) -> Path:
     """A folder with the settings, and a run that nobody kills."""
-    config = debug_config.replace(**{"train.steps": steps, "train.checkpoint_every": 5, "train.eval_every": 50,
-                                     "train.log_every": 1, "train.keep_checkpoints": 2})
+    config = debug_config.replace(
+        **{
+            "train.steps": steps,
+            "train.checkpoint_every": 5,
+            "train.eval_every": 50,
+            "train.log_every": 1,
+            "train.keep_checkpoints": 2,
+        }
+    )
     train(config, folder / "run")
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     return folder
@@ -58,11 +67,19 @@ def test_a_training_killed_again_and_again_ends_as_one_that_never_was(debug_conf
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     killed = 0
     while killed < kills:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
         before = len(losses(run)) if (run / "events.jsonl").exists() else 0
-        wanted, deadline = before + moments.randrange(0, max(2, steps // kills)), time.monotonic() + moments.uniform(0, 120)
-        while process.poll() is None and time.monotonic() < deadline and (
-                not (run / "events.jsonl").exists() or len(losses(run)) < wanted):
+        wanted, deadline = (
+            before + moments.randrange(0, max(2, steps // kills)),
+            time.monotonic() + moments.uniform(0, 120),
+        )
+        while (
+            process.poll() is None
+            and time.monotonic() < deadline
+            and (not (run / "events.jsonl").exists() or len(losses(run)) < wanted)
+        ):
             time.sleep(moments.uniform(0.01, 0.1))
         if process.poll() is not None:
             assert process.returncode == 0, process.stderr.read()

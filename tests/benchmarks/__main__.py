@@ -15,11 +15,19 @@ import sys
 
 from tests.benchmarks.table import keep
 
-PARTS = {"train": "tests.benchmarks.train_speed", "decode": "tests.benchmarks.decode_speed",
-         "prepare": "tests.benchmarks.prepare_speed", "c3": "tests.benchmarks.c3_speed", "moe": "tests.benchmarks.moe_speed",
-         "parallel": "tests.benchmarks.parallel_speed", "recompute": "tests.benchmarks.recompute_memory",
-         "serve": "tests.benchmarks.serve_speed", "wait": "tests.benchmarks.waiting_speed",
-         "monitor": "tests.benchmarks.monitor_speed", "learning": "tests.benchmarks.learning"}
+PARTS = {
+    "train": "tests.benchmarks.train_speed",
+    "decode": "tests.benchmarks.decode_speed",
+    "prepare": "tests.benchmarks.prepare_speed",
+    "c3": "tests.benchmarks.c3_speed",
+    "moe": "tests.benchmarks.moe_speed",
+    "parallel": "tests.benchmarks.parallel_speed",
+    "recompute": "tests.benchmarks.recompute_memory",
+    "serve": "tests.benchmarks.serve_speed",
+    "wait": "tests.benchmarks.waiting_speed",
+    "monitor": "tests.benchmarks.monitor_speed",
+    "learning": "tests.benchmarks.learning",
+}
 
 
 def main() -> int:
@@ -31,7 +39,9 @@ def main() -> int:
     if importlib.util.find_spec("torch") is None:
         print("The peers are not installed: make bench installs them, or pip install -e '.[bench]'", file=sys.stderr)
         return 2
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; ratio above 1: we are quicker")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; ratio above 1: we are quicker"
+    )
     results = {}
     for part in args.parts or PARTS:
         if importlib.util.find_spec(PARTS[part]) is None:
@@ -41,8 +51,11 @@ def main() -> int:
             if "told" in found:
                 print(f"{name:<28} {found['told']}", flush=True)
                 continue
-            print(f"{name:<28} ours {found['ours_seconds']:8.3f} s   peer {found['peer_seconds']:8.3f} s   "
-                  f"ratio {found['ratio']:.2f}", flush=True)
+            print(
+                f"{name:<28} ours {found['ours_seconds']:8.3f} s   peer {found['peer_seconds']:8.3f} s   "
+                f"ratio {found['ratio']:.2f}",
+                flush=True,
+            )
     if args.keep:
         keep(results)
     print(json.dumps(results))

@@ -32,9 +32,14 @@ def questions() -> tuple[str, list[Question]]:
 
     [file] = [path for path in sample_files("train") if path.stem == "dialogues"]
     blocks = [block for block in file.read_text(encoding="utf-8").split("\n\n") if block.strip()]
-    return "c3 sample", [Question(str(number), {"question": "他们在说什么?", "passage": block.replace("\n", "")},
-                                  tuple(block[start:start + 5].replace("\n", "") for start in (0, 10, 20, 30)))
-                         for number, block in enumerate(blocks)]
+    return "c3 sample", [
+        Question(
+            str(number),
+            {"question": "他们在说什么?", "passage": block.replace("\n", "")},
+            tuple(block[start : start + 5].replace("\n", "") for start in (0, 10, 20, 30)),
+        )
+        for number, block in enumerate(blocks)
+    ]
 
 
 def model():
@@ -64,10 +69,10 @@ def padded_scorer(config, weights, scorer):
     def score(context: str, continuation: str) -> float:
         pair = scorer.encode(context, continuation, "continuation")
         ids = np.zeros((2, POSITIONS), np.int32)
-        ids[0, :len(pair.inputs)] = pair.inputs
-        ids[1, :len(pair.inputs)] = pair.ids[1:]
+        ids[0, : len(pair.inputs)] = pair.inputs
+        ids[1, : len(pair.inputs)] = pair.ids[1:]
         logprobs = network(Tensor(ids[:1]), positions, Tensor(ids[1:])).asnumpy()
-        return float(logprobs[pair.start - 1:len(pair.ids) - 1].mean())
+        return float(logprobs[pair.start - 1 : len(pair.ids) - 1].mean())
 
     return score
 
@@ -100,11 +105,17 @@ def run(rounds: int = 7) -> dict[str, dict]:
         mine = _seconds(lambda: ours(part)) / len(part) * 100
         pairs.append((mine, _seconds(lambda: theirs(few)) / len(few) * 100))
     mine, other = statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
-    return {f"{name} (100 questions)": {
-        "ours_seconds": mine, "peer_seconds": other, "ratio": statistics.median(b / a for a, b in pairs),
-        "rounds": rounds,
-        "ours": {"questions_per_second": 100 / mine, "first_600_with_compiling_seconds": compiling},
-        "peer": {"questions_per_second": 100 / other}, "largest_difference": difference}}
+    return {
+        f"{name} (100 questions)": {
+            "ours_seconds": mine,
+            "peer_seconds": other,
+            "ratio": statistics.median(b / a for a, b in pairs),
+            "rounds": rounds,
+            "ours": {"questions_per_second": 100 / mine, "first_600_with_compiling_seconds": compiling},
+            "peer": {"questions_per_second": 100 / other},
+            "largest_difference": difference,
+        }
+    }
 
 
 def _seconds(work) -> float:

@@ -18,7 +18,12 @@ import time
 from pathlib import Path
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, POSITIONS = 12, 768, 12, 40_000, 1024
-WORK = {"decode": (64, 64), "first token": (512, 1), "batch of 8": (64, 64), "steps of 8": (64, 65)}  # prompt, new tokens
+WORK = {
+    "decode": (64, 64),
+    "first token": (512, 1),
+    "batch of 8": (64, 64),
+    "steps of 8": (64, 65),
+}  # prompt, new tokens
 THREADS = 2
 
 
@@ -48,8 +53,13 @@ def ours(kind: str, work: str) -> None:
     write()
     seconds = write()
     weights = {"int8": 1, "float16": 2, "bfloat16": 2}.get(kind, 4) * (12 * LAYERS * HIDDEN**2 + VOCABULARY * HIDDEN)
-    serve(write, load_and_first_seconds=round(first, 2), mindspore=ms.__version__,
-          weights_gb_a_second=round(weights * new / seconds / 1e9, 1), memory_gb_a_second=round(_memory_speed(), 1))
+    serve(
+        write,
+        load_and_first_seconds=round(first, 2),
+        mindspore=ms.__version__,
+        weights_gb_a_second=round(weights * new / seconds / 1e9, 1),
+        memory_gb_a_second=round(_memory_speed(), 1),
+    )
 
 
 def _memory_speed() -> float:
@@ -100,15 +110,28 @@ def peer(work: str) -> None:
 
     prompt, new = WORK[work]
     torch.manual_seed(0)
-    config = transformers.GPT2Config(vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=HIDDEN, n_layer=LAYERS,
-                                     n_head=HEADS, bos_token_id=1, eos_token_id=None)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=POSITIONS,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        bos_token_id=1,
+        eos_token_id=None,
+    )
     model = transformers.GPT2LMHeadModel(config).eval()
     ids = torch.arange(100, 100 + prompt)[None]
 
     @torch.inference_mode()
     def write() -> None:
-        made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new,
-                              do_sample=False, pad_token_id=0)
+        made = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+        )
         assert made.shape[1] == prompt + new
 
     write()
@@ -121,11 +144,17 @@ def run(rounds: int = 7) -> dict:
 
     result = {}
     for work in ("batch of 8", "steps of 8"):
-        result[f"{work}, engine"] = compare(Program("ours", __name__, "ours", "engine", work),
-                                            Program("one after the other", __name__, "ours", "in turn", work), rounds)
+        result[f"{work}, engine"] = compare(
+            Program("ours", __name__, "ours", "engine", work),
+            Program("one after the other", __name__, "ours", "in turn", work),
+            rounds,
+        )
     for kind, work in (("engine", "decode"), ("bundle", "decode"), ("int8", "decode"), ("engine", "first token")):
-        found = compare(Program(f"ours, {kind}", __name__, "ours", kind, work),
-                        Program("transformers", __name__, "peer", work), rounds)
+        found = compare(
+            Program(f"ours, {kind}", __name__, "ours", kind, work),
+            Program("transformers", __name__, "peer", work),
+            rounds,
+        )
         if work == "decode":
             found["ours_tokens_per_second"] = round(WORK[work][1] / found["ours_seconds"], 1)
             found["peer_tokens_per_second"] = round(WORK[work][1] / found["peer_seconds"], 1)

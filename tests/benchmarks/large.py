@@ -40,7 +40,7 @@ def make(folder: Path, preset_name: str) -> dict:
     def value(spec):
         if spec.init != "normal":
             return np.full(spec.shape, spec.init == "ones", np.float32)
-        return np.resize(pool[rng.integers(0, 1 << 20):], spec.shape) * np.float32(spec.std)
+        return np.resize(pool[rng.integers(0, 1 << 20) :], spec.shape) * np.float32(spec.std)
 
     specs = parameter_specs(preset(preset_name).model)
     write_ckpt(folder / "release.ckpt", ((name, value(spec)) for name, spec in specs.items()))
@@ -91,8 +91,12 @@ def _write(source: Path, out: Path) -> dict:
     seconds = time.perf_counter() - compiled
     assert len(done.ids) == TOKENS
     out.write_text(json.dumps(done.ids))
-    return {"load_seconds": round(loaded - started, 1), "compile_seconds": round(compiled - loaded, 1),
-            "tokens": TOKENS, "tokens_per_second": round(TOKENS / seconds, 2)}
+    return {
+        "load_seconds": round(loaded - started, 1),
+        "compile_seconds": round(compiled - loaded, 1),
+        "tokens": TOKENS,
+        "tokens_per_second": round(TOKENS / seconds, 2),
+    }
 
 
 STAGES = {"make": make, "convert": convert, "generate": generate, "export": export, "bundle": bundle}
@@ -100,8 +104,17 @@ STAGES = {"make": make, "convert": convert, "generate": generate, "export": expo
 
 def run_stage(name: str, folder: Path, preset_name: str) -> dict:
     """One stage in a process of its own; seconds, peak memory, and what it tells."""
-    command = [sys.executable, "-m", "tests.benchmarks.large", "--inside", "--folder", str(folder), "--preset",
-               preset_name, name]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.large",
+        "--inside",
+        "--folder",
+        str(folder),
+        "--preset",
+        preset_name,
+        name,
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "GLOG_v": "3"})
     if done.returncode:
         sys.exit(f"{name} failed; {folder} is left as it is")
@@ -126,9 +139,11 @@ def main() -> int:
     results = {}
     for name in args.stages or STAGES:
         results[name] = run_stage(name, folder, args.preset)
-        print(f"{name:<10} {results[name]['seconds']:7.1f} s   peak {results[name]['peak_gib']:6.2f} GiB   "
-              + ", ".join(f"{key} {value}" for key, value in results[name].items() if key not in ("seconds", "peak_gib")),
-              flush=True)
+        print(
+            f"{name:<10} {results[name]['seconds']:7.1f} s   peak {results[name]['peak_gib']:6.2f} GiB   "
+            + ", ".join(f"{key} {value}" for key, value in results[name].items() if key not in ("seconds", "peak_gib")),
+            flush=True,
+        )
     if not args.stages:
         shutil.rmtree(folder)
     print(json.dumps({"preset": args.preset, **results}))

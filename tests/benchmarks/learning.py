@@ -34,19 +34,46 @@ FOLDER = Path("runs", "learning")
 
 def prepared(collection: Path, folder: Path) -> None:
     """The data sets `train` and `heldout` in the folder, and their records as arrays for the peer."""
+
     def command(*words: object) -> None:
-        subprocess.run([Path(sys.executable).with_name("pangu-lab"), *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [Path(sys.executable).with_name("pangu-lab"), *map(str, words)], check=True, stdout=subprocess.DEVNULL
+        )
 
     poems, tokenizer = folder / "poems", folder / "tokenizer"
     if not poems.exists():
         command("corpus", "verse", "--from", collection, "--out", poems)
     if not tokenizer.exists():
-        command("tokenizer", "train", "--kind", "char", "--vocab-size", VOCAB, "--input", poems / "train.jsonl",
-                "--template", TEMPLATE, "--out", tokenizer)
+        command(
+            "tokenizer",
+            "train",
+            "--kind",
+            "char",
+            "--vocab-size",
+            VOCAB,
+            "--input",
+            poems / "train.jsonl",
+            "--template",
+            TEMPLATE,
+            "--out",
+            tokenizer,
+        )
     for side in ("train", "heldout"):
         if not (folder / side).exists():
-            command("prepare", "--input", poems / f"{side}.jsonl", "--template", TEMPLATE, "--tokenizer", tokenizer,
-                    "--seq-length", SEQ + 1, "--whole-documents", "--out", folder / side)
+            command(
+                "prepare",
+                "--input",
+                poems / f"{side}.jsonl",
+                "--template",
+                TEMPLATE,
+                "--tokenizer",
+                tokenizer,
+                "--seq-length",
+                SEQ + 1,
+                "--whole-documents",
+                "--out",
+                folder / side,
+            )
     command_of(folder, "arrays")
 
 
@@ -60,7 +87,7 @@ def arrays(folder: Path) -> None:
         dataset = open_dataset(folder / side)
         batches = list(dataset.batches(BATCH, seed=0, shuffle=False, epochs=1))
         for name, kind in (("inputs", np.int16), ("labels", np.int16), ("weights", bool)):
-            rows = np.concatenate([getattr(batch, name) for batch in batches])[:len(dataset)]
+            rows = np.concatenate([getattr(batch, name) for batch in batches])[: len(dataset)]
             np.save(folder / f"{side}_{name}.npy", rows.astype(kind))
     print(json.dumps({"characters_per_token": dataset.characters_per_token}))
 
@@ -73,8 +100,9 @@ def ours(folder: Path, minutes: float) -> dict:
 
     def trained(name: str, steps: int) -> float:
         run = folder / name
-        config = preset("verse").replace(**{
-            "data.path": str(folder / "train"), "train.steps": steps, "train.checkpoint_every": steps})
+        config = preset("verse").replace(
+            **{"data.path": str(folder / "train"), "train.steps": steps, "train.checkpoint_every": steps}
+        )
         shutil.rmtree(run, ignore_errors=True)
         started = time.process_time()
         train(config, run, resume=False)
@@ -117,7 +145,9 @@ def gpt2():
             self.blocks, self.norm = nn.ModuleList([Block() for _ in range(LAYERS)]), nn.LayerNorm(HIDDEN, bias=False)
             for name, weight in self.named_parameters():
                 if weight.dim() > 1:
-                    nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * LAYERS) if "out." in name or "down." in name else 1))
+                    nn.init.normal_(
+                        weight, std=0.02 / (math.sqrt(2 * LAYERS) if "out." in name or "down." in name else 1)
+                    )
 
         def forward(self, ids):
             x = self.words(ids) + self.places.weight
@@ -138,8 +168,11 @@ def peer(folder: Path, minutes: float) -> dict:
     from torch.nn import functional
 
     torch.set_num_threads(1)
-    data = {name: np.load(folder / f"{name}.npy") for side in ("train", "heldout")
-            for name in (f"{side}_inputs", f"{side}_labels", f"{side}_weights")}
+    data = {
+        name: np.load(folder / f"{name}.npy")
+        for side in ("train", "heldout")
+        for name in (f"{side}_inputs", f"{side}_labels", f"{side}_weights")
+    }
 
     def batch(side: str, rows) -> tuple:
         found = (torch.from_numpy(data[f"{side}_{name}"][rows]) for name in ("inputs", "labels", "weights"))
@@ -156,15 +189,20 @@ def peer(folder: Path, minutes: float) -> dict:
         rng = np.random.default_rng(0)
         model = gpt2()
         forward = torch.compile(model) if compiled else model
-        groups = [{"params": [w for w in model.parameters() if (w.dim() > 1) == decay], "weight_decay": 0.1 * decay}
-                  for decay in (True, False)]
+        groups = [
+            {"params": [w for w in model.parameters() if (w.dim() > 1) == decay], "weight_decay": 0.1 * decay}
+            for decay in (True, False)
+        ]
         optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
         order, records = np.empty(0, int), len(data["train_inputs"])
         for step in range(steps):
             if step == first:
                 started = time.process_time()
-            rate = 1e-3 * (step + 1) / 100 if step < 100 else \
-                1e-4 + 0.45e-3 * (1 + math.cos(math.pi * (step - 100) / max(1, steps - 100)))
+            rate = (
+                1e-3 * (step + 1) / 100
+                if step < 100
+                else 1e-4 + 0.45e-3 * (1 + math.cos(math.pi * (step - 100) / max(1, steps - 100)))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = rate
             if len(order) < BATCH:
@@ -176,7 +214,11 @@ def peer(folder: Path, minutes: float) -> dict:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if step % 100 == 0:
-                print(f"peer, {minutes:g} minutes: step {step} of {steps}, loss {loss.item():.3f}", file=sys.stderr, flush=True)
+                print(
+                    f"peer, {minutes:g} minutes: step {step} of {steps}, loss {loss.item():.3f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
         return model, time.process_time() - started
 
     first = 5
@@ -198,9 +240,20 @@ def command_of(folder: Path, *words: object) -> dict:
 
 def _started(folder: Path, *words: object) -> subprocess.Popen:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOG_v": "3"}
-    return subprocess.Popen([sys.executable, "-m", __name__ if __name__ != "__main__" else "tests.benchmarks.learning",
-                             "--folder", str(folder), "--part", *map(str, words)],
-                            stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            __name__ if __name__ != "__main__" else "tests.benchmarks.learning",
+            "--folder",
+            str(folder),
+            "--part",
+            *map(str, words),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
 
 
 def _said(process: subprocess.Popen) -> dict:
@@ -213,8 +266,10 @@ def _said(process: subprocess.Popen) -> dict:
 def run(rounds: int = 1, minutes: tuple[float, ...] = (6, 30), collection: Path = DATA, folder: Path = FOLDER) -> dict:
     """Bits per held-out character of both after the minutes, and of ours after a share of them."""
     if not collection.exists():
-        print(f"learning: no collection of verse at {collection} (PANGU_LAB_DATA names the folder above it): left out",
-              file=sys.stderr)
+        print(
+            f"learning: no collection of verse at {collection} (PANGU_LAB_DATA names the folder above it): left out",
+            file=sys.stderr,
+        )
         return {}
     from pangu_lab.data import open_dataset
     from pangu_lab.runs.units import bits_per_character
@@ -231,7 +286,11 @@ def run(rounds: int = 1, minutes: tuple[float, ...] = (6, 30), collection: Path 
         theirs["bits"] = bits_per_character(theirs["loss"], characters)
         found[f"learning, {budget:g} minutes"] = {
             "told": f"bits a character: ours {whole['bits']:.3f}, after {short['minutes']:.1f} minutes {short['bits']:.3f}; "
-                    f"peer {theirs['bits']:.3f}", "ours": whole, "ours_early": short, "peer": theirs}
+            f"peer {theirs['bits']:.3f}",
+            "ours": whole,
+            "ours_early": short,
+            "peer": theirs,
+        }
     return found
 
 

@@ -33,7 +33,10 @@ def measured() -> tuple[dict[int, str], float]:
     """Step → row; and the training loss at the last step, smoothed as the curves are."""
     rows = {}
     for run, steps in RUNS.items():
-        curves, kept = read_curves(run), {int(path.name.split("-")[1]): path for path in list_checkpoints(run / "checkpoints")}
+        curves, kept = (
+            read_curves(run),
+            {int(path.name.split("-")[1]): path for path in list_checkpoints(run / "checkpoints")},
+        )
         evals = {event["step"]: event for event in curves.evals}
         for step in steps:
             text = str(PanguLM.load(kept[step]).generate(PROMPT, **SETTINGS)) if step else ""
@@ -45,7 +48,12 @@ def measured() -> tuple[dict[int, str], float]:
 def with_rows(text: str, rows: dict[int, str]) -> str:
     """``text`` with the rows of these steps in the place of those that it has."""
     for step, new in rows.items():
-        text, count = re.subn(rf"^\| [\d.]+ \| \d+ \| [\d.]+ \| {step} \| (?:.*?(?<!\\))??\|(?= )", lambda _: new, text, flags=re.MULTILINE)
+        text, count = re.subn(
+            rf"^\| [\d.]+ \| \d+ \| [\d.]+ \| {step} \| (?:.*?(?<!\\))??\|(?= )",
+            lambda _: new,
+            text,
+            flags=re.MULTILINE,
+        )
         assert count == 1, f"step {step} has no row"
     return text
 

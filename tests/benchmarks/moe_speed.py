@@ -26,15 +26,20 @@ def trained(name: str, *overrides: str) -> None:
     trainer.build(starting_values(config))
     for _ in range(3):
         trainer.train_batch(made)
-    serve(lambda: trainer.train_batch(made)["seconds"], parameters=config.model.num_parameters,
-          active=config.model.active_parameters)
+    serve(
+        lambda: trainer.train_batch(made)["seconds"],
+        parameters=config.model.num_parameters,
+        active=config.model.active_parameters,
+    )
 
 
 def run(rounds: int = 9) -> dict:
     """Seconds a step of both, and dense seconds / mixture seconds."""
     from tests.benchmarks.turns import Program, compare
 
-    return {"moe tiny step": compare(Program("tiny_moe", __name__, "tiny_moe"), Program("tiny", __name__, "tiny"), rounds)}
+    return {
+        "moe tiny step": compare(Program("tiny_moe", __name__, "tiny_moe"), Program("tiny", __name__, "tiny"), rounds)
+    }
 
 
 if __name__ == "__main__":

@@ -18,8 +18,21 @@ STEPS, LIMIT_SECONDS = 100_000, 0.005
 
 
 def _line(step: int) -> str:
-    return json.dumps({"v": 1, "kind": "step", "time": 1e9 + step, "step": step, "loss": 3.0, "lr": 1e-3,
-                       "tokens": 256 * step, "tokens_per_second": 1000.0}) + "\n"
+    return (
+        json.dumps(
+            {
+                "v": 1,
+                "kind": "step",
+                "time": 1e9 + step,
+                "step": step,
+                "loss": 3.0,
+                "lr": 1e-3,
+                "tokens": 256 * step,
+                "tokens_per_second": 1000.0,
+            }
+        )
+        + "\n"
+    )
 
 
 def run(rounds: int = 7) -> dict[str, dict]:
@@ -43,5 +56,11 @@ def run(rounds: int = 7) -> dict[str, dict]:
             peer.append(time.process_time() - started)
         monitor.close()
     mine, theirs = statistics.median(ours), statistics.median(peer)
-    return {"monitor, a point at 100,000": {"ours_seconds": mine, "peer_seconds": theirs, "ratio": theirs / mine,
-                                            "within_limit": mine < LIMIT_SECONDS}}
+    return {
+        "monitor, a point at 100,000": {
+            "ours_seconds": mine,
+            "peer_seconds": theirs,
+            "ratio": theirs / mine,
+            "within_limit": mine < LIMIT_SECONDS,
+        }
+    }

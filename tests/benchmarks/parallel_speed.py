@@ -26,10 +26,19 @@ def configuration(layout: str):
     from tests.benchmarks.train_speed import SIZES
 
     layers, hidden, heads, seq, batch, vocab = SIZES["yardstick"]
-    return preset("small").replace(**{
-        "model.num_layers": layers, "model.hidden_size": hidden, "model.num_heads": heads, "model.vocab_size": vocab,
-        "model.num_positions": seq, "data.seq_length": seq, "data.batch_size": batch, "model.dropout_rate": 0.0,
-        **LAYOUTS[layout]})
+    return preset("small").replace(
+        **{
+            "model.num_layers": layers,
+            "model.hidden_size": hidden,
+            "model.num_heads": heads,
+            "model.vocab_size": vocab,
+            "model.num_positions": seq,
+            "data.seq_length": seq,
+            "data.batch_size": batch,
+            "model.dropout_rate": 0.0,
+            **LAYOUTS[layout],
+        }
+    )
 
 
 def random_batch(config):
@@ -41,8 +50,14 @@ def random_batch(config):
     data = config.parallel.data
     rows, seq, vocab = config.data.batch_size // data, config.data.seq_length, config.model.vocab_size
     ids, labels = np.random.default_rng(0).integers(0, vocab, (2, rows, seq)).astype(np.int32)
-    return Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (rows, 1)), np.ones((rows, seq), np.float32),
-                 np.arange(rows, dtype=np.int32), float(rows * seq * data))
+    return Batch(
+        ids,
+        labels,
+        np.tile(np.arange(seq, dtype=np.int32), (rows, 1)),
+        np.ones((rows, seq), np.float32),
+        np.arange(rows, dtype=np.int32),
+        float(rows * seq * data),
+    )
 
 
 def measured(run: Path, place) -> str:
@@ -152,14 +167,23 @@ def run(rounds: int = 3) -> dict:
         ours = [entry["seconds"] for entry in found[layout]]
         tokens = 12 * 256
         result[f"parallel {layout}"] = {
-            "ours_seconds": statistics.median(ours), "peer_seconds": statistics.median(single),
-            "ratio": statistics.median(b / a for a, b in zip(ours, single)), "rounds": rounds,
-            "ours": {"tokens_per_second": round(tokens / statistics.median(ours)),
-                     "share_in_collectives": round(statistics.median(
-                         entry["collectives"] / entry["seconds"] for entry in found[layout]), 3),
-                     **{name: round(statistics.median(entry[name] for entry in found[layout]), 4)
-                        for name in ("sum", "sum_by_all_reduce") if name in found[layout][0]}},
-            "peer": {"tokens_per_second": round(tokens / statistics.median(single))}}
+            "ours_seconds": statistics.median(ours),
+            "peer_seconds": statistics.median(single),
+            "ratio": statistics.median(b / a for a, b in zip(ours, single)),
+            "rounds": rounds,
+            "ours": {
+                "tokens_per_second": round(tokens / statistics.median(ours)),
+                "share_in_collectives": round(
+                    statistics.median(entry["collectives"] / entry["seconds"] for entry in found[layout]), 3
+                ),
+                **{
+                    name: round(statistics.median(entry[name] for entry in found[layout]), 4)
+                    for name in ("sum", "sum_by_all_reduce")
+                    if name in found[layout][0]
+                },
+            },
+            "peer": {"tokens_per_second": round(tokens / statistics.median(single))},
+        }
     return result
 
 

@@ -37,7 +37,7 @@ def texts() -> list[str]:
 def ours(kind: str, *files: str) -> None:
     if kind == "portable":
         os.environ["PANGU_LAB_NATIVE"] = "0"
-    import mindspore.dataset  # noqa: F401  its import is not what is measured
+    import mindspore.dataset
     import mindspore.mindrecord  # noqa: F401
 
     from pangu_lab.data import prepare
@@ -50,8 +50,9 @@ def ours(kind: str, *files: str) -> None:
     def work() -> float:
         tokenizer = load_tokenizer("pangu")
         try:
-            return prepare(list(files), folder / "set", tokenizer, record_length=RECORD_LENGTH,
-                           workers=PROCESSES).seconds
+            return prepare(
+                list(files), folder / "set", tokenizer, record_length=RECORD_LENGTH, workers=PROCESSES
+            ).seconds
         finally:
             shutil.rmtree(folder / "set", ignore_errors=True)
 
@@ -83,11 +84,11 @@ def _peer_write(path: str, stream: list[int]) -> None:
     import numpy as np
     from mindspore.mindrecord import FileWriter
 
-    rows = np.array(stream[:len(stream) // RECORD_LENGTH * RECORD_LENGTH], np.int32).reshape(-1, RECORD_LENGTH)
+    rows = np.array(stream[: len(stream) // RECORD_LENGTH * RECORD_LENGTH], np.int32).reshape(-1, RECORD_LENGTH)
     writer = FileWriter(path)
     writer.add_schema({"input_ids": {"type": "int32", "shape": [-1]}}, "records")
     for begin in range(0, len(rows), 1000):
-        writer.write_raw_data([{"input_ids": row} for row in rows[begin:begin + 1000]])
+        writer.write_raw_data([{"input_ids": row} for row in rows[begin : begin + 1000]])
     writer.commit()
 
 
@@ -122,8 +123,11 @@ def run(rounds: int = 5) -> dict:
     characters = sum(len(Path(name).read_text(encoding="utf-8")) for name in files)
     results = {}
     for kind in ("native", "portable"):
-        found = compare(Program("prepare", __spec__.name, "ours", kind, *files),
-                        Program("peer", __spec__.name, "peer", *files), rounds)
+        found = compare(
+            Program("prepare", __spec__.name, "ours", kind, *files),
+            Program("peer", __spec__.name, "peer", *files),
+            rounds,
+        )
         found["characters"] = characters
         found["ours_characters_per_second"] = round(characters / found["ours_seconds"])
         found["peer_characters_per_second"] = round(characters / found["peer_seconds"])

@@ -9,8 +9,16 @@ from __future__ import annotations
 
 import sys
 
-SIZE = {"model.num_layers": 24, "model.hidden_size": 128, "model.num_heads": 4, "model.vocab_size": 2000,
-        "model.num_positions": 1024, "model.dropout_rate": 0.0, "data.seq_length": 1024, "data.batch_size": 1}
+SIZE = {
+    "model.num_layers": 24,
+    "model.hidden_size": 128,
+    "model.num_heads": 4,
+    "model.vocab_size": 2000,
+    "model.num_positions": 1024,
+    "model.dropout_rate": 0.0,
+    "data.seq_length": 1024,
+    "data.batch_size": 1,
+}
 
 
 def trained(recompute: bool) -> None:
@@ -29,8 +37,12 @@ def trained(recompute: bool) -> None:
     trainer.build(starting_values(config))
     for _ in range(3):
         loss = trainer.train_batch(batch)["loss"]
-    serve(lambda: trainer.train_batch(batch)["seconds"], peak_mb=round(peak_mb()), before_mb=round(before),
-          loss=round(loss, 6))
+    serve(
+        lambda: trainer.train_batch(batch)["seconds"],
+        peak_mb=round(peak_mb()),
+        before_mb=round(before),
+        loss=round(loss, 6),
+    )
 
 
 def run(rounds: int = 3) -> dict:

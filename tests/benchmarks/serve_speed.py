@@ -48,8 +48,13 @@ def _measure(bundle: Path, seconds: float) -> dict:
     problems = [problem for load in loads for problem in load.problems]
     assert not problems, problems
     one, many = loads
-    return {"ours_seconds": 1 / many.tokens_per_second, "peer_seconds": 1 / one.tokens_per_second,
-            "ratio": many.tokens_per_second / one.tokens_per_second, "ours": many.summary(), "peer": one.summary()}
+    return {
+        "ours_seconds": 1 / many.tokens_per_second,
+        "peer_seconds": 1 / one.tokens_per_second,
+        "ratio": many.tokens_per_second / one.tokens_per_second,
+        "ours": many.summary(),
+        "peer": one.summary(),
+    }
 
 
 if __name__ == "__main__":

@@ -9,34 +9,50 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_name("results.json")
 BEGIN, END = "<!-- made by `make bench ARGS=--keep`, not by hand -->\n", "<!-- end of what was made -->\n"
-SIZES = {"yardstick": (6, 384, 256, 12, 8000), "nanogpt-cpu": (4, 128, 64, 12, 8000), "12x768": (12, 768, 512, 2, 40000)}
+SIZES = {
+    "yardstick": (6, 384, 256, 12, 8000),
+    "nanogpt-cpu": (4, 128, 64, 12, 8000),
+    "12x768": (12, 768, 512, 2, 40000),
+}
 PEERS = {"eager": "PyTorch", "torch.compile": "torch.compile"}
 READMES = {
     "README.md": {
-        "head": "| what; beside what | ours | the other | ours is |", "train": "training, {} layers × {}, sequence {}, batch {}, vocabulary {}; {}",
+        "head": "| what; beside what | ours | the other | ours is |",
+        "train": "training, {} layers × {}, sequence {}, batch {}, vocabulary {}; {}",
         "decode, engine": "decode, one sequence, 12 layers × 768, vocabulary 40000; transformers",
         "decode, bundle": "decode from an exported bundle, the same size; transformers",
         "decode, int8": "decode with weights in int8, one sequence, 12 layers × 768, vocabulary 40000; transformers in fp32",
         "batch of 8, engine": "decode, eight sequences at once, the same size; one after the other",
         "steps of 8, engine": "the same, without the time that reading the prompts takes",
-        "first token, engine": "first token of a prompt of 512, the same size; transformers", "peak": " MB at most", "s": " s",
-        "speed": " tokens/s", "as quick": " × as quick"},
+        "first token, engine": "first token of a prompt of 512, the same size; transformers",
+        "peak": " MB at most",
+        "s": " s",
+        "speed": " tokens/s",
+        "as quick": " × as quick",
+    },
     "README.zh-CN.md": {
-        "head": "| 做什么；与谁相比 | 本项目 | 对方 | 本项目的速度是对方的 |", "train": "训练，{} 层 × {}，序列 {}，批大小 {}，词表 {}；{}",
+        "head": "| 做什么；与谁相比 | 本项目 | 对方 | 本项目的速度是对方的 |",
+        "train": "训练，{} 层 × {}，序列 {}，批大小 {}，词表 {}；{}",
         "decode, engine": "逐词生成，单条序列，12 层 × 768，词表 40000；transformers",
         "decode, bundle": "用导出包逐词生成，同样大小；transformers",
         "decode, int8": "用 int8 权重逐词生成，单条序列，12 层 × 768，词表 40000；fp32 的 transformers",
         "batch of 8, engine": "八条序列同时逐词生成，同样大小；逐条生成",
         "steps of 8, engine": "同上，不计读取提示的时间",
-        "first token, engine": "512 个词元的提示到首个词元，同样大小；transformers", "peak": " MB（峰值）", "s": " 秒",
-        "speed": " 词元/秒", "as quick": " 倍"},
+        "first token, engine": "512 个词元的提示到首个词元，同样大小；transformers",
+        "peak": " MB（峰值）",
+        "s": " 秒",
+        "speed": " 词元/秒",
+        "as quick": " 倍",
+    },
 }
 
 
 def keep(found: dict) -> None:
     """Put these results among those that are kept, and make the tables anew."""
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    RESULTS.write_text(json.dumps({**known, **found}, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    RESULTS.write_text(
+        json.dumps({**known, **found}, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+    )
     for name in READMES:
         path = ROOT / name
         path.write_text(with_table(name), encoding="utf-8")
@@ -45,21 +61,30 @@ def keep(found: dict) -> None:
 def with_table(name: str) -> str:
     """The readme's text, its table as the results say."""
     text = (ROOT / name).read_text(encoding="utf-8")
-    return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: BEGIN + "\n" + table(READMES[name]) + "\n" + END, text,
-                  flags=re.DOTALL)
+    return re.sub(
+        re.escape(BEGIN) + ".*?" + re.escape(END),
+        lambda _: BEGIN + "\n" + table(READMES[name]) + "\n" + END,
+        text,
+        flags=re.DOTALL,
+    )
 
 
 def table(words: dict[str, str]) -> str:
     """Markdown, in the order of the words; rows of which nothing is known are left out."""
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     rows = [words["head"], "|---|---|---|---|"]
-    captions = {f"train {size}, {peer}": words["train"].format(*numbers, PEERS[peer])
-                for size, numbers in SIZES.items() for peer in PEERS}
+    captions = {
+        f"train {size}, {peer}": words["train"].format(*numbers, PEERS[peer])
+        for size, numbers in SIZES.items()
+        for peer in PEERS
+    }
     for name, caption in {**captions, **words}.items():
         found = results.get(name)
         if found:
-            rows.append(f"| {caption} | {_side(found, 'ours', words)} | {_side(found, 'peer', words)} | "
-                        f"{found['ratio']:.2f}{words['as quick']} |")
+            rows.append(
+                f"| {caption} | {_side(found, 'ours', words)} | {_side(found, 'peer', words)} | "
+                f"{found['ratio']:.2f}{words['as quick']} |"
+            )
     return "\n".join(rows) + "\n"
 
 

@@ -30,13 +30,27 @@ def first_step(size: str):
 
     ms.set_context(mode=ms.GRAPH_MODE)
     layers, hidden, heads, seq, batch, vocab = SIZES[size]
-    config = preset("small").replace(**{
-        "model.num_layers": layers, "model.hidden_size": hidden, "model.num_heads": heads, "model.vocab_size": vocab,
-        "model.num_positions": seq, "data.seq_length": seq, "data.batch_size": batch})
+    config = preset("small").replace(
+        **{
+            "model.num_layers": layers,
+            "model.hidden_size": hidden,
+            "model.num_heads": heads,
+            "model.vocab_size": vocab,
+            "model.num_positions": seq,
+            "data.seq_length": seq,
+            "data.batch_size": batch,
+        }
+    )
     rng = np.random.default_rng(0)
     ids, labels = rng.integers(0, vocab, (2, batch, seq)).astype(np.int32)
-    made = Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (batch, 1)), np.ones((batch, seq), np.float32),
-                 np.arange(batch, dtype=np.int32), float(batch * seq))
+    made = Batch(
+        ids,
+        labels,
+        np.tile(np.arange(seq, dtype=np.int32), (batch, 1)),
+        np.ones((batch, seq), np.float32),
+        np.arange(batch, dtype=np.int32),
+        float(batch * seq),
+    )
     trainer = Trainer(config, None, [0], None)
     started = time.perf_counter()
     trainer.build(starting_values(config))
@@ -51,8 +65,13 @@ def ours(size: str) -> None:
 
     trainer, made, first = first_step(size)
     trainer.train_batch(made)
-    serve(lambda: trainer.train_batch(made)["seconds"], first_step_seconds=round(first, 2), peak_mb=peak_mb(),
-          kernels=bool(trainer.backend.path), mindspore=ms.__version__)
+    serve(
+        lambda: trainer.train_batch(made)["seconds"],
+        first_step_seconds=round(first, 2),
+        peak_mb=peak_mb(),
+        kernels=bool(trainer.backend.path),
+        mindspore=ms.__version__,
+    )
 
 
 def peak_mb() -> int:
@@ -128,8 +147,11 @@ def run(rounds: int = 7, sizes: tuple[str, ...] = tuple(SIZES)) -> dict:
         tokens = SIZES[size][3] * SIZES[size][4]
         for kind, name in (("peer", "eager"), ("compiled", "torch.compile")):
             found = compare(Program("ours", __name__, "ours", size), Program(name, __name__, kind, size), rounds)
-            result[f"train {size}, {name}"] = {**found, "ours_tokens_per_second": round(tokens / found["ours_seconds"]),
-                                               "peer_tokens_per_second": round(tokens / found["peer_seconds"])}
+            result[f"train {size}, {name}"] = {
+                **found,
+                "ours_tokens_per_second": round(tokens / found["ours_seconds"]),
+                "peer_tokens_per_second": round(tokens / found["peer_seconds"]),
+            }
     return result
 
 

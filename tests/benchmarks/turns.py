@@ -35,8 +35,13 @@ class Program:
     def __init__(self, name: str, module: str, *arguments: str, threads: int = 2):
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GLOG_v": "3", "TOKENIZERS_PARALLELISM": "false"}
         self.name = name
-        self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         self.facts = self._answer()
 
     def _answer(self) -> dict:
@@ -61,7 +66,11 @@ def compare(ours: Program, peer: Program, rounds: int) -> dict:
     pairs = [(ours.work(), peer.work()) for _ in range(rounds)]
     for program in (ours, peer):
         program.close()
-    return {"ours_seconds": statistics.median(pair[0] for pair in pairs),
-            "peer_seconds": statistics.median(pair[1] for pair in pairs),
-            "ratio": statistics.median(pair[1] / pair[0] for pair in pairs), "rounds": rounds,
-            "ours": ours.facts, "peer": peer.facts}
+    return {
+        "ours_seconds": statistics.median(pair[0] for pair in pairs),
+        "peer_seconds": statistics.median(pair[1] for pair in pairs),
+        "ratio": statistics.median(pair[1] / pair[0] for pair in pairs),
+        "rounds": rounds,
+        "ours": ours.facts,
+        "peer": peer.facts,
+    }

@@ -26,8 +26,13 @@ def start(size: str) -> None:
 def seconds(words: list[str], cache: str) -> tuple[float, str]:
     """Of a whole process, and what it printed last."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *words], check=True, stdout=subprocess.PIPE, text=True,
-                          env={**os.environ, "PANGU_LAB_CACHE": cache})
+    done = subprocess.run(
+        [sys.executable, *words],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PANGU_LAB_CACHE": cache},
+    )
     return time.perf_counter() - began, (done.stdout.strip().splitlines() or [""])[-1]
 
 
@@ -43,10 +48,20 @@ def run(rounds: int = 3) -> dict:
             imports.append(seconds(["-c", "import pangu_lab"], cache)[0])
             helps.append(seconds(["-m", "pangu_lab.cli", "--help"], cache)[0])
     one, two, nothing = map(statistics.median, (first, second, bare))
-    found = {"wait second start": (two, one), "wait import": (statistics.median(imports), nothing),
-             "wait --help": (statistics.median(helps), nothing)}
-    return {name: {"ours_seconds": round(ours, 3), "peer_seconds": round(peer, 3), "ratio": round(peer / ours, 2),
-                   "peer": "first start" if "start" in name else "python -c ''"} for name, (ours, peer) in found.items()}
+    found = {
+        "wait second start": (two, one),
+        "wait import": (statistics.median(imports), nothing),
+        "wait --help": (statistics.median(helps), nothing),
+    }
+    return {
+        name: {
+            "ours_seconds": round(ours, 3),
+            "peer_seconds": round(peer, 3),
+            "ratio": round(peer / ours, 2),
+            "peer": "first start" if "start" in name else "python -c ''",
+        }
+        for name, (ours, peer) in found.items()
+    }
 
 
 if __name__ == "__main__":

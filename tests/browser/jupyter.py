@@ -21,8 +21,10 @@ from tests.browser.test_page import open_browser
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSY = "import pathlib, time\nwhile not pathlib.Path('release').exists():\n    time.sleep(0.1)"  # a cell that runs until then
-ERRORS = ".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], " \
-         ".jp-Notebook .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+ERRORS = (
+    ".jp-Notebook .jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr'], "
+    ".jp-Notebook .jp-OutputArea-output[data-mime-type='application/vnd.jupyter.error']"
+)
 
 
 @contextlib.contextmanager
@@ -39,15 +41,37 @@ def jupyter_server(folder: Path, dark: bool = False) -> Iterator[str]:
     tracker.write_text(json.dumps({"windowingMode": "none"}))  # cells far from the window are on the page too
     news = theme.with_name("notification.jupyterlab-settings")
     news.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
-    environment = {**os.environ, "JUPYTER_CONFIG_DIR": str(own / "config"), "JUPYTER_DATA_DIR": str(own / "data"),
-                   "JUPYTER_RUNTIME_DIR": str(own / "runtime"), "JUPYTERLAB_SETTINGS_DIR": str(settings),
-                   "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"), "IPYTHONDIR": str(own / "ipython"),
-                   "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "GLOG_v": "3"}
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_DIR": str(own / "config"),
+        "JUPYTER_DATA_DIR": str(own / "data"),
+        "JUPYTER_RUNTIME_DIR": str(own / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(settings),
+        "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+        "IPYTHONDIR": str(own / "ipython"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "GLOG_v": "3",
+    }
     log = open(own / "server.log", "wb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jupyterlab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root",
-         "--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--LabApp.news_url=", "--expose-app-in-browser"],
-        cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--ip=127.0.0.1",
+            f"--port={port}",
+            "--allow-root",
+            "--IdentityProvider.token=",
+            f"--ServerApp.root_dir={folder}",
+            "--LabApp.news_url=",
+            "--expose-app-in-browser",
+        ],
+        cwd=folder,
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
     try:
         _wait_for(f"http://127.0.0.1:{port}/api/status", process, own / "server.log")
         yield f"http://127.0.0.1:{port}"
@@ -105,7 +129,10 @@ class Person:
         """One of JupyterLab's commands."""
         done = self.driver.execute_async_script(
             "const [name, values, done] = arguments; window.jupyterapp.commands.execute(name, values)"
-            ".then(() => done('done'), (error) => done(String(error)))", name, values)
+            ".then(() => done('done'), (error) => done(String(error)))",
+            name,
+            values,
+        )
         assert done == "done", done
 
     def start(self, name: str) -> None:
@@ -121,14 +148,18 @@ class Person:
         """Whether every code cell has run, folded ones too, and the kernel rests."""
         counts = self.driver.execute_script(
             "return window.jupyterapp.shell.currentWidget.content.widgets.filter((cell) => cell.model.type === 'code')"
-            ".map((cell) => cell.model.executionCount)")
+            ".map((cell) => cell.model.executionCount)"
+        )
         return bool(counts) and all(counts) and self.idle()
 
     def idle(self) -> bool:
-        return bool(self.driver.execute_script(
-            "const panel = window.jupyterapp && window.jupyterapp.shell.currentWidget;"
-            "const kernel = panel && panel.sessionContext && panel.sessionContext.session && "
-            "panel.sessionContext.session.kernel; return kernel && kernel.status === 'idle'"))
+        return bool(
+            self.driver.execute_script(
+                "const panel = window.jupyterapp && window.jupyterapp.shell.currentWidget;"
+                "const kernel = panel && panel.sessionContext && panel.sessionContext.session && "
+                "panel.sessionContext.session.kernel; return kernel && kernel.status === 'idle'"
+            )
+        )
 
     def save(self) -> None:
         self.command("docmanager:save")
@@ -154,7 +185,8 @@ class Person:
 
     def text(self, selector: str) -> str:
         return self.driver.execute_script(
-            "const found = document.querySelector(arguments[0]); return found ? found.textContent : ''", selector)
+            "const found = document.querySelector(arguments[0]); return found ? found.textContent : ''", selector
+        )
 
     def click(self, selector: str) -> None:
         node = self.wait(lambda: self.find(selector))
@@ -163,6 +195,7 @@ class Person:
 
     def press(self, selector: str, words: str) -> None:
         """Click the button inside something that has these words on it."""
+
         def found() -> list[Any]:
             return [node for node in self.all(f"{selector} button") if node.text == words and node.is_enabled()]
 
@@ -188,7 +221,8 @@ class Person:
         """As the menu's "Restart Kernel and Clear Outputs", without its question."""
         self.command("notebook:clear-all-cell-outputs")
         self.driver.execute_async_script(
-            "const done = arguments[0]; window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(done)")
+            "const done = arguments[0]; window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart().then(done)"
+        )
         self.wait(self.idle, 60)
 
     def show(self, selector: str) -> None:

@@ -8,15 +8,23 @@ import pytest
 
 from tests.browser.jupyter import browser_is_here, notebook_of, somebody_at
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
-              pytest.mark.skipif(importlib.util.find_spec("jupyterlab_language_pack_zh_CN") is None,
-                                 reason="the language pack is not installed: pip install 'pangu-lab[lab-zh]'")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("jupyterlab_language_pack_zh_CN") is None,
+        reason="the language pack is not installed: pip install 'pangu-lab[lab-zh]'",
+    ),
+]
 
 
 @pytest.fixture
 def person(tmp_path):
-    notebook_of(tmp_path / "lab" / "form.ipynb", "from widgets import ConfigForm, set_language\nset_language('zh')\nConfigForm('debug')")
+    notebook_of(
+        tmp_path / "lab" / "form.ipynb",
+        "from widgets import ConfigForm, set_language\nset_language('zh')\nConfigForm('debug')",
+    )
     with somebody_at(tmp_path / "lab") as person:
         yield person
 
@@ -24,6 +32,7 @@ def person(tmp_path):
 def test_menus_are_chinese_once_the_language_was_chosen_in_the_menu_and_stay_so(person):
     def choose(selector: str, words: str) -> None:
         """Point at the entry that has these words on it and click it; one with more behind it opens."""
+
         def chosen() -> bool:
             for node in person.all(selector):
                 if words in node.text:

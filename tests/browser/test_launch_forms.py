@@ -10,11 +10,16 @@ import pytest
 from tests.browser.jupyter import browser_is_here, notebook_of, somebody_at
 from tests.browser.test_widgets import looks_right
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(400),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+]
 
-CELL = ("from pangu_lab.presets import preset\nfrom widgets import LaunchPanel\n"
-        "panel = LaunchPanel(preset('debug').replace(**{changes}), 'seen')\npanel")
+CELL = (
+    "from pangu_lab.presets import preset\nfrom widgets import LaunchPanel\n"
+    "panel = LaunchPanel(preset('debug').replace(**{changes}), 'seen')\npanel"
+)
 
 
 @pytest.fixture
@@ -65,7 +70,9 @@ def test_a_rank_table_is_pasted_together_checked_written_and_planned_for(at_the_
         person.wait(lambda: len(person.all(".pgl-target tr")) == server + 1)
     person.wait(lambda: "is written by Dry run or Start" in person.text(".pgl-target"))
     person.press(".pgl-launch", "Dry run")
-    person.wait(lambda: "this machine is none of 10.0.0.1, 10.0.0.2" in person.text(".pgl-launch .pgl-error:not([hidden])"))
+    person.wait(
+        lambda: "this machine is none of 10.0.0.1, 10.0.0.2" in person.text(".pgl-launch .pgl-error:not([hidden])")
+    )
     assert "holds exactly this" in person.text(".pgl-target")
     assert json.loads((folder / "runs" / "hccl.json").read_text())["server_count"] == "2"
     person.click(".pgl-target select[data-name=node_rank] option[value='0']")

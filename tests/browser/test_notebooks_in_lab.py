@@ -11,12 +11,18 @@ from tests.browser.jupyter import Person, browser_is_here, jupyter_server
 from tests.notebooks.test_notebooks import NOTEBOOKS, ROOT, SMALL
 
 # slow: the notebooks train, serve and evaluate; measured together: about eleven minutes beside other work
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(900),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 DRAWN = ".jp-Notebook .jp-OutputArea-output > :is(.pgl, .jupyter-widgets):has(> *)"
-OUTPUTS = ("return window.jupyterapp.shell.currentWidget.content.widgets.filter((cell) => cell.model.type === 'code')"
-           ".map((cell) => cell.model.outputs.toJSON())")
+OUTPUTS = (
+    "return window.jupyterapp.shell.currentWidget.content.widgets.filter((cell) => cell.model.type === 'code')"
+    ".map((cell) => cell.model.outputs.toJSON())"
+)
 
 
 @pytest.fixture(scope="module")

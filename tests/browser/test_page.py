@@ -54,14 +54,22 @@ def open_browser(width: int, height: int, language: str = "en-US"):
         pytest.skip("no chromium and chromedriver here: apt-get install chromium chromium-driver")
     options = selenium.ChromeOptions()
     options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                     f"--lang={language}", f"--window-size={width},{height}", "--disable-background-networking"):
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        f"--lang={language}",
+        f"--window-size={width},{height}",
+        "--disable-background-networking",
+    ):
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"intl.accept_languages": language})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     if width < 500:
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": {"width": width, "height": height,
-                                                                               "pixelRatio": 2.0}})
+        options.add_experimental_option(
+            "mobileEmulation", {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 2.0}}
+        )
     return selenium.Chrome(options=options, service=selenium.ChromeService(driver))
 
 
@@ -110,8 +118,11 @@ class Reader:
     def hosts(self) -> set[str]:
         """Every host that the page asked for something."""
         entries = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        urls = (entry["params"].get("request", {}).get("url", "") for entry in entries
-                if entry["method"] == "Network.requestWillBeSent")
+        urls = (
+            entry["params"].get("request", {}).get("url", "")
+            for entry in entries
+            if entry["method"] == "Network.requestWillBeSent"
+        )
         return {url.split("/")[2] for url in urls if url.startswith(("http:", "https:", "ws:", "wss:"))}
 
     def close(self) -> None:
@@ -176,8 +187,9 @@ def test_closing_the_tab_ends_the_generation(served):
 
 
 def test_a_phone_with_a_chinese_browser_sees_chinese_and_nothing_sticks_out(served):
-    reader = served(engine_that_writes("春天好", sampling=SamplingConfig(temperature=0)), width=390, height=844,
-                    language="zh-CN")
+    reader = served(
+        engine_that_writes("春天好", sampling=SamplingConfig(temperature=0)), width=390, height=844, language="zh-CN"
+    )
     assert reader.find("#write").text == "续写" and "温度" in reader.find("#temperature").text
     reader.write("ab")
     reader.wait(lambda: "全文已写完" in reader.status)
@@ -228,23 +240,33 @@ def test_a_template_is_answered_to_the_end_of_its_line(served, width, height, la
 
 @pytest.mark.parametrize("width, height, language", [(1280, 900, "en-US"), (390, 844, "zh-CN")])
 def test_a_click_on_a_candidate_adds_it_and_looks_again(served, width, height, language):
-    reader = served(engine_that_writes("AB<b>", sampling=SamplingConfig(temperature=0)), width=width, height=height,
-                    language=language)
+    reader = served(
+        engine_that_writes("AB<b>", sampling=SamplingConfig(temperature=0)),
+        width=width,
+        height=height,
+        language=language,
+    )
     open_tab(reader, 2)
     reader.find("#next_prompt textarea").send_keys("ab")
     reader.find("#look").click()
 
     def first() -> str:
-        cells = [one for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
-                 if one.is_displayed() and one.text.strip()]
+        cells = [
+            one
+            for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
+            if one.is_displayed() and one.text.strip()
+        ]
         return cells[0].text.strip() if cells else ""
 
     reader.wait(lambda: first() == "A")
     assert ("Token" if language == "en-US" else "词元") in reader.find("#candidates").text
     assert "i18n" not in reader.find("#candidates").text
     reader.picture(f"next-{width}")
-    next(one for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
-         if one.is_displayed() and one.text.strip() == "A").click()
+    next(
+        one
+        for one in reader.driver.find_elements("css selector", "#candidates [role=gridcell]")
+        if one.is_displayed() and one.text.strip() == "A"
+    ).click()
     reader.wait(lambda: filled(reader, "#next_prompt textarea") == "abA" and first() == "B")
     assert reader.driver.execute_script("return document.documentElement.scrollWidth") <= width
 

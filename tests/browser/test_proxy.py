@@ -21,8 +21,16 @@ def jupyter(tmp_path):
     """The address of a Jupyter server with the proxy."""
     pytest.importorskip("jupyter_server_proxy", reason="jupyter-server-proxy is not installed")
     port = free_port()
-    command = [sys.executable, "-m", "jupyter_server", f"--port={port}", "--no-browser", "--allow-root",
-               "--IdentityProvider.token=", f"--ServerApp.root_dir={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter_server",
+        f"--port={port}",
+        "--no-browser",
+        "--allow-root",
+        "--IdentityProvider.token=",
+        f"--ServerApp.root_dir={tmp_path}",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 60

@@ -7,8 +7,12 @@ import pytest
 from tests.browser.jupyter import browser_is_here, somebody_at
 
 # slow: it trains, exports and serves
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(400),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(400),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+]
 TILE = ".jp-LauncherCard[title*='PanGu-α']"
 
 

@@ -13,13 +13,23 @@ from pangu_lab.presets import load_yaml, preset
 from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 from tests.widgets.conftest import WrittenRun
 
-pytestmark = [pytest.mark.browser, pytest.mark.timeout(200),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.timeout(200),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+]
 
-CELLS = ("from widgets import *\nfrom pangu_lab.config import SamplingConfig\nfrom tests.generate.fakes import small_lm\nlm = small_lm()",
-         "LaunchPanel(ConfigForm('debug'), 'first')", "ConfigForm('tiny')", "TokenView('白日依山尽 <b>')", "NextToken(lm.engine, 'ab')",
-         "AttentionView(lm, '春天好。ab!')", "GenerationPad(lm, prompt='ab', sampling=SamplingConfig(seed=2))", "LayoutPicker('2.6B', devices=8)",
-         "StartForm('novel.txt')")
+CELLS = (
+    "from widgets import *\nfrom pangu_lab.config import SamplingConfig\nfrom tests.generate.fakes import small_lm\nlm = small_lm()",
+    "LaunchPanel(ConfigForm('debug'), 'first')",
+    "ConfigForm('tiny')",
+    "TokenView('白日依山尽 <b>')",
+    "NextToken(lm.engine, 'ab')",
+    "AttentionView(lm, '春天好。ab!')",
+    "GenerationPad(lm, prompt='ab', sampling=SamplingConfig(seed=2))",
+    "LayoutPicker('2.6B', devices=8)",
+    "StartForm('novel.txt')",
+)
 KINDS = ("target", "launch", "monitor", "form", "tokens", "next", "attention", "pad", "layout", "starter")
 # Texts whose contrast with the colour behind them is below 4. Colours are painted to be read as numbers.
 PALE = """
@@ -52,13 +62,17 @@ def saved(person: Person) -> list[list]:
     """[type, size, beginning] of every file that the page has given since ``SAVED``."""
     return person.driver.execute_async_script(
         "const done = arguments[0]; Promise.all(window.saved.map((one) => one.slice(0, 200).text()"
-        ".then((text) => [one.type, one.size, text]))).then(done)")
+        ".then((text) => [one.type, one.size, text]))).then(done)"
+    )
 
 
 def slide(person: Person, selector: str, value: float) -> None:
     person.driver.execute_script(
         "const node = document.querySelector(arguments[0]); node.value = arguments[1];"
-        "node.dispatchEvent(new Event('input', {bubbles: true}))", selector, value)
+        "node.dispatchEvent(new Event('input', {bubbles: true}))",
+        selector,
+        value,
+    )
 
 
 def looks_right(person: Person, name: str) -> None:
@@ -83,7 +97,9 @@ def at_notebook(tmp_path):
         run = WrittenRun(tmp_path / "lab" / "runs" / name)
         (run.folder / "logs" / "rank_0.log").write_text(f"the log of {name}\n")
         for step in range(1, 21):
-            run.step(step, loss=6 - number - step / 20, **({"expert_load": [0.5, 0.25, 0.125, 0.125]} if number == 0 else {}))
+            run.step(
+                step, loss=6 - number - step / 20, **({"expert_load": [0.5, 0.25, 0.125, 0.125]} if number == 0 else {})
+            )
         run.status("finished", 20)
 
     @contextlib.contextmanager
@@ -114,18 +130,27 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.wait(lambda: person.text(".pgl-attention .pgl-chip:nth-child(1) small") == "100 %")
     assert "“春” attends to" in person.text(".pgl-attention") and person.find(".pgl-attention canvas[data-cells='28']")
     person.find(".pgl-next input[type=text]").send_keys("ba")
-    person.wait(lambda: person.text(".pgl-next .pgl-sought").count("rank") == 2 and " = " in person.text(".pgl-next .pgl-sought"))
+    person.wait(
+        lambda: (
+            person.text(".pgl-next .pgl-sought").count("rank") == 2 and " = " in person.text(".pgl-next .pgl-sought")
+        )
+    )
     slide(person, ".pgl-next input[data-name='top_k']", 2)
     person.wait(lambda: len(person.all(".pgl-next .pgl-token[data-gone]")) > 0)
     person.click(".pgl-next .pgl-stage:nth-child(2)")  # a step that changes nothing: before and after are one
     person.wait(lambda: "before “" in person.text(".pgl-next"))
-    assert not person.all(".pgl-next .pgl-token[data-gone]") and len(person.all(".pgl-next .pgl-stage[aria-pressed='true']")) == 1
+    assert (
+        not person.all(".pgl-next .pgl-token[data-gone]")
+        and len(person.all(".pgl-next .pgl-stage[aria-pressed='true']")) == 1
+    )
     person.click(".pgl-next .pgl-stage[aria-pressed='true']")
     person.wait(lambda: person.all(".pgl-next .pgl-token[data-gone]"))
     person.click(".pgl-next .pgl-token")
     person.wait(lambda: len(value_of(person, ".pgl-next textarea")) > 2)
-    person.driver.execute_script("document.querySelector('.pgl-form label[data-key=\"model.num_heads\"]')"
-                                 ".dispatchEvent(new MouseEvent('mouseenter'))")
+    person.driver.execute_script(
+        "document.querySelector('.pgl-form label[data-key=\"model.num_heads\"]')"
+        ".dispatchEvent(new MouseEvent('mouseenter'))"
+    )
     person.wait(lambda: "model.num_heads Number of attention heads" in person.text(".pgl-form .pgl-help"))
     person.picture("widgets-answering", ".pgl-next")
     person.click(".pgl-pad .pgl-primary")
@@ -138,7 +163,11 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     person.wait(lambda: "no such tokenizer" in person.text(".pgl-tokens .pgl-error"))
     field.clear()
     field.send_keys("pangu\n")
-    person.wait(lambda: len(person.all(".pgl-tokens .pgl-column")) == 2 and not person.all(".pgl-tokens .pgl-error:not([hidden])"))
+    person.wait(
+        lambda: (
+            len(person.all(".pgl-tokens .pgl-column")) == 2 and not person.all(".pgl-tokens .pgl-error:not([hidden])")
+        )
+    )
     assert person.driver.execute_script(WIDER) == []
     assert person.driver.execute_script(PALE) == []
     person.picture("widgets-compared", ".pgl-tokens")
@@ -150,10 +179,15 @@ def test_every_widget_is_drawn_fits_is_readable_and_answers(person):
     assert person.errors() == []
 
 
-def test_a_text_is_seen_to_grow_is_stopped_in_its_middle_while_a_cell_runs_and_comes_back_from_the_history(at_notebook, tmp_path):
+def test_a_text_is_seen_to_grow_is_stopped_in_its_middle_while_a_cell_runs_and_comes_back_from_the_history(
+    at_notebook, tmp_path
+):
     whole = "ABCD" * 40  # eight seconds of writing
-    cells = ("from tests.browser.test_page import LONG, engine_that_writes\nfrom widgets import GenerationPad\n"
-             f"GenerationPad(engine_that_writes('{whole}', 0.05, LONG), prompt='ab')", BUSY)
+    cells = (
+        "from tests.browser.test_page import LONG, engine_that_writes\nfrom widgets import GenerationPad\n"
+        f"GenerationPad(engine_that_writes('{whole}', 0.05, LONG), prompt='ab')",
+        BUSY,
+    )
     with at_notebook(*cells) as person:
         person.start("notebook:run-all-cells")  # the last cell runs until it is released
         text, box = (lambda: person.text(".pgl-pad .pgl-written")), ".pgl-pad textarea"
@@ -193,12 +227,16 @@ def test_two_checkpoints_and_two_settings_write_side_by_side_each_its_own_text(a
     wanted = ["春天" + PanguLM.load(path).generate("春天", **settings).text for path in (early, late)]
     hotter = "春天" + PanguLM.load(early).generate("春天", **{**settings, "temperature": 2.0}).text
     assert len({*wanted, hotter}) == 3
-    cells = ("from pangu_lab import PanguLM\nfrom pangu_lab.config import SamplingConfig\nfrom widgets import GenerationPad",
-             f"early, late = PanguLM.load({str(early)!r}), PanguLM.load({str(late)!r})",
-             f"GenerationPad(early, late, prompt='春天', sampling=SamplingConfig(**{settings}))")
+    cells = (
+        "from pangu_lab import PanguLM\nfrom pangu_lab.config import SamplingConfig\nfrom widgets import GenerationPad",
+        f"early, late = PanguLM.load({str(early)!r}), PanguLM.load({str(late)!r})",
+        f"GenerationPad(early, late, prompt='春天', sampling=SamplingConfig(**{settings}))",
+    )
     with at_notebook(*cells) as person:
         person.run_all(100)
-        texts = lambda: [node.get_property("textContent") for node in person.all(".pgl-pad .pgl-written[data-state='done']")]
+        texts = lambda: [
+            node.get_property("textContent") for node in person.all(".pgl-pad .pgl-written[data-state='done']")
+        ]
         person.press(".pgl-pad", "Write")
         person.wait(lambda: texts() == wanted)
         assert [node.text for node in person.all(".pgl-pad option:checked")] == [early.name, late.name]
@@ -219,7 +257,9 @@ def test_two_checkpoints_and_two_settings_write_side_by_side_each_its_own_text(a
 
 def test_settings_are_saved_with_what_was_typed_last_and_loaded_and_what_is_refused_is_said(at_notebook, tmp_path):
     def saved_to(name: str) -> Path:
-        person.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / name)})
+        person.driver.execute_cdp_cmd(
+            "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path / name)}
+        )
         person.press(".pgl-form", "Save YAML")
         person.wait((tmp_path / name / "debug.yaml").exists)
         return tmp_path / name / "debug.yaml"
@@ -233,8 +273,10 @@ def test_settings_are_saved_with_what_was_typed_last_and_loaded_and_what_is_refu
         person.type(".pgl-form input[data-key='train.steps']", "7")
         wanted = preset("debug").replace(**{"model.hidden_size": 64})
         assert load_yaml(saved_to("second")) == wanted.replace(**{"train.steps": 7}) and load_yaml(first) == wanted
-        person.driver.execute_script("document.querySelector('.pgl-form input[type=file]').addEventListener('click', (event) => {"
-                                     "window.asked = true; event.preventDefault(); })")  # headless, no dialog opens
+        person.driver.execute_script(
+            "document.querySelector('.pgl-form input[type=file]').addEventListener('click', (event) => {"
+            "window.asked = true; event.preventDefault(); })"
+        )  # headless, no dialog opens
         person.press(".pgl-form", "Load YAML")
         assert person.driver.execute_script("return window.asked")
         file = person.find(".pgl-form input[type=file]")
@@ -245,7 +287,9 @@ def test_settings_are_saved_with_what_was_typed_last_and_loaded_and_what_is_refu
         person.wait(lambda: value_of(person, ".pgl-form input[data-key='train.steps']") == "20")
         assert value_of(person, ".pgl-form input[data-key='model.hidden_size']") == "64"
         person.wait(lambda: "model.hidden_size=64" in person.text(".pgl-form .pgl-command"))
-        assert "train.steps" not in person.text(".pgl-form .pgl-command") and not person.all(".pgl-form .pgl-error:not([hidden])")
+        assert "train.steps" not in person.text(".pgl-form .pgl-command") and not person.all(
+            ".pgl-form .pgl-error:not([hidden])"
+        )
         looks_right(person, "form-loaded")
         assert person.errors() == []
 
@@ -253,7 +297,9 @@ def test_settings_are_saved_with_what_was_typed_last_and_loaded_and_what_is_refu
 def test_the_command_shown_is_what_copy_puts_into_the_clipboard_and_where_that_fails_it_is_said(at_notebook):
     with at_notebook("from widgets import *", "LaunchPanel(form := ConfigForm('debug'), 'first')", "form") as person:
         person.run_all(60)
-        person.driver.execute_cdp_cmd("Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]})
+        person.driver.execute_cdp_cmd(
+            "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+        )
         person.driver.execute_script("window.board = navigator.clipboard")
         copied = "const done = arguments[0]; window.board.readText().then(done, (error) => done(String(error)))"
         for panel, size in ((".pgl-form", 48), (".pgl-launch", 64)):
@@ -263,7 +309,9 @@ def test_the_command_shown_is_what_copy_puts_into_the_clipboard_and_where_that_f
             person.press(panel, "Copied")  # in haste
             assert person.driver.execute_async_script(copied) == person.text(f"{panel} .pgl-command")
             person.press(panel, "Copy")
-        person.driver.execute_script("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as over plain http
+        person.driver.execute_script(
+            "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+        )  # as over plain http
         person.type(".pgl-form input[data-key='model.hidden_size']", "96")
         person.wait(lambda: "model.hidden_size=96" in person.text(".pgl-form .pgl-command"))
         person.press(".pgl-form", "Copy")
@@ -281,16 +329,26 @@ def test_curves_are_turned_read_compared_and_saved_and_come_back_after_the_kerne
         person.wait(lambda: person.find(canvas))
         picture = "return document.querySelector('.pgl-monitor canvas[data-points]').toDataURL()"
         before = person.driver.execute_script(picture)
-        for turn in (lambda: person.click(".pgl-monitor input[type=checkbox]"),
-                     lambda: person.click(".pgl-monitor .pgl-choice button:nth-child(3)"),
-                     lambda: slide(person, ".pgl-monitor input[type=range]", 0)):  # log, tokens, no smoothing
+        for turn in (
+            lambda: person.click(".pgl-monitor input[type=checkbox]"),
+            lambda: person.click(".pgl-monitor .pgl-choice button:nth-child(3)"),
+            lambda: slide(person, ".pgl-monitor input[type=range]", 0),
+        ):  # log, tokens, no smoothing
             turn()
             person.wait(lambda: person.driver.execute_script(picture) != before)
             before = person.driver.execute_script(picture)
         charts = person.all(".pgl-monitor canvas")
         person.point_at(charts[0])
         tip = person.wait(lambda: person.text(".pgl-monitor .pgl-tip"))
-        for words in ("step", "loss", "learning rate", "gradient norm", "tokens/s", "memory", "expert load 50% 25% 13% 13%"):
+        for words in (
+            "step",
+            "loss",
+            "learning rate",
+            "gradient norm",
+            "tokens/s",
+            "memory",
+            "expert load 50% 25% 13% 13%",
+        ):
             assert words in tip, tip
         person.picture("monitor-hover", ".pgl-monitor")
         person.point_at(charts[-1])  # the experts' loads

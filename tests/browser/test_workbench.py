@@ -11,24 +11,34 @@ from pangu_lab.runs.events import read_events
 from tests.browser.jupyter import BUSY, Person, browser_is_here, notebook_of, somebody_at
 
 # slow: it compiles and trains, about three minutes on a busy machine
-pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600),
-              pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(not browser_is_here(), reason="no chromium and chromedriver here"),
+]
 
-CELLS = ("from pangu_lab.presets import preset\n"
-         "from widgets import ConfigForm, LaunchPanel\n"
-         "form = ConfigForm(preset('debug').replace(**{changes}))\nform",
-         "panel = LaunchPanel(form, 'seen')\npanel")
+CELLS = (
+    "from pangu_lab.presets import preset\n"
+    "from widgets import ConfigForm, LaunchPanel\n"
+    "form = ConfigForm(preset('debug').replace(**{changes}))\nform",
+    "panel = LaunchPanel(form, 'seen')\npanel",
+)
 
 
 def points(person: Person) -> int:
-    return int(person.driver.execute_script(
-        "const c = document.querySelector('.pgl-monitor canvas[data-points]');"
-        "return c ? Number(c.dataset.points.split(',')[0]) : 0"))
+    return int(
+        person.driver.execute_script(
+            "const c = document.querySelector('.pgl-monitor canvas[data-points]');"
+            "return c ? Number(c.dataset.points.split(',')[0]) : 0"
+        )
+    )
 
 
 def state(person: Person) -> str:
     return person.driver.execute_script(
-        "const b = document.querySelector('.pgl-monitor .pgl-badge'); return b ? b.dataset.state : ''")
+        "const b = document.querySelector('.pgl-monitor .pgl-badge'); return b ? b.dataset.state : ''"
+    )
 
 
 def step(person: Person) -> int:
@@ -43,8 +53,12 @@ def field(key: str) -> str:
 
 @pytest.fixture
 def at_the_desk(debug_data, tmp_path):
-    changes = {"data.path": str(debug_data / "train"), "data.eval_path": str(debug_data / "heldout"),
-               "train.steps": 100_000, "train.eval_every": 20}
+    changes = {
+        "data.path": str(debug_data / "train"),
+        "data.eval_path": str(debug_data / "heldout"),
+        "train.steps": 100_000,
+        "train.eval_every": 20,
+    }
     cells = [cell.replace("{changes}", repr(changes)) for cell in CELLS]
     notebook_of(tmp_path / "lab" / "bench.ipynb", *cells, BUSY)
     with somebody_at(tmp_path / "lab") as person:
@@ -69,7 +83,9 @@ def test_settings_are_turned_a_run_is_started_watched_over_a_refresh_stopped_and
     person.click(".pgl-start")
     person.wait(lambda: "must divide model.hidden_size=48" in person.text(".pgl-launch .pgl-error"))
     person.type(field("model.num_heads"), "4")
-    person.wait(lambda: not person.all(".pgl-error:not([hidden])"))  # the kernel has seen it: Start would be refused before
+    person.wait(
+        lambda: not person.all(".pgl-error:not([hidden])")
+    )  # the kernel has seen it: Start would be refused before
     assert "model.hidden_size=48" in person.text(".pgl-launch .pgl-command")
     person.wait(lambda: person.find(".pgl-start").is_enabled())
     person.picture("bench-form", ".pgl-form")
@@ -114,7 +130,7 @@ def test_a_text_is_named_looked_at_trained_on_and_the_next_commands_are_shown(tm
         person.wait(lambda: "nothing.txt: no such file" in person.text(".pgl-starter .pgl-error:not([hidden])"))
         person.type(".pgl-starter input[type=number]", "0.5")
         person.type(".pgl-starter input[type=text]", text.name)
-        person.wait(lambda: "pangu-lab start '我的 书.txt' --minutes 0.5" == person.text(".pgl-starter .pgl-command"))
+        person.wait(lambda: person.text(".pgl-starter .pgl-command") == "pangu-lab start '我的 书.txt' --minutes 0.5")
         person.press(".pgl-starter", "What to expect")
         person.wait(lambda: "bits per character held out" in person.text(".pgl-starter"), 90)
         person.picture("start-advice", ".pgl-starter")

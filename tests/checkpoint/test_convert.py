@@ -36,6 +36,7 @@ def later(name):
 
 def release(path, weights, spelling=str, dtype=np.float32):
     """A single-file release: parameters under one spelling, optimizer and bookkeeping entries mixed in."""
+
     def stream():
         yield "global_step", np.zeros((), np.float32)
         for name, value in weights.items():
@@ -65,8 +66,9 @@ def test_mindspore_reads_what_is_written_here(tmp_path, weights):
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_what_mindspore_writes_is_read_here(tmp_path, dtype):
     values = {"a": np.arange(600).reshape(20, 30).astype(dtype), "b": np.ones(3, dtype)}
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in values.items()],
-                       str(tmp_path / "a.ckpt"))
+    ms.save_checkpoint(
+        [{"name": name, "data": ms.Tensor(value)} for name, value in values.items()], str(tmp_path / "a.ckpt")
+    )
     index = index_ckpt(tmp_path / "a.ckpt")
     same({name: read_entry(tmp_path / "a.ckpt", name, entry) for name, entry in index.items()}, values)
 
@@ -171,10 +173,18 @@ def test_a_torch_file_that_would_run_code_is_refused(tmp_path):
 
 def gpt_state(weights, layers=4):
     """The port's names and orientation, written out from its description and not by the code under test."""
-    parts = {"attention.dense1": "attn.q_proj", "attention.dense2": "attn.k_proj", "attention.dense3": "attn.v_proj",
-             "attention.projection": "attn.c_proj", "output.mapping": "mlp.c_fc", "output.projection": "mlp.c_proj"}
-    state = {f"transformer.{short}.weight": weights[f"backbone.{long}.embedding_table"] for short, long in
-             (("wte", "word_embedding"), ("wpe", "position_embedding"), ("wqe", "top_query_embedding"))}
+    parts = {
+        "attention.dense1": "attn.q_proj",
+        "attention.dense2": "attn.k_proj",
+        "attention.dense3": "attn.v_proj",
+        "attention.projection": "attn.c_proj",
+        "output.mapping": "mlp.c_fc",
+        "output.projection": "mlp.c_proj",
+    }
+    state = {
+        f"transformer.{short}.weight": weights[f"backbone.{long}.embedding_table"]
+        for short, long in (("wte", "word_embedding"), ("wpe", "position_embedding"), ("wqe", "top_query_embedding"))
+    }
     for layer in range(layers):
         prefix = f"backbone.blocks.{layer}" if layer < layers - 1 else "backbone.top_query_layer"
         for number in (1, 2):
@@ -253,8 +263,11 @@ def test_missing_and_left_over_parameters_are_listed_with_the_nearest_name(tmp_p
     wrong = dict(weights)
     wrong["backbone.blocks.1.attention.dens1.weight"] = wrong.pop("backbone.blocks.1.attention.dense1.weight")
     release(tmp_path / "pangu.ckpt", wrong)
-    with pytest.raises(InputError, match=r"1 missing: backbone.blocks.1.attention.dense1.weight \(near "
-                                         r"'backbone.blocks.1.attention.dens1.weight'\?\); 1 left over"):
+    with pytest.raises(
+        InputError,
+        match=r"1 missing: backbone.blocks.1.attention.dense1.weight \(near "
+        r"'backbone.blocks.1.attention.dens1.weight'\?\); 1 left over",
+    ):
         convert_checkpoint(tmp_path, tmp_path / "out", overrides=SETTINGS)
 
 
@@ -313,24 +326,35 @@ def test_a_sharded_release_of_eight_ranks_is_merged_bit_for_bit(tmp_path, weight
     same(load_weights(tmp_path / "out")[0], weights)
 
 
-@pytest.mark.parametrize("damage,message", [
-    ("missing", "1 of 8 shards missing: filerted_5.ckpt"), ("truncated", "filerted_5.ckpt: .*ends in the middle"),
-    ("copied", "filerted_5.ckpt holds the same weights as filerted_3.ckpt"), ("empty", "filerted_5.ckpt: is empty"),
-    ("surplus", "filerted_8.ckpt: the strategy knows shards 0 to 7"),
-    ("twice", "filerted_05.ckpt and filerted_5.ckpt are both shard 5"),
-    ("table", "position_embedding.npy is missing"), ("strategy", "needs its strategy file")])
+@pytest.mark.parametrize(
+    "damage,message",
+    [
+        ("missing", "1 of 8 shards missing: filerted_5.ckpt"),
+        ("truncated", "filerted_5.ckpt: .*ends in the middle"),
+        ("copied", "filerted_5.ckpt holds the same weights as filerted_3.ckpt"),
+        ("empty", "filerted_5.ckpt: is empty"),
+        ("surplus", "filerted_8.ckpt: the strategy knows shards 0 to 7"),
+        ("twice", "filerted_05.ckpt and filerted_5.ckpt are both shard 5"),
+        ("table", "position_embedding.npy is missing"),
+        ("strategy", "needs its strategy file"),
+    ],
+)
 def test_damage_to_a_sharded_release_is_named(tmp_path, weights, damage, message):
     source = tmp_path / "source"
     source.mkdir()
     sharded(source, weights)
     fifth = source / "filerted_5.ckpt"
     content = fifth.read_bytes()
-    {"missing": fifth.unlink, "truncated": lambda: fifth.write_bytes(content[:-9]),
-     "copied": lambda: fifth.write_bytes((source / "filerted_3.ckpt").read_bytes()),
-     "empty": lambda: fifth.write_bytes(b""), "table": (source / "position_embedding.npy").unlink,
-     "surplus": lambda: (source / "filerted_8.ckpt").write_bytes(content),
-     "twice": lambda: (source / "filerted_05.ckpt").write_bytes(content),
-     "strategy": (source / "pangu_strategy.ckpt").unlink}[damage]()
+    {
+        "missing": fifth.unlink,
+        "truncated": lambda: fifth.write_bytes(content[:-9]),
+        "copied": lambda: fifth.write_bytes((source / "filerted_3.ckpt").read_bytes()),
+        "empty": lambda: fifth.write_bytes(b""),
+        "table": (source / "position_embedding.npy").unlink,
+        "surplus": lambda: (source / "filerted_8.ckpt").write_bytes(content),
+        "twice": lambda: (source / "filerted_05.ckpt").write_bytes(content),
+        "strategy": (source / "pangu_strategy.ckpt").unlink,
+    }[damage]()
     with pytest.raises(InputError, match=message):
         convert_checkpoint(source, tmp_path / "out", overrides=SETTINGS)
     assert not (tmp_path / "out").exists()

@@ -26,8 +26,7 @@ json.dump({"peak": peak, "preset": done.config.preset, "heads": done.config.mode
 def test_the_peak_is_that_of_the_largest_parameter(tmp_path):
     specs = parameter_specs(preset("350M").model)  # 1.4 GB as fp32, more than the limit below
     some = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(np.float16)
-    write_ckpt(tmp_path / "PanguAlpha_fp16.ckpt",
-               ((name, np.resize(some, spec.shape)) for name, spec in specs.items()))
+    write_ckpt(tmp_path / "PanguAlpha_fp16.ckpt", ((name, np.resize(some, spec.shape)) for name, spec in specs.items()))
     command = [sys.executable, "-c", MEASURE, str(tmp_path / "PanguAlpha_fp16.ckpt"), str(tmp_path / "out")]
     told = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     whole = sum(spec.size for spec in specs.values()) * 4

@@ -27,8 +27,17 @@ SETTINGS = {"model.num_heads": 8, "model.hidden_act": "gelu"}
 STRATEGY = "pangu_alpha_2.6B_ckpt_strategy.ckpt"
 TABLES = ("word_embedding", "position_embedding", "top_query_embedding")
 COLUMNS = ("output.mapping.weight",)  # cut along axis 1 by the tensor-parallel index
-ROWS = ("dense1.weight", "dense2.weight", "dense3.weight", "dense1.bias", "dense2.bias", "dense3.bias",
-        "attention.projection.weight", "output.mapping.bias", "output.projection.weight")
+ROWS = (
+    "dense1.weight",
+    "dense2.weight",
+    "dense3.weight",
+    "dense1.bias",
+    "dense2.bias",
+    "dense3.bias",
+    "attention.projection.weight",
+    "output.mapping.bias",
+    "output.projection.weight",
+)
 
 
 def slice_of(name, value, rank):
@@ -40,7 +49,7 @@ def slice_of(name, value, rank):
     else:
         return value
     rows = len(part) // 64
-    return part[rank // 8 * rows:(rank // 8 + 1) * rows]
+    return part[rank // 8 * rows : (rank // 8 + 1) * rows]
 
 
 def shard(weights, rank):
@@ -56,8 +65,10 @@ def shard(weights, rank):
 @pytest.fixture(scope="module")
 def weights():
     random = np.random.default_rng(1)
-    return {name: random.standard_normal(spec.shape, np.float32).astype(np.float16)
-            for name, spec in parameter_specs(MODEL).items()}
+    return {
+        name: random.standard_normal(spec.shape, np.float32).astype(np.float16)
+        for name, spec in parameter_specs(MODEL).items()
+    }
 
 
 @pytest.fixture(scope="module")

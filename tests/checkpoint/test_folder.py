@@ -16,8 +16,11 @@ from pangu_lab.presets import preset
 
 def tensors(seed=0):
     rng = np.random.default_rng(seed)
-    return {"a": rng.standard_normal((6, 4)).astype(np.float32), "b": rng.standard_normal(5).astype(np.float16),
-            "c": np.array(3, np.int32)}
+    return {
+        "a": rng.standard_normal((6, 4)).astype(np.float32),
+        "b": rng.standard_normal(5).astype(np.float16),
+        "c": np.array(3, np.int32),
+    }
 
 
 def save(folder, step):
@@ -54,8 +57,9 @@ def test_a_missing_file_is_named(tmp_path, name):
 def test_shards_of_any_layout_give_any_region(tmp_path):
     whole = np.arange(48, dtype=np.float32).reshape(8, 6)
     for rank in range(4):  # four shards, split over rows
-        write_shard(tmp_path, rank, {"w": whole[2 * rank:2 * rank + 2], "same": whole[0]},
-                    {"w": ((8, 6), (2 * rank, 0))})
+        write_shard(
+            tmp_path, rank, {"w": whole[2 * rank : 2 * rank + 2], "same": whole[0]}, {"w": ((8, 6), (2 * rank, 0))}
+        )
     write_manifest(tmp_path, {"step": 0}, preset("debug"))
     checkpoint = Checkpoint(tmp_path)
     assert (checkpoint.read("w") == whole).all() and (checkpoint.read("same") == whole[0]).all()
@@ -75,12 +79,23 @@ def test_saving_again_replaces_and_leaves_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
 
 
-@pytest.mark.parametrize("content", ["[]", "12", "null", '{"format": 1}', '{"format": "1", "files": {}}',
-                                     '{"format": 1, "files": []}', '{"format": 1, "files": {"state.json": 3}}',
-                                     '{"format": 1, "files": {"state.json": {}, "config.yaml": {}}}', "{",
-                                     '{"format": 1, "files": {"state.json": {"size": 1, "sha256": "0"}}}',
-                                     '{"format": 1, "files": {"config.yaml": {"size": 1, "sha256": "0"}, '
-                                     '"state.json": {"size": "1", "sha256": 0}, "../x": {"size": 1, "sha256": ""}}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "12",
+        "null",
+        '{"format": 1}',
+        '{"format": "1", "files": {}}',
+        '{"format": 1, "files": []}',
+        '{"format": 1, "files": {"state.json": 3}}',
+        '{"format": 1, "files": {"state.json": {}, "config.yaml": {}}}',
+        "{",
+        '{"format": 1, "files": {"state.json": {"size": 1, "sha256": "0"}}}',
+        '{"format": 1, "files": {"config.yaml": {"size": 1, "sha256": "0"}, '
+        '"state.json": {"size": "1", "sha256": 0}, "../x": {"size": 1, "sha256": ""}}}',
+    ],
+)
 def test_a_manifest_of_another_shape_is_a_damaged_checkpoint(tmp_path, content):
     save(tmp_path, 1)
     (save(tmp_path, 2) / "manifest.json").write_text(content)
@@ -130,9 +145,21 @@ def test_a_newer_format_is_not_called_damaged(tmp_path):
 def test_only_names_that_are_exactly_ours_are_listed_and_in_the_order_of_their_numbers(tmp_path):
     for step in (99_999_999, 100_000_000, 7, 1_000_000_000):
         step_folder(tmp_path, step).mkdir()
-    for name in ("best-step-00000004", "step-00000004.damaged", "step-4", "step-000000004",
-                 "step-00000004-copy", ".step-00000004.shards", "step-0000000٤", "step-00000005\n"):
+    for name in (
+        "best-step-00000004",
+        "step-00000004.damaged",
+        "step-4",
+        "step-000000004",
+        "step-00000004-copy",
+        ".step-00000004.shards",
+        "step-0000000٤",
+        "step-00000005\n",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000006").write_text("a file")
-    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000007", "step-99999999", "step-100000000",
-                                                                  "step-1000000000"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == [
+        "step-00000007",
+        "step-99999999",
+        "step-100000000",
+        "step-1000000000",
+    ]

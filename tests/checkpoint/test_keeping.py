@@ -104,8 +104,13 @@ def test_what_a_person_put_there_stays(tmp_path, keeper):
     step_folder(tmp_path, 4).symlink_to(outside)
     keeper.recover()
     keeper.prune(1)
-    assert names(tmp_path) == ["best-step-00000004", "notes.txt", "step-00000004", "step-00000004 (copy)",
-                               "step-00000012"]
+    assert names(tmp_path) == [
+        "best-step-00000004",
+        "notes.txt",
+        "step-00000004",
+        "step-00000004 (copy)",
+        "step-00000012",
+    ]
     assert (outside / "manifest.json").exists()
 
 
@@ -170,9 +175,14 @@ def test_nothing_there_is_a_new_beginning(tmp_path, keeper):
 def test_left_overs_of_killed_saves_go_and_nothing_that_only_looks_like_them(tmp_path, keeper, told):
     save(tmp_path, 4)
     ours = [".step-00000008.partial-abcd_123", ".step-00000008.shards", ".step-00000004.deleted"]
-    others = [".step-00000008.partial-", ".step-8.shards", ".step-00000008.shards.mine",
-              ".step-00000008.partial-ABCDEFGH",
-              "step-00000008.shards", ".best-step-00000008.shards"]
+    others = [
+        ".step-00000008.partial-",
+        ".step-8.shards",
+        ".step-00000008.shards.mine",
+        ".step-00000008.partial-ABCDEFGH",
+        "step-00000008.shards",
+        ".best-step-00000008.shards",
+    ]
     for name in ours + others:
         (tmp_path / name).mkdir()
         (tmp_path / name / "shard").write_text("half")

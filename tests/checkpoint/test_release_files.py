@@ -107,35 +107,62 @@ def cut_before_the_second_header(path):
     """What remains ends within the header of the second shard."""
     with tarfile.open(path) as made:
         second = made.getmembers()[1].offset
-    path.write_bytes(path.read_bytes()[:second + 100])
+    path.write_bytes(path.read_bytes()[: second + 100])
 
 
 def named(name):
     return tarfile.TarInfo(name), b""
 
 
-@pytest.mark.parametrize("damage, said", [
-    (lambda parts: archive(parts / "2.6B_part1", link("filerted_4.ckpt", tarfile.SYMTYPE)), "link or device 'filerted_4.ckpt'"),
-    (lambda parts: archive(parts / "2.6B_part1", link("filerted_4.ckpt", tarfile.LNKTYPE)), "link or device"),
-    (lambda parts: archive(parts / "2.6B_part1", named("../filerted_4.ckpt")), "outside its folder"),
-    (lambda parts: archive(parts / "2.6B_part1", named("/filerted_4.ckpt")), "outside its folder"),
-    (lambda parts: archive(parts / "2.6B_part1", named("filerted_4.ckpt")), "7 of 8|3 of 8|filerted_4.ckpt: is empty"),
-    (lambda parts: (parts / "2.6B_part1").unlink(), "4 of 8 shards missing: filerted_4.ckpt.*part0 to"),
-    (lambda parts: (parts / "2.6B_part1").write_bytes((parts / "2.6B_part1").read_bytes()[:50_000]), "2.6B_part1: .*again"),
-    (lambda parts: (parts / "2.6B_part1").write_bytes(b"\x1f\x8b" + bytes(600)), "not a whole tar file"),
-    (lambda parts: cut_before_the_second_header(parts / "2.6B_part1"), "no header at byte"),
-    (lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"size": "9" * 30})), "not a whole tar file"),
-    (lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"size": "-1024"})), "not a whole tar file"),
-    (lambda parts: raw(parts / "2.6B_part1", header("LongLink", 1 << 45, b"L")), "not a whole tar file"),
-    (lambda parts: raw(parts / "2.6B_part1", 3000 * (header("LongLink", 5, b"L") + bytes(512))), "not a whole tar file"),
-    (lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"GNU.sparse.map": "0,a"})), "not a whole"),
-    (lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, b"S")), "has holes"),
-    (lambda parts: archive(parts / "2.6B_part1", link("a\n\x1b[31m", tarfile.SYMTYPE)), r"'a\\n\\x1b\[31m'"),
-    (lambda parts: [(parts / "2.6B_part1").unlink(), os.mkfifo(parts / "filerted_4.ckpt")], "4 of 8 shards missing"),
-    (lambda parts: [(parts / "2.6B_part1").unlink(), (parts / "filerted_4.ckpt").mkdir()], "4 of 8 shards missing"),
-    (lambda parts: shutil.copy(parts / "2.6B_part0", parts / "2.6B_part2"), "both shard 0"),
-    (lambda parts: np.save(parts / "13B_word_embedding.npy", np.zeros((2, 2))), "both the table of 'word'"),
-])
+@pytest.mark.parametrize(
+    "damage, said",
+    [
+        (
+            lambda parts: archive(parts / "2.6B_part1", link("filerted_4.ckpt", tarfile.SYMTYPE)),
+            "link or device 'filerted_4.ckpt'",
+        ),
+        (lambda parts: archive(parts / "2.6B_part1", link("filerted_4.ckpt", tarfile.LNKTYPE)), "link or device"),
+        (lambda parts: archive(parts / "2.6B_part1", named("../filerted_4.ckpt")), "outside its folder"),
+        (lambda parts: archive(parts / "2.6B_part1", named("/filerted_4.ckpt")), "outside its folder"),
+        (
+            lambda parts: archive(parts / "2.6B_part1", named("filerted_4.ckpt")),
+            "7 of 8|3 of 8|filerted_4.ckpt: is empty",
+        ),
+        (lambda parts: (parts / "2.6B_part1").unlink(), "4 of 8 shards missing: filerted_4.ckpt.*part0 to"),
+        (
+            lambda parts: (parts / "2.6B_part1").write_bytes((parts / "2.6B_part1").read_bytes()[:50_000]),
+            "2.6B_part1: .*again",
+        ),
+        (lambda parts: (parts / "2.6B_part1").write_bytes(b"\x1f\x8b" + bytes(600)), "not a whole tar file"),
+        (lambda parts: cut_before_the_second_header(parts / "2.6B_part1"), "no header at byte"),
+        (
+            lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"size": "9" * 30})),
+            "not a whole tar file",
+        ),
+        (
+            lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"size": "-1024"})),
+            "not a whole tar file",
+        ),
+        (lambda parts: raw(parts / "2.6B_part1", header("LongLink", 1 << 45, b"L")), "not a whole tar file"),
+        (
+            lambda parts: raw(parts / "2.6B_part1", 3000 * (header("LongLink", 5, b"L") + bytes(512))),
+            "not a whole tar file",
+        ),
+        (
+            lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, pax={"GNU.sparse.map": "0,a"})),
+            "not a whole",
+        ),
+        (lambda parts: raw(parts / "2.6B_part1", header("filerted_4.ckpt", 512, b"S")), "has holes"),
+        (lambda parts: archive(parts / "2.6B_part1", link("a\n\x1b[31m", tarfile.SYMTYPE)), r"'a\\n\\x1b\[31m'"),
+        (
+            lambda parts: [(parts / "2.6B_part1").unlink(), os.mkfifo(parts / "filerted_4.ckpt")],
+            "4 of 8 shards missing",
+        ),
+        (lambda parts: [(parts / "2.6B_part1").unlink(), (parts / "filerted_4.ckpt").mkdir()], "4 of 8 shards missing"),
+        (lambda parts: shutil.copy(parts / "2.6B_part0", parts / "2.6B_part2"), "both shard 0"),
+        (lambda parts: np.save(parts / "13B_word_embedding.npy", np.zeros((2, 2))), "both the table of 'word'"),
+    ],
+)
 def test_what_is_wrong_with_a_part_is_named_and_nothing_is_written(tree, damage, said, tmp_path):
     damage(tree / "checkpoint_file")
     with pytest.raises(InputError, match=said) as caught:

@@ -20,8 +20,10 @@ def test_equal_weights_differ_by_nothing_and_one_changed_number_is_found(tmp_pat
     weights = initial_weights(preset("debug").model, 1)
     changed = {**weights, WORD: weights[WORD].copy()}
     changed[WORD][3, 4] += 0.25
-    first, same, other = (saved(tmp_path / name, arrays) for name, arrays in
-                          (("first", weights), ("same", dict(weights)), ("other", changed)))
+    first, same, other = (
+        saved(tmp_path / name, arrays)
+        for name, arrays in (("first", weights), ("same", dict(weights)), ("other", changed))
+    )
     assert largest_difference(first, same) == 0.0
     assert largest_difference(first, other) == pytest.approx(0.25, abs=1e-6)
 

@@ -22,6 +22,13 @@ import psutil
 import pytest
 
 from pangu_lab.cli import main
+from pangu_lab.cluster import front as clustering
+from pangu_lab.cluster import wire
+from pangu_lab.cluster.front import HANDSHAKES, Cluster
+from pangu_lab.cluster.places import PORT as MASTER_PORT
+from pangu_lab.cluster.rank import Keeper, process_log
+from pangu_lab.cluster.shared import SharedModel
+from pangu_lab.cluster.wire import Gone, authenticated, connected, unpacked
 from pangu_lab.config import ParallelConfig, SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_run, load_bundle
@@ -30,15 +37,7 @@ from pangu_lab.generate.runner import NetworkLost
 from pangu_lab.launch.hosts import free_port
 from pangu_lab.launch.rank_table import create_rank_table, merge_rank_tables, write_rank_table
 from pangu_lab.presets import preset
-from pangu_lab.cluster import front as clustering
-from pangu_lab.cluster import wire
-from pangu_lab.cluster.front import HANDSHAKES, Cluster
-from pangu_lab.cluster.rank import Keeper, process_log
 from pangu_lab.serve.scheduler import Scheduler, Unavailable
-from pangu_lab.cluster.places import PORT as MASTER_PORT
-from pangu_lab.cluster.shared import SharedModel
-from pangu_lab.cluster.wire import Gone, authenticated, connected, unpacked
-
 from tests.serve.running import ROOT, running, scripted
 
 KEY = "PANGU_LAB_CLUSTER_KEY"
@@ -48,15 +47,32 @@ PROMPTS = ("春天来了，", "老师说：", "他打开窗户，")
 @pytest.fixture(scope="module")
 def shared(debug_run, tmp_path_factory):
     """A bundle for each of two processes."""
-    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "shared", slots=256, tensor_parallel=2,
-                      decode_batches=(), eval_loss=False)
+    return export_run(
+        debug_run,
+        tmp_path_factory.mktemp("exports") / "shared",
+        slots=256,
+        tensor_parallel=2,
+        decode_batches=(),
+        eval_loss=False,
+    )
 
 
 @contextlib.contextmanager
 def agent(bundle, port: int, *more: str, within=()) -> Iterator[subprocess.Popen]:
     """An agent as another host would run it."""
-    command = [*within, sys.executable, "-m", "pangu_lab.cli", "serve", "--agent", "--bundle", str(bundle), "--master-port",
-               str(port), *more]
+    command = [
+        *within,
+        sys.executable,
+        "-m",
+        "pangu_lab.cli",
+        "serve",
+        "--agent",
+        "--bundle",
+        str(bundle),
+        "--master-port",
+        str(port),
+        *more,
+    ]
     process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), KEY: "secret"})
     try:
         yield process
@@ -84,8 +100,12 @@ def rank_table(tmp_path):
 
 def table_of(path, *addresses: str):
     """The rank table of hosts with a device each."""
-    write_rank_table(merge_rank_tables([create_rank_table(address, [0], [f"10.0.0.{number}"])
-                                        for number, address in enumerate(addresses, 1)]), path)
+    write_rank_table(
+        merge_rank_tables(
+            [create_rank_table(address, [0], [f"10.0.0.{number}"]) for number, address in enumerate(addresses, 1)]
+        ),
+        path,
+    )
     return path
 
 
@@ -94,8 +114,12 @@ def test_a_rank_table_says_where_the_server_is_and_how_many_processes_each_host_
     port = free_port()
     expected = generate(load_bundle(debug_bundle), PROMPTS[0], SamplingConfig(max_new_tokens=16, temperature=0)).text
     with agent(shared, port, "--rank-table", str(rank_table), "--node-rank", "1") as there:
-        with running(shared, "--rank-table", str(rank_table), "--master-port", str(port), "--no-page",
-                     **{KEY: "secret"}) as server, httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http:
+        with (
+            running(
+                shared, "--rank-table", str(rank_table), "--master-port", str(port), "--no-page", **{KEY: "secret"}
+            ) as server,
+            httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http,
+        ):
             assert ask(http, PROMPTS[0], temperature=0).json()["choices"][0]["text"] == expected
             assert len(psutil.Process(there.pid).children()) == 1
 
@@ -113,21 +137,31 @@ print(reply.status, reply.read().decode())
 
 def asked_within(host, url: str, **body) -> tuple[int, str]:
     """Status and text of an answer to somebody on that host."""
-    said = subprocess.run([*host.within, sys.executable, "-c", ASK, url, json.dumps(body) if body else ""],
-                          capture_output=True, text=True, timeout=180, check=True).stdout
+    said = subprocess.run(
+        [*host.within, sys.executable, "-c", ASK, url, json.dumps(body) if body else ""],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=True,
+    ).stdout
     return int(said[:3]), said[4:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_hosts_serve_together_lose_each_other_when_the_cable_is_pulled_and_come_back(
-        shared, debug_bundle, two_hosts, tmp_path):
+    shared, debug_bundle, two_hosts, tmp_path
+):
     here, there = two_hosts
     table = ("--rank-table", str(table_of(tmp_path / "hccl.json", here.address, there.address)))
-    expected = [generate(load_bundle(debug_bundle), prompt, SamplingConfig(max_new_tokens=16, temperature=0)).text
-                for prompt in PROMPTS]
-    with agent(shared, MASTER_PORT, *table, "--node-rank", "1", within=there.within), running(
-            shared, *table, "--no-page", within=here.within, **{KEY: "secret"}) as server:
+    expected = [
+        generate(load_bundle(debug_bundle), prompt, SamplingConfig(max_new_tokens=16, temperature=0)).text
+        for prompt in PROMPTS
+    ]
+    with (
+        agent(shared, MASTER_PORT, *table, "--node-rank", "1", within=there.within),
+        running(shared, *table, "--no-page", within=here.within, **{KEY: "secret"}) as server,
+    ):
 
         def completion(prompt: str) -> tuple[int, str]:
             return asked_within(here, f"{server.url}/v1/completions", prompt=prompt, max_tokens=16, temperature=0)
@@ -149,12 +183,14 @@ def test_two_hosts_serve_together_lose_each_other_when_the_cable_is_pulled_and_c
 
 def test_a_rank_table_that_does_not_fit_is_refused_in_one_line(shared, debug_bundle, rank_table, capsys):
     table = ["--rank-table", str(rank_table)]
-    for line, words in ((["--bundle", str(debug_bundle), *table], "--tensor-parallel 2"),
-                        (["--bundle", str(shared), *table, "--nproc", "1"], "give one of them"),
-                        (["--bundle", str(shared), *table, "--node-rank", "2"], "from 0 to 1"),
-                        (["--bundle", str(shared), *table, "--node-rank", "1"], "give --agent here"),
-                        (["--bundle", str(shared), *table, "--agent"], "give --node-rank"),
-                        (["--bundle", str(shared), "--node-rank", "1"], "needs --rank-table")):
+    for line, words in (
+        (["--bundle", str(debug_bundle), *table], "--tensor-parallel 2"),
+        (["--bundle", str(shared), *table, "--nproc", "1"], "give one of them"),
+        (["--bundle", str(shared), *table, "--node-rank", "2"], "from 0 to 1"),
+        (["--bundle", str(shared), *table, "--node-rank", "1"], "give --agent here"),
+        (["--bundle", str(shared), *table, "--agent"], "give --node-rank"),
+        (["--bundle", str(shared), "--node-rank", "1"], "needs --rank-table"),
+    ):
         assert main(["serve", *line]) == 2
         said = capsys.readouterr().err.strip()
         assert words in said and len(said.splitlines()) == 1
@@ -163,23 +199,36 @@ def test_a_rank_table_that_does_not_fit_is_refused_in_one_line(shared, debug_bun
 @pytest.mark.slow
 def test_two_processes_write_what_one_writes_and_come_back_when_one_is_lost(shared, debug_bundle):
     offline, port = load_bundle(debug_bundle), free_port()
-    expected = {(prompt, seed): generate(offline, prompt, SamplingConfig(
-        max_new_tokens=16, temperature=0.8 if seed else 0, seed=seed)).text for prompt in PROMPTS for seed in (0, 1)}
+    expected = {
+        (prompt, seed): generate(
+            offline, prompt, SamplingConfig(max_new_tokens=16, temperature=0.8 if seed else 0, seed=seed)
+        ).text
+        for prompt in PROMPTS
+        for seed in (0, 1)
+    }
 
     def same(http) -> bool:
-        return all(ask(http, prompt, seed=seed, temperature=0.8 if seed else 0).json()["choices"][0]["text"] == text
-                   for (prompt, seed), text in expected.items())
+        return all(
+            ask(http, prompt, seed=seed, temperature=0.8 if seed else 0).json()["choices"][0]["text"] == text
+            for (prompt, seed), text in expected.items()
+        )
 
     arguments = ("--nproc", "1", "--master-port", str(port), "--no-page")
     with contextlib.ExitStack() as first:
         lost = first.enter_context(agent(shared, port))
-        with running(shared, *arguments, **{KEY: "secret"}) as server, httpx.Client(
-                base_url=server.url, timeout=60, trust_env=False) as http:
+        with (
+            running(shared, *arguments, **{KEY: "secret"}) as server,
+            httpx.Client(base_url=server.url, timeout=60, trust_env=False) as http,
+        ):
             assert http.get("/readyz").status_code == 200 and same(http)
             _, *ranks = psutil.Process(lost.pid), *psutil.Process(lost.pid).children()
             lost.kill()
-            with httpx.stream("POST", server.url + "/v1/completions", timeout=60, json={
-                    "prompt": PROMPTS[0], "max_tokens": 100, "stream": True}) as stream:
+            with httpx.stream(
+                "POST",
+                server.url + "/v1/completions",
+                timeout=60,
+                json={"prompt": PROMPTS[0], "max_tokens": 100, "stream": True},
+            ) as stream:
                 told = "".join(stream.iter_text())
             assert stream.status_code == 503 or '"error"' in told
             wait_for(lambda: http.get("/readyz").status_code == 503, 20)
@@ -198,7 +247,9 @@ def test_the_processes_of_a_rank_table_have_its_devices_and_their_prints_go_to_f
     started, Popen = [], subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *words, **how: started.append(how["env"]) or Popen(*words, **how))
     for _ in range(2):
-        keeper = Keeper(tmp_path / "nothing", 2, ("127.0.0.1", 1), b"key", local=True, devices=(6, 4), log_dir=tmp_path / "logs")
+        keeper = Keeper(
+            tmp_path / "nothing", 2, ("127.0.0.1", 1), b"key", local=True, devices=(6, 4), log_dir=tmp_path / "logs"
+        )
         assert [environment["DEVICE_ID"] for environment in started[-2:]] == ["6", "4"]
         assert keeper.refused.wait(60)
         keeper.close()
@@ -212,7 +263,9 @@ def test_the_last_five_logs_of_a_process_are_kept(tmp_path):
         with process_log(tmp_path, "scheduler") as log:
             log.write(b"%d" % number)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "scheduler.log": "7", **{f"scheduler.log.{age}": str(7 - age) for age in range(1, 5)}}
+        "scheduler.log": "7",
+        **{f"scheduler.log.{age}": str(7 - age) for age in range(1, 5)},
+    }
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="--log-dir"), process_log(tmp_path / "file", "x"):
         pass
@@ -318,14 +371,27 @@ def test_another_key_is_refused_on_both_sides(listening):
     assert isinstance(came[0], Gone)
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]\n", b'{"kind": "x", "arrays": [["int32", [2]]]}\nabc',
-                                     b'{"kind": "x", "arrays": [["object", [1]]]}\nabcdefgh',
-                                     b'{"kind": "x", "arrays": []}\nmore', b'{"kind": 3, "arrays": []}\n',
-                                     b'{"kind": "x", "arrays": [["int32", [1e400]]]}\n', b'{"arrays": []}\n',
-                                     b'{"kind": "x", "arrays": [["int32", [9223372036854775807, 2]]]}\nabcd',
-                                     b'{"kind": "x", "arrays": [["int32", [-1]]]}\nabcd', b"[" * 100_000, b"\xff\n",
-                                     b'{"kind": "x", "arrays": [[[], [1]]]}\n', b'{"kind": "x", "arrays": 3}\n',
-                                     b'{"kind": "x", "arrays": [["int32", [%s]]]}\n' % (b"9" * 5000)])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]\n",
+        b'{"kind": "x", "arrays": [["int32", [2]]]}\nabc',
+        b'{"kind": "x", "arrays": [["object", [1]]]}\nabcdefgh',
+        b'{"kind": "x", "arrays": []}\nmore',
+        b'{"kind": 3, "arrays": []}\n',
+        b'{"kind": "x", "arrays": [["int32", [1e400]]]}\n',
+        b'{"arrays": []}\n',
+        b'{"kind": "x", "arrays": [["int32", [9223372036854775807, 2]]]}\nabcd',
+        b'{"kind": "x", "arrays": [["int32", [-1]]]}\nabcd',
+        b"[" * 100_000,
+        b"\xff\n",
+        b'{"kind": "x", "arrays": [[[], [1]]]}\n',
+        b'{"kind": "x", "arrays": 3}\n',
+        b'{"kind": "x", "arrays": [["int32", [%s]]]}\n' % (b"9" * 5000),
+    ],
+)
 def test_messages_that_are_none_are_refused_in_one_line(content, listening):
     with pytest.raises(ValueError, match="^it sent something that is no message$"):
         unpacked(content)
@@ -355,7 +421,18 @@ def front(monkeypatch):
     """A front that waits for two ranks and has no process of its own."""
     monkeypatch.setattr(clustering, "Keeper", NoKeeper)
     debug = preset("debug").model
-    model = SharedModel(Path("nothing"), ParallelConfig(tensor=2), "this", debug, 64, None, SamplingConfig(), "debug", "debug", ranks=(0, 1))
+    model = SharedModel(
+        Path("nothing"),
+        ParallelConfig(tensor=2),
+        "this",
+        debug,
+        64,
+        None,
+        SamplingConfig(),
+        "debug",
+        "debug",
+        ranks=(0, 1),
+    )
     cluster = Cluster(model, 1, "127.0.0.1", 0, b"right")
     yield cluster
     cluster.close()
@@ -375,7 +452,7 @@ def test_connections_that_say_nothing_keep_no_rank_out_and_leave_no_thread_behin
         for number in range(200):
             silent = held.enter_context(socket.create_connection(("127.0.0.1", front.port), timeout=30))
             with contextlib.suppress(OSError):
-                silent.sendall(b"\0\0\0\x40abc"[:number % 8])
+                silent.sendall(b"\0\0\0\x40abc"[: number % 8])
         assert threading.active_count() <= before + 2 * (HANDSHAKES + 1)
         mine = offer(front)
         wait_for(lambda: len(front._members) == 1, 10)
@@ -383,8 +460,18 @@ def test_connections_that_say_nothing_keep_no_rank_out_and_leave_no_thread_behin
         mine.close()
 
 
-@pytest.mark.parametrize("changed", [{"ranks": 3}, {"ranks": ["0"]}, {"ranks": [[0]]}, {"ranks": None},
-                                     {"export_id": "another"}, {"export_id": None}, {"kind": "ready"}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"ranks": 3},
+        {"ranks": ["0"]},
+        {"ranks": [[0]]},
+        {"ranks": None},
+        {"export_id": "another"},
+        {"export_id": None},
+        {"kind": "ready"},
+    ],
+)
 def test_an_offer_that_is_none_is_refused_in_one_line_and_the_next_is_taken(front, changed, caplog):
     refused = offer(front, **changed)
     with pytest.raises(Gone):
@@ -416,10 +503,11 @@ def test_numbers_and_folders_that_do_not_fit_are_said_in_one_line(shared, debug_
     (tmp_path / "second").mkdir()
     (tmp_path / "second" / "rank_1").symlink_to(shared / "rank_1")
     for arguments, message in (
-            (["--bundle", str(debug_bundle), "--nproc", "2"], "exported for one process"),
-            (["--bundle", str(shared), "--nproc", "1"], "put one into the environment variable PANGU_LAB_CLUSTER_KEY"),
-            (["--bundle", str(shared), "--nproc", "3"], "--nproc 3 must be from 1 to 2"),
-            (["--bundle", str(shared), "--agent"], "set PANGU_LAB_CLUSTER_KEY to the server's")):
+        (["--bundle", str(debug_bundle), "--nproc", "2"], "exported for one process"),
+        (["--bundle", str(shared), "--nproc", "1"], "put one into the environment variable PANGU_LAB_CLUSTER_KEY"),
+        (["--bundle", str(shared), "--nproc", "3"], "--nproc 3 must be from 1 to 2"),
+        (["--bundle", str(shared), "--agent"], "set PANGU_LAB_CLUSTER_KEY to the server's"),
+    ):
         assert main(["serve", "--port", "0", *arguments]) == 2
         assert message in capsys.readouterr().err
     monkeypatch.setenv(KEY, "secret")

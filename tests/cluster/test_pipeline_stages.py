@@ -17,7 +17,6 @@ from pangu_lab.cluster import SharedModel, find_places
 from pangu_lab.errors import InputError
 from pangu_lab.export import export_run, load_bundle
 from pangu_lab.generate.runner import NetworkLost
-
 from tests.cluster.test_places import PAIRS, PROMPTS
 from tests.evaluate.published import write_c3
 from tests.serve.running import running
@@ -43,8 +42,14 @@ def alone(debug_run):
 @pytest.fixture(scope="module")
 def staged(debug_run, tmp_path_factory):
     """A bundle for two stages of two processes each."""
-    return export_run(debug_run, tmp_path_factory.mktemp("exports") / "staged", slots=256, tensor_parallel=2, pipeline=2,
-                      decode_batches=(1,))
+    return export_run(
+        debug_run,
+        tmp_path_factory.mktemp("exports") / "staged",
+        slots=256,
+        tensor_parallel=2,
+        pipeline=2,
+        decode_batches=(1,),
+    )
 
 
 def test_two_by_two_processes_write_and_score_as_one_does(debug_run, alone):
@@ -86,18 +91,40 @@ def test_a_task_is_evaluated_over_two_stages_to_the_result_of_one_process(debug_
     write_c3(tmp_path / "c3")
     results = []
     for more in ([], ["--nproc", "2", "--pipeline", "2"]):
-        assert main(["evaluate", "c3", "--json", "--from", str(debug_run), "--data", str(tmp_path / "c3"), "--limit", "6",
-                     "--out", str(tmp_path / f"outcomes{len(more)}.json"), *more]) == 0
+        assert (
+            main(
+                [
+                    "evaluate",
+                    "c3",
+                    "--json",
+                    "--from",
+                    str(debug_run),
+                    "--data",
+                    str(tmp_path / "c3"),
+                    "--limit",
+                    "6",
+                    "--out",
+                    str(tmp_path / f"outcomes{len(more)}.json"),
+                    *more,
+                ]
+            )
+            == 0
+        )
         results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
     one, two = ({key: value for key, value in result.items() if key != "seconds"} for result in results)
     assert one == two and one["n"] == 6
 
 
 def test_a_bundle_of_two_by_two_parts_is_served_with_the_text_of_one_process(staged, alone):
-    with running(staged, "--nproc", "4", "--no-page") as server, httpx.Client(
-            base_url=server.url, timeout=120, trust_env=False) as http:
+    with (
+        running(staged, "--nproc", "4", "--no-page") as server,
+        httpx.Client(base_url=server.url, timeout=120, trust_env=False) as http,
+    ):
+
         def written(prompt: str) -> str:
-            reply = http.post("/v1/completions", json={"prompt": prompt, "max_tokens": 12, "temperature": 0.8, "seed": 1})
+            reply = http.post(
+                "/v1/completions", json={"prompt": prompt, "max_tokens": 12, "temperature": 0.8, "seed": 1}
+            )
             return reply.json()["choices"][0]["text"]
 
         with ThreadPoolExecutor(6) as clients:  # the groups of both stages are under way at the same time
@@ -107,7 +134,11 @@ def test_a_bundle_of_two_by_two_parts_is_served_with_the_text_of_one_process(sta
 def test_each_rank_has_a_part_of_its_stage(staged):
     told = [json.loads((staged / f"rank_{rank}" / "bundle.json").read_text()) for rank in range(4)]
     assert [(one["parallel"]["rank"], one["parallel"]["group"]) for one in told] == [
-        (0, "pangu-tensor-0"), (1, "pangu-tensor-0"), (2, "pangu-tensor-1"), (3, "pangu-tensor-1")]
+        (0, "pangu-tensor-0"),
+        (1, "pangu-tensor-0"),
+        (2, "pangu-tensor-1"),
+        (3, "pangu-tensor-1"),
+    ]
     first, last = told[0]["graphs"]["prefill"], told[3]["graphs"]["prefill"]
     assert [name for name, *_ in first["inputs"]] == ["ids", "positions", "write", "read"]
     assert [name for name, *_ in last["inputs"]] == ["hidden", "positions", "write", "read", "rows"]
@@ -121,7 +152,10 @@ def test_hosts_export_their_own_ranks_and_a_mixture_of_layouts_is_refused(debug_
     base = ["export", "--from", str(debug_run), "--decode-batches", "0"]
     assert main([*base, "--pipeline", "2", "--ranks", "1", "--out", str(tmp_path / "one")]) == 0
     assert main([*base, "--pipeline", "2", "--rank-start", "1", "--out", str(tmp_path / "two")]) == 0
-    assert main([*base, "--tensor-parallel", "2", "--rank-start", "1", "--no-eval-loss", "--out", str(tmp_path / "other")]) == 0
+    assert (
+        main([*base, "--tensor-parallel", "2", "--rank-start", "1", "--no-eval-loss", "--out", str(tmp_path / "other")])
+        == 0
+    )
     assert [(SharedModel.open(tmp_path / host).ranks) for host in ("one", "two")] == [(0,), (1,)]
     shutil.copytree(tmp_path / "other" / "rank_1", tmp_path / "one" / "rank_1")
     with pytest.raises(InputError, match="copy the ranks of one export"):
@@ -131,10 +165,15 @@ def test_hosts_export_their_own_ranks_and_a_mixture_of_layouts_is_refused(debug_
     assert SharedModel.open(tmp_path / "one").layout.pipeline == 2
 
 
-@pytest.mark.parametrize("options, said", [
-    (["--nproc", "4", "--pipeline", "3"], "--pipeline 3: 4 processes cannot form so many stages"),
-    (["--nproc", "4", "--pipeline", "0"], "--pipeline 0"), (["--pipeline", "2"], "give --nproc N"),
-    (["--nproc", "4", "--pipeline", "4"], "4 pipeline stages are more than model.num_layers=2")])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--nproc", "4", "--pipeline", "3"], "--pipeline 3: 4 processes cannot form so many stages"),
+        (["--nproc", "4", "--pipeline", "0"], "--pipeline 0"),
+        (["--pipeline", "2"], "give --nproc N"),
+        (["--nproc", "4", "--pipeline", "4"], "4 pipeline stages are more than model.num_layers=2"),
+    ],
+)
 def test_stages_that_cannot_be_formed_are_refused_in_one_line(debug_run, options, said, capsys):
     assert main(["generate", "--from", str(debug_run), "--prompt", "x", *options]) == 2
     error = capsys.readouterr().err.strip()
@@ -143,8 +182,10 @@ def test_stages_that_cannot_be_formed_are_refused_in_one_line(debug_run, options
 
 def test_a_bundle_is_opened_for_the_stages_that_it_was_exported_for(staged, debug_run, capsys):
     assert find_places(4).lines(staged) == find_places(4, pipeline=2).lines(staged)
-    for pipeline, said in ((4, "exported for 4 processes .2 pipeline stages.; export it with --tensor-parallel 1 --pipeline 4"),
-                           (1, "export it with --tensor-parallel 4 first")):
+    for pipeline, said in (
+        (4, "exported for 4 processes .2 pipeline stages.; export it with --tensor-parallel 1 --pipeline 4"),
+        (1, "export it with --tensor-parallel 4 first"),
+    ):
         with pytest.raises(InputError, match=said):
             SharedModel.open(staged, 4, pipeline=pipeline)
     with pytest.raises(InputError, match="exported for 4 processes"):

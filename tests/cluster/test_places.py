@@ -41,11 +41,19 @@ def test_places_are_this_machine_the_hosts_of_a_file_or_the_servers_of_a_rank_ta
     assert (table.backend, table.world, table.devices, table.port) == ("ranktable", 2, (0,), 8119)
 
 
-@pytest.mark.parametrize("given, said", [({"nproc": 0}, "--nproc"), ({"backend": "mpi"}, "mpirun"),
-                                         ({"backend": "ranktable"}, "--rank-table"), ({"rank_table": "x", "nproc": 2}, "--nproc"),
-                                         ({"hosts": "/nowhere"}, "hosts file"), ({"nproc": 10**11}, "--nproc must be from 1 to"),
-                                         ({"nproc": 2, "master_port": 99999}, "--master-port"),
-                                         ({"nproc": 2, "master_port": -1}, "--master-port")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"nproc": 0}, "--nproc"),
+        ({"backend": "mpi"}, "mpirun"),
+        ({"backend": "ranktable"}, "--rank-table"),
+        ({"rank_table": "x", "nproc": 2}, "--nproc"),
+        ({"hosts": "/nowhere"}, "hosts file"),
+        ({"nproc": 10**11}, "--nproc must be from 1 to"),
+        ({"nproc": 2, "master_port": 99999}, "--master-port"),
+        ({"nproc": 2, "master_port": -1}, "--master-port"),
+    ],
+)
 def test_places_that_make_no_sense_are_refused_in_one_line(given, said):
     with pytest.raises(InputError, match=said):
         find_places(**given)
@@ -62,7 +70,9 @@ def test_a_dry_run_prints_what_runs_on_each_host(debug_run, tmp_path, capsys):
     base = ["generate", "--from", str(debug_run), "--prompt", "x", "--dry-run"]
     assert main([*base, "--rank-table", str(table)]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("env DEVICE_ID=0 ") and "pangu_lab.cluster.rank" in said[1] and "127.0.0.1:8119" in said[1]
+    assert (
+        said[1].startswith("env DEVICE_ID=0 ") and "pangu_lab.cluster.rank" in said[1] and "127.0.0.1:8119" in said[1]
+    )
     assert "serve --agent" in said[3] and said[3].endswith(f"--rank-table {table} --node-rank 1")
     (tmp_path / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
     assert main([*base, "--hosts", str(tmp_path / "hosts"), "--backend", "mpirun", "--env", "A=1"]) == 0
@@ -98,7 +108,9 @@ def test_two_processes_write_and_score_as_one_does(debug_run, tmp_path, capsys):
     scores = [alone.score(*pair).logprob for pair in PAIRS]
     both = PanguLM.load(debug_run, processes=2, log_dir=tmp_path / "logs")
     try:
-        assert [completion.text for completion in both.generate(PROMPTS, max_new_tokens=12, temperature=0.8, seed=1)] == wanted
+        assert [
+            completion.text for completion in both.generate(PROMPTS, max_new_tokens=12, temperature=0.8, seed=1)
+        ] == wanted
         assert [both.score(*pair).logprob for pair in PAIRS] == pytest.approx(scores, abs=1e-4)
         with pytest.raises(InputError, match="without processes="):
             both.attention("春天")
@@ -125,9 +137,26 @@ def test_a_task_is_evaluated_over_two_processes_to_the_result_of_one(debug_run, 
 @contextlib.contextmanager
 def command(*options: str):
     """A command as a terminal starts it, in a process group of its own, over two processes."""
-    started = subprocess.Popen([sys.executable, "-m", "pangu_lab.cli", "generate", "--prompt", "春天", "--max-new-tokens", "400",
-                                "--nproc", "2", *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True)
+    started = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "pangu_lab.cli",
+            "generate",
+            "--prompt",
+            "春天",
+            "--max-new-tokens",
+            "400",
+            "--nproc",
+            "2",
+            *options,
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     try:
         yield started
     finally:
@@ -143,10 +172,15 @@ def said_until(process, words: str) -> None:
     raise AssertionError(f"it ended without '{words}'")
 
 
-@pytest.mark.parametrize("when, done", [
-    ("join and load", lambda group, ranks: ranks[0].kill()), ("every process", lambda group, ranks: ranks[1].kill()),
-    ("every process", lambda group, ranks: os.killpg(group, signal.SIGINT)),
-    ("every process", lambda group, ranks: os.kill(group, signal.SIGTERM))])
+@pytest.mark.parametrize(
+    "when, done",
+    [
+        ("join and load", lambda group, ranks: ranks[0].kill()),
+        ("every process", lambda group, ranks: ranks[1].kill()),
+        ("every process", lambda group, ranks: os.killpg(group, signal.SIGINT)),
+        ("every process", lambda group, ranks: os.kill(group, signal.SIGTERM)),
+    ],
+)
 def test_a_lost_process_ctrl_c_or_kill_ends_the_command_and_all_processes_in_one_line(debug_run, when, done):
     with command("--from", str(debug_run)) as process:
         said_until(process, when)
@@ -193,8 +227,20 @@ def test_ctrl_c_while_mpirun_s_processes_load_leaves_none_of_them(debug_run):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="Open MPI is not installed: apt-get install openmpi-bin")
 def test_mpirun_starts_the_processes_and_they_write_the_text_of_one(debug_run, capsys):
-    base = ["generate", "--json", "--from", str(debug_run), "--prompt", PROMPTS[0], "--max-new-tokens", "12",
-            "--temperature", "0.8", "--seed", "1"]
+    base = [
+        "generate",
+        "--json",
+        "--from",
+        str(debug_run),
+        "--prompt",
+        PROMPTS[0],
+        "--max-new-tokens",
+        "12",
+        "--temperature",
+        "0.8",
+        "--seed",
+        "1",
+    ]
     texts = []
     for more in ([], ["--nproc", "2", "--backend", "mpirun"]):
         assert main([*base, *more]) == 0
@@ -202,7 +248,9 @@ def test_mpirun_starts_the_processes_and_they_write_the_text_of_one(debug_run, c
     assert texts[0] == texts[1]
 
 
-def test_hosts_that_export_their_own_ranks_make_parts_of_one_export_and_a_mixture_is_refused(debug_run, tmp_path, capsys):
+def test_hosts_that_export_their_own_ranks_make_parts_of_one_export_and_a_mixture_is_refused(
+    debug_run, tmp_path, capsys
+):
     base = ["export", "--from", str(debug_run), "--tensor-parallel", "2", "--no-eval-loss", "--decode-batches", "0"]
     for number, host in enumerate(("one", "two")):
         assert main([*base, "--rank-start", str(number), "--ranks", "1", "--out", str(tmp_path / host)]) == 0

@@ -23,9 +23,18 @@ from pangu_lab.errors import InputError
 TEXT = "话说天下大势，分久必合，合久必分。\n这一天，他们来到了一个地方。\n"
 LINES = TEXT.splitlines()
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}
-FILES = {"b.txt": TEXT.encode("gbk"), "a.jsonl": '{"text": "春"}\n'.encode(), "c.pdf": b"%PDF", "__MACOSX/b.txt": b"x",
-         "d/e.json": '[{"text": "夏"}, {"text": "秋"}]'.encode()}
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
+FILES = {
+    "b.txt": TEXT.encode("gbk"),
+    "a.jsonl": '{"text": "春"}\n'.encode(),
+    "c.pdf": b"%PDF",
+    "__MACOSX/b.txt": b"x",
+    "d/e.json": '[{"text": "夏"}, {"text": "秋"}]'.encode(),
+}
 TEXTS = [*LINES, "春", "夏", "秋"]
 
 
@@ -75,8 +84,9 @@ def test_archives_are_read_in_their_order(tmp_path: Path) -> None:
 def test_files_cut_short_or_damaged_are_named(ending: str, tmp_path: Path) -> None:
     many = os.urandom(30_000).hex().encode()
     content = {".zip": lambda: zipped({"a.txt": many}), ".tgz": lambda: gzip.compress(tarred({"a.txt": many}))}.get(
-        ending, lambda: COMPRESS[ending](many))()
-    for number, wrong in enumerate((content[:len(content) // 2], content[:5000] + b"\0" * 100 + content[5100:])):
+        ending, lambda: COMPRESS[ending](many)
+    )()
+    for number, wrong in enumerate((content[: len(content) // 2], content[:5000] + b"\0" * 100 + content[5100:])):
         path = tmp_path / f"{number}{ending}"
         with pytest.raises(InputError, match=f"{number}{ending}: (damaged or cut short|a.txt: byte)"):
             documents(path, wrong)
@@ -98,8 +108,10 @@ def test_memory_does_not_grow_with_what_is_packed(tmp_path: Path) -> None:
     with gzip.open(path, "wb", compresslevel=1) as handle:
         for _ in range(300):
             handle.write(line * 50)  # 135 MB in all
-    code = ("import resource, sys\nfrom pangu_lab.corpus import Corpus\n"
-            "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = used()\n"
-            "assert sum(1 for _ in Corpus(sys.argv[1]).documents()) == 15000\nprint(used() - before)")
+    code = (
+        "import resource, sys\nfrom pangu_lab.corpus import Corpus\n"
+        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nbefore = used()\n"
+        "assert sum(1 for _ in Corpus(sys.argv[1]).documents()) == 15000\nprint(used() - before)"
+    )
     out = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
     assert int(out) < 40_000  # kB

@@ -11,9 +11,24 @@ from pangu_lab.corpus import Corpus, Reading
 from pangu_lab.corpus.rows import BadRow, RowText
 from pangu_lab.errors import InputError
 
-POEMS = [{"title": "春晓", "author": "孟浩然", "paragraphs": ["春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"], "id": 5},
-         {"title": "登鹳雀楼", "author": "王之涣", "paragraphs": ["白日依山尽，黄河入海流。", "欲穷千里目，更上一层楼。"], "id": 6}]
-WRITTEN = ["《春晓》春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。", "《登鹳雀楼》白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"]
+POEMS = [
+    {
+        "title": "春晓",
+        "author": "孟浩然",
+        "paragraphs": ["春眠不觉晓，处处闻啼鸟。", "夜来风雨声，花落知多少。"],
+        "id": 5,
+    },
+    {
+        "title": "登鹳雀楼",
+        "author": "王之涣",
+        "paragraphs": ["白日依山尽，黄河入海流。", "欲穷千里目，更上一层楼。"],
+        "id": 6,
+    },
+]
+WRITTEN = [
+    "《春晓》春眠不觉晓，处处闻啼鸟。\n夜来风雨声，花落知多少。",
+    "《登鹳雀楼》白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。",
+]
 
 
 def read(path: Path, content: str | bytes, **how: object) -> list[str]:
@@ -27,9 +42,14 @@ def lines_of(rows: list) -> str:
 
 @pytest.mark.parametrize("form", ["array", "pretty", "lines", "values", "gbk", "utf-16"])
 def test_rows_in_every_form_give_the_same_text(form: str, tmp_path: Path) -> None:
-    content = {"array": json.dumps(POEMS), "pretty": json.dumps(POEMS, indent=2, ensure_ascii=False), "lines": lines_of(POEMS),
-               "values": "\n".join(json.dumps(poem, indent=1) for poem in POEMS),
-               "gbk": lines_of(POEMS).encode("gbk"), "utf-16": lines_of(POEMS).encode("utf-16")}[form]
+    content = {
+        "array": json.dumps(POEMS),
+        "pretty": json.dumps(POEMS, indent=2, ensure_ascii=False),
+        "lines": lines_of(POEMS),
+        "values": "\n".join(json.dumps(poem, indent=1) for poem in POEMS),
+        "gbk": lines_of(POEMS).encode("gbk"),
+        "utf-16": lines_of(POEMS).encode("utf-16"),
+    }[form]
     assert read(tmp_path / "a.json", content, template="《{title}》{paragraphs}") == WRITTEN
     assert read(tmp_path / "a.txt", content, field="title") == ["春晓", "登鹳雀楼"]
 
@@ -54,14 +74,35 @@ def test_line_separators_inside_a_string_do_not_end_a_row(tmp_path: Path) -> Non
 
 def test_rows_of_no_use_are_counted_by_reason_with_the_first_place(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    rows = ['{"text": "好"}', "no json", '{"text": null}', '{"text": 5}', '{"text": ["a", 1]}', '{"txt": "a"}', '["a"]', "{", '""',
-            '{"text": "\\ud83d"}', '{"text": "\\u0000"}', '{"text": "  "}', "[" * 100_000, '{"text": "也好"}']
+    rows = [
+        '{"text": "好"}',
+        "no json",
+        '{"text": null}',
+        '{"text": 5}',
+        '{"text": ["a", 1]}',
+        '{"txt": "a"}',
+        '["a"]',
+        "{",
+        '""',
+        '{"text": "\\ud83d"}',
+        '{"text": "\\u0000"}',
+        '{"text": "  "}',
+        "[" * 100_000,
+        '{"text": "也好"}',
+    ]
     path.write_text("\n".join(rows))
     corpus = Corpus(path)
     assert list(corpus.documents()) == ["好", "5", "也好"]
-    assert corpus.report.left_out == {"not JSON": 3, "'text' is null": 1, "'text' is no text": 1, "no field 'text'": 1,
-                                      "not an object with fields": 1, "half a surrogate pair in the text": 1,
-                                      "a zero character in the text": 1, "empty": 2}
+    assert corpus.report.left_out == {
+        "not JSON": 3,
+        "'text' is null": 1,
+        "'text' is no text": 1,
+        "no field 'text'": 1,
+        "not an object with fields": 1,
+        "half a surrogate pair in the text": 1,
+        "a zero character in the text": 1,
+        "empty": 2,
+    }
     assert corpus.report.lines()[0] == f"left out: 3 × not JSON (first: {path}: line 2)"
     with pytest.raises(InputError, match="a.jsonl: line 2: not JSON: mend it, or read on without --strict"):
         list(Corpus(path, Reading(strict=True)).documents())
@@ -83,8 +124,11 @@ def test_long_arrays_are_read_piece_by_piece(tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_first_row_without_the_field_is_an_error_that_names_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"line 1: has no field 'text'; its fields are title, author, paragraphs, id: name "
-                                         r"one with --field, or several with --template"):
+    with pytest.raises(
+        InputError,
+        match=r"line 1: has no field 'text'; its fields are title, author, paragraphs, id: name "
+        r"one with --field, or several with --template",
+    ):
         read(tmp_path / "a.jsonl", lines_of(POEMS))
     with pytest.raises(InputError, match=r"has no field 'titel' \(did you mean 'title'\?\)"):
         read(tmp_path / "a.jsonl", lines_of(POEMS), field="titel")
@@ -99,9 +143,17 @@ def test_fields_in_fields_numbers_and_braces() -> None:
         RowText(None, "{meta.author}").of(row)
 
 
-@pytest.mark.parametrize(("template", "words"), [
-    ("no field", "names no field"), ("{", "write {{ for a brace"), ("{}", "a name in braces"), ("{a!r}", "a name in braces"),
-    ("{a:>9}", "a name in braces"), ("{a[0]}", "a name in braces")])
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("no field", "names no field"),
+        ("{", "write {{ for a brace"),
+        ("{}", "a name in braces"),
+        ("{a!r}", "a name in braces"),
+        ("{a:>9}", "a name in braces"),
+        ("{a[0]}", "a name in braces"),
+    ],
+)
 def test_templates_that_are_none_are_refused(template: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         Reading(template=template)

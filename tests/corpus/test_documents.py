@@ -34,11 +34,14 @@ def test_only_line_ends_end_a_line(tmp_path: Path) -> None:
 
 
 def test_wiki_paragraphs_without_headings_and_spacing(tmp_path: Path) -> None:
-    content = (" \n = Robert Boulter = \n \n Robert Boulter is an English actor ( born 1972 ) . He had a role \n"
-               " = = Career = = \n \n In 2000 @-@ 01 , 1 @,@ 500 people 's \" choice \" ; 3 @.@ 5 ° N . \n")
+    content = (
+        " \n = Robert Boulter = \n \n Robert Boulter is an English actor ( born 1972 ) . He had a role \n"
+        ' = = Career = = \n \n In 2000 @-@ 01 , 1 @,@ 500 people \'s " choice " ; 3 @.@ 5 ° N . \n'
+    )
     assert documents(tmp_path / "a.txt", content, "wiki", "line") == [
         "Robert Boulter is an English actor (born 1972). He had a role\n== Career ==",
-        "In 2000-01, 1,500 people's \"choice\"; 3.5°N."]
+        'In 2000-01, 1,500 people\'s "choice"; 3.5°N.',
+    ]
 
 
 def test_wikitext_clean_up() -> None:
@@ -52,8 +55,10 @@ def test_lambada_lines(tmp_path: Path) -> None:
 
 
 def test_articles_of_wikiextractor(tmp_path: Path) -> None:
-    content = ('<doc id="1" url="u" title="数学">\n数学\n\n数学是研究数量的&lt;学科&gt;。\n</doc>\n'
-               '<doc id="2" url="u" title="空">\n\n</doc>\n<doc id="3" url="u" title="诗">\n诗\n</doc>\n')
+    content = (
+        '<doc id="1" url="u" title="数学">\n数学\n\n数学是研究数量的&lt;学科&gt;。\n</doc>\n'
+        '<doc id="2" url="u" title="空">\n\n</doc>\n<doc id="3" url="u" title="诗">\n诗\n</doc>\n'
+    )
     assert documents(tmp_path / "wiki_00", content) == ["数学\n\n数学是研究数量的<学科>。", "诗"]
 
 

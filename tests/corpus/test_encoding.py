@@ -65,16 +65,19 @@ def test_a_damaged_utf8_file_is_refused_at_its_byte_and_not_read_as_gbk(offset: 
         inspect(path)
 
 
-@pytest.mark.parametrize(("content", "words"), [
-    ("好的，这是一个文件。".encode() + b"\0" + b"abc", "byte 30 is zero"),
-    ("今天天气很好".encode("utf-16-le"), "byte"),
-    ("caf\xe9 cr\xe8me br\xfbl\xe9e".encode("latin-1"), "at byte 3"),
-    (TRADITIONAL.encode("big5"), "at byte 0"),
-    ("日本語のテキストです。これはテストです。".encode("shift-jis"), "at byte"),
-    (TEXT.encode("gbk") + b"\xff\xff", "at byte"),
-    ("好好好".encode("utf-8")[:-1], "at byte 6"),
-    (b"\xef\xbb\xbf" + "好".encode() + b"\xff", "not readable as UTF-8 text at byte 6 .0xff"),
-])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("好的，这是一个文件。".encode() + b"\0" + b"abc", "byte 30 is zero"),
+        ("今天天气很好".encode("utf-16-le"), "byte"),
+        ("caf\xe9 cr\xe8me br\xfbl\xe9e".encode("latin-1"), "at byte 3"),
+        (TRADITIONAL.encode("big5"), "at byte 0"),
+        ("日本語のテキストです。これはテストです。".encode("shift-jis"), "at byte"),
+        (TEXT.encode("gbk") + b"\xff\xff", "at byte"),
+        ("好好好".encode()[:-1], "at byte 6"),
+        (b"\xef\xbb\xbf" + "好".encode() + b"\xff", "not readable as UTF-8 text at byte 6 .0xff"),
+    ],
+)
 def test_other_bytes_are_refused(content: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "other.txt"
     path.write_bytes(content)
@@ -104,12 +107,15 @@ def test_the_euro_sign_of_windows_is_read(tmp_path: Path) -> None:
     assert read(path) == PLAIN.lstrip("\n") + "价钱是€五"
 
 
-@pytest.mark.parametrize(("how", "expected"), [
-    ("skip", ["好天气。" * 50, "也好。"]), ("replace", ["好天气。" * 50, "坏\ufffd了。", "也好。"])])
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("skip", ["好天气。" * 50, "也好。"]), ("replace", ["好天气。" * 50, "坏\ufffd了。", "也好。"])],
+)
 def test_bad_bytes_are_skipped_or_replaced_when_asked(how: str, expected: list[str], tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("\n".join(["好天气。" * 50, "坏#了。", "也好。"]).encode().replace(b"#", b"\xff"))
     corpus = Corpus(path, Reading(bad_bytes=how))
     assert list(corpus.documents()) == expected
-    assert corpus.report.lines() == ([f"left out: 1 × bytes that are no text (first: {path}: line 2)"] if how == "skip"
-                                     else [])
+    assert corpus.report.lines() == (
+        [f"left out: 1 × bytes that are no text (first: {path}: line 2)"] if how == "skip" else []
+    )

@@ -10,8 +10,10 @@ import pytest
 from pangu_lab.corpus import BigramModel, PoemIndex, read_poems
 from pangu_lab.errors import InputError
 
-POEMS = [("登鹳雀楼", "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"),
-         ("静夜思", "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。")]
+POEMS = [
+    ("登鹳雀楼", "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"),
+    ("静夜思", "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"),
+]
 
 
 def test_spans_are_copied_within_a_poem_and_not_across_two():
@@ -34,14 +36,21 @@ def test_the_nearest_poem_has_the_longest_run():
 
 def test_a_bigram_model_only_writes_pairs_of_the_poems():
     model, random = BigramModel(POEMS), np.random.default_rng(1)
-    pairs = {text[place:place + 2] for _, text in POEMS for place in range(len(text) - 1)}
+    pairs = {text[place : place + 2] for _, text in POEMS for place in range(len(text) - 1)}
     for sampled in (model.sample(random) for _ in range(20)):
         assert sampled[0] in "白床" and len(sampled) <= 120
-        assert {sampled[place:place + 2] for place in range(len(sampled) - 1)} <= pairs
+        assert {sampled[place : place + 2] for place in range(len(sampled) - 1)} <= pairs
 
 
-@pytest.mark.parametrize("content, words", [("", "has no poems"), ("{", "line 1 is not JSON"), ('{"title": "a"}', "line 1 has no title"),
-                                            ("[1]", "line 1 has no title")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "has no poems"),
+        ("{", "line 1 is not JSON"),
+        ('{"title": "a"}', "line 1 has no title"),
+        ("[1]", "line 1 has no title"),
+    ],
+)
 def test_another_file_is_refused_in_one_line(tmp_path, content, words):
     (tmp_path / "a.jsonl").write_text(content)
     with pytest.raises(InputError, match=words):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pangu_lab.corpus.prosody import LEVEL, OBLIQUE, _WIDER, lines_of, prosody_of, rhymes, tones
+from pangu_lab.corpus.prosody import _WIDER, LEVEL, OBLIQUE, lines_of, prosody_of, rhymes, tones
 
 HERON = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
 MOON = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。"
@@ -15,8 +15,19 @@ def test_the_lines_of_a_poem_come_without_punctuation():
     assert lines_of(HERON + "\n") == lines_of(HERON)
 
 
-@pytest.mark.parametrize("wrong", ["", "白日依山尽，黄河入海流。", HERON.replace("尽", ""), HERON.replace("。\n", "。"),
-                                   HERON.replace("，", "。"), HERON.replace("目", "a"), HERON + HERON, HERON + "\n白"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "",
+        "白日依山尽，黄河入海流。",
+        HERON.replace("尽", ""),
+        HERON.replace("。\n", "。"),
+        HERON.replace("，", "。"),
+        HERON.replace("目", "a"),
+        HERON + HERON,
+        HERON + "\n白",
+    ],
+)
 def test_another_form_has_no_lines(wrong):
     assert lines_of(wrong) is None
 

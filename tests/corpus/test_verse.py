@@ -15,12 +15,20 @@ from pangu_lab.corpus.verse import Poem, held_out, read_poems
 from pangu_lab.errors import InputError
 
 pytest.importorskip("opencc")
-GOOD = {"title": "相思（其一）", "author": "王維", "paragraphs": ["紅豆生南國，春來發幾枝？", "願君多采擷，此物最相思。"]}
+GOOD = {
+    "title": "相思（其一）",
+    "author": "王維",
+    "paragraphs": ["紅豆生南國，春來發幾枝？", "願君多采擷，此物最相思。"],
+}
 OTHERS = [
     {"title": "短", "author": "甲", "paragraphs": ["一二三四五，一二三四五。"]},
     {"title": "长短", "author": "甲", "paragraphs": ["一二三四五，一二三四五六七。", "一二三四五，一二三四五六七。"]},
     {"title": "缺", "author": "甲", "paragraphs": ["一二□四五，一二三四五。", "一二三四五，一二三四五。"]},
-    {"title": "再", "author": "乙", "paragraphs": GOOD["paragraphs"]}, {"name": "no poem"}, ["x"], {"paragraphs": "text"}]
+    {"title": "再", "author": "乙", "paragraphs": GOOD["paragraphs"]},
+    {"name": "no poem"},
+    ["x"],
+    {"paragraphs": "text"},
+]
 
 
 def write(path: Path, rows: list) -> Path:
@@ -31,14 +39,19 @@ def write(path: Path, rows: list) -> Path:
 
 def random_poems(count: int, seed: int = 1) -> list[Poem]:
     draw = random.Random(seed)
-    return [Poem("题", "人", tuple("".join(chr(draw.randrange(0x4e00, 0x9f00)) for _ in range(5)) for _ in range(4)))
-            for _ in range(count)]
+    return [
+        Poem("题", "人", tuple("".join(chr(draw.randrange(0x4E00, 0x9F00)) for _ in range(5)) for _ in range(4)))
+        for _ in range(count)
+    ]
 
 
 def test_a_poem_is_simplified_and_keeps_its_shape(tmp_path):
     left_out: collections.Counter[str] = collections.Counter()
     poem, again = read_poems(write(tmp_path / "a.json", [GOOD, *OTHERS]), left_out)
-    assert poem == Poem("相思", "王维", ("红豆生南国", "春来发几枝", "愿君多采撷", "此物最相思")) and again.lines == poem.lines
+    assert (
+        poem == Poem("相思", "王维", ("红豆生南国", "春来发几枝", "愿君多采撷", "此物最相思"))
+        and again.lines == poem.lines
+    )
     assert (poem.form, poem.text) == ("wujue", "红豆生南国，春来发几枝。\n愿君多采撷，此物最相思。")
     assert left_out == {"another shape": 2, "gaps or signs in a line": 1, "no poem": 3}
 
@@ -47,8 +60,10 @@ def test_the_corpus_has_every_poem_once_and_says_what_was_left_out(tmp_path):
     rows = [{"title": poem.title, "author": "", "paragraphs": list(poem.lines)} for poem in random_poems(200)]
     write(tmp_path / "in" / "a.json", [GOOD, *OTHERS, *rows])
     made = make_verse(tmp_path / "in", tmp_path / "verse", 0.2)
-    read = {name: [json.loads(line) for line in open(tmp_path / "verse" / f"{name}.jsonl", encoding="utf-8")]
-            for name in ("train", "heldout")}
+    read = {
+        name: [json.loads(line) for line in open(tmp_path / "verse" / f"{name}.jsonl", encoding="utf-8")]
+        for name in ("train", "heldout")
+    }
     assert (made.train, made.heldout) == (len(read["train"]), len(read["heldout"])) and made.train + made.heldout == 201
     assert 15 < made.heldout < 70 and made.forms == {"wujue": 201}
     assert made.left_out["the same text again"] == 1 and made.left_out["another shape"] == 2

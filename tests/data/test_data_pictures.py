@@ -37,8 +37,11 @@ def test_the_pictures_are_drawn(debug_data, tmp_path):
     found = compression(tokenizer, sample_files("heldout"))
     lengths = {"held out": document_lengths(tokenizer, sample_files("heldout"))}
     batch = next(dataset.batches(2, seed=1))
-    for png in (plot_lengths(lengths, tmp_path / "a.png", 65), plot_compression([found, found], 32, tmp_path / "b.png"),
-                plot_record(batch, 1, tokenizer, tmp_path / "c.png")):
+    for png in (
+        plot_lengths(lengths, tmp_path / "a.png", 65),
+        plot_compression([found, found], 32, tmp_path / "b.png"),
+        plot_record(batch, 1, tokenizer, tmp_path / "c.png"),
+    ):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5_000
 
 

@@ -61,7 +61,7 @@ def test_a_batch_goes_on_over_the_end_of_an_epoch(dataset: TokenDataset) -> None
     size = len(dataset)
     whole = np.concatenate([batch.inputs for batch in take(dataset, size, batch_size=3)])  # three epochs
     across = take(dataset, 1, batch_size=12, start=size - 5)[0]
-    assert np.array_equal(across.inputs, whole[size - 5:size + 7])
+    assert np.array_equal(across.inputs, whole[size - 5 : size + 7])
     assert across.samples.tolist() == list(range(size - 5, size + 7))
     assert take(dataset, 1, batch_size=2 * size + 2)[0].inputs.shape == (2 * size + 2, 32)
 
@@ -70,7 +70,7 @@ def test_a_batch_goes_on_over_the_end_of_an_epoch(dataset: TokenDataset) -> None
 def test_it_resumes_at_any_record(start: int, dataset: TokenDataset) -> None:
     resumed = take(dataset, 5, start=start)
     straight = np.concatenate([batch.inputs for batch in take(dataset, (start + 40) // 8 + 1)])
-    assert np.array_equal(np.concatenate([batch.inputs for batch in resumed]), straight[start:start + 40])
+    assert np.array_equal(np.concatenate([batch.inputs for batch in resumed]), straight[start : start + 40])
     assert resumed[0].samples[0] == start
 
 
@@ -98,7 +98,7 @@ def test_unshuffled_and_finite_reading_fills_the_last_batch_with_nothing(dataset
     assert len(batches) == -(-size // 10) and size % 10  # else the test tests nothing
     assert np.array_equal(rows[:size], dataset.records(np.arange(size))[:, :-1])
     last = batches[-1]
-    assert (last.weights[size % 10:] == 0).all() and last.weights[:size % 10].sum() == last.weight_total > 0
+    assert (last.weights[size % 10 :] == 0).all() and last.weights[: size % 10].sum() == last.weight_total > 0
     assert list(dataset.batches(10, seed=0, epochs=1, start=size)) == []
 
 
@@ -143,9 +143,16 @@ def test_one_piece_for_end_and_padding_still_teaches_the_end() -> None:
     assert loss_weights(records, 6, 6, True).tolist() == [[1, 1, 0, 1, 0, 0]]
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"batch_size": 8, "ranks": 3}, "divided"), ({"batch_size": 0}, "divided"), ({"rank": 2, "ranks": 2}, "rank=2"),
-    ({"start": -1}, "start=-1"), ({"epochs": 0}, "epochs=0")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 8, "ranks": 3}, "divided"),
+        ({"batch_size": 0}, "divided"),
+        ({"rank": 2, "ranks": 2}, "rank=2"),
+        ({"start": -1}, "start=-1"),
+        ({"epochs": 0}, "epochs=0"),
+    ],
+)
 def test_what_makes_no_sense_is_refused_at_once(options: dict, words: str, dataset: TokenDataset) -> None:
     with pytest.raises(InputError, match=words):
         dataset.batches(**{"batch_size": 8, "seed": 1, **options})
@@ -190,8 +197,7 @@ def test_the_historical_pieces_go_into_the_data_set(text_file: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", ["", ".db"])
-def test_damage_is_named(suffix: str, dataset: TokenDataset, tmp_path: Path,
-                         monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_is_named(suffix: str, dataset: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(dataset.folder, tmp_path / "set")
     file = next(path for path in sorted((tmp_path / "set").iterdir()) if path.name.endswith(".mindrecord" + suffix))
     content = bytearray(file.read_bytes())
@@ -287,12 +293,38 @@ def test_a_data_set_of_before_there_were_checksums_opens_as_it_did(dataset: Toke
     assert np.array_equal(open_dataset(large).records(np.arange(9)), dataset.records(np.arange(9)))
 
 
-@pytest.mark.parametrize("changes", [
-    {"records": 10**18}, {"records": -1}, {"records": "many"}, {"records": True}, {"rows": [10**18, 1]}, {"rows": 7},
-    {"rows": []}, {"rows": [1, 1]}, {"files": {}}, {"files": [1]},
-    {"files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]}, {"files": []}, {"column": 5}, {"column": None}, {"record_length": 10**12}, {"record_length": 1.5}, {"eod_id": -1},
-    {"eod_id": 10**9}, {"pad_id": "<pad>"}, {"tokenizer": "pangu"}, {"tokenizer": {}}, {"vocab_size": 10**18},
-    {"tokens": None}, {"checksums": "none"}, {"version": [1]}, {"format": {}}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"records": 10**18},
+        {"records": -1},
+        {"records": "many"},
+        {"records": True},
+        {"rows": [10**18, 1]},
+        {"rows": 7},
+        {"rows": []},
+        {"rows": [1, 1]},
+        {"files": {}},
+        {"files": [1]},
+        {"files": [{"name": "../x", "size": 1, "sha256": "0" * 64}]},
+        {"files": []},
+        {"column": 5},
+        {"column": None},
+        {"record_length": 10**12},
+        {"record_length": 1.5},
+        {"eod_id": -1},
+        {"eod_id": 10**9},
+        {"pad_id": "<pad>"},
+        {"tokenizer": "pangu"},
+        {"tokenizer": {}},
+        {"vocab_size": 10**18},
+        {"tokens": None},
+        {"checksums": "none"},
+        {"version": [1]},
+        {"format": {}},
+    ],
+    ids=str,
+)
 def test_a_description_of_another_shape_is_refused_in_one_line(changes: dict, large: Path) -> None:
     said = json.loads((large / "dataset.json").read_text(encoding="utf-8"))
     (large / "dataset.json").write_text(json.dumps({**said, **changes}))
@@ -308,7 +340,9 @@ def test_records_of_another_length_than_told_are_refused(large: Path) -> None:
         open_dataset(large).records(np.arange(3))
 
 
-def test_a_column_that_is_no_name_is_refused_in_one_short_line(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+def test_a_column_that_is_no_name_is_refused_in_one_short_line(
+    text_file: Path, pangu: Tokenizer, tmp_path: Path
+) -> None:
     prepare(text_file, tmp_path / "set", pangu, record_length=33)
     described = tmp_path / "set" / "dataset.json"
     described.write_text(described.read_text("utf-8").replace('"input_ids"', '"' + "x" * 4000 + '"'), "utf-8")

@@ -21,8 +21,10 @@ def test_any_part_can_be_asked_for_alone() -> None:
 
 
 def test_seed_epoch_and_length_change_the_order() -> None:
-    orders = {tuple(shuffled(np.arange(50), length, seed, epoch))
-              for seed, epoch, length in ((0, 0, 50), (1, 0, 50), (0, 1, 50), (2**31 - 1, 10**6, 50), (0, 0, 51))}
+    orders = {
+        tuple(shuffled(np.arange(50), length, seed, epoch))
+        for seed, epoch, length in ((0, 0, 50), (1, 0, 50), (0, 1, 50), (2**31 - 1, 10**6, 50), (0, 0, 51))
+    }
     assert len(orders) == 5
 
 

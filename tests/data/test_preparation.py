@@ -30,14 +30,17 @@ def stream(folder: Path) -> list[int]:
 
 
 def content(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 def test_every_document_is_there_once_in_order(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
     made = prepare(text_file, tmp_path / "set", pangu, record_length=33)
     expected = [index for line in lines(200) for index in [*pangu.encode(line), pangu.eod_id]]
-    assert stream(tmp_path / "set") == expected[:len(expected) // 33 * 33]
+    assert stream(tmp_path / "set") == expected[: len(expected) // 33 * 33]
     assert (made.documents, made.tokens, made.records) == (200, len(expected), len(expected) // 33)
     assert made.leftover_tokens == len(expected) % 33 > 0 and made.padding_tokens == 0
     assert made.characters == sum(map(len, lines(200)))
@@ -47,7 +50,7 @@ def test_the_last_record_can_be_filled(text_file: Path, pangu: Tokenizer, tmp_pa
     made = prepare(text_file, tmp_path / "set", pangu, record_length=33, pad_last=True)
     found = stream(tmp_path / "set")
     assert made.leftover_tokens == 0 and made.padding_tokens > 0
-    assert found[-made.padding_tokens:] == [pangu.pad_id] * made.padding_tokens
+    assert found[-made.padding_tokens :] == [pangu.pad_id] * made.padding_tokens
     assert found[-made.padding_tokens - 1] == pangu.eod_id
     assert len(found) == made.tokens + made.padding_tokens == made.records * 33
 
@@ -62,7 +65,9 @@ def documents_of(folder: Path) -> list[list[list[int]]]:
     return made
 
 
-def test_whole_documents_are_never_cut_where_they_fit_into_a_record(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+def test_whole_documents_are_never_cut_where_they_fit_into_a_record(
+    text_file: Path, pangu: Tokenizer, tmp_path: Path
+) -> None:
     longest = max(len(pangu.encode(line)) + 1 for line in lines(200))
     made = prepare(text_file, tmp_path / "set", pangu, record_length=longest, whole_documents=True)
     found = documents_of(tmp_path / "set")
@@ -89,7 +94,8 @@ def test_a_packer_with_many_open_records_packs_as_well_as_the_sizes_allow() -> N
 
 
 def test_whole_documents_are_the_same_for_any_number_of_workers(
-        tmp_path: Path, text_file: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, text_file: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "WORKER_SECONDS", 1e-9)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     for workers in (1, 2):
@@ -98,7 +104,8 @@ def test_whole_documents_are_the_same_for_any_number_of_workers(
 
 
 def test_the_result_is_the_same_for_any_number_of_workers(
-        tmp_path: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    tmp_path: Path, pangu: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "WORKER_SECONDS", 1e-9)  # start them for this little text
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 500)
     for number in range(3):
@@ -134,8 +141,14 @@ def test_any_mindrecord_reader_can_read_it(text_file: Path, pangu: Tokenizer, tm
 def test_the_description_says_what_was_made(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
     made = prepare(text_file, tmp_path / "set", pangu, record_length=33, documents="line")
     said = json.loads((tmp_path / "set" / "dataset.json").read_text(encoding="utf-8"))
-    assert said["inputs"] == [{"name": str(text_file), "size": text_file.stat().st_size, "encoding": "utf-8",
-                               "sha256": hashlib.sha256(text_file.read_bytes()).hexdigest()}]
+    assert said["inputs"] == [
+        {
+            "name": str(text_file),
+            "size": text_file.stat().st_size,
+            "encoding": "utf-8",
+            "sha256": hashlib.sha256(text_file.read_bytes()).hexdigest(),
+        }
+    ]
     for key in ("documents", "characters", "tokens", "records", "leftover_tokens", "padding_tokens"):
         assert said[key] == getattr(made, key)
     assert (said["eod_id"], said["pad_id"], said["vocab_size"], said["column"]) == (9, 6, 40000, "input_ids")
@@ -156,12 +169,23 @@ def test_the_shipped_sample_is_prepared_by_blocks(pangu: Tokenizer, tmp_path: Pa
     assert made.documents > 2 and made.records > 5
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"record_length": 1}, "too short"), ({"column": "a-b"}, "column 'a-b'"), ({"column": "列"}, "column"),
-    ({"shards": 0}, "shards=0"), ({"workers": 0}, "workers=0"), ({"text_format": "html"}, "format 'html'"),
-    ({"documents": "page"}, "documents='page'"), ({"record_length": 100_000}, "gives only"), ({"shards": 900}, "shards")])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"record_length": 1}, "too short"),
+        ({"column": "a-b"}, "column 'a-b'"),
+        ({"column": "列"}, "column"),
+        ({"shards": 0}, "shards=0"),
+        ({"workers": 0}, "workers=0"),
+        ({"text_format": "html"}, "format 'html'"),
+        ({"documents": "page"}, "documents='page'"),
+        ({"record_length": 100_000}, "gives only"),
+        ({"shards": 900}, "shards"),
+    ],
+)
 def test_what_cannot_work_is_refused_and_nothing_is_left(
-        options: dict, words: str, text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+    options: dict, words: str, text_file: Path, pangu: Tokenizer, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=words):
         prepare(text_file, tmp_path / "set", pangu, **{"record_length": 33, **options})
     assert list(tmp_path.iterdir()) == []
@@ -172,8 +196,12 @@ def test_bad_input_is_refused_by_name_and_nothing_is_left(text_file: Path, pangu
     bad.write_bytes("好天气。".encode() * 9 + b"\xff" + "好".encode())
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n")
-    for inputs, words in (([text_file, bad], "bad.txt: .*byte 108"), (empty, "no document in the input: .*empty.txt"),
-                          (tmp_path / "none*.txt", "no such file"), ([], "no input")):
+    for inputs, words in (
+        ([text_file, bad], "bad.txt: .*byte 108"),
+        (empty, "no document in the input: .*empty.txt"),
+        (tmp_path / "none*.txt", "no such file"),
+        ([], "no input"),
+    ):
         with pytest.raises(InputError, match=words):
             prepare(inputs, tmp_path / "out" / "set", pangu, record_length=33)
         assert not (tmp_path / "out" / "set").exists() and not list(tmp_path.glob("out/.*"))
@@ -187,8 +215,9 @@ def test_an_existing_folder_is_refused_and_untouched(text_file: Path, pangu: Tok
 
 
 @pytest.mark.parametrize("when", ["before", "while"])
-def test_a_worker_that_dies_ends_everything(when: str, pangu: Tokenizer, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_ends_everything(
+    when: str, pangu: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(preparation, "WORKER_SECONDS", 1e-9)
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 2000)
     source = tmp_path / "a.txt"
@@ -224,17 +253,19 @@ def test_a_worker_that_fails_tells_why(tmp_path: Path, pangu: Tokenizer) -> None
 def test_workers_end_when_the_process_that_prepares_is_killed(tmp_path: Path) -> None:
     source = tmp_path / "a.txt"
     source.write_text("\n".join(lines(3000)), encoding="utf-8")
-    code = ("import sys; from pangu_lab.data import prepare, preparation, encoding\n"
-            "from pangu_lab.tokenizer import load_tokenizer\n"
-            "import os, signal\n"
-            "preparation.WORKER_SECONDS = 1e-9; encoding.BATCH_CHARACTERS = 2000\n"
-            "workers = []; init = encoding.Worker.__init__\n"
-            "def noted(self, *args):\n    init(self, *args); workers.append(self.process.pid)\n"
-            "encoding.Worker.__init__ = noted\n"
-            "def kill(done, total, text):\n    if not done: return\n    sys.stdout.write(' '.join(map(str, workers))); sys.stdout.flush()\n"
-            "    os.kill(os.getpid(), signal.SIGKILL)\n"
-            f"prepare({str(source)!r}, {str(tmp_path / 'set')!r}, load_tokenizer(), record_length=33, workers=2, "
-            "progress=kill)\n")
+    code = (
+        "import sys; from pangu_lab.data import prepare, preparation, encoding\n"
+        "from pangu_lab.tokenizer import load_tokenizer\n"
+        "import os, signal\n"
+        "preparation.WORKER_SECONDS = 1e-9; encoding.BATCH_CHARACTERS = 2000\n"
+        "workers = []; init = encoding.Worker.__init__\n"
+        "def noted(self, *args):\n    init(self, *args); workers.append(self.process.pid)\n"
+        "encoding.Worker.__init__ = noted\n"
+        "def kill(done, total, text):\n    if not done: return\n    sys.stdout.write(' '.join(map(str, workers))); sys.stdout.flush()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"prepare({str(source)!r}, {str(tmp_path / 'set')!r}, load_tokenizer(), record_length=33, workers=2, "
+        "progress=kill)\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert not (tmp_path / "set").exists()  # what is left has a name that nothing takes for a data set
@@ -253,8 +284,9 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_a_full_disk_is_named_and_nothing_is_left(text_file: Path, pangu: Tokenizer, tmp_path: Path,
-                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named_and_nothing_is_left(
+    text_file: Path, pangu: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(records.shutil, "disk_usage", lambda path: usage(10**9, 10**9, 3_000_000))
     with pytest.raises(InputError, match=r"the disk is full \(3 MB free\)"):
@@ -272,14 +304,16 @@ def test_a_write_that_fails_is_an_error_and_nothing_is_left(pangu: Tokenizer, tm
     """A real one: files may not grow past 1 MB."""
     source = tmp_path / "a.txt"
     source.write_text("\n".join(lines(6000)), encoding="utf-8")
-    code = ("import resource, signal, sys; from pangu_lab.data import prepare\n"
-            "from pangu_lab.errors import InputError; from pangu_lab.tokenizer import load_tokenizer\n"
-            "import mindspore.mindrecord\n"
-            "tokenizer = load_tokenizer(); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-            "resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, 1_100_000))\n"
-            "try:\n"
-            f"    prepare({str(source)!r}, {str(tmp_path / 'set')!r}, tokenizer, record_length=33)\n"
-            "except InputError as error:\n    sys.exit(str(error))\n")
+    code = (
+        "import resource, signal, sys; from pangu_lab.data import prepare\n"
+        "from pangu_lab.errors import InputError; from pangu_lab.tokenizer import load_tokenizer\n"
+        "import mindspore.mindrecord\n"
+        "tokenizer = load_tokenizer(); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1_100_000, 1_100_000))\n"
+        "try:\n"
+        f"    prepare({str(source)!r}, {str(tmp_path / 'set')!r}, tokenizer, record_length=33)\n"
+        "except InputError as error:\n    sys.exit(str(error))\n"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt"]
@@ -308,8 +342,9 @@ def test_what_the_vocabulary_lacks_is_counted_and_named(tmp_path: Path, pangu: T
     (tmp_path / "a.txt").write_text("春天来了。\n" * 30 + "𠮷𠮷𠮷龘龘。\n", encoding="utf-8")
     made = prepare(tmp_path / "a.txt", tmp_path / "data", pangu, record_length=9)
     assert made.unknown_characters == {"𠮷": 3, "龘": 2} and made.unknown_tokens > 0
-    assert made.warnings()[-1].endswith("unknown characters, most often 𠮷×3 龘×2; train a vocabulary on this text, or one "
-                                        "with --byte-fallback")
+    assert made.warnings()[-1].endswith(
+        "unknown characters, most often 𠮷×3 龘×2; train a vocabulary on this text, or one with --byte-fallback"
+    )
     metadata = json.loads((tmp_path / "data" / "dataset.json").read_text(encoding="utf-8"))
     assert metadata["unknown_characters"] == {"𠮷": 3, "龘": 2}
 
@@ -321,5 +356,7 @@ def test_rows_left_out_and_files_not_read_are_told(tmp_path: Path, pangu: Tokeni
     (texts / "b.pdf").write_bytes(b"%PDF")
     made = prepare(texts, tmp_path / "data", pangu, record_length=9)
     assert made.documents == 9 and made.left_out == {"'text' is null": 9}
-    assert made.notes == ("not read: 1 other file (1 .pdf)",
-                          f"left out: 9 × 'text' is null (first: {texts / 'a.jsonl'}: line 2)")
+    assert made.notes == (
+        "not read: 1 other file (1 .pdf)",
+        f"left out: 9 × 'text' is null (first: {texts / 'a.jsonl'}: line 2)",
+    )

@@ -14,8 +14,10 @@ from pangu_lab.errors import InputError
 def test_both_parts_are_there_and_share_nothing() -> None:
     parts = {part: [path.read_text(encoding="utf-8") for path in sample_files(part)] for part in ("train", "heldout")}
     assert sample_folder().is_dir() and sum(map(len, parts["train"])) >= 40_000 and parts["heldout"]
-    blocks = {part: {block.strip() for text in texts for block in text.split("\n\n") if block.strip()}
-              for part, texts in parts.items()}
+    blocks = {
+        part: {block.strip() for text in texts for block in text.split("\n\n") if block.strip()}
+        for part, texts in parts.items()
+    }
     assert not blocks["train"] & blocks["heldout"]
 
 
@@ -29,11 +31,15 @@ def test_the_poems_are_verse_by_the_rhyme_book_each_once() -> None:
     assert {part: len(found) for part, found in poems.items()} == {"famous": 14, "later": 36}
     texts = [text for found in poems.values() for _, text in found]
     assert len(set(texts)) == len(texts) and None not in map(lines_of, texts)
-    assert [text[:5] for text in texts if not prosody_of(lines_of(text)).rhyme] == ["满纸荒唐言"]  # 泪 and 味: 寘 and 未, loosely
+    assert [text[:5] for text in texts if not prosody_of(lines_of(text)).rhyme] == [
+        "满纸荒唐言"
+    ]  # 泪 and 味: 寘 and 未, loosely
 
 
 def test_every_couplet_asked_for_stands_in_a_later_poem_and_its_other_options_in_others() -> None:
-    later = {f"《{title}》\n{text}": lines_of(text) for title, text in read_poems(sample_folder() / "verse" / "later.jsonl")}
+    later = {
+        f"《{title}》\n{text}": lines_of(text) for title, text in read_poems(sample_folder() / "verse" / "later.jsonl")
+    }
     seconds = {line + "。" for lines in later.values() for line in lines[1::2]}
     documents = json.loads((sample_folder() / "verse" / "couplets.json").read_text(encoding="utf-8"))
     assert len(documents) == 80

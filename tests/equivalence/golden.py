@@ -28,20 +28,28 @@ def measure(name: str) -> list[str]:
     from pangu_lab.train import train
 
     with tempfile.TemporaryDirectory() as folder:
-        config = sample_data(Path(folder) / "data", preset(name)).replace(**{
-            "train.steps": 50, "train.log_every": 1, "train.eval_every": 25, "train.eval_batches": 2})
+        config = sample_data(Path(folder) / "data", preset(name)).replace(
+            **{"train.steps": 50, "train.log_every": 1, "train.eval_every": 25, "train.eval_batches": 2}
+        )
         train(config, Path(folder) / "run")
         curves = read_curves(Path(folder) / "run")
-    return [f"{event['kind']} {event['step']} {event['loss']!r} {event.get('grad_norm')!r}"
-            for event in sorted(curves.steps + curves.evals, key=lambda event: event["time"])]
+    return [
+        f"{event['kind']} {event['step']} {event['loss']!r} {event.get('grad_norm')!r}"
+        for event in sorted(curves.steps + curves.evals, key=lambda event: event["time"])
+    ]
 
 
 def measured() -> dict[str, list[str]]:
     found = {}
     for name in PRESETS:
         for way, native in WAYS.items():
-            made = subprocess.run([sys.executable, "-m", "tests.equivalence.golden", "--one", name], stdout=subprocess.PIPE,
-                                  env={**os.environ, "PANGU_LAB_NATIVE": native}, text=True, check=True)
+            made = subprocess.run(
+                [sys.executable, "-m", "tests.equivalence.golden", "--one", name],
+                stdout=subprocess.PIPE,
+                env={**os.environ, "PANGU_LAB_NATIVE": native},
+                text=True,
+                check=True,
+            )
             found[f"{name}, {way}"] = json.loads(made.stdout.splitlines()[-1])
             print(f"{name}, {way}: {found[f'{name}, {way}'][-1]}", flush=True)
     return found

@@ -14,14 +14,19 @@ import numpy as np
 from pangu_lab.config import ModelConfig
 
 BASE = ModelConfig(vocab_size=512, num_positions=32, hidden_size=32, num_layers=3, num_heads=4, dropout_rate=0.0)
-CONFIGS = {"dense": BASE, "dense fast_gelu": dataclasses.replace(BASE, hidden_act="fast_gelu"),
-           "dense gelu_erf": dataclasses.replace(BASE, hidden_act="gelu_erf"),
-           "experts": dataclasses.replace(BASE, num_experts=4, experts_per_token=2),
-           "experts one choice": dataclasses.replace(BASE, num_experts=3, moe_every=2)}
+CONFIGS = {
+    "dense": BASE,
+    "dense fast_gelu": dataclasses.replace(BASE, hidden_act="fast_gelu"),
+    "dense gelu_erf": dataclasses.replace(BASE, hidden_act="gelu_erf"),
+    "experts": dataclasses.replace(BASE, num_experts=4, experts_per_token=2),
+    "experts one choice": dataclasses.replace(BASE, num_experts=3, moe_every=2),
+}
 
-ACTIVATIONS = {"gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
-               "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
-               "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x))}
+ACTIVATIONS = {
+    "gelu": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
+    "gelu_erf": lambda x: 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    "fast_gelu": lambda x: x / (1 + np.exp(-1.702 * x)),
+}
 
 
 def reference_logits(weights, config, ids, positions) -> np.ndarray:
@@ -52,7 +57,7 @@ def rounded_to_bytes(weights) -> dict[str, np.ndarray]:
 
 
 def _rounded(name: str, value: np.ndarray) -> np.ndarray:
-    if not (name.endswith("word_embedding.embedding_table") or name.endswith(".weight")):
+    if not (name.endswith(("word_embedding.embedding_table", ".weight"))):
         return value
     if name.endswith("top_query_layer.attention.dense1.weight"):  # of the ready queries, which no product makes
         return value
@@ -91,8 +96,10 @@ class _Record:
         return centred / scale * self.weights[f"{prefix}.gamma"] + self.weights[f"{prefix}.beta"]
 
     def attention(self, asking, asked, prefix):
-        q, k, v = (self._heads(x @ self.weights[f"{prefix}.{name}.weight"].T + self.weights[f"{prefix}.{name}.bias"])
-                   for x, name in ((asking, "dense1"), (asked, "dense2"), (asked, "dense3")))
+        q, k, v = (
+            self._heads(x @ self.weights[f"{prefix}.{name}.weight"].T + self.weights[f"{prefix}.{name}.bias"])
+            for x, name in ((asking, "dense1"), (asked, "dense2"), (asked, "dense3"))
+        )
         scores = np.where(self.seen, q @ k.transpose(0, 2, 1) / math.sqrt(q.shape[-1]), -np.inf)
         self.probabilities.append(softmax(scores))
         mixed = (self.probabilities[-1] @ v).transpose(1, 0, 2).reshape(len(asking), -1)
@@ -111,11 +118,13 @@ class _Record:
         """Without limit of capacity: the chosen experts' answers, by their share of the router's probability."""
         probabilities, out = softmax(x @ self.weights[f"{prefix}.router.weight"]), np.zeros_like(x)
         for row, share in enumerate(probabilities):
-            chosen = np.argsort(-share, kind="stable")[:self.config.experts_per_token]
+            chosen = np.argsort(-share, kind="stable")[: self.config.experts_per_token]
             total = share[chosen].sum() if len(chosen) > 1 else 1.0
             for expert in chosen:
-                up, up_bias, down, down_bias = (self.weights[f"{prefix}.experts.{name}"][expert] for name in (
-                    "mapping.weight", "mapping.bias", "projection.weight", "projection.bias"))
+                up, up_bias, down, down_bias = (
+                    self.weights[f"{prefix}.experts.{name}"][expert]
+                    for name in ("mapping.weight", "mapping.bias", "projection.weight", "projection.bias")
+                )
                 answer = self.act(x[row] @ up + up_bias[0]) @ down + down_bias[0]
                 out[row] += share[expert] / total * answer
         return out

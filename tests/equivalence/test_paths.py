@@ -25,7 +25,13 @@ from pangu_lab.model.pangu import PanguLogits, PanguLoss, PanguStage, Parts, Wei
 from pangu_lab.ops.native.cells import kernels_for
 from pangu_lab.ops.portable import Portable
 from pangu_lab.tokenizer import load_tokenizer
-from tests.equivalence.reference import CONFIGS, log_softmax, reference_logits, reference_probabilities, rounded_to_bytes
+from tests.equivalence.reference import (
+    CONFIGS,
+    log_softmax,
+    reference_logits,
+    reference_probabilities,
+    rounded_to_bytes,
+)
 from tests.generate.fakes import random_weights
 
 LENGTH = 24
@@ -41,7 +47,9 @@ class Model:
         self.config, self.weights, self.tokenizer, self.folder = config, random_weights(config), tokenizer, folder
         self.ids = rng.integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
         self.straight = np.tile(np.arange(LENGTH, dtype=np.int32), (2, 1))
-        self.restarting = np.concatenate([np.arange(9), np.arange(LENGTH - 9)]).astype(np.int32) * np.ones((2, 1), np.int32)
+        self.restarting = np.concatenate([np.arange(9), np.arange(LENGTH - 9)]).astype(np.int32) * np.ones(
+            (2, 1), np.int32
+        )
         self.labels = rng.integers(0, config.vocab_size, (2, LENGTH)).astype(np.int32)
         self.counted = rng.random((2, LENGTH)).astype(np.float32)
 
@@ -89,15 +97,18 @@ def by_prompt(runner, ids):
 def by_steps(runner, ids):
     """The same, one token after the other."""
     at = np.arange(len(ids))[None]
-    return np.concatenate([runner.run(ids[None, p:p + 1], at[:, p:p + 1], at[:, p:p + 1], at[:, :p + 1])
-                           for p in range(len(ids))])
+    return np.concatenate(
+        [runner.run(ids[None, p : p + 1], at[:, p : p + 1], at[:, p : p + 1], at[:, : p + 1]) for p in range(len(ids))]
+    )
 
 
 def by_batch(runner, ids):
     """(batch, length, vocab): several sequences, a step of all at once, from scattered slots."""
-    slots = np.random.default_rng(1).permutation(64)[:ids.size].reshape(ids.shape)
-    steps = [runner.run(ids[:, p:p + 1], np.full((len(ids), 1), p), slots[:, p:p + 1], slots[:, :p + 1])
-             for p in range(ids.shape[1])]
+    slots = np.random.default_rng(1).permutation(64)[: ids.size].reshape(ids.shape)
+    steps = [
+        runner.run(ids[:, p : p + 1], np.full((len(ids), 1), p), slots[:, p : p + 1], slots[:, : p + 1])
+        for p in range(ids.shape[1])
+    ]
     return np.stack(steps, 1)
 
 
@@ -114,16 +125,18 @@ def with_kernels(runner):
     return runner
 
 
-WRITING = {"prompt": lambda runner, model: np.stack([by_prompt(runner, ids) for ids in model.ids]),
-           "steps": lambda runner, model: by_steps(runner, model.ids[0])[None],
-           "batch": lambda runner, model: by_batch(runner, model.ids)}
+WRITING = {
+    "prompt": lambda runner, model: np.stack([by_prompt(runner, ids) for ids in model.ids]),
+    "steps": lambda runner, model: by_steps(runner, model.ids[0])[None],
+    "batch": lambda runner, model: by_batch(runner, model.ids),
+}
 
 
 @pytest.mark.parametrize("way", WRITING)
 @pytest.mark.parametrize("kind", [without_kernels, with_kernels])
 def test_new_tokens_over_the_cache(model, way, kind):
     found = WRITING[way](kind(model.runner()), model)
-    np.testing.assert_allclose(found, model.logits[:len(found)], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(found, model.logits[: len(found)], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("way", WRITING)
@@ -135,7 +148,7 @@ def test_the_bundle(model, way, kind):
         found = WRITING[way](kind(runner), model)
     finally:
         runner._native = native
-    np.testing.assert_allclose(found, model.logits[:len(found)], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(found, model.logits[: len(found)], rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("way", WRITING)
@@ -146,7 +159,7 @@ def test_weights_rounded_to_bytes(model, way):
     runner.use_int8()
     wanted = reference_logits(rounded_to_bytes(model.weights), model.config, model.ids, model.straight)
     found = WRITING[way](with_kernels(runner), model)
-    np.testing.assert_allclose(found, wanted[:len(found)], rtol=0, atol=CLOSE)
+    np.testing.assert_allclose(found, wanted[: len(found)], rtol=0, atol=CLOSE)
 
 
 def test_whole_records_by_operators(model):
@@ -196,9 +209,21 @@ def test_two_processes(tmp_path, debug_data, debug_config):
     (tmp_path / "run").mkdir()
     for name, config in CONFIGS.items():
         model = Model(config, load_tokenizer(debug_data / "tokenizer"), tmp_path)
-        np.savez(tmp_path / "run" / f"{name}.npz", ids=model.ids, restarting=model.restarting, labels=model.labels,
-                 counted=model.counted, samples=np.arange(2, dtype=np.int32), losses=model.losses, logits=model.logits,
-                 **{f"w/{key}": value for key, value in model.weights.items()})
-    result = launch(debug_config.replace(**{"parallel.tensor": 2}), tmp_path / "run", 2,
-                    program=("-m", "tests.equivalence.two_processes_program"))
+        np.savez(
+            tmp_path / "run" / f"{name}.npz",
+            ids=model.ids,
+            restarting=model.restarting,
+            labels=model.labels,
+            counted=model.counted,
+            samples=np.arange(2, dtype=np.int32),
+            losses=model.losses,
+            logits=model.logits,
+            **{f"w/{key}": value for key, value in model.weights.items()},
+        )
+    result = launch(
+        debug_config.replace(**{"parallel.tensor": 2}),
+        tmp_path / "run",
+        2,
+        program=("-m", "tests.equivalence.two_processes_program"),
+    )
     assert result.reason == "equal"

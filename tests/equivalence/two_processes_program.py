@@ -25,7 +25,9 @@ def check(rank: Rank, folder: Path) -> str:
             found = loss(rank, config, weights, given, sequence)
             assert abs(found / given["losses"].sum() - 1) < 2e-6, f"{name}: loss {found}, sequence parallel {sequence}"
         if config.num_experts == 1:
-            np.testing.assert_allclose(logits(rank, config, weights, given["ids"]), given["logits"][0], rtol=0, atol=CLOSE)
+            np.testing.assert_allclose(
+                logits(rank, config, weights, given["ids"]), given["logits"][0], rtol=0, atol=CLOSE
+            )
     return "equal"
 
 

@@ -32,7 +32,7 @@ class LetterTokenizer(Tokenizer):
         found, place = [], 0
         while place < len(text):
             size = 2 if ord(text[place]) % 2 == 0 else 1
-            found.append(text[place:place + size])
+            found.append(text[place : place + size])
             place += size
         return found
 

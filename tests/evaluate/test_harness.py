@@ -12,8 +12,10 @@ from pangu_lab.evaluate import LocalScorer
 from pangu_lab.evaluate.harness import harness_model, run_harness, score_texts, write_until
 from tests.evaluate.letters import LetterTokenizer, debug_model, sample_lines
 
-installed = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None,
-                               reason="lm-evaluation-harness is not installed: pip install -e '.[harness]'")
+installed = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm-evaluation-harness is not installed: pip install -e '.[harness]'",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,9 @@ def test_a_long_text_is_scored_in_windows_and_every_token_once(started, scorer):
     assert tokens > 2 * started.window and long.tokens == tokens
     assert score_texts(scorer, [text])[0].tokens == tokens - 1  # nothing stands before the first
     assert short.logprob == pytest.approx(started.loglikelihood([("", text[:20])])[0].logprob, abs=1e-4)
-    assert long.token_logprobs[:started.window] == pytest.approx(
-        started.loglikelihood([("", text)])[0].token_logprobs[:started.window], abs=1e-4)
+    assert long.token_logprobs[: started.window] == pytest.approx(
+        started.loglikelihood([("", text)])[0].token_logprobs[: started.window], abs=1e-4
+    )
     assert score_texts(started, [""])[0].tokens == 0
 
 
@@ -41,8 +44,11 @@ def test_requests_with_the_same_limits_are_written_together_and_keep_their_order
         calls.append((list(prompts), new_tokens, stop))
         return [prompt + "!" for prompt in prompts]
 
-    requests = [("a", {"until": ["\n"], "max_gen_toks": 5}), ("b", {"until": "。"}),
-                ("c", {"until": ["\n"], "max_gen_toks": 5})]
+    requests = [
+        ("a", {"until": ["\n"], "max_gen_toks": 5}),
+        ("b", {"until": "。"}),
+        ("c", {"until": ["\n"], "max_gen_toks": 5}),
+    ]
     assert write_until(generate, requests) == ["a!", "b!", "c!"]
     assert calls == [(["a", "c"], 5, ("\n",)), (["b"], 64, ("。",))]
 
@@ -100,7 +106,8 @@ def test_the_model_answers_the_three_questions(started):
     [score] = started.loglikelihood([("春天来了，", "花开了")])
     assert (logprob, greedy) == (score.logprob, score.greedy)
     assert model.loglikelihood_rolling(ask("loglikelihood_rolling", ("春天来了",))) == [
-        score_texts(started, ["春天来了"])[0].logprob]
+        score_texts(started, ["春天来了"])[0].logprob
+    ]
     assert model.generate_until(ask("generate_until", ("春", {"until": ["。"]}))) == ["写"]
     with pytest.raises(InputError, match="this task has the model write"):
         harness_model(started).generate_until(ask("generate_until", ("春", {})))

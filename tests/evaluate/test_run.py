@@ -12,7 +12,7 @@ import pytest
 
 from pangu_lab import cli
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate import open_scorer, Scorer, engine_writer, evaluate, perplexity, wilson_interval
+from pangu_lab.evaluate import Scorer, engine_writer, evaluate, open_scorer, perplexity, wilson_interval
 from pangu_lab.evaluate.record import Record
 from pangu_lab.evaluate.scoring import make_score
 from pangu_lab.evaluate.split import TokenPair
@@ -93,14 +93,14 @@ def test_written_answers_come_from_a_function_or_from_the_models_own_engine(fold
 
 
 def test_an_engine_writes_greedily_up_to_a_stop(run_folder):
-    from pangu_lab.config import SamplingConfig
     from pangu_lab import PanguLM
+    from pangu_lab.config import SamplingConfig
     from pangu_lab.generate import generate
 
     engine = PanguLM.load(run_folder).engine
     text = generate(engine, "春天来了，", SamplingConfig(max_new_tokens=12, temperature=0.0)).text
     assert engine_writer(engine)(["春天来了，"], 12, ()) == [text]
-    assert engine_writer(engine)(["春天来了，"], 12, (text[2],)) == [text[:text.index(text[2])]]
+    assert engine_writer(engine)(["春天来了，"], 12, (text[2],)) == [text[: text.index(text[2])]]
 
 
 def test_a_model_is_loaded_from_its_run_with_its_own_tokenizer(run_folder, folder):
@@ -200,10 +200,15 @@ def test_progress_counts_questions_and_ends_full(folder):
     assert calls[0] == (0, 18) and calls[-1] == (18, 18) and calls == sorted(calls)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"limit": 0}, "limit=0 must be at least 1"), ({"half": "x"}, "half='x' must be"),
-    ({"split": "nope"}, "no 'nope' part of C3"), ({"scoring": "best"}, "scoring='best' must be"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"half": "x"}, "half='x' must be"),
+        ({"split": "nope"}, "no 'nope' part of C3"),
+        ({"scoring": "best"}, "scoring='best' must be"),
+    ],
+)
 def test_wrong_settings_are_refused(folder, options, message):
     with pytest.raises(InputError, match=message):
         evaluate_c3(folder, **options)
@@ -231,8 +236,19 @@ def test_baselines_only_needs_no_model_and_ends_with_one_line_of_json(tmp_path, 
 
 def test_the_verb_evaluates_a_run_and_writes_every_question(folder, run_folder, tmp_path, capsys):
     out_file = tmp_path / "wplc.json"
-    code, out, _ = run("wplc", "--from", run_folder, "--data", folder, "--out", out_file, "--json",
-                       "--template", "{before}\\n{|}{option}", capsys=capsys)
+    code, out, _ = run(
+        "wplc",
+        "--from",
+        run_folder,
+        "--data",
+        folder,
+        "--out",
+        out_file,
+        "--json",
+        "--template",
+        "{before}\\n{|}{option}",
+        capsys=capsys,
+    )
     found, kept = json.loads(out.splitlines()[-1]), json.loads(out_file.read_text(encoding="utf-8"))
     assert code == 0 and found["n"] == 2 and found["model"] == "small/step-00000000"
     assert "WPLC: n 2\nperplexity " in out and "95 % interval" in out and "\naccuracy 0.00%" in out
@@ -247,7 +263,10 @@ def test_sigterm_interrupts_as_ctrl_c_does(folder, capsys, monkeypatch):
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr("pangu_lab.evaluate.evaluate", killed)
     assert run("c3", "--baselines-only", "--data", folder / "c3", capsys=capsys) == (
-        130, "", "pangu-lab evaluate: interrupted\n")
+        130,
+        "",
+        "pangu-lab evaluate: interrupted\n",
+    )
     assert signal.getsignal(signal.SIGTERM) == before
 
 
@@ -257,15 +276,18 @@ def test_the_list_names_every_task_with_its_template(capsys):
     assert "该答案来自对话" in out
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["c4", "--data", "x", "--baselines-only"], "unknown task 'c4' (did you mean 'c3'?)"),
-    (["c3", "--baselines-only"], "give --data: the task's files or their folder"),
-    (["c3", "--data", "x"], "give one of --from DIR, --server URL and --baselines-only"),
-    (["c3", "--data", "x", "--from", "a", "--server", "http://b"], "give one of --from"),
-    (["c3", "--data", "x", "--server", "localhost:1"], "--server localhost:1: an address begins with http"),
-    (["c3", "--data", "none", "--baselines-only"], "none: no such file or folder of C3 data"),
-    (["perplexity", "--data", "x", "--baselines-only"], "perplexity needs --from DIR and one data set"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["c4", "--data", "x", "--baselines-only"], "unknown task 'c4' (did you mean 'c3'?)"),
+        (["c3", "--baselines-only"], "give --data: the task's files or their folder"),
+        (["c3", "--data", "x"], "give one of --from DIR, --server URL and --baselines-only"),
+        (["c3", "--data", "x", "--from", "a", "--server", "http://b"], "give one of --from"),
+        (["c3", "--data", "x", "--server", "localhost:1"], "--server localhost:1: an address begins with http"),
+        (["c3", "--data", "none", "--baselines-only"], "none: no such file or folder of C3 data"),
+        (["perplexity", "--data", "x", "--baselines-only"], "perplexity needs --from DIR and one data set"),
+    ],
+)
 def test_wrong_usage_is_one_line_and_exit_code_2(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(*arguments, capsys=capsys)

@@ -28,7 +28,7 @@ def naive(scorer):
     def score(context: str, continuation: str, cut: str = "context"):
         pair = scorer.encode(context, continuation, cut)
         ids = np.zeros((1, config.num_positions), np.int32)
-        ids[0, :len(pair.inputs)] = pair.inputs
+        ids[0, : len(pair.inputs)] = pair.inputs
         logits = network(Tensor(ids), Tensor(np.arange(config.num_positions, dtype=np.int32)[None])).asnumpy()[0]
         logits = logits.astype(np.float64)
         log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -77,7 +77,7 @@ def test_a_context_that_is_too_long_loses_its_left_and_the_result_says_so(scorer
     assert_equal_to_naive([long, short], pairs, naive)
     kept = scorer.encode(*pairs[0])
     assert len(kept.inputs) == scorer.window
-    assert kept.ids == tuple(scorer.tokenizer.encode(text[:210]))[-scorer.window - 1:]
+    assert kept.ids == tuple(scorer.tokenizer.encode(text[:210]))[-scorer.window - 1 :]
 
 
 def test_a_continuation_that_is_too_long_can_lose_its_right_instead(scorer, naive):

@@ -62,8 +62,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         [score] = scorer.score_tokens([TokenPair(tuple(ids), 1)])
         singles = scorer.score_tokens([TokenPair(tuple(ids[:end]), end - 1) for end in range(2, len(ids) + 1)])
         logprobs = [None, *score.token_logprobs]
-        tops = [None] + [{text: value if one.greedy else value + 0.5}
-                         for text, value, one in zip(texts[1:], score.token_logprobs, singles)]
+        tops = [None] + [
+            {text: value if one.greedy else value + 0.5}
+            for text, value, one in zip(texts[1:], score.token_logprobs, singles)
+        ]
         if values["max_tokens"]:
             texts, logprobs, tops = [*texts, "多"], [*logprobs, -0.5], [*tops, {"多": -0.5}]
         found = {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops}
@@ -126,8 +128,10 @@ def test_an_evaluation_gives_the_same_numbers_as_offline(server, scorer, tmp_pat
         local = evaluate(task, scorer, data)
         remote = evaluate(task, ServerScorer(server.url, tokenizer=scorer.tokenizer), data)
         assert remote.n == local.n and remote.value == pytest.approx(local.value, rel=1e-5)  # rounded logarithms travel
-    reference = [evaluate("c3", one, data, scoring="reference").value
-                 for one in (scorer, ServerScorer(server.url, tokenizer=scorer.tokenizer))]
+    reference = [
+        evaluate("c3", one, data, scoring="reference").value
+        for one in (scorer, ServerScorer(server.url, tokenizer=scorer.tokenizer))
+    ]
     assert reference[0] == reference[1]
     by_text = evaluate("afqmc", server.url, data)
     assert by_text.value == evaluate("afqmc", scorer, data).value
@@ -145,7 +149,8 @@ def test_a_text_longer_than_the_window_is_shortened_here_when_asking_in_tokens(s
 def test_each_text_is_asked_once_in_a_batch(server):
     ServerScorer(server.url, batch=16).loglikelihood([("问：甲", option) for option in "乙丙丁"])
     assert len(server.asked) == 1 and sorted(server.asked[0]["prompt"]) == sorted(
-        ["问：甲乙", "问：甲丙", "问：甲丁", "问：甲"])
+        ["问：甲乙", "问：甲丙", "问：甲丁", "问：甲"]
+    )
     assert server.asked[0]["echo"] is True and server.asked[0]["max_tokens"] == 0
 
 

@@ -29,7 +29,7 @@ def test_the_pieces_are_those_of_the_whole_text_wherever_it_is_cut(pangu):
     for context, continuation in places(sample_lines(60)):
         ids, count = encode_pair(pangu, context, continuation)
         assert ids == pangu.encode(context + continuation)
-        inside, through = pangu.decode(ids[:count]), pangu.decode(ids[:count + 1])
+        inside, through = pangu.decode(ids[:count]), pangu.decode(ids[: count + 1])
         normal = pangu.decode(pangu.encode(context))
         assert normal.startswith(inside), (context, continuation)  # nothing of the continuation is given away
         assert not normal.startswith(through) or through == inside, (context, continuation)  # nor too much scored

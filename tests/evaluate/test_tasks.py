@@ -34,6 +34,7 @@ def judged(task, question, *means):
 
 # ------------------------------------------------------------------------------------------ what each task asks
 
+
 @pytest.mark.parametrize("name", ASKED)
 def test_the_first_question_is_asked_with_the_papers_template(name, folder):
     task, questions = load(name, folder)
@@ -89,8 +90,13 @@ def test_sampled_labels_depend_on_the_question_and_the_seed_alone():
 
 def test_iflytek_takes_the_names_of_all_labels_from_the_file_beside_the_data(folder, tmp_path):
     assert len(load("iflytek", folder, negatives=0)[1][0].options) == 6
-    alone = write_lines(tmp_path / "dev.json", [{"label": "1", "label_des": "地图", "sentence": "找路"},
-                                                {"label": "2", "label_des": "菜谱", "sentence": "做菜"}])
+    alone = write_lines(
+        tmp_path / "dev.json",
+        [
+            {"label": "1", "label_des": "地图", "sentence": "找路"},
+            {"label": "2", "label_des": "菜谱", "sentence": "做菜"},
+        ],
+    )
     task = make_task("iflytek")
     assert task.read([alone])[0].options == ("地图", "菜谱")
 
@@ -111,20 +117,37 @@ def test_cluewsc_answers_rows_about_one_pronoun_together_and_judges_each(folder)
 
 
 def test_cluewsc_scores_the_whole_text_when_nothing_follows_the_pronoun(tmp_path):
-    row = {"target": {"span1_text": "猫", "span1_index": 0, "span2_text": "它", "span2_index": 4}, "idx": 0,
-           "label": "true", "text": "猫饿了喂它"}
+    row = {
+        "target": {"span1_text": "猫", "span1_index": 0, "span2_text": "它", "span2_index": 4},
+        "idx": 0,
+        "label": "true",
+        "text": "猫饿了喂它",
+    }
     task = make_task("cluewsc")
-    assert task.pairs(task.read([write_lines(tmp_path / "dev.json", [row])])[0]) == [("", "猫饿了喂猫"), ("", "猫饿了喂它")]
+    assert task.pairs(task.read([write_lines(tmp_path / "dev.json", [row])])[0]) == [
+        ("", "猫饿了喂猫"),
+        ("", "猫饿了喂它"),
+    ]
 
 
 def test_chid_reads_the_three_published_forms(tmp_path):
     task = make_task("chid")
-    clue = write_lines(tmp_path / "dev.json", [{"content": ["走#idiom000001#来#idiom000002#。"], "groupID": 1,
-                                                "candidates": ["甲乙丙丁", "子丑寅卯"]}])
+    clue = write_lines(
+        tmp_path / "dev.json",
+        [{"content": ["走#idiom000001#来#idiom000002#。"], "groupID": 1, "candidates": ["甲乙丙丁", "子丑寅卯"]}],
+    )
     write_json(tmp_path / "dev_answer.json", {"#idiom000001#": 1, "#idiom000002#": 0})
-    original = write_lines(tmp_path / "original.json", [{
-        "content": "走#idiom#来#idiom#。", "realCount": 2, "groundTruth": ["子丑寅卯", "甲乙丙丁"],
-        "candidates": [["甲乙丙丁", "子丑寅卯"], ["甲乙丙丁", "天地玄黄"]]}])
+    original = write_lines(
+        tmp_path / "original.json",
+        [
+            {
+                "content": "走#idiom#来#idiom#。",
+                "realCount": 2,
+                "groundTruth": ["子丑寅卯", "甲乙丙丁"],
+                "candidates": [["甲乙丙丁", "子丑寅卯"], ["甲乙丙丁", "天地玄黄"]],
+            }
+        ],
+    )
     for path in (clue, original):
         first, second = task.read([path])
         assert first.options[first.answer] == "子丑寅卯" and second.options[second.answer] == "甲乙丙丁"
@@ -133,23 +156,29 @@ def test_chid_reads_the_three_published_forms(tmp_path):
 
 
 def test_pd_and_cft_words_are_joined_as_written_text():
-    assert join_words("据 《 纽约 时报 》 2013 年 报道 ， New York Times 说 38.3% 。") == \
-        "据《纽约时报》2013年报道，New York Times说38.3%。"
+    assert (
+        join_words("据 《 纽约 时报 》 2013 年 报道 ， New York Times 说 38.3% 。")
+        == "据《纽约时报》2013年报道，New York Times说38.3%。"
+    )
 
 
 def test_cloze_words_count_as_right_when_greedy_writing_would_give_them(folder):
     task, questions = load("wplc", folder)
-    outcomes = [task.judge(questions[0], [make_score([-1.0, -3.0], True)]),
-                task.judge(questions[1], [make_score([-2.0], False)])]
+    outcomes = [
+        task.judge(questions[0], [make_score([-1.0, -3.0], True)]),
+        task.judge(questions[1], [make_score([-2.0], False)]),
+    ]
     measure = task.measure(outcomes)
-    assert measure.value == pytest.approx(2.718281828 ** 2) and measure.more == {"accuracy": 0.5}
+    assert measure.value == pytest.approx(2.718281828**2) and measure.more == {"accuracy": 0.5}
     assert measure.interval[0] <= measure.value <= measure.interval[1]
     assert load("cft", folder)[0].measure(outcomes).value == 0.5
 
 
 def test_cmrc_answers_are_judged_as_the_data_set_does(folder):
     task, questions = load("cmrc2018", folder)
-    assert task.prompt(questions[1]).endswith("。\n问：谁守灯塔？\n答：") and task.prompt(questions[1]).startswith("阅读文章：北港")
+    assert task.prompt(questions[1]).endswith("。\n问：谁守灯塔？\n答：") and task.prompt(questions[1]).startswith(
+        "阅读文章：北港"
+    )
     outcomes = [task.judge(questions[0], " 三十二米。\n问：还有呢"), task.judge(questions[1], "守塔人老秦")]
     assert [outcome.right for outcome in outcomes] == [1.0, 0.0]
     assert outcomes[1].details["f1"] == pytest.approx(2 * 2 / (5 + 2))
@@ -216,7 +245,7 @@ def test_c3_corrected_scores_the_passage_and_reference_repeats_the_shifted_mask(
     score = reference.score(scorer, pairs)[0]
     assert score.mean == pytest.approx(wrong.logprob / scorer.window)
     assert task.score(scorer, pairs)[0].mean == pytest.approx(right.mean)
-    same = right.token_logprobs[-len(wrong.token_logprobs) + 1:]
+    same = right.token_logprobs[-len(wrong.token_logprobs) + 1 :]
     assert wrong.token_logprobs[:-1] == pytest.approx(same, abs=1e-4)
 
 
@@ -254,36 +283,70 @@ def test_braces_in_the_data_are_text(tmp_path):
 # ---------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("ocnli", '{"sentence1": "a"}\n', "row 1 has no 'sentence2'"),
-    ("ocnli", '{"sentence1": "a", "sentence2": "b", "id": 1}\n', "has no 'label' .*without answers cannot be"),
-    ("ocnli", '{"sentence1": "a", "sentence2": "b", "label": "yes"}\n', "has the label 'yes'; known are"),
-    ("ocnli", '{"sentence1": "a", "sentence2": "b", "label": "neutral"}\n{oops\n', "line 2 is not JSON"),
-    ("ocnli", "", "no questions in it; ocnli reads one JSON object a line"),
-    ("ocnli", "[1, 2]", "row 1 has no 'sentence1'"),
-    ("c3", "[[1, 2]]", "document 0: 'passage' must be a text or a list, and a number stands there"),
-    ("c3", '[["a"]]', "document 0: 'passage' must be|not C3's format, which is JSON: a list of"),
-    ("c3", '[[["a"], [{"question": null, "choice": ["x"], "answer": "x"}], "1"]]', "question 0: 'question' must be a text, and null"),
-    ("ocnli", '{"sentence1": null, "sentence2": "b", "label": "neutral"}', "row 1: 'sentence1' must be a text, and null stands there"),
-    ("ocnli", '{"sentence1": "a", "sentence2": 5, "label": "neutral"}', "'sentence2' must be a text, and a number stands there"),
-    ("ocnli", "[" * 100000, "line 1 is not JSON"),
-    ("csl", '{"abst": "a", "keyword": ["b", 3], "label": 1}', "'keyword' must be a text or a list, and a number stands there"),
-    ("tnews", '{"sentence": ["a"], "label": "100"}', "'sentence' must be a text, and a list stands there"),
-    ("chid", '{"content": "a#idiom#", "candidates": [null], "answer": 0}', "'candidates' must be a text or a list, and null"),
-    ("cmrc2018", '{"data": [{"paragraphs": [{"context": 1, "qas": [{"id": "q7"}]}]}]}', "question q7: 'context' must be a text"),
-    ("c3", "{", "line 1 is not JSON"),
-    ("c3", '[[["a"], [{"question": "q", "choice": ["x"], "answer": "y"}], "1"]]', "answer is none of the choices"),
-    ("chid", '{"content": "a#idiom#", "candidates": ["b"], "answer": 5}', "the answer is none of the candidates"),
-    ("chid", '{"content": "a#idiom1#", "candidates": ["b"]}', "row 1 has no answer, and there is none for"),
-    ("cluewsc", '{"text": "a", "target": {"span2_index": 3}, "label": "true"}', "row 1: 'target' has no 'span1_text'"),
-    ("cluewsc", '{"text": "a", "target": {"span1_text": "a", "span2_text": "b", "span2_index": 3}, "label": "true"}',
-     "row 1: no pronoun"),
-    ("cmrc2018", '{"data": [{"paragraphs": [{}]}]}', "not of this format: JSON: data"),
-    ("cft", "1 ||| 没有 问题\n", "the last document has no query"),
-    ("cft", "hello\n", "line 1 is not of this form"),
-    ("cft", "1 ||| 没有 空 ||| 答\n", "line 1: the query needs XXXXX"),
-    ("wplc", '{"masked_text": "a<mask>"}', "has no 'correct_word'"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("ocnli", '{"sentence1": "a"}\n', "row 1 has no 'sentence2'"),
+        ("ocnli", '{"sentence1": "a", "sentence2": "b", "id": 1}\n', "has no 'label' .*without answers cannot be"),
+        ("ocnli", '{"sentence1": "a", "sentence2": "b", "label": "yes"}\n', "has the label 'yes'; known are"),
+        ("ocnli", '{"sentence1": "a", "sentence2": "b", "label": "neutral"}\n{oops\n', "line 2 is not JSON"),
+        ("ocnli", "", "no questions in it; ocnli reads one JSON object a line"),
+        ("ocnli", "[1, 2]", "row 1 has no 'sentence1'"),
+        ("c3", "[[1, 2]]", "document 0: 'passage' must be a text or a list, and a number stands there"),
+        ("c3", '[["a"]]', "document 0: 'passage' must be|not C3's format, which is JSON: a list of"),
+        (
+            "c3",
+            '[[["a"], [{"question": null, "choice": ["x"], "answer": "x"}], "1"]]',
+            "question 0: 'question' must be a text, and null",
+        ),
+        (
+            "ocnli",
+            '{"sentence1": null, "sentence2": "b", "label": "neutral"}',
+            "row 1: 'sentence1' must be a text, and null stands there",
+        ),
+        (
+            "ocnli",
+            '{"sentence1": "a", "sentence2": 5, "label": "neutral"}',
+            "'sentence2' must be a text, and a number stands there",
+        ),
+        ("ocnli", "[" * 100000, "line 1 is not JSON"),
+        (
+            "csl",
+            '{"abst": "a", "keyword": ["b", 3], "label": 1}',
+            "'keyword' must be a text or a list, and a number stands there",
+        ),
+        ("tnews", '{"sentence": ["a"], "label": "100"}', "'sentence' must be a text, and a list stands there"),
+        (
+            "chid",
+            '{"content": "a#idiom#", "candidates": [null], "answer": 0}',
+            "'candidates' must be a text or a list, and null",
+        ),
+        (
+            "cmrc2018",
+            '{"data": [{"paragraphs": [{"context": 1, "qas": [{"id": "q7"}]}]}]}',
+            "question q7: 'context' must be a text",
+        ),
+        ("c3", "{", "line 1 is not JSON"),
+        ("c3", '[[["a"], [{"question": "q", "choice": ["x"], "answer": "y"}], "1"]]', "answer is none of the choices"),
+        ("chid", '{"content": "a#idiom#", "candidates": ["b"], "answer": 5}', "the answer is none of the candidates"),
+        ("chid", '{"content": "a#idiom1#", "candidates": ["b"]}', "row 1 has no answer, and there is none for"),
+        (
+            "cluewsc",
+            '{"text": "a", "target": {"span2_index": 3}, "label": "true"}',
+            "row 1: 'target' has no 'span1_text'",
+        ),
+        (
+            "cluewsc",
+            '{"text": "a", "target": {"span1_text": "a", "span2_text": "b", "span2_index": 3}, "label": "true"}',
+            "row 1: no pronoun",
+        ),
+        ("cmrc2018", '{"data": [{"paragraphs": [{}]}]}', "not of this format: JSON: data"),
+        ("cft", "1 ||| 没有 问题\n", "the last document has no query"),
+        ("cft", "hello\n", "line 1 is not of this form"),
+        ("cft", "1 ||| 没有 空 ||| 答\n", "line 1: the query needs XXXXX"),
+        ("wplc", '{"masked_text": "a<mask>"}', "has no 'correct_word'"),
+    ],
+)
 def test_a_file_of_another_form_is_refused_in_one_line(name, content, message, tmp_path):
     path = tmp_path / "dev.json"
     path.write_text(content, encoding="utf-8")
@@ -299,7 +362,9 @@ def test_line_separators_in_a_text_and_byte_order_marks_are_read(tmp_path):
     [question] = make_task("ocnli").read([path])
     assert question.fields == {"sentence1": "甲\u2028乙", "sentence2": "丙\x85丁"}
     marked = tmp_path / "cmrc.json"
-    articles = [{"paragraphs": [{"context": "甲", "qas": [{"id": "1", "question": "乙", "answers": [{"text": "丙"}]}]}]}]
+    articles = [
+        {"paragraphs": [{"context": "甲", "qas": [{"id": "1", "question": "乙", "answers": [{"text": "丙"}]}]}]}
+    ]
     marked.write_text("\ufeff" + json.dumps({"data": articles}), encoding="utf-8")
     assert make_task("cmrc2018").read([marked])[0].answers == ("丙",)
     chid = tmp_path / "dev.jsonl"
@@ -319,13 +384,16 @@ def test_files_that_are_missing_or_not_utf8_are_named(tmp_path):
         make_task("afqmc").find(tmp_path / "empty")
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda: make_task("c4"), "unknown task 'c4' \\(did you mean 'c3'\\?\\); there are afqmc, c3"),
-    (lambda: make_task("c3", scoring="right"), "scoring='right' must be 'corrected' or 'reference'"),
-    (lambda: make_task("ocnli", scoring="reference"), "only c3 has more than one way of scoring"),
-    (lambda: make_task("ocnli", negatives=3), "ocnli has no labels to sample from"),
-    (lambda: make_task("tnews", negatives=-1), "negatives=-1: give 0 \\(all labels\\) or more"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: make_task("c4"), "unknown task 'c4' \\(did you mean 'c3'\\?\\); there are afqmc, c3"),
+        (lambda: make_task("c3", scoring="right"), "scoring='right' must be 'corrected' or 'reference'"),
+        (lambda: make_task("ocnli", scoring="reference"), "only c3 has more than one way of scoring"),
+        (lambda: make_task("ocnli", negatives=3), "ocnli has no labels to sample from"),
+        (lambda: make_task("tnews", negatives=-1), "negatives=-1: give 0 \\(all labels\\) or more"),
+    ],
+)
 def test_wrong_settings_are_refused_in_one_line(call, message):
     with pytest.raises(InputError, match=message):
         call()
@@ -346,8 +414,14 @@ def test_files_with_a_byte_order_mark_and_json_lists_are_read(tmp_path):
 
 # ------------------------------------------------------------------------------------------- real published files
 
-REAL = {"afqmc": ("dev", 4316, 4316), "chid": ("test", 2002, 2002), "cluewsc": ("test", 542, 976),
-        "cmrc2018": ("trial", 1002, 1002), "ocnli": ("dev", 1478, 1478), "tnews": ("dev", 4928, 4928)}
+REAL = {
+    "afqmc": ("dev", 4316, 4316),
+    "chid": ("test", 2002, 2002),
+    "cluewsc": ("test", 542, 976),
+    "cmrc2018": ("trial", 1002, 1002),
+    "ocnli": ("dev", 1478, 1478),
+    "tnews": ("dev", 4928, 4928),
+}
 
 
 @pytest.mark.parametrize("name", REAL)

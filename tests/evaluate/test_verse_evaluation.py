@@ -7,11 +7,11 @@ import json
 import pytest
 
 from pangu_lab import cli
+from pangu_lab.corpus import PoemIndex
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate import evaluate_verse, measure_temperatures
 from pangu_lab.evaluate import verse as module
 from pangu_lab.evaluate.verse import measure
-from pangu_lab.corpus import PoemIndex
 from pangu_lab.generate import Completion, Engine, Verse
 
 HERON = "白日依山尽，黄河入海流。\n欲穷千里目，更上一层楼。"
@@ -89,16 +89,23 @@ def test_an_interrupted_evaluation_takes_up_where_it_was(files, asked, tmp_path,
 
 
 def test_the_command_shows_a_table_and_ends_with_json(files, capsys):
-    code = cli.main(["evaluate", "verse", "--baselines-only", "--data", str(files[0]), "--train", str(files[1]), "--json"])
+    code = cli.main(
+        ["evaluate", "verse", "--baselines-only", "--data", str(files[0]), "--train", str(files[1]), "--json"]
+    )
     out = capsys.readouterr().out
     assert code == 0 and "bigram model" in out and "tonal pattern" in out
     assert json.loads(out.splitlines()[-1])["columns"]["held-out poems"]["pattern"] == 0.5
 
 
-@pytest.mark.parametrize("options, words", [
-    (["verse", "--limit", "0", "--baselines-only"], "limit=0"), (["verse", "--server", "http://a"], "verse needs --from"),
-    (["verse", "--baselines-only", "--temperature", "-1"], "sampling.temperature"),
-    (["c3", "--baselines-only", "--seed", "1"], "--seed belongs to the task verse")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["verse", "--limit", "0", "--baselines-only"], "limit=0"),
+        (["verse", "--server", "http://a"], "verse needs --from"),
+        (["verse", "--baselines-only", "--temperature", "-1"], "sampling.temperature"),
+        (["c3", "--baselines-only", "--seed", "1"], "--seed belongs to the task verse"),
+    ],
+)
 def test_wrong_options_are_refused_in_one_line(files, capsys, options, words):
     assert cli.main(["evaluate", *options, "--data", str(files[0])]) == 2
     assert words in capsys.readouterr().err

@@ -46,8 +46,15 @@ def folder(tokenizer, tmp_path_factory):
     config = small_config(tokenizer.vocab_size)
     out = tmp_path_factory.mktemp("exports") / "small"
     told = []
-    export_bundle(random_weights(config), config, tokenizer, out, SamplingConfig(temperature=0.7, stop=("。",)),
-                  slots=64, progress=lambda *news: told.append(news))
+    export_bundle(
+        random_weights(config),
+        config,
+        tokenizer,
+        out,
+        SamplingConfig(temperature=0.7, stop=("。",)),
+        slots=64,
+        progress=lambda *news: told.append(news),
+    )
     assert told[-1][0] == told[-1][1] and "compiling prefill" in [text for _, _, text in told]
     return out
 
@@ -103,8 +110,16 @@ def test_a_bundle_without_the_one_token_graph_writes_the_same(tokenizer, engine,
 
 def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tmp_path):
     config = small_config(tokenizer.vocab_size)
-    out = export_bundle(random_weights(config), config, tokenizer, tmp_path / "out", slots=128,
-                        prefill_lengths=(8, 16), decode_batches=(1, 4), eval_loss=False)
+    out = export_bundle(
+        random_weights(config),
+        config,
+        tokenizer,
+        tmp_path / "out",
+        slots=128,
+        prefill_lengths=(8, 16),
+        decode_batches=(1, 4),
+        eval_loss=False,
+    )
     bundle = load_bundle(out)
     bundle.runner._native = None  # the graphs alone, as where there are no kernels
     assert set(bundle.description["graphs"]) == {"prefill", "prefill_8", "prefill_16", "decode", "decode_4"}
@@ -122,11 +137,15 @@ def test_graphs_of_fixed_shapes_are_used_and_give_the_same(tokenizer, engine, tm
         bundle.eval_loss(*np.zeros((4, 1, 2)))
 
 
-@pytest.mark.parametrize("variants, message", [
-    ({"prefill_lengths": (1,)}, "a prefill length of 1 must be from 2 to 32"),
-    ({"decode_batches": (17,)}, "a decode batch of 17 must be from 1 to 16"),
-    ({"tensor_parallel": 3}, "3 tensor-parallel ranks cannot split model.num_heads=4"),
-    ({"tensor_parallel": 0}, "tensor_parallel=0 must be at least 1")])
+@pytest.mark.parametrize(
+    "variants, message",
+    [
+        ({"prefill_lengths": (1,)}, "a prefill length of 1 must be from 2 to 32"),
+        ({"decode_batches": (17,)}, "a decode batch of 17 must be from 1 to 16"),
+        ({"tensor_parallel": 3}, "3 tensor-parallel ranks cannot split model.num_heads=4"),
+        ({"tensor_parallel": 0}, "tensor_parallel=0 must be at least 1"),
+    ],
+)
 def test_variants_that_cannot_be_are_refused_before_anything_is_compiled(tokenizer, tmp_path, variants, message):
     config = small_config(tokenizer.vocab_size)
     with pytest.raises(InputError, match=message):
@@ -150,8 +169,14 @@ print(json.dumps({"ids": ids, "code": code}))
 def test_a_moved_bundle_runs_in_another_process_without_model_code(engine, copied, tmp_path):
     moved = copied.rename(tmp_path / "elsewhere")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    done = subprocess.run([sys.executable, "-c", RUN, str(moved), PROMPTS[0]], capture_output=True, text=True,
-                          cwd=tmp_path, env=environment, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(moved), PROMPTS[0]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=240,
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     assert found == {"ids": list(generate(engine, PROMPTS[0], GREEDY).ids), "code": []}, done.stderr
 
@@ -231,10 +256,13 @@ def test_descriptions_that_cannot_be_read_are_refused(copied, tmp_path):
     path = copied / "bundle.json"
     told = json.loads(path.read_text(encoding="utf-8"))
     unlisted = {key: value for key, value in told.items() if key != "files"}
-    for text, message in (("{", "not readable JSON"), ("{}", "not a bundle's description"),
-                          (json.dumps({**told, "version": 9}), "version 9 of the format"),
-                          (json.dumps(unlisted), "changed since it was exported"),
-                          (json.dumps(with_checksum(unlisted)), "says nothing of files")):
+    for text, message in (
+        ("{", "not readable JSON"),
+        ("{}", "not a bundle's description"),
+        (json.dumps({**told, "version": 9}), "version 9 of the format"),
+        (json.dumps(unlisted), "changed since it was exported"),
+        (json.dumps(with_checksum(unlisted)), "says nothing of files"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(InputError, match=message):
             load_bundle(copied)

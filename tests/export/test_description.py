@@ -14,7 +14,9 @@ from pangu_lab.export import load_bundle, read_key, verify_signature
 from pangu_lab.export.description import SIGNATURE, graph_of, sign, with_checksum
 from pangu_lab.generate.native import NativeDecoder, inference_shapes
 
-FIXTURE = Path(__file__).resolve().parents[1] / "fixtures" / "v0.1" / "dense" / "bundle"  # of before there were checksums
+FIXTURE = (
+    Path(__file__).resolve().parents[1] / "fixtures" / "v0.1" / "dense" / "bundle"
+)  # of before there were checksums
 
 
 @pytest.fixture
@@ -28,10 +30,24 @@ def edit(bundle: Path, change, checksum: bool = False) -> None:
     (bundle / "bundle.json").write_text(json.dumps(with_checksum(told) if checksum else told))
 
 
-@pytest.mark.parametrize("sizes", [
-    {"places": 100_000}, {"places": 2048}, {"places": 512}, {"vocab_size": 100_000}, {"vocab_size": 256}, {"hidden_size": 32},
-    {"hidden_size": 8}, {"num_positions": 4096}, {"num_layers": 4}, {"num_layers": 2}, {"num_heads": 4}, {"num_experts": 2}],
-    ids=str)
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"places": 100_000},
+        {"places": 2048},
+        {"places": 512},
+        {"vocab_size": 100_000},
+        {"vocab_size": 256},
+        {"hidden_size": 32},
+        {"hidden_size": 8},
+        {"num_positions": 4096},
+        {"num_layers": 4},
+        {"num_layers": 2},
+        {"num_heads": 4},
+        {"num_experts": 2},
+    ],
+    ids=str,
+)
 def test_sizes_that_are_not_those_of_the_weights_are_refused(bundle, sizes):
     """With them the graphs and the kernels would write beyond the cache and read beyond the weights."""
     edit(bundle, lambda told: told["model"].update(sizes))
@@ -53,19 +69,31 @@ def test_the_table_of_shapes_is_that_of_the_graphs():
         assert held == inference_shapes(loaded.config, loaded.description["model"]["places"])
 
 
-@pytest.mark.parametrize("change", [
-    lambda told: told["model"].update(places=0), lambda told: told["model"].update(places="many"),
-    lambda told: told["model"].update(places=10**30), lambda told: told["model"].update(num_layers=10**9),
-    lambda told: told["model"].pop("hidden_size"), lambda told: told["model"].update(hidden_act=["gelu"]),
-    lambda told: told.update(graphs=[]), lambda told: told["graphs"].pop("prefill"),
-    lambda told: told["graphs"]["decode"].update(inputs=[["ids", [100_000, 1], "int32"]]),
-    lambda told: told["graphs"]["decode"]["inputs"][0].__setitem__(2, "Tensor"),
-    lambda told: told["graphs"].update({"../../etc/passwd": told["graphs"]["decode"]}),
-    lambda told: told["graphs"].update({"decode_8": told["graphs"]["decode"]}),
-    lambda told: told["files"].update({"../outside": "0" * 64}), lambda told: told["files"].update({"prefill.mindir": 5}),
-    lambda told: told.update(special_ids={"eod": -1, "pad": 0}), lambda told: told.update(special_ids={"eod": 9}),
-    lambda told: told.update(sampling={"temperature": "hot"}), lambda told: told.update(versions=None),
-    lambda told: told.update(name=["a", "b"]), lambda told: told.update(parallel={"tensor": 10**9})])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda told: told["model"].update(places=0),
+        lambda told: told["model"].update(places="many"),
+        lambda told: told["model"].update(places=10**30),
+        lambda told: told["model"].update(num_layers=10**9),
+        lambda told: told["model"].pop("hidden_size"),
+        lambda told: told["model"].update(hidden_act=["gelu"]),
+        lambda told: told.update(graphs=[]),
+        lambda told: told["graphs"].pop("prefill"),
+        lambda told: told["graphs"]["decode"].update(inputs=[["ids", [100_000, 1], "int32"]]),
+        lambda told: told["graphs"]["decode"]["inputs"][0].__setitem__(2, "Tensor"),
+        lambda told: told["graphs"].update({"../../etc/passwd": told["graphs"]["decode"]}),
+        lambda told: told["graphs"].update({"decode_8": told["graphs"]["decode"]}),
+        lambda told: told["files"].update({"../outside": "0" * 64}),
+        lambda told: told["files"].update({"prefill.mindir": 5}),
+        lambda told: told.update(special_ids={"eod": -1, "pad": 0}),
+        lambda told: told.update(special_ids={"eod": 9}),
+        lambda told: told.update(sampling={"temperature": "hot"}),
+        lambda told: told.update(versions=None),
+        lambda told: told.update(name=["a", "b"]),
+        lambda told: told.update(parallel={"tensor": 10**9}),
+    ],
+)
 def test_a_description_of_another_shape_is_refused_in_one_line(bundle, change):
     edit(bundle, change)
     with pytest.raises(InputError) as caught:
@@ -76,7 +104,8 @@ def test_a_description_of_another_shape_is_refused_in_one_line(bundle, change):
 def test_the_graphs_of_old_bundles_are_as_their_names_say():
     told = json.loads((FIXTURE / "bundle.json").read_text())
     assert {name: {key: graph[key] for key in ("inputs", "outputs")} for name, graph in told["graphs"].items()} == {
-        name: graph_of(name) for name in told["graphs"]}
+        name: graph_of(name) for name in told["graphs"]
+    }
 
 
 def test_any_change_of_a_description_with_a_checksum_is_noticed(bundle):

@@ -21,8 +21,13 @@ class CharacterTokenizer:
 
     def __init__(self, longer: tuple[str, ...] = ("ab", "春天", "cde", "。好")) -> None:
         halves = list("é".encode())
-        self.pieces = [b"", b"", *(letter.encode() for letter in LETTERS), *(piece.encode() for piece in longer),
-                       *(bytes([half]) for half in halves)]
+        self.pieces = [
+            b"",
+            b"",
+            *(letter.encode() for letter in LETTERS),
+            *(piece.encode() for piece in longer),
+            *(bytes([half]) for half in halves),
+        ]
         self.vocab_size, self.eod_id, self.pad_id = len(self.pieces), 0, 1
         self.encoded: list[str] = []
 
@@ -120,5 +125,7 @@ def random_weights(config: ModelConfig, seed: int = 0, std: float = 0.25) -> dic
     from pangu_lab.model.parameters import parameter_specs
 
     rng = np.random.default_rng(seed)
-    return {name: rng.normal(1.0 if name.endswith("gamma") else 0.0, std, spec.shape).astype(np.float32)
-            for name, spec in parameter_specs(config).items()}
+    return {
+        name: rng.normal(1.0 if name.endswith("gamma") else 0.0, std, spec.shape).astype(np.float32)
+        for name, spec in parameter_specs(config).items()
+    }

@@ -11,7 +11,6 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, generate
 from pangu_lab.generate.sampling import log_softmax
-
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
 
 
@@ -31,8 +30,9 @@ def every_text(logits_of, prompt: tuple[int, ...], limit: int, penalty: float) -
             ended, inner = text[-1] == 0, text[:-1]
             if 0 in inner or (not ended and length < limit):
                 continue
-            total = sum(log_softmax(np.float32(logits_of((*prompt, *text[:place]))))[text[place]]
-                        for place in range(length))
+            total = sum(
+                log_softmax(np.float32(logits_of((*prompt, *text[:place]))))[text[place]] for place in range(length)
+            )
             found.append((total / length**penalty, inner if ended else text))
     return sorted(found, reverse=True)
 
@@ -64,30 +64,37 @@ def test_one_beam_is_greedy_and_more_are_never_worse():
 
 def test_a_higher_length_penalty_prefers_longer_texts():
     table = random_table(4, 3)
-    lengths = [len(generate(engine_over(table), "ab", SamplingConfig(num_beams=8, max_new_tokens=6,
-                                                                     length_penalty=penalty)).ids)
-               for penalty in (-5.0, 5.0)]
+    lengths = [
+        len(
+            generate(
+                engine_over(table), "ab", SamplingConfig(num_beams=8, max_new_tokens=6, length_penalty=penalty)
+            ).ids
+        )
+        for penalty in (-5.0, 5.0)
+    ]
     assert lengths[0] < lengths[1]
 
 
 def test_beams_obey_bans_and_stop_strings():
     engine = engine_over(random_table(4, 5))
-    config = SamplingConfig(num_beams=4, num_return_sequences=4, max_new_tokens=5, bad_words=("ab",), stop=("cc",),
-                            min_new_tokens=3)
+    config = SamplingConfig(
+        num_beams=4, num_return_sequences=4, max_new_tokens=5, bad_words=("ab",), stop=("cc",), min_new_tokens=3
+    )
     for item in generate(engine, "c", config).all:
         assert "ab" not in item.text and "cc" not in item.text[3:]
     assert engine.runner.pool.free == engine.runner.pool.slots
 
 
 def test_beams_of_the_real_network_score_their_own_tokens(engine):
-    config = SamplingConfig(num_beams=4, num_return_sequences=2, max_new_tokens=8, length_penalty=0.0, logprobs=0,
-                            logit_bias={0: -100})
+    config = SamplingConfig(
+        num_beams=4, num_return_sequences=2, max_new_tokens=8, length_penalty=0.0, logprobs=0, logit_bias={0: -100}
+    )
     for item in generate(engine, "春天", config).all:
         assert len(item.ids) == 8 and item.finish_reason == "length"
         logits = engine.logits([*item.prompt_ids, *item.ids]).copy()
         told = sum(entry.logprob for entry in item.logprobs)
         logits[:, 0] -= 100
-        expected = log_softmax(logits)[len(item.prompt_ids) - 1:-1]
+        expected = log_softmax(logits)[len(item.prompt_ids) - 1 : -1]
         assert item.score == pytest.approx(sum(row[index] for row, index in zip(expected, item.ids)), abs=1e-3)
         assert told <= item.score + 1e-3  # without the bias the same tokens are a little less likely
 

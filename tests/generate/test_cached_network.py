@@ -10,7 +10,6 @@ import pytest
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import network_runner
-
 from tests.generate.fakes import random_weights, small_config
 
 PARITY = {"gelu": "parity_small.npz", "fast_gelu": "parity_small_quick.npz"}
@@ -21,8 +20,9 @@ def parity(request, data_folder):
     """A runner over the reference's weights, its ids and its logits."""
     weights = np.load(data_folder / "parity" / "parity_small.npz")
     expected = np.load(data_folder / "parity" / PARITY[request.param])
-    config = ModelConfig(vocab_size=331, num_positions=48, hidden_size=64, num_layers=4, num_heads=4,
-                         hidden_act=request.param)
+    config = ModelConfig(
+        vocab_size=331, num_positions=48, hidden_size=64, num_layers=4, num_heads=4, hidden_act=request.param
+    )
     named = {name[2:]: weights[name] for name in weights.files if name.startswith("w/")}
     return network_runner(named, config, slots=96), expected["ids"], expected["logits"]
 
@@ -40,8 +40,9 @@ def test_tokens_fed_one_by_one_give_the_same_logits(parity):
     slots = np.random.default_rng(0).permutation(96)[:48][None]  # anywhere in the cache
     runner.run(ids[:1, :20], np.arange(20)[None], slots[:, :20], slots[:, :20])
     for place in range(20, 48):
-        found = runner.run(ids[:1, place:place + 1], np.array([[place]]), slots[:, place:place + 1],
-                           slots[:, :place + 1])
+        found = runner.run(
+            ids[:1, place : place + 1], np.array([[place]]), slots[:, place : place + 1], slots[:, : place + 1]
+        )
         np.testing.assert_allclose(found[0], logits[0, place], rtol=0, atol=2e-5)
 
 
@@ -49,8 +50,8 @@ def test_sequences_of_different_lengths_in_one_call_do_not_touch_each_other(pari
     runner, ids, logits = parity
     slots = np.stack([np.arange(48), np.arange(48, 96)])
     for sequence, length in ((0, 11), (1, 37)):
-        own = slots[sequence:sequence + 1, :length]
-        runner.run(ids[sequence:sequence + 1, :length], np.arange(length)[None], own, own)
+        own = slots[sequence : sequence + 1, :length]
+        runner.run(ids[sequence : sequence + 1, :length], np.arange(length)[None], own, own)
     for step in range(5):
         positions = np.array([[11 + step], [37 + step]])
         new = np.take_along_axis(ids, positions, 1)

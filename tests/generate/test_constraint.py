@@ -42,7 +42,9 @@ def settings(**more) -> SamplingConfig:
 
 @pytest.mark.parametrize("lines", [4, 8])
 @pytest.mark.parametrize("length", [5, 7])
-@pytest.mark.parametrize("more", [{}, {"temperature": 0.0}, {"top_p": 0.5, "repetition_penalty": 1.3}, {"num_beams": 3}])
+@pytest.mark.parametrize(
+    "more", [{}, {"temperature": 0.0}, {"top_p": 0.5, "repetition_penalty": 1.3}, {"num_beams": 3}]
+)
 def test_the_form_holds_in_every_way_to_decode(engine, lines, length, more):
     done = generate(engine, "春\n", settings(**more), constraint=Verse(lines, length))
     found = lines_of(done.text)
@@ -91,8 +93,10 @@ def test_without_a_constraint_its_step_returns_the_same_array():
     assert (stage.name, stage.changed) == ("constraint", False)
 
 
-@pytest.mark.parametrize("verse, limit, words", [
-    (Verse(8, 7), 60, "needs 68 tokens and has room for 60"), (Verse(4, 5, acrostic="龙"), 80, "no token for '龙'")])
+@pytest.mark.parametrize(
+    "verse, limit, words",
+    [(Verse(8, 7), 60, "needs 68 tokens and has room for 60"), (Verse(4, 5, acrostic="龙"), 80, "no token for '龙'")],
+)
 def test_what_cannot_be_held_is_refused_in_one_line(engine, verse, limit, words):
     with pytest.raises(InputError, match=words):
         generate(engine, "春", settings(max_new_tokens=limit), constraint=verse)
@@ -110,9 +114,15 @@ def test_a_verse_takes_just_the_tokens_that_it_says(engine):
         assert done.finish_reason == "end_of_document" and len(done.ids) == verse.tokens - 1
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--verse", "4"], "--verse 4: give lines x characters"), (["--verse", "5x5"], "verse of 5 lines"),
-    (["--rhyme"], "--rhyme needs --verse"), (["--acrostic", "春"], "--acrostic needs --verse")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--verse", "4"], "--verse 4: give lines x characters"),
+        (["--verse", "5x5"], "verse of 5 lines"),
+        (["--rhyme"], "--rhyme needs --verse"),
+        (["--acrostic", "春"], "--acrostic needs --verse"),
+    ],
+)
 def test_wrong_options_are_refused_before_anything_is_loaded(capsys, options, words):
     assert cli.main(["generate", "--from", "no-such-run", "--prompt", "春", *options]) == 2
     assert words in capsys.readouterr().err

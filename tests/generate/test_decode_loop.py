@@ -13,7 +13,6 @@ from pangu_lab.generate import Engine, generate, generate_many, stream
 from pangu_lab.generate.beam import BeamSearch
 from pangu_lab.generate.decode_loop import DecodeLoop, FairQueue, Request
 from pangu_lab.generate.sequence import Sampling, prepare_prompt
-
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
 
 PROMPTS = ("春天", "abc的 不行", "好", "")
@@ -42,8 +41,11 @@ class Told(Request):
 
 def request_of(engine: Engine, text: str, config: SamplingConfig, owner: str = "") -> Told:
     prompt = prepare_prompt(text, engine.tokenizer, config, engine.max_length)
-    policy = (BeamSearch(engine.tokenizer, prompt, config) if config.num_beams > 1 else
-              Sampling(engine.tokenizer, prompt, config, config.seed or 0, range(config.num_return_sequences)))
+    policy = (
+        BeamSearch(engine.tokenizer, prompt, config)
+        if config.num_beams > 1
+        else Sampling(engine.tokenizer, prompt, config, config.seed or 0, range(config.num_return_sequences))
+    )
     return Told(prompt, policy, owner)
 
 
@@ -58,11 +60,21 @@ def random_settings(rng: random.Random) -> SamplingConfig:
     count = rng.choice([0, 1, 5, 40])
     beams = rng.choice([1, 1, 4])
     return SamplingConfig(
-        max_new_tokens=count, min_new_tokens=rng.choice([0, min(count, 4)]), temperature=rng.choice([0, 0.7, 1.2]),
-        top_k=rng.choice([None, 5]), seed=rng.randrange(2**31), num_beams=beams, logprobs=rng.choice([None, 2]),
-        num_return_sequences=min(beams, 3) if beams > 1 else rng.choice([1, 1, 3, 19]), echo=rng.random() < 0.3,
-        stop=rng.choice([(), ("a",), ("cd", "好")]), bad_words=rng.choice([(), ("ab",)]), stop_ids=rng.choice([(), (5, 7)]),
-        repetition_penalty=rng.choice([1.0, 1.3]), logit_bias=rng.choice([(), NO_END]))
+        max_new_tokens=count,
+        min_new_tokens=rng.choice([0, min(count, 4)]),
+        temperature=rng.choice([0, 0.7, 1.2]),
+        top_k=rng.choice([None, 5]),
+        seed=rng.randrange(2**31),
+        num_beams=beams,
+        logprobs=rng.choice([None, 2]),
+        num_return_sequences=min(beams, 3) if beams > 1 else rng.choice([1, 1, 3, 19]),
+        echo=rng.random() < 0.3,
+        stop=rng.choice([(), ("a",), ("cd", "好")]),
+        bad_words=rng.choice([(), ("ab",)]),
+        stop_ids=rng.choice([(), (5, 7)]),
+        repetition_penalty=rng.choice([1.0, 1.3]),
+        logit_bias=rng.choice([(), NO_END]),
+    )
 
 
 @pytest.mark.parametrize("seed", range(15))
@@ -202,7 +214,7 @@ def test_two_loops_share_a_cache_that_holds_one_of_them_at_a_time():
 def test_whoever_drops_a_stream_or_breaks_off_leaves_no_slots_taken():
     engine = engine_of()
     config = SamplingConfig(max_new_tokens=8, seed=3, logit_bias=NO_END)
-    for piece in stream(engine, "ab", config):
+    for _piece in stream(engine, "ab", config):
         break
     assert engine.runner.pool.free == 256
 
@@ -217,8 +229,12 @@ def test_whoever_drops_a_stream_or_breaks_off_leaves_no_slots_taken():
 
 def test_progress_tells_every_sequence_that_has_ended():
     told = []
-    generate_many(engine_of(), PROMPTS, SamplingConfig(max_new_tokens=4, num_return_sequences=2, seed=1),
-                  progress=lambda *values: told.append(values))
+    generate_many(
+        engine_of(),
+        PROMPTS,
+        SamplingConfig(max_new_tokens=4, num_return_sequences=2, seed=1),
+        progress=lambda *values: told.append(values),
+    )
     assert told[0] == (0, 8, "sequences") and told[-1] == (8, 8, "sequences")
 
 

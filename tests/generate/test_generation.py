@@ -11,7 +11,6 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.generate import Engine, generate, generate_many, stream
 from pangu_lab.generate.sampling import log_softmax
-
 from tests.generate.fakes import TableRunner, random_table, script
 
 PROMPTS = ("春天", "abc的 不行", "好")
@@ -89,7 +88,8 @@ def test_more_sequences_than_the_cache_holds_are_made_in_turns(engine):
     few = SamplingConfig(max_new_tokens=20, seed=3, num_return_sequences=3)
     many = SamplingConfig(max_new_tokens=20, seed=3, num_return_sequences=19)
     assert [item.ids for item in generate(engine, "春天", many).all[:3]] == [
-        item.ids for item in generate(engine, "春天", few).all]
+        item.ids for item in generate(engine, "春天", few).all
+    ]
 
 
 def test_streams_that_take_turns_do_not_touch_each_other(engine):
@@ -257,8 +257,12 @@ def test_explained_tokens_show_the_distribution_after_every_step_and_are_the_sam
         own = expected[len(done.prompt_ids) - 1 + place]
         assert np.abs(first.probabilities - np.exp(own)).max() < 1e-5
         assert np.count_nonzero(last.probabilities) == 5 and last.probabilities[index] > 0
-        assert {stage.name for stage in stages if stage.changed} == {"model", "repetition_penalty", "temperature",
-                                                                     "top_k"}
+        assert {stage.name for stage in stages if stage.changed} == {
+            "model",
+            "repetition_penalty",
+            "temperature",
+            "top_k",
+        }
 
 
 def test_explained_stages_go_with_the_tokens_that_a_stop_string_leaves(tokenizer):

@@ -7,7 +7,7 @@ import pytest
 
 from pangu_lab import PanguLM
 from pangu_lab.generate import Stage
-from pangu_lab.generate.pictures import shown_tokens, decode_seconds, plot_seconds, plot_stages, written
+from pangu_lab.generate.pictures import decode_seconds, plot_seconds, plot_stages, shown_tokens, written
 
 PNG = b"\x89PNG"
 
@@ -19,11 +19,23 @@ def lm(debug_run):
 
 def test_the_chain_is_explained_with_the_distribution_the_token_is_drawn_from(lm, tmp_path):
     stages = lm.explain("春天来了，", temperature=0.7, top_k=5, repetition_penalty=1.3, bad_words=("的",))
-    assert np.count_nonzero(stages[-1].probabilities) == 5 and stages[-1].probabilities[lm.tokenizer.unknown_ids[0]] == 0
+    assert (
+        np.count_nonzero(stages[-1].probabilities) == 5 and stages[-1].probabilities[lm.tokenizer.unknown_ids[0]] == 0
+    )
     changed = [stage.name for stage in stages if stage.changed]
     assert changed[0] == "model" and {"repetition_penalty", "temperature", "top_k"} <= set(changed)
-    drawn = {lm.generate("春天来了，", max_new_tokens=1, temperature=0.7, top_k=5, repetition_penalty=1.3,
-                         bad_words=("的",), seed=seed).ids for seed in range(20)}
+    drawn = {
+        lm.generate(
+            "春天来了，",
+            max_new_tokens=1,
+            temperature=0.7,
+            top_k=5,
+            repetition_penalty=1.3,
+            bad_words=("的",),
+            seed=seed,
+        ).ids
+        for seed in range(20)
+    }
     assert {index for ids in drawn for index in ids} <= set(np.flatnonzero(stages[-1].probabilities).tolist())
     assert plot_stages(stages, lm.tokenizer, tmp_path / "stages.png").read_bytes().startswith(PNG)
 

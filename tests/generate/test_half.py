@@ -40,7 +40,9 @@ def test_verse_whose_weights_were_fp16_before_writes_the_same_text_from_half_the
     products = [array for name, array in held.items() if name.endswith((".weight", "word_embedding.embedding_table"))]
     assert all(array.itemsize == 2 for array in products)
     assert sum(array.size for array in products) > 0.95 * half.config.num_parameters
-    need = {dtype: generation_need(half.config, dtype=dtype).parts["weights"] for dtype in ("float32", "float16", "int8")}
+    need = {
+        dtype: generation_need(half.config, dtype=dtype).parts["weights"] for dtype in ("float32", "float16", "int8")
+    }
     assert need["float32"] == 2 * need["float16"] == 4 * need["int8"]
 
 
@@ -55,7 +57,9 @@ def test_without_kernels_weights_that_are_stored_in_fp16_are_read_as_fp32(monkey
     assert PanguLM.load("verse").dtype == "float32"
 
 
-@pytest.mark.parametrize("name, dtype", [("debug", "bfloat16"), ("debug", "int8"), ("debug", "float32"), ("debug_moe", "float32")])
+@pytest.mark.parametrize(
+    "name, dtype", [("debug", "bfloat16"), ("debug", "int8"), ("debug", "float32"), ("debug_moe", "float32")]
+)
 def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype):
     config, at = preset(name).model, np.arange(10)[None]
 

@@ -22,8 +22,9 @@ PROMPT = np.array([[5, 9, 2, 77, 31]])
 
 
 def runner_of(config: ModelConfig = CONFIG, slots: int = 96):
-    weights = {name: 8 * value if name.endswith("weight") else value
-               for name, value in initial_weights(config, 3).items()}
+    weights = {
+        name: 8 * value if name.endswith("weight") else value for name, value in initial_weights(config, 3).items()
+    }
     return network_runner(weights, config, slots)
 
 

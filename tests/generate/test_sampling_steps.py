@@ -13,8 +13,7 @@ from pangu_lab.generate import sampling
 from pangu_lab.generate.sampling import Draws, History, check_ids, choose, explain, log_softmax, softmax
 from pangu_lab.ranges import SMALLEST
 
-logits_lists = st.lists(st.floats(-20, 20), min_size=2, max_size=40).map(
-    lambda values: np.array(values, np.float32))
+logits_lists = st.lists(st.floats(-20, 20), min_size=2, max_size=40).map(lambda values: np.array(values, np.float32))
 
 
 def kept(scores: np.ndarray) -> set[int]:
@@ -140,10 +139,27 @@ def test_explain_shows_the_distribution_after_every_step_in_order():
     settings = config(temperature=0.5, top_k=3, top_p=0.9, min_p=0.01, presence_penalty=1.0)
     stages = explain(np.array([1.0, 2.0, 3.0, 0.0]), settings, History(new=[2]))
     assert [stage.name for stage in stages] == [
-        "model", "constraint", "logit_bias", "bad_words", "no_unknown", "no_repeat_ngram", "min_new_tokens",
-        "repetition_penalty", "frequency_and_presence", "temperature", "top_k", "top_p", "min_p"]
+        "model",
+        "constraint",
+        "logit_bias",
+        "bad_words",
+        "no_unknown",
+        "no_repeat_ngram",
+        "min_new_tokens",
+        "repetition_penalty",
+        "frequency_and_presence",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+    ]
     assert [stage.name for stage in stages if stage.changed] == [
-        "model", "frequency_and_presence", "temperature", "top_k", "top_p"]
+        "model",
+        "frequency_and_presence",
+        "temperature",
+        "top_k",
+        "top_p",
+    ]
     for stage in stages:
         np.testing.assert_allclose(stage.probabilities.sum(), 1.0)
     np.testing.assert_allclose(stages[0].probabilities, softmax(np.array([1.0, 2.0, 3.0, 0.0])))
@@ -172,26 +188,67 @@ def test_ids_outside_the_vocabulary_are_refused_by_the_setting():
 
 # --------------------------------------------------------------------------------------- settings at their extremes
 
-HOSTILE = st.one_of(st.floats(), st.floats(width=32), st.integers(), st.sampled_from([
-    1e-320, -1e-320, 5e-324, 1e-45, 2.0**-127, -0.0, 1e308, -1e308, 3.5e38, 10**400, -10**400, 2**63, 2**31,
-    float("nan"), float("inf"), float("-inf"), np.float32("nan"), np.float32(1e-45), np.int64(3), True, "1", "nan"]))
+HOSTILE = st.one_of(
+    st.floats(),
+    st.floats(width=32),
+    st.integers(),
+    st.sampled_from(
+        [
+            1e-320,
+            -1e-320,
+            5e-324,
+            1e-45,
+            2.0**-127,
+            -0.0,
+            1e308,
+            -1e308,
+            3.5e38,
+            10**400,
+            -(10**400),
+            2**63,
+            2**31,
+            float("nan"),
+            float("inf"),
+            float("-inf"),
+            np.float32("nan"),
+            np.float32(1e-45),
+            np.int64(3),
+            True,
+            "1",
+            "nan",
+        ]
+    ),
+)
 
 
 def inside(low: float, high: float):
     """Any number of the range, its ends and the smallest numbers first."""
     if isinstance(low, int):
-        return st.sampled_from([low, high, np.int64(low)]) | st.integers(low, high) | st.just(min(float(high), 2.0**31 - 1))
-    smallest = [value for value in (0.0, -0.0, SMALLEST, -SMALLEST, low, high, np.float32(high)) if low <= value <= high]
+        return (
+            st.sampled_from([low, high, np.int64(low)])
+            | st.integers(low, high)
+            | st.just(min(float(high), 2.0**31 - 1))
+        )
+    smallest = [
+        value for value in (0.0, -0.0, SMALLEST, -SMALLEST, low, high, np.float32(high)) if low <= value <= high
+    ]
     return st.sampled_from(smallest) | st.floats(low, high).map(lambda value: value if abs(value) >= SMALLEST else low)
 
 
 def settings(numbers) -> st.SearchStrategy:
     """Any of all settings, each from ``numbers(low, high)``."""
-    ranges = {**SAMPLING_RANGES, "top_p": (SMALLEST, 1.0), "max_new_tokens": (4, 2**31 - 1), "min_new_tokens": (0, 4),
-              "num_return_sequences": (1, 1), "seed": (0, 2**31)}
+    ranges = {
+        **SAMPLING_RANGES,
+        "top_p": (SMALLEST, 1.0),
+        "max_new_tokens": (4, 2**31 - 1),
+        "min_new_tokens": (0, 4),
+        "num_return_sequences": (1, 1),
+        "seed": (0, 2**31),
+    }
     bias = st.dictionaries(st.integers(0, 7), numbers(-100.0, 100.0), max_size=3)
-    return st.fixed_dictionaries({}, optional={**{name: numbers(*bounds) for name, bounds in ranges.items()},
-                                               "logit_bias": bias})
+    return st.fixed_dictionaries(
+        {}, optional={**{name: numbers(*bounds) for name, bounds in ranges.items()}, "logit_bias": bias}
+    )
 
 
 def logits_of_any_size() -> st.SearchStrategy:
@@ -200,15 +257,21 @@ def logits_of_any_size() -> st.SearchStrategy:
     return st.lists(values, min_size=8, max_size=40).map(lambda values: np.array(values, np.float32))
 
 
-@given(logits_of_any_size(), settings(inside), st.lists(st.integers(0, 5), max_size=6), st.floats(0, 1, exclude_max=True))
+@given(
+    logits_of_any_size(), settings(inside), st.lists(st.integers(0, 5), max_size=6), st.floats(0, 1, exclude_max=True)
+)
 def test_every_setting_inside_its_range_chooses_a_token_from_any_finite_logits(logits, values, seen, random):
     with np.errstate(all="raise", under="ignore"):
         chosen = choose(logits, SamplingConfig(**values), History(seen[:2], seen[2:], ends=(0,)), random)
     assert 0 <= chosen < logits.size
 
 
-@given(logits_of_any_size(), settings(lambda low, high: inside(low, high) | HOSTILE),
-       st.lists(st.integers(0, 5), max_size=6), st.floats(0, 1, exclude_max=True))
+@given(
+    logits_of_any_size(),
+    settings(lambda low, high: inside(low, high) | HOSTILE),
+    st.lists(st.integers(0, 5), max_size=6),
+    st.floats(0, 1, exclude_max=True),
+)
 def test_a_hostile_setting_is_refused_in_one_line_or_chooses_a_token(logits, values, seen, random):
     try:
         made = SamplingConfig(**values)
@@ -219,8 +282,11 @@ def test_a_hostile_setting_is_refused_in_one_line_or_chooses_a_token(logits, val
 
 
 @pytest.mark.parametrize("name", [name for name, (low, _) in SAMPLING_RANGES.items() if isinstance(low, float)])
-@pytest.mark.parametrize("value", [1e-320, float("nan"), float("inf"), -1e308, 10**400, 10**5000, "1", True],
-                         ids=["subnormal", "nan", "inf", "huge", "400 digits", "5000 digits", "text", "bool"])
+@pytest.mark.parametrize(
+    "value",
+    [1e-320, float("nan"), float("inf"), -1e308, 10**400, 10**5000, "1", True],
+    ids=["subnormal", "nan", "inf", "huge", "400 digits", "5000 digits", "text", "bool"],
+)
 def test_what_fp32_cannot_hold_is_refused_with_setting_value_and_range(name, value):
     low, high = SAMPLING_RANGES[name]
     with pytest.raises(InputError, match=rf"^sampling\.{name}=.*between {low} and {high}$"):

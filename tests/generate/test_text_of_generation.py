@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pangu_lab.generate.text import BadWords, TextWriter, written_forms
-
 from tests.generate.fakes import CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer()
@@ -81,8 +80,9 @@ def test_a_stop_string_inside_the_least_length_does_not_stop_then_or_later():
 def test_a_bad_word_is_banned_however_it_is_cut_into_tokens(word):
     bad = BadWords(TOKENIZER, [word])
     pieces = [(piece, index) for index, piece in enumerate(TOKENIZER.pieces) if piece]
-    for before, (piece, index) in itertools.product((b"", b"a", b"ab", "春".encode(), "。".encode(), "。好".encode(),
-                                                     "é".encode()[:1]), pieces):
+    for before, (piece, index) in itertools.product(
+        (b"", b"a", b"ab", "春".encode(), "。".encode(), "。好".encode(), "é".encode()[:1]), pieces
+    ):
         completes = word.encode() in before + piece
         assert (index in bad.banned(before)) == completes, (before, piece)
 

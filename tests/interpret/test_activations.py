@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 
 from pangu_lab.errors import InputError
-from pangu_lab.interpret import (parameters_by_part, plot_attention, plot_parameters, plot_query_distance, query_distance,
-                                 trace)
+from pangu_lab.interpret import (
+    parameters_by_part,
+    plot_attention,
+    plot_parameters,
+    plot_query_distance,
+    query_distance,
+    trace,
+)
 from pangu_lab.model.parameters import QUERY, initial_weights
 from pangu_lab.presets import PRESETS, preset
 
@@ -23,7 +29,7 @@ WEIGHTS = initial_weights(CONFIG, 5)
 @pytest.fixture(scope="module")
 def traced():
     ids = np.random.default_rng(0).integers(10, 500, (2, 7))
-    return ids, [trace(WEIGHTS, CONFIG, ids[row:row + 1]) for row in (0, 1)]
+    return ids, [trace(WEIGHTS, CONFIG, ids[row : row + 1]) for row in (0, 1)]
 
 
 def test_graphs_go_on_after_a_trace(traced):
@@ -80,9 +86,11 @@ def test_parts_add_up_to_all_parameters(name):
 
 
 def test_pictures_are_drawn_and_wrong_ids_are_refused(traced, tmp_path):
-    for png in (plot_parameters({"debug": CONFIG, "tiny_moe": preset("tiny_moe").model}, tmp_path / "a.png"),
-                plot_query_distance(query_distance(*traced[1]), tmp_path / "b.png"),
-                plot_attention(traced[1][0], ["blocks.0", "query_layer"], list("春天来了我们去"), tmp_path / "c.png")):
+    for png in (
+        plot_parameters({"debug": CONFIG, "tiny_moe": preset("tiny_moe").model}, tmp_path / "a.png"),
+        plot_query_distance(query_distance(*traced[1]), tmp_path / "b.png"),
+        plot_attention(traced[1][0], ["blocks.0", "query_layer"], list("春天来了我们去"), tmp_path / "c.png"),
+    ):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5_000
     with pytest.raises(InputError, match="at most 64 tokens"):
         trace(WEIGHTS, CONFIG, np.zeros((1, 65), int))

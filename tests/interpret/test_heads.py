@@ -38,7 +38,9 @@ def focused(layer: int, head: int, pairs: dict[int, int]) -> Attention:
 
 
 def test_relations_are_about_the_character_to_come():
-    found = {name: sorted(map(tuple, np.argwhere(related).tolist())) for name, related in verse_relations(HERON).items()}
+    found = {
+        name: sorted(map(tuple, np.argwhere(related).tolist())) for name, related in verse_relations(HERON).items()
+    }
     assert list(found) == list(RELATIONS)
     couplets = [(9, 4), (10, 5), (11, 6), (12, 7), (13, 8), (22, 17), (23, 18), (24, 19), (25, 20), (26, 21)]
     assert found["couplet"] == couplets
@@ -50,7 +52,9 @@ def test_relations_are_about_the_character_to_come():
 
 def test_an_eight_line_poem_looks_back_at_all_earlier_rhymes():
     eight = HERON + ("▃",) + HERON[4:]  # its lines end at 8, 14, 21, 27 and at 34, 40, 47, 53
-    rows = {row: np.flatnonzero(keys).tolist() for row, keys in enumerate(verse_relations(eight)["rhyme"]) if keys.any()}
+    rows = {
+        row: np.flatnonzero(keys).tolist() for row, keys in enumerate(verse_relations(eight)["rhyme"]) if keys.any()
+    }
     assert rows == {26: [14], 39: [14, 27], 52: [14, 27, 40]}
 
 
@@ -65,8 +69,12 @@ def test_the_head_that_looks_at_the_other_line_of_the_couplet_is_found_with_its_
 def test_a_head_that_looks_above_the_newest_character_instead_of_the_next_gets_nothing():
     late = {row: row - 6 for row in (*range(10, 14), *range(23, 27))}
     scores = score_heads([focused(1, 1, late)])
-    late_head = next(score for score in scores if (score.relation, score.layer, score.head) == ("couplet", "blocks.1", 1))
-    assert late_head.mass == pytest.approx((1 / 10 + 1 / 23) / 10)  # from the first characters of the lines, which are even
+    late_head = next(
+        score for score in scores if (score.relation, score.layer, score.head) == ("couplet", "blocks.1", 1)
+    )
+    assert late_head.mass == pytest.approx(
+        (1 / 10 + 1 / 23) / 10
+    )  # from the first characters of the lines, which are even
     assert best_heads(scores)["couplet"].ratio == pytest.approx(1)
 
 
@@ -74,7 +82,9 @@ def test_the_rhyme_is_asked_for_before_it_stands_there():
     scores = score_heads([focused(2, 0, {26: 14})])
     best = best_heads(scores)["rhyme"]
     assert (best.layer, best.head, best.mass) == ("query_layer", 0, 1.0) and best.uniform == pytest.approx(1 / 27)
-    others = next(score for score in scores if (score.relation, score.layer, score.head) == ("other ends", "query_layer", 0))
+    others = next(
+        score for score in scores if (score.relation, score.layer, score.head) == ("other ends", "query_layer", 0)
+    )
     assert others.mass == 0 and others.uniform == pytest.approx(2 / 27)
 
 
@@ -111,8 +121,11 @@ def test_texts_looked_at_together_are_each_as_alone_and_give_a_score_for_every_h
     assert len(scores) == len(RELATIONS) * 4 * 4 and {score.layer for score in scores} == set(looks[0].layers)
     assert all(0 <= score.mass <= 1 and 0 < score.uniform < 1 for score in scores)
     best = best_heads(scores)
-    for png in (plot_heads(scores, tmp_path / "a.png"), plot_poem(looks[0], best["couplet"], tmp_path / "b.png"),
-                plot_poem(looks[1], best["line above"], tmp_path / "c.png", lines=[3])):
+    for png in (
+        plot_heads(scores, tmp_path / "a.png"),
+        plot_poem(looks[0], best["couplet"], tmp_path / "b.png"),
+        plot_poem(looks[1], best["line above"], tmp_path / "c.png", lines=[3]),
+    ):
         assert png.read_bytes().startswith(b"\x89PNG") and png.stat().st_size > 5_000
     with pytest.raises(InputError, match="nothing in .* 'rhyme'"):
         plot_poem(looks[0], best["rhyme"], tmp_path / "d.png", lines=[2])

@@ -74,8 +74,9 @@ def work(rank: Rank, fault: str, run: Path) -> str:
             if network(asked).asnumpy()[0]:  # all ranks stop at the same step
                 (run / f"saved-{rank.number}").write_text(str(step))
                 return "stop file"
-    (run / f"saw-{rank.number}").write_text(" ".join(f"{name}={os.environ.get(name)}" for name in (
-        "OMP_NUM_THREADS", "MS_NODE_ID", "DEVICE_ID")))
+    (run / f"saw-{rank.number}").write_text(
+        " ".join(f"{name}={os.environ.get(name)}" for name in ("OMP_NUM_THREADS", "MS_NODE_ID", "DEVICE_ID"))
+    )
     return "finished"
 
 

@@ -16,11 +16,17 @@ def test_a_hosts_file_has_a_line_a_machine(tmp_path):
     assert read_hosts(path, 2) == [Host("node-a", 8), Host("10.0.0.2", 4), Host("node-c", 2)]
 
 
-@pytest.mark.parametrize("text, message", [
-    ("", "names no host"), ("a slots=x", "line 1: 'a slots=x' is not 'NAME' or 'NAME slots=N'"),
-    ("a slots=1\nb slots=1\na slots=2", "line 3: a is listed twice"), ("a", "say how many ranks start there"),
-    ("a slots=0", "say how many ranks start there"), ("a; reboot slots=1", "is not 'NAME'"),
-])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "names no host"),
+        ("a slots=x", "line 1: 'a slots=x' is not 'NAME' or 'NAME slots=N'"),
+        ("a slots=1\nb slots=1\na slots=2", "line 3: a is listed twice"),
+        ("a", "say how many ranks start there"),
+        ("a slots=0", "say how many ranks start there"),
+        ("a; reboot slots=1", "is not 'NAME'"),
+    ],
+)
 def test_a_wrong_line_is_named(tmp_path, text, message):
     path = tmp_path / "hosts"
     path.write_text(text)

@@ -179,8 +179,12 @@ print(result.reason, result.step)
 
 def start_apart(run: Path, backend: str) -> subprocess.Popen:
     """A launcher in a process of its own, with ranks that go on until they are stopped; returns when they work."""
-    process = subprocess.Popen([sys.executable, "-c", LAUNCHER, str(run), backend, PROGRAM, "endless"], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", LAUNCHER, str(run), backend, PROGRAM, "endless"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     deadline = time.monotonic() + 120
     while not all((beat := read_beat(run, rank)) and beat.state == "training" for rank in (0, 1)):
         assert process.poll() is None and time.monotonic() < deadline
@@ -295,8 +299,15 @@ def two_launchers(folder: Path, fault: str = "") -> list[tuple[int, str]]:
     hosts = folder / "hosts"
     hosts.write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
     port = str(free_port())
-    nodes = [subprocess.Popen([sys.executable, "-c", NODE, str(folder / "run"), str(hosts), str(node), port, PROGRAM,
-                               fault, "local"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for node in (0, 1)]
+    nodes = [
+        subprocess.Popen(
+            [sys.executable, "-c", NODE, str(folder / "run"), str(hosts), str(node), port, PROGRAM, fault, "local"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
     ended = [(node.communicate(timeout=120)[0], node.returncode) for node in nodes]
     assert not processes_of(folder / "run")
     return [(code, out.strip()) for out, code in ended]
@@ -319,9 +330,15 @@ def test_a_rank_that_dies_on_one_host_ends_the_other(tmp_path):
 def test_two_hosts_with_networks_of_their_own_find_themselves_and_each_other(tmp_path, two_hosts, backend):
     hosts = tmp_path / "hosts"
     hosts.write_text("".join(f"{host.address} slots=1\n" for host in two_hosts))
-    nodes = [subprocess.Popen([*host.within, sys.executable, "-c", NODE, str(tmp_path / "run"), str(hosts), "", "",
-                               PROGRAM, "", backend], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-             for host in two_hosts]
+    nodes = [
+        subprocess.Popen(
+            [*host.within, sys.executable, "-c", NODE, str(tmp_path / "run"), str(hosts), "", "", PROGRAM, "", backend],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for host in two_hosts
+    ]
     ended = [(node.communicate(timeout=120)[0].strip(), node.returncode) for node in nodes]
     assert ended == [("finished 0", 0), ("finished 1", 0)]
     assert not processes_of(tmp_path / "run")

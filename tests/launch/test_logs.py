@@ -50,15 +50,23 @@ def lines_of(tmp_path, text: str, **more) -> list[str]:
 def test_a_compile_error_is_told_by_its_first_line_the_networks_code_and_our_frame(tmp_path):
     assert lines_of(tmp_path, COMPILE_ERROR) == [
         "ValueError: For 'MatMul' the input dimensions must be equal, but got 'x1_col': 3 and 'x2_row': 2.",
-        "# 1 In file /home/me/net.py:11, 12~25", "        y = self.mm(x, x)",
-        '  File "/home/me/train.py", line 19, in main', "    network(x)"]
+        "# 1 In file /home/me/net.py:11, 12~25",
+        "        y = self.mm(x, x)",
+        '  File "/home/me/train.py", line 19, in main',
+        "    network(x)",
+    ]
 
 
 def test_numbered_reasons_after_the_exception_are_kept(tmp_path):
-    text = ("Traceback (most recent call last):\n  File \"a.py\", line 1, in f\n    init()\n"
-            "RuntimeError: Failed to initialize the cluster. It may be:\n1.One.\n2.Two.\n\n" + "-" * 52 + "\n- C++\n")
-    assert lines_of(tmp_path, text)[:3] == ["RuntimeError: Failed to initialize the cluster. It may be:", "1.One.",
-                                            "2.Two."]
+    text = (
+        'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    init()\n'
+        "RuntimeError: Failed to initialize the cluster. It may be:\n1.One.\n2.Two.\n\n" + "-" * 52 + "\n- C++\n"
+    )
+    assert lines_of(tmp_path, text)[:3] == [
+        "RuntimeError: Failed to initialize the cluster. It may be:",
+        "1.One.",
+        "2.Two.",
+    ]
 
 
 def test_a_crash_in_native_code_is_told_by_the_first_error_lines(tmp_path):

@@ -31,8 +31,9 @@ def test_local_starts_a_scheduler_and_each_rank(tmp_path):
     plan = plan_of(tmp_path, nproc=2)
     commands = plan.here.commands
     assert [command.name for command in commands] == ["scheduler", "rank 0", "rank 1"]
-    assert all(c.argv == (sys.executable, "-m", "pangu_lab.launch.worker", "--run", str(tmp_path / "run"))
-               for c in commands)
+    assert all(
+        c.argv == (sys.executable, "-m", "pangu_lab.launch.worker", "--run", str(tmp_path / "run")) for c in commands
+    )
     assert [c.env["MS_ROLE"] for c in commands] == ["MS_SCHED", "MS_WORKER", "MS_WORKER"]
     assert [c.env.get("MS_NODE_ID") for c in commands] == [None, "0", "1"]
     ports = {c.env["MS_SCHED_PORT"] for c in commands}
@@ -48,11 +49,16 @@ def test_a_single_process_needs_no_scheduler(tmp_path):
 
 
 def test_msrun_finds_this_python_first(tmp_path):
-    command, = plan_of(tmp_path, nproc=2, backend="msrun", master_port=12345).here.commands
+    (command,) = plan_of(tmp_path, nproc=2, backend="msrun", master_port=12345).here.commands
     assert command.env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     words = list(command.argv)
-    for option, value in (("--worker_num", "2"), ("--local_worker_num", "2"), ("--master_port", "12345"),
-                          ("--worker_log_name", "rank"), ("--join", "True")):
+    for option, value in (
+        ("--worker_num", "2"),
+        ("--local_worker_num", "2"),
+        ("--master_port", "12345"),
+        ("--worker_log_name", "rank"),
+        ("--join", "True"),
+    ):
         assert words[words.index(option) + 1] == value
     assert words[-5:] == ["python", "-m", "pangu_lab.launch.worker", "--run", str(tmp_path / "run")]
 
@@ -63,21 +69,35 @@ def test_variables_of_collectives_and_what_is_asked_for_reach_every_rank_and_sec
     monkeypatch.setenv("PANGU_LAB_TOKEN", "secret")
     hosts = hosts_file(tmp_path, "one slots=2\ntwo slots=2\n")
     for backend in ("local", "msrun", "mpirun"):
-        plan = plan_of(tmp_path, backend=backend, hosts=hosts, node_rank=0, master_addr="10.0.0.1",
-                       variables=["LD_LIBRARY_PATH", "MY_FLAG=a b"])
+        plan = plan_of(
+            tmp_path,
+            backend=backend,
+            hosts=hosts,
+            node_rank=0,
+            master_addr="10.0.0.1",
+            variables=["LD_LIBRARY_PATH", "MY_FLAG=a b"],
+        )
         for command in (command for host in plan.hosts for command in host.commands):
             assert command.env["NCCL_SOCKET_IFNAME"] == "eth1" and command.env["LD_LIBRARY_PATH"] == "/opt/lib"
             assert command.env["MY_FLAG"] == "a b" and "PANGU_LAB_TOKEN" not in command.env
             if command.role == "mpirun":
                 words = list(command.argv)
                 assert {"NCCL_SOCKET_IFNAME", "LD_LIBRARY_PATH", "MY_FLAG"} < {
-                    words[i + 1] for i, word in enumerate(words) if word == "-x"}
+                    words[i + 1] for i, word in enumerate(words) if word == "-x"
+                }
         if backend != "mpirun":
             assert any("--env LD_LIBRARY_PATH --env 'MY_FLAG=a b'" in line for line in plan.lines())
 
 
-@pytest.mark.parametrize("word, said", [("RANK_ID=3", "sets it"), ("OMPI_COMM_WORLD_RANK=1", "sets it"),
-                                        ("NOT SET", "NAME or NAME=VALUE"), ("SURELY_UNSET", "not set here")])
+@pytest.mark.parametrize(
+    "word, said",
+    [
+        ("RANK_ID=3", "sets it"),
+        ("OMPI_COMM_WORLD_RANK=1", "sets it"),
+        ("NOT SET", "NAME or NAME=VALUE"),
+        ("SURELY_UNSET", "not set here"),
+    ],
+)
 def test_a_variable_that_cannot_be_handed_over_is_refused(tmp_path, word, said):
     with pytest.raises(InputError, match=said):
         plan_of(tmp_path, nproc=2, variables=[word])
@@ -103,8 +123,10 @@ def test_several_hosts_number_ranks_through_and_meet_at_the_first(tmp_path):
     assert (rank_3["MS_SCHED_HOST"], rank_3["MS_SCHED_PORT"]) == ("10.0.0.1", "8118")
     text = plan.lines()
     assert [line for line in text if line.startswith("# host")] == [
-        "# host 10.0.0.1 (node rank 0): ranks 0 to 1", "# host 10.0.0.2 (node rank 1): rank 2",
-        "# host 10.0.0.3 (node rank 2): rank 3"]
+        "# host 10.0.0.1 (node rank 0): ranks 0 to 1",
+        "# host 10.0.0.2 (node rank 1): rank 2",
+        "# host 10.0.0.3 (node rank 2): rank 3",
+    ]
     assert any(line.startswith("# start there: pangu-lab launch") and line.endswith("--node-rank 2") for line in text)
 
 
@@ -136,14 +158,17 @@ def test_what_is_printed_can_be_typed(tmp_path):
     assert f"PATH={Path(sys.executable).parent}:$PATH" in msrun
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ({"backend": "msrnu"}, "unknown back end 'msrnu' .did you mean 'msrun'"),
-    ({"backend": "ranktable"}, "--rank-table FILE goes with --backend ranktable"),
-    ({"backend": "msrun", "rank_table": "t.json"}, "--rank-table FILE goes with --backend ranktable"),
-    ({"nproc": 2, "node_rank": 1}, "--node-rank 1 does not exist: there are 1 hosts"),
-    ({"nproc": 2, "master_port": 80}, "--master-port 80 must be between 1024 and 65535"),
-    ({"nproc": 3}, "batch_size=4 must be a multiple of 3"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"backend": "msrnu"}, "unknown back end 'msrnu' .did you mean 'msrun'"),
+        ({"backend": "ranktable"}, "--rank-table FILE goes with --backend ranktable"),
+        ({"backend": "msrun", "rank_table": "t.json"}, "--rank-table FILE goes with --backend ranktable"),
+        ({"nproc": 2, "node_rank": 1}, "--node-rank 1 does not exist: there are 1 hosts"),
+        ({"nproc": 2, "master_port": 80}, "--master-port 80 must be between 1024 and 65535"),
+        ({"nproc": 3}, "batch_size=4 must be a multiple of 3"),
+    ],
+)
 def test_what_cannot_work_is_refused_in_one_line(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         plan_of(tmp_path, **arguments)
@@ -189,8 +214,13 @@ def test_without_a_number_of_processes_the_layout_gives_it(tmp_path):
 def test_a_rank_table_wants_powers_of_two(tmp_path):
     write_rank_table(merge_rank_tables([server(1), server(2), server(3)]), tmp_path / "table.json")
     with pytest.raises(InputError, match="parallel.data=6 must be a power of two on Ascend"):
-        prepare(DEBUG.replace(**{"data.batch_size": 6}), tmp_path / "run", rank_table=tmp_path / "table.json",
-                backend="ranktable", node_rank=0)
+        prepare(
+            DEBUG.replace(**{"data.batch_size": 6}),
+            tmp_path / "run",
+            rank_table=tmp_path / "table.json",
+            backend="ranktable",
+            node_rank=0,
+        )
 
 
 def test_an_outer_launch_leaves_no_trace_in_the_ranks(monkeypatch):

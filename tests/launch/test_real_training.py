@@ -22,8 +22,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(90
 
 def start(run: Path, data: Path, *more: str) -> subprocess.Popen:
     """``pangu-lab launch`` of the debug preset over two data ranks, with a checkpoint every 10 steps."""
-    words = [sys.executable, "-m", "pangu_lab.cli", "launch", "--preset", "debug", "--run", str(run), "--data",
-             str(data / "train"), "--set", "parallel.data=2", "--set", "train.checkpoint_every=10", "--json", *more]
+    words = [
+        sys.executable,
+        "-m",
+        "pangu_lab.cli",
+        "launch",
+        "--preset",
+        "debug",
+        "--run",
+        str(run),
+        "--data",
+        str(data / "train"),
+        "--set",
+        "parallel.data=2",
+        "--set",
+        "train.checkpoint_every=10",
+        "--json",
+        *more,
+    ]
     return subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -136,8 +136,9 @@ def test_a_launcher_that_was_overtaken_ends_its_ranks_and_writes_nothing(tmp_pat
     def overtaken() -> bool:
         if not pids and (beat := read_beat(run, 0)) is not None and beat.state == "training":
             pids.append(beat.pid)
-            (run / "heartbeat" / "node_0.lock").write_text(json.dumps(
-                {"process": elsewhere.to_dict(), "token": "theirs", "beats": 1, "since": 1e9, "firm": True}))
+            (run / "heartbeat" / "node_0.lock").write_text(
+                json.dumps({"process": elsewhere.to_dict(), "token": "theirs", "beats": 1, "since": 1e9, "firm": True})
+            )
         return False
 
     with pytest.raises(LaunchFailed, match="on host elsewhere .*has taken over"):

@@ -9,7 +9,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindspore import dtype as mstype
 
 from pangu_lab.config import ModelConfig
-from pangu_lab.model.moe import Experts, ExpertsWithoutLimit, ExpertsWithGates, block_rows, expert_capacity
+from pangu_lab.model.moe import Experts, ExpertsWithGates, ExpertsWithoutLimit, block_rows, expert_capacity
 from pangu_lab.model.pangu import Parts
 
 ms.set_context(mode=ms.GRAPH_MODE)
@@ -17,17 +17,30 @@ BATCH, SEQ, HIDDEN, EXPERTS = 3, 10, 8, 4
 
 
 def settings(**changes):
-    return ModelConfig(**{"hidden_size": HIDDEN, "num_heads": 2, "num_experts": EXPERTS, "hidden_act": "fast_gelu",
-                          "num_layers": 2, "vocab_size": 16, "num_positions": SEQ, **changes})
+    return ModelConfig(
+        **{
+            "hidden_size": HIDDEN,
+            "num_heads": 2,
+            "num_experts": EXPERTS,
+            "hidden_act": "fast_gelu",
+            "num_layers": 2,
+            "vocab_size": 16,
+            "num_positions": SEQ,
+            **changes,
+        }
+    )
 
 
 def arrays(seed=0):
     rng = np.random.default_rng(seed)
-    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: E731
-    return {"p.router.weight": normal(HIDDEN, EXPERTS), "p.experts.mapping.weight": normal(EXPERTS, HIDDEN, 4 * HIDDEN) * 0.3,
-            "p.experts.mapping.bias": normal(EXPERTS, 1, 4 * HIDDEN) * 0.3,
-            "p.experts.projection.weight": normal(EXPERTS, 4 * HIDDEN, HIDDEN) * 0.3,
-            "p.experts.projection.bias": normal(EXPERTS, 1, HIDDEN) * 0.3}
+    normal = lambda *shape: rng.standard_normal(shape).astype(np.float32)
+    return {
+        "p.router.weight": normal(HIDDEN, EXPERTS),
+        "p.experts.mapping.weight": normal(EXPERTS, HIDDEN, 4 * HIDDEN) * 0.3,
+        "p.experts.mapping.bias": normal(EXPERTS, 1, 4 * HIDDEN) * 0.3,
+        "p.experts.projection.weight": normal(EXPERTS, 4 * HIDDEN, HIDDEN) * 0.3,
+        "p.experts.projection.bias": normal(EXPERTS, 1, HIDDEN) * 0.3,
+    }
 
 
 class Made:
@@ -66,7 +79,7 @@ def reference(x, values, config):
             logits = x[t] @ values["router.weight"]
             p = np.exp(logits) / np.exp(logits).sum()
             mean, squares = mean + p / SEQ, squares + np.log(np.exp(logits).sum()) ** 2 / SEQ
-            chosen = np.argsort(-p, kind="stable")[:config.experts_per_token]
+            chosen = np.argsort(-p, kind="stable")[: config.experts_per_token]
             gates = p[chosen] if len(chosen) == 1 else p[chosen] / p[chosen].sum()
             for e, gate in zip(chosen, gates):
                 if taken[e] < capacity:
@@ -101,14 +114,21 @@ class DenseReference(nn.Cell):
         super().__init__(auto_prefix=False)
         self.config = config
         self.router, self.up, self.up_bias, self.down, self.down_bias = (
-            weights(f"p.{name}") for name in ("router.weight", "experts.mapping.weight", "experts.mapping.bias",
-                                              "experts.projection.weight", "experts.projection.bias"))
+            weights(f"p.{name}")
+            for name in (
+                "router.weight",
+                "experts.mapping.weight",
+                "experts.mapping.bias",
+                "experts.projection.weight",
+                "experts.projection.bias",
+            )
+        )
 
     def construct(self, x):
         batch = x.shape[0] // SEQ
         logits = ops.matmul(x, self.router)
         p = ops.softmax(logits, -1)
-        least = ops.stop_gradient(ops.sort(p, -1)[0][:, EXPERTS - self.config.experts_per_token:][:, :1])
+        least = ops.stop_gradient(ops.sort(p, -1)[0][:, EXPERTS - self.config.experts_per_token :][:, :1])
         gates = p * ops.cast(p >= least, mstype.float32)
         if self.config.experts_per_token > 1:
             gates = gates / gates.sum(-1, keepdims=True)
@@ -194,9 +214,9 @@ def test_a_later_token_never_takes_the_place_of_an_earlier_one():
     cell, _ = make(Experts, config, arrays())
     x = rows()
     changed = x.copy()
-    changed[SEQ - 3:SEQ] += 3.0
+    changed[SEQ - 3 : SEQ] += 3.0
     before, after = told_by(cell, x)[0], told_by(cell, changed)[0]
-    assert (before[:SEQ - 3] == after[:SEQ - 3]).all() and (before[SEQ:] == after[SEQ:]).all()
+    assert (before[: SEQ - 3] == after[: SEQ - 3]).all() and (before[SEQ:] == after[SEQ:]).all()
 
 
 def test_places_and_blocks_are_as_many_as_the_factor_says():

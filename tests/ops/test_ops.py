@@ -37,7 +37,9 @@ REFERENCE = {
 @pytest.mark.parametrize("name", REFERENCE)
 def test_activation_equals_its_formula(name):
     x = tensor(64, 33, scale=3.0)
-    assert np.allclose(Portable().activation(name)(x).asnumpy(), REFERENCE[name](x.asnumpy().astype(np.float64)), atol=2e-6)
+    assert np.allclose(
+        Portable().activation(name)(x).asnumpy(), REFERENCE[name](x.asnumpy().astype(np.float64)), atol=2e-6
+    )
 
 
 def test_layer_norm_equals_its_formula_also_far_from_zero():
@@ -81,8 +83,11 @@ def test_attention_output_and_gradients_equal_the_textbook_form(dropout):
     bias = DocumentMask(8)(positions)
     keep = Tensor((rng.random((6, 8, 8)) > 0.3).astype(np.float32) / 0.7) if dropout else Tensor(1.0, ms.float32)
     attention = (DroppedAttention if dropout else CausalAttention)(3, 4, ms.float32)
-    assert np.allclose(attention(q, k, v, bias, *([keep] if dropout else []))[0].asnumpy(),
-                       PlainAttention()(q, k, v, bias, keep).asnumpy(), atol=1e-6)
+    assert np.allclose(
+        attention(q, k, v, bias, *([keep] if dropout else []))[0].asnumpy(),
+        PlainAttention()(q, k, v, bias, keep).asnumpy(),
+        atol=1e-6,
+    )
     ours = Gradients(attention, True, dropout)(q, k, v, bias, keep, weight)
     plain = Gradients(PlainAttention(), False, dropout)(q, k, v, bias, keep, weight)
     for a, b in zip(ours[:3], plain[:3]):
@@ -100,7 +105,7 @@ def test_document_mask_shows_the_own_document_up_to_the_query_and_nothing_else()
 def test_branch_mask_shows_the_shared_beginning_and_the_own_branch_up_to_the_query():
     branches = np.array([[0, 0, 1, 1, 2, 2]], np.int32)
     seen = BranchMask()(Tensor(branches), Tensor(np.arange(6, dtype=np.int32))).asnumpy()[0, 0] == 0
-    want = np.tril(np.ones((6, 6), bool)) & ((branches == 0) | (branches.T == branches))
+    want = np.tril(np.ones((6, 6), bool)) & ((branches == 0) | (branches == branches.T))
     assert (seen == want).all()
 
 
@@ -145,7 +150,9 @@ def test_dropout_drops_its_share_and_keeps_the_mean():
 
 
 def test_dropout_neighbours_are_independent():
-    gone = Dropout(0.5, seed=3, site="here", width=300)(Tensor(np.ones((400, 300), np.float32)), keys(400)).asnumpy() == 0
+    gone = (
+        Dropout(0.5, seed=3, site="here", width=300)(Tensor(np.ones((400, 300), np.float32)), keys(400)).asnumpy() == 0
+    )
     for a, b in ((gone[1:], gone[:-1]), (gone[:, 1:], gone[:, :-1])):
         assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.02
 

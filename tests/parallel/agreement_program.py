@@ -28,7 +28,7 @@ def watch(seen: dict, rank: int, last_rank: int) -> None:
 
     def bad_once(self, batch):
         total, found = gradients(self, batch)
-        if rank == last_rank and self.step == BAD_STEP and not seen["events"][-1]["kind"] == "overflow":
+        if rank == last_rank and self.step == BAD_STEP and seen["events"][-1]["kind"] != "overflow":
             at = next(i for i, name in enumerate(self.specs) if name.endswith("dense1.weight"))
             found = [Tensor(np.full(g.shape, np.inf, np.float32)) if i == at else g for i, g in enumerate(found)]
         return total, found
@@ -57,8 +57,10 @@ def work(run: Path, rank) -> str:
         watch(seen, rank.number, rank.world - 1)
         train(read_config(run).replace(**changes), run / "runs" / name)
         trainer = seen.pop("trainer")
-        seen["digests"] = {parameter: hashlib.sha256(trainer.weights(parameter).asnumpy().tobytes()).hexdigest()
-                           for parameter in trainer.specs}
+        seen["digests"] = {
+            parameter: hashlib.sha256(trainer.weights(parameter).asnumpy().tobytes()).hexdigest()
+            for parameter in trainer.specs
+        }
         seen["kept"] = getattr(trainer.gradient_step, "most_kept", 0)
         (run / f"agreement-{name}-{rank.number}.json").write_text(json.dumps(seen), encoding="utf-8")
     return "agreed"

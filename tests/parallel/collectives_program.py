@@ -38,16 +38,24 @@ def check(rank) -> str:
         gradients = np.random.default_rng(9).standard_normal((n, 2 * n, 3)).astype(np.float32)
         x, mine, total = everyone[group.index], group.index, everyone.sum(0)
         parts = slice(2 * mine, 2 * mine + 2)
-        swapped = lambda a: np.concatenate([a[j][parts] for j in range(n)])  # noqa: E731
+        swapped = lambda a: np.concatenate([a[j][parts] for j in range(n)])
         big = np.concatenate(list(np.random.default_rng(8).standard_normal((n, 2 * n * n, 3)).astype(np.float32)))
         big = big.reshape(n, 2 * n * n, 3)
         cases = {
             "AllReduce": (collectives.AllReduce(group), total, gradients[mine], gradients[mine]),
             "ReduceGradient": (collectives.ReduceGradient(group), x, gradients[mine], gradients.sum(0)),
-            "AllGather": (collectives.AllGather(group), everyone.reshape(-1, 3), big[mine],
-                          big.sum(0)[mine * 2 * n:(mine + 1) * 2 * n]),
-            "ReduceScatter": (collectives.ReduceScatter(group), total[parts], gradients[mine][:2],
-                              gradients[:, :2].reshape(-1, 3)),
+            "AllGather": (
+                collectives.AllGather(group),
+                everyone.reshape(-1, 3),
+                big[mine],
+                big.sum(0)[mine * 2 * n : (mine + 1) * 2 * n],
+            ),
+            "ReduceScatter": (
+                collectives.ReduceScatter(group),
+                total[parts],
+                gradients[mine][:2],
+                gradients[:, :2].reshape(-1, 3),
+            ),
             "AllToAll": (collectives.AllToAll(group), swapped(everyone), gradients[mine], swapped(gradients)),
         }
         for name, (cell, want, dout, want_gradient) in cases.items():
@@ -87,17 +95,19 @@ def check_masks(rank: int, world: int, sequence: bool) -> None:
     split = Mesh(ParallelConfig(tensor=world, sequence=sequence), rank)
     single, mine = (Layer(Parts(config, weights, mesh, seed=7), 0) for mesh in (Mesh(), split))
     batch, seq, heads = 3, 8, config.num_heads // world
-    keys = Tensor(np.random.default_rng(0).integers(-2**31, 2**31, (batch * seq, 1)).astype(np.int32))
-    whole, part = (layer.attention.attend._kept(keys, batch, seq).asnumpy().reshape(batch, -1, seq, seq)
-                   for layer in (single, mine))
-    assert (part == whole[:, rank * heads:(rank + 1) * heads]).all(), "a rank's heads have their part of the mask"
+    keys = Tensor(np.random.default_rng(0).integers(-(2**31), 2**31, (batch * seq, 1)).astype(np.int32))
+    whole, part = (
+        layer.attention.attend._kept(keys, batch, seq).asnumpy().reshape(batch, -1, seq, seq)
+        for layer in (single, mine)
+    )
+    assert (part == whole[:, rank * heads : (rank + 1) * heads]).all(), "a rank's heads have their part of the mask"
     assert all((whole[:, 0] != whole[:, head]).any() for head in (1, 2, 3)), "no two heads share a mask"
     rows = batch * seq // world if sequence else batch * seq
     first = rank * rows if sequence else 0
     for name in ("dropout1", "dropout2"):
         whole = getattr(single, name).mask(keys, config.hidden_size).asnumpy()
         part = getattr(mine, name).mask(mine.own_rows(keys), config.hidden_size).asnumpy()
-        assert (part == whole[first:first + rows]).all() and 0.4 < (whole == 0).mean() < 0.6, f"mask of {name}"
+        assert (part == whole[first : first + rows]).all() and 0.4 < (whole == 0).mean() < 0.6, f"mask of {name}"
 
 
 if __name__ == "__main__":

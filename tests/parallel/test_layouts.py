@@ -23,19 +23,35 @@ SEQUENCE = {"parallel.sequence": True}
 RECOMPUTE = {"parallel.recompute": True}
 ACCUMULATE = {"train.accumulation": 2}
 WAYS = {"": {}, "-recompute": RECOMPUTE, "-accumulate": ACCUMULATE, "-both": {**RECOMPUTE, **ACCUMULATE}}
-GRID = {"dp2": DP2, "tp2": TP2, "pp2": PP2, "opt2": OPT2, "tp2xdp2": {**TP2, **DP2}, "pp2xdp2": {**PP2, **DP2},
-        "pp2xtp2": {**PP2, **TP2}}
+GRID = {
+    "dp2": DP2,
+    "tp2": TP2,
+    "pp2": PP2,
+    "opt2": OPT2,
+    "tp2xdp2": {**TP2, **DP2},
+    "pp2xdp2": {**PP2, **DP2},
+    "pp2xtp2": {**PP2, **TP2},
+}
 MORE = {
-    "tp2-sequence": {**TP2, **SEQUENCE}, "parameters2": PARAMETERS, "parameters2-both": {**PARAMETERS, **WAYS["-both"]},
+    "tp2-sequence": {**TP2, **SEQUENCE},
+    "parameters2": PARAMETERS,
+    "parameters2-both": {**PARAMETERS, **WAYS["-both"]},
     "tp2xdp2-sequence-both": {**TP2, **DP2, **SEQUENCE, **WAYS["-both"]},
-    "pp2xtp2-sequence": {**PP2, **TP2, **SEQUENCE}, "parameters2xtp2-sequence": {**PARAMETERS, **TP2, **SEQUENCE},
-    "parameters2xpp2": {**PARAMETERS, **PP2}, "opt2xtp2-recompute": {**OPT2, **TP2, **RECOMPUTE},
+    "pp2xtp2-sequence": {**PP2, **TP2, **SEQUENCE},
+    "parameters2xtp2-sequence": {**PARAMETERS, **TP2, **SEQUENCE},
+    "parameters2xpp2": {**PARAMETERS, **PP2},
+    "opt2xtp2-recompute": {**OPT2, **TP2, **RECOMPUTE},
     "pp4-accumulate": {"parallel.pipeline": 4, "parallel.micro_batches": 4, **ACCUMULATE},
 }
 LAYOUTS = {**{name + way: {**layout, **more} for name, layout in GRID.items() for way, more in WAYS.items()}, **MORE}
 CHANGES = {  # ten steps under the first layout, ten under the second
-    "tp2-to-opt2": (TP2, OPT2), "pp2-to-dp2": (PP2, DP2), "opt2-to-pp2": (OPT2, PP2), "dp2-to-parameters2": (DP2, PARAMETERS),
-    "opt2-to-parameters2": (OPT2, PARAMETERS), "tp2-sequence-to-parameters2": ({**TP2, **SEQUENCE}, PARAMETERS), "parameters2-to-tp2": (PARAMETERS, TP2),
+    "tp2-to-opt2": (TP2, OPT2),
+    "pp2-to-dp2": (PP2, DP2),
+    "opt2-to-pp2": (OPT2, PP2),
+    "dp2-to-parameters2": (DP2, PARAMETERS),
+    "opt2-to-parameters2": (OPT2, PARAMETERS),
+    "tp2-sequence-to-parameters2": ({**TP2, **SEQUENCE}, PARAMETERS),
+    "parameters2-to-tp2": (PARAMETERS, TP2),
     "tp2xdp2-to-pp2xtp2": (LAYOUTS["tp2xdp2"], LAYOUTS["pp2xtp2"]),
     "pp2xtp2-to-pp2xdp2": (LAYOUTS["pp2xtp2"], LAYOUTS["pp2xdp2"]),
     "pp2xdp2-to-parameters2xtp2-sequence": (LAYOUTS["pp2xdp2"], LAYOUTS["parameters2xtp2-sequence"]),
@@ -53,8 +69,9 @@ def processes(layout) -> int:
 @pytest.fixture(scope="module")
 def config(debug_config):
     """With dropout, whose masks must agree between layouts too, and all four layers, for a pipeline of four stages."""
-    return debug_config.replace(**{"model.num_layers": 4, "model.dropout_rate": 0.1, "train.decay_steps": 20,
-                                   "data.batch_size": 8})
+    return debug_config.replace(
+        **{"model.num_layers": 4, "model.dropout_rate": 0.1, "train.decay_steps": 20, "data.batch_size": 8}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +100,9 @@ def run_trainings(config, folder, trainings):
     folder.mkdir()
     world = processes(trainings[0][1])
     (folder / "trainings.json").write_text(json.dumps(trainings), encoding="utf-8")
-    launch(config.replace(**{"parallel.data": world}), folder, world, program=("-m", "tests.parallel.trainings_program"))
+    launch(
+        config.replace(**{"parallel.data": world}), folder, world, program=("-m", "tests.parallel.trainings_program")
+    )
     return folder / "runs"
 
 
@@ -173,8 +192,9 @@ def events_of(run):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*LAYOUTS, *CHANGES])
-def test_every_layout_and_change_gives_the_loss_curve_of_the_single_process(run_of, straight, name,
-                                                                            record_testsuite_property):
+def test_every_layout_and_change_gives_the_loss_curve_of_the_single_process(
+    run_of, straight, name, record_testsuite_property
+):
     check_curve(run_of(name), straight, name, record_testsuite_property)
 
 

@@ -48,13 +48,19 @@ def test_every_element_of_every_parameter_counts_once_in_the_norm():
     assert all((count == 1).all() for count in counted.values())
 
 
-@pytest.mark.parametrize("change,key", [
-    ({"parallel.tensor": 3}, "model.num_heads"),
-    ({"parallel.tensor": 4, "model.vocab_size": 510}, "model.vocab_size"),
-    ({"parallel.pipeline": 8, "parallel.micro_batches": 8, "data.batch_size": 8}, "parallel.pipeline"),
-    ({"parallel.pipeline": 4, "parallel.micro_batches": 2}, "parallel.micro_batches"),
-    ({"parallel.tensor": 3, "model.num_heads": 6, "model.hidden_size": 48, "model.vocab_size": 513}, "power of two"),
-])
+@pytest.mark.parametrize(
+    "change,key",
+    [
+        ({"parallel.tensor": 3}, "model.num_heads"),
+        ({"parallel.tensor": 4, "model.vocab_size": 510}, "model.vocab_size"),
+        ({"parallel.pipeline": 8, "parallel.micro_batches": 8, "data.batch_size": 8}, "parallel.pipeline"),
+        ({"parallel.pipeline": 4, "parallel.micro_batches": 2}, "parallel.micro_batches"),
+        (
+            {"parallel.tensor": 3, "model.num_heads": 6, "model.hidden_size": 48, "model.vocab_size": 513},
+            "power of two",
+        ),
+    ],
+)
 def test_an_impossible_layout_is_refused_by_its_key_in_one_line(change, key):
     with pytest.raises(InputError, match=key) as caught:
         check_layout(preset("debug").replace(**change))

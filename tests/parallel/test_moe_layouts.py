@@ -19,19 +19,34 @@ EP2 = {"parallel.data": 2, "parallel.expert": 2}
 ALL_TO_ALL = {"parallel.all_to_all": True}
 TP2 = {"parallel.tensor": 2}
 PP2 = {"parallel.pipeline": 2, "parallel.micro_batches": 2}
-slow = [pytest.param(layout, id=name, marks=pytest.mark.slow) for name, layout in {
-    "ep2-gather": EP2, "dp2": {"parallel.data": 2}, "ep2xtp2-all-to-all": {**EP2, **TP2, **ALL_TO_ALL}, "ep2xtp2": {**EP2, **TP2},
-    "ep4-accumulate": {"parallel.data": 4, "parallel.expert": 4, **ALL_TO_ALL, "train.accumulation": 2,
-                       "data.batch_size": 8},
-    "ep2-of-dp4-optimizer": {"parallel.data": 4, "parallel.expert": 2, "parallel.optimizer": True},
-    "dp2-optimizer": {"parallel.data": 2, "parallel.optimizer": True},
-    "pp2": PP2, "pp2xep2-recompute": {**PP2, **EP2, "parallel.recompute": True}}.items()]
+slow = [
+    pytest.param(layout, id=name, marks=pytest.mark.slow)
+    for name, layout in {
+        "ep2-gather": EP2,
+        "dp2": {"parallel.data": 2},
+        "ep2xtp2-all-to-all": {**EP2, **TP2, **ALL_TO_ALL},
+        "ep2xtp2": {**EP2, **TP2},
+        "ep4-accumulate": {
+            "parallel.data": 4,
+            "parallel.expert": 4,
+            **ALL_TO_ALL,
+            "train.accumulation": 2,
+            "data.batch_size": 8,
+        },
+        "ep2-of-dp4-optimizer": {"parallel.data": 4, "parallel.expert": 2, "parallel.optimizer": True},
+        "dp2-optimizer": {"parallel.data": 2, "parallel.optimizer": True},
+        "pp2": PP2,
+        "pp2xep2-recompute": {**PP2, **EP2, "parallel.recompute": True},
+    }.items()
+]
 
 
 @pytest.fixture(scope="module")
 def config(debug_config):
     """The debug mixture on the debug preset's data, two blocks with experts, and capacity small enough to drop tokens."""
-    made = preset("debug_moe").replace(**{"data.path": debug_config.data.path, "data.eval_path": debug_config.data.eval_path})
+    made = preset("debug_moe").replace(
+        **{"data.path": debug_config.data.path, "data.eval_path": debug_config.data.eval_path}
+    )
     return made.replace(**{"train.decay_steps": 20, "model.dropout_rate": 0.1, "model.capacity_factor": 1.0})
 
 
@@ -82,7 +97,7 @@ def test_experts_over_two_ranks_and_then_over_one_give_the_single_process_curve(
 @pytest.mark.parametrize("layout", slow)
 def test_a_layout_gives_the_loss_curve_of_the_single_process(config, straight, tmp_path, layout):
     changes = {"model.moe_every": 1} if "parallel.pipeline" in layout else {}
-    one = straight(**{"data__batch_size": layout.get("data.batch_size", 4), "model__moe_every": 1 if changes else 2})
+    one = straight(data__batch_size=layout.get("data.batch_size", 4), model__moe_every=1 if changes else 2)
     run = run_layout(config.replace(**changes), layout, tmp_path / "run")
     assert_same_story(run, one)
     ours = Checkpoint(run / "checkpoints" / "step-00000020")

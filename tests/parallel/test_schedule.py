@@ -45,8 +45,8 @@ def test_each_stage_warms_up_alternates_and_cools_down(stages, micro_batches):
         warm = stages - 1 - stage
         assert order[:warm] == [("forward", i) for i in range(warm)]
         steady = [item for i in range(micro_batches - warm) for item in (("forward", warm + i), ("backward", i))]
-        assert order[warm:warm + len(steady)] == steady
-        assert order[warm + len(steady):] == [("backward", i) for i in range(micro_batches - warm, micro_batches)]
+        assert order[warm : warm + len(steady)] == steady
+        assert order[warm + len(steady) :] == [("backward", i) for i in range(micro_batches - warm, micro_batches)]
         assert kept <= stages - stage and gradients == micro_batches
     order, kept, _ = passes(stages - 1, stages, micro_batches)
     assert order == [("backward", i) for i in range(micro_batches)] and kept == 1

@@ -40,8 +40,14 @@ def random_batch(config, rank: int, ranks: int):
     batch, seq = config.data.batch_size // ranks, config.data.seq_length
     rng = np.random.default_rng(rank)
     ids, labels = rng.integers(0, config.model.vocab_size, (2, batch, seq)).astype(np.int32)
-    return Batch(ids, labels, np.tile(np.arange(seq, dtype=np.int32), (batch, 1)), np.ones((batch, seq), np.float32),
-                 np.arange(batch, dtype=np.int32), float(batch * seq * ranks))
+    return Batch(
+        ids,
+        labels,
+        np.tile(np.arange(seq, dtype=np.int32), (batch, 1)),
+        np.ones((batch, seq), np.float32),
+        np.arange(batch, dtype=np.int32),
+        float(batch * seq * ranks),
+    )
 
 
 def work(rank: Rank, run: Path) -> str:
@@ -62,8 +68,11 @@ def work(rank: Rank, run: Path) -> str:
     for step in range(3):
         beat("training", step)
         trainer.train_batch(batch)
-    (run / f"memory-{rank.number}.json").write_text(json.dumps(
-        {"idle": idle, "built": built - idle, "peak": resident("VmHWM") - idle, "after": resident("VmRSS") - idle}))
+    (run / f"memory-{rank.number}.json").write_text(
+        json.dumps(
+            {"idle": idle, "built": built - idle, "peak": resident("VmHWM") - idle, "after": resident("VmRSS") - idle}
+        )
+    )
     return "finished"
 
 

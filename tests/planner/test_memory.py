@@ -17,14 +17,27 @@ from pangu_lab.planner.memory import stage_memory
 from pangu_lab.presets import preset
 
 PROGRAM = str(Path(__file__).with_name("memory_program.py"))
-WIDE = {"model.hidden_size": 512, "model.num_heads": 8, "model.num_layers": 4, "data.seq_length": 128, "data.batch_size": 16}
+WIDE = {
+    "model.hidden_size": 512,
+    "model.num_heads": 8,
+    "model.num_layers": 4,
+    "data.seq_length": 128,
+    "data.batch_size": 16,
+}
 CASES = {
     "one": WIDE,
     "another-activation": {**WIDE, "model.hidden_act": "gelu"},
     "dropout": {**WIDE, "model.dropout_rate": 0.1},
     "recompute": {**WIDE, "parallel.recompute": True},
-    "deep-recompute": {"model.hidden_size": 128, "model.num_heads": 4, "model.num_layers": 24, "data.seq_length": 512,
-                       "model.num_positions": 512, "data.batch_size": 2, "parallel.recompute": True},
+    "deep-recompute": {
+        "model.hidden_size": 128,
+        "model.num_heads": 4,
+        "model.num_layers": 24,
+        "data.seq_length": 512,
+        "model.num_positions": 512,
+        "data.batch_size": 2,
+        "parallel.recompute": True,
+    },
     "accumulate": {**WIDE, "train.accumulation": 2},
     "tensor": {**WIDE, "parallel.tensor": 2},
     "data": {**WIDE, "parallel.data": 2},

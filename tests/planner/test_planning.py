@@ -15,8 +15,8 @@ from pangu_lab.planner import KINDS, estimate, memory_size, plan
 from pangu_lab.planner.cost import bubble, communication, flops_per_token
 from pangu_lab.planner.memory import held
 from pangu_lab.planner.words import count
-from pangu_lab.texts import catalogue
 from pangu_lab.presets import PRESETS, preset
+from pangu_lab.texts import catalogue
 
 GB = 2**30
 
@@ -77,8 +77,10 @@ def test_a_step_of_a_small_model_on_a_cpu_is_mostly_its_fixed_part():
     assert 0.009 < small < 0.015 and 0.15 < larger < 0.25
 
 
-@pytest.mark.parametrize("pipeline,data,tensor,optimizer", [(1, 1, 1, False), (2, 2, 2, True), (4, 1, 1, False),
-                                                            (1, 4, 1, True), (2, 2, 2, "parameters")])
+@pytest.mark.parametrize(
+    "pipeline,data,tensor,optimizer",
+    [(1, 1, 1, False), (2, 2, 2, True), (4, 1, 1, False), (1, 4, 1, True), (2, 2, 2, "parameters")],
+)
 def test_parameters_of_a_device_are_those_that_training_gives_it(pipeline, data, tensor, optimizer):
     model = preset("debug").model
     parallel = ParallelConfig(data, tensor, pipeline, optimizer=optimizer)
@@ -167,10 +169,15 @@ def test_what_is_no_size_is_refused(text):
         memory_size(text)
 
 
-@pytest.mark.parametrize("arguments,message", [
-    ({"devices": 0}, "at least one"), ({"devices": 4, "batch": 0}, "at least one record"),
-    ({"devices": 7}, "no layout of 7 devices"), ({"devices": 2, "hardware": "a10"}, "did you mean 'a100'"),
-])
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ({"devices": 0}, "at least one"),
+        ({"devices": 4, "batch": 0}, "at least one record"),
+        ({"devices": 7}, "no layout of 7 devices"),
+        ({"devices": 2, "hardware": "a10"}, "did you mean 'a100'"),
+    ],
+)
 def test_what_cannot_be_planned_is_one_line(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         plan(preset("debug"), **arguments)

@@ -37,7 +37,9 @@ def test_200b_is_served_by_4_stages_of_8_tensor_parallel_devices_as_published():
 def test_every_layout_splits_the_devices_and_those_that_fit_come_first(name):
     found = plan_serving(preset(name), 4, 32 * GB)
     model = preset(name).model
-    assert sorted(layout(item) for item in found.layouts) == ([(1, 4)] if model.moe_layers else [(1, 4), (2, 2), (4, 1)])
+    assert sorted(layout(item) for item in found.layouts) == (
+        [(1, 4)] if model.moe_layers else [(1, 4), (2, 2), (4, 1)]
+    )
     for item in found.layouts:
         assert [layer for stage in item.stages for layer in stage.layers] == list(range(model.num_layers))
         assert item.tokens_per_second == pytest.approx(16 / item.token_seconds)
@@ -56,31 +58,49 @@ def test_weights_and_cache_are_those_that_the_ranks_hold(tensor, pipeline):
 
 
 def test_half_precision_and_fewer_sequences_take_less():
-    base, half, few = (plan_serving(preset("13B"), 2, 32 * GB, **more) for more in (
-        {}, {"dtype": "float16"}, {"dtype": "float16", "sequences": 1, "length": 256}))
+    base, half, few = (
+        plan_serving(preset("13B"), 2, 32 * GB, **more)
+        for more in ({}, {"dtype": "float16"}, {"dtype": "float16", "sequences": 1, "length": 256})
+    )
     memory = [found.layouts[0].fullest.memory for found in (base, half, few)]
     assert memory[1]["weights"] < 0.51 * memory[0]["weights"]
     assert memory[2]["key-value cache"] * 64 == memory[1]["key-value cache"]
-    assert base.chosen is None and base.enough == 4 and "4 such devices would do." in base.why and few.chosen is not None
+    assert (
+        base.chosen is None and base.enough == 4 and "4 such devices would do." in base.why and few.chosen is not None
+    )
 
 
-@pytest.mark.parametrize("given, said", [
-    ({"devices": 0}, "--devices must be at least 1"), ({"devices": 7}, "no layout of 7 devices"),
-    ({"devices": 2, "sequences": 0}, "--sequences must be at least 1"),
-    ({"devices": 2, "length": 65}, "--length must be from 1 to 64"),
-    ({"devices": 2, "hardware": "a10"}, "did you mean 'a100'"), ({"devices": 2, "dtype": "int8"}, "dtype 'int8'")])
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({"devices": 0}, "--devices must be at least 1"),
+        ({"devices": 7}, "no layout of 7 devices"),
+        ({"devices": 2, "sequences": 0}, "--sequences must be at least 1"),
+        ({"devices": 2, "length": 65}, "--length must be from 1 to 64"),
+        ({"devices": 2, "hardware": "a10"}, "did you mean 'a100'"),
+        ({"devices": 2, "dtype": "int8"}, "dtype 'int8'"),
+    ],
+)
 def test_what_cannot_be_planned_is_one_line(given, said):
     with pytest.raises(InputError, match=said) as caught:
         plan_serving(preset("debug"), **given)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options, command", [
-    ("--preset 200B --devices 32 --memory 32GB --dtype float16",
-     "serve --from DIR --rank-table FILE --pipeline 4 --cache-slots 16384 --dtype float16"),
-    ("--preset 2.6B --devices 4 --hardware cpu --memory 8GB --sequences 4 --length 512",
-     "serve --from DIR --nproc 4 --pipeline 2 --cache-slots 2048"),
-    ("--preset debug --devices 1 --sequences 2", "serve --from DIR --cache-slots 128")])
+@pytest.mark.parametrize(
+    "options, command",
+    [
+        (
+            "--preset 200B --devices 32 --memory 32GB --dtype float16",
+            "serve --from DIR --rank-table FILE --pipeline 4 --cache-slots 16384 --dtype float16",
+        ),
+        (
+            "--preset 2.6B --devices 4 --hardware cpu --memory 8GB --sequences 4 --length 512",
+            "serve --from DIR --nproc 4 --pipeline 2 --cache-slots 2048",
+        ),
+        ("--preset debug --devices 1 --sequences 2", "serve --from DIR --cache-slots 128"),
+    ],
+)
 def test_the_command_that_serves_the_layout_is_shown_and_parses(options, command, capsys):
     assert main(["plan", "--for", "serving", *options.split(), "--json"]) == 0
     *lines, facts = capsys.readouterr().out.splitlines()
@@ -89,9 +109,14 @@ def test_the_command_that_serves_the_layout_is_shown_and_parses(options, command
     assert json.loads(facts)["chosen"]["fits"] is True
 
 
-@pytest.mark.parametrize("options, said", [
-    (["--for", "serving"], "give --devices N"), (["--for", "serving", "--devices", "2", "--batch", "4"], "--for training"),
-    (["--devices", "2", "--sequences", "4"], "--sequences belongs to `plan --for serving`")])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--for", "serving"], "give --devices N"),
+        (["--for", "serving", "--devices", "2", "--batch", "4"], "--for training"),
+        (["--devices", "2", "--sequences", "4"], "--sequences belongs to `plan --for serving`"),
+    ],
+)
 def test_options_of_the_other_purpose_are_refused(options, said, capsys):
     assert main(["plan", "--preset", "debug", *options]) == 2
     assert said in capsys.readouterr().err

@@ -17,13 +17,37 @@ def write_run(folder, losses, **changes):
     (folder / "config.yaml").write_text(preset("debug").replace(**changes).to_yaml())
     with open(folder / "events.jsonl", "w") as handle:
         for step, loss in enumerate(losses, 1):
-            handle.write(json.dumps({"v": 1, "kind": "step", "time": 1000.0 + step, "step": step, "loss": loss,
-                                     "lr": 1e-3, "tokens_per_second": 900.0}) + "\n")
-        handle.write(json.dumps({"v": 1, "kind": "eval", "time": 2000.0, "step": len(losses), "loss": 4.5,
-                                 "perplexity": 90.0}) + "\n")
-    (folder / "status.json").write_text(json.dumps(
-        {"pid": os.getpid(), "started": psutil.Process().create_time(), "state": "finished", "step": len(losses),
-         "steps": len(losses), "reason": "finished", "heartbeat": time.time()}))
+            handle.write(
+                json.dumps(
+                    {
+                        "v": 1,
+                        "kind": "step",
+                        "time": 1000.0 + step,
+                        "step": step,
+                        "loss": loss,
+                        "lr": 1e-3,
+                        "tokens_per_second": 900.0,
+                    }
+                )
+                + "\n"
+            )
+        handle.write(
+            json.dumps({"v": 1, "kind": "eval", "time": 2000.0, "step": len(losses), "loss": 4.5, "perplexity": 90.0})
+            + "\n"
+        )
+    (folder / "status.json").write_text(
+        json.dumps(
+            {
+                "pid": os.getpid(),
+                "started": psutil.Process().create_time(),
+                "state": "finished",
+                "step": len(losses),
+                "steps": len(losses),
+                "reason": "finished",
+                "heartbeat": time.time(),
+            }
+        )
+    )
     return folder
 
 

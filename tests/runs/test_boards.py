@@ -23,7 +23,7 @@ def records(data):
     at = 0
     while at < len(data):
         (size,) = struct.unpack_from("<Q", data, at)
-        yield data[at + 12:at + 12 + size]
+        yield data[at + 12 : at + 12 + size]
         at += 16 + size
 
 
@@ -32,8 +32,11 @@ def scalars(folder):
     from tensorboardX.proto.event_pb2 import Event
 
     events = [Event.FromString(data) for path in folder.iterdir() for data in records(path.read_bytes())]
-    return [(value.tag, event.step, event.wall_time, value.simple_value) for event in events
-            for value in event.summary.value]
+    return [
+        (value.tag, event.step, event.wall_time, value.simple_value)
+        for event in events
+        for value in event.summary.value
+    ]
 
 
 def test_tensorboard_gets_every_scalar_once_with_its_step_and_time_however_often_it_is_written(runs, tmp_path, capsys):
@@ -44,8 +47,13 @@ def test_tensorboard_gets_every_scalar_once_with_its_step_and_time_however_often
     losses = [(step, when, value) for tag, step, when, value in found if tag == "train/loss"]
     assert losses == [(step, 1000.0 + step, pytest.approx(6.1 - 0.1 * step)) for step in range(1, 21)]
     assert ("eval/perplexity", 20, 2000.0, 90.0) in found and len(scalars(out / "b")) == 10 * 3 + 2
-    assert {tag for tag, *_ in found} == {"train/loss", "train/lr", "train/tokens_per_second", "eval/loss",
-                                          "eval/perplexity"}
+    assert {tag for tag, *_ in found} == {
+        "train/loss",
+        "train/lr",
+        "train/tokens_per_second",
+        "eval/loss",
+        "eval/perplexity",
+    }
 
 
 def test_an_export_never_replaces_something_else(runs, tmp_path):
@@ -85,8 +93,9 @@ def test_a_followed_run_arrives_as_it_grows_and_takes_back_what_a_resume_does_ag
 
 def test_runs_that_begin_while_others_are_followed_get_a_board(runs):
     given = []
-    board = lambda run: SimpleNamespace(add=lambda event: given.append((run.name, event["step"])),
-                                        close=lambda: given.append((run.name, "closed")))
+    board = lambda run: SimpleNamespace(
+        add=lambda event: given.append((run.name, event["step"])), close=lambda: given.append((run.name, "closed"))
+    )
     now = iter([[runs / "b"], [runs / "b", runs / "a"]])
     boards.follow(lambda: next(now), board, iter(range(2)))
     assert given[:11] == [("b", step) for step in (*range(1, 11), 10)] and given[11:13] == [("a", 1), ("a", 2)]
@@ -97,7 +106,9 @@ def test_runs_that_begin_while_others_are_followed_get_a_board(runs):
 def swanlab(monkeypatch):
     """Stands in for the package; ``logged`` and ``begun`` are what it was told."""
     told = SimpleNamespace(logged=[], begun=[], Settings=lambda **values: values)
-    run = SimpleNamespace(log=lambda data, step: told.logged.append((step, data)), finish=lambda: told.logged.append("end"))
+    run = SimpleNamespace(
+        log=lambda data, step: told.logged.append((step, data)), finish=lambda: told.logged.append("end")
+    )
     told.init = lambda **values: told.begun.append(values) or run
     monkeypatch.setitem(sys.modules, "swanlab", told)
     monkeypatch.setitem(sys.modules, "swankit", SimpleNamespace())
@@ -125,8 +136,11 @@ def test_the_real_swanlab_keeps_the_losses_on_the_disk_and_nothing_of_the_machin
 
 
 def test_what_cannot_be_followed_is_said_in_a_line(runs, capsys, monkeypatch):
-    for line, words in ((["--follow"], "--follow goes with"), (["--swanlab", "x", "--tensorboard", "y"], "one board at a time"),
-                        (["--swanlab", "x", "--follow"], "one run a process")):
+    for line, words in (
+        (["--follow"], "--follow goes with"),
+        (["--swanlab", "x", "--tensorboard", "y"], "one board at a time"),
+        (["--swanlab", "x", "--follow"], "one run a process"),
+    ):
         assert main(["runs", str(runs), *line]) == 2
         assert words in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "swanlab", None)

@@ -59,7 +59,9 @@ def test_events_are_read_bit_by_bit_and_a_half_written_line_waits(tmp_path):
 
 
 def test_a_line_that_a_kill_cut_short_does_not_swallow_the_next(tmp_path):
-    (tmp_path / "events.jsonl").write_text('{"v": 1, "time": 1.0, "kind": "step", "step": 1, "loss": 5.0}\n{"v": 1, "ki')
+    (tmp_path / "events.jsonl").write_text(
+        '{"v": 1, "time": 1.0, "kind": "step", "step": 1, "loss": 5.0}\n{"v": 1, "ki'
+    )
     EventLog(tmp_path).write("start", step=1, resumed_from=1)
     assert [event["kind"] for event in EventReader(tmp_path).new()] == ["step", "start"]
 

@@ -26,8 +26,12 @@ def test_the_steps_after_the_first_are_kept_and_no_more(tmp_path):
     passes = read_passes(tmp_path)
     assert {item.step for item in passes} == set(range(2, STEPS + 2)) and {item.stage for item in passes} == {0, 1}
     one = [item for item in passes if item.rank == 0 and item.step == 2]
-    assert [(item.kind, item.micro_batch) for item in one] == [("forward", 0), ("forward", 1), ("backward", 0),
-                                                               ("backward", 1)]
+    assert [(item.kind, item.micro_batch) for item in one] == [
+        ("forward", 0),
+        ("forward", 1),
+        ("backward", 0),
+        ("backward", 1),
+    ]
     assert all(before.end <= after.start for before, after in zip(one, one[1:]))
     assert 0 <= idle_share(passes, 2) < 1
 

@@ -31,8 +31,16 @@ sys.stdin.read()
 def write(run, rank, state="training", step=3, age=0.0, **who):
     """A heartbeat as a process would have left it, ``age`` seconds ago."""
     identity = dataclasses.replace(own_identity(), **who)
-    beat = {"rank": rank, "pid": identity.pid, "started": 1.0, "host": identity.host, "state": state, "step": step,
-            "time": time.time() - age, "process": identity.to_dict()}
+    beat = {
+        "rank": rank,
+        "pid": identity.pid,
+        "started": 1.0,
+        "host": identity.host,
+        "state": state,
+        "step": step,
+        "time": time.time() - age,
+        "process": identity.to_dict(),
+    }
     path = beat_file(run, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(beat))
@@ -46,7 +54,13 @@ def test_each_rank_is_a_line_with_its_host_process_step_and_age(tmp_path):
     write(tmp_path, 10, "done", host="node-c", boot="a third", pid=1 << 22, age=500)
     mine, other, last = read_ranks(tmp_path)
     assert (mine.rank, mine.host, mine.pid) == (0, socket.gethostname(), os.getpid()) and mine.age < 5
-    assert (other.rank, other.host, other.pid, other.state, other.step) == (1, "node-b", 41, "training", 4) and 3 <= other.age < 60
+    assert (other.rank, other.host, other.pid, other.state, other.step) == (
+        1,
+        "node-b",
+        41,
+        "training",
+        4,
+    ) and 3 <= other.age < 60
     assert (last.rank, last.state) == (10, "done")
 
 
@@ -85,10 +99,23 @@ def test_ranks_of_an_earlier_larger_launch_and_damaged_files_are_left_out(tmp_pa
 
 def test_a_rank_in_a_machine_of_its_own_writes_that_machines_name_and_is_not_judged_by_our_processes(tmp_path):
     """Host name and process numbers of their own, as in another container: its pid means another process here, or none."""
-    within = ["unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", 'hostname node-b && exec "$@"', "sh"]
+    within = [
+        "unshare",
+        "--uts",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+        "sh",
+        "-c",
+        'hostname node-b && exec "$@"',
+        "sh",
+    ]
     if subprocess.run([*within, "true"], capture_output=True).returncode:
         pytest.skip("no namespaces here")
-    rank = subprocess.Popen([*within, sys.executable, "-c", BEAT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    rank = subprocess.Popen(
+        [*within, sys.executable, "-c", BEAT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert rank.stdout.readline() == b"beating\n"
         end = time.monotonic() + 30

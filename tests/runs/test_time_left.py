@@ -27,8 +27,11 @@ def going(runs, monkeypatch):
         clock[0] += 1.0
         log.write("step", step=step, loss=5.0, epoch=0.25 * step, tokens=500 * step, tokens_per_second=500.0)
     log.close()
-    (folder / "status.json").write_text(json.dumps({"state": "training", "step": 10, "steps": 100, "heartbeat": now,
-                                                    "process": own_identity().to_dict()}))
+    (folder / "status.json").write_text(
+        json.dumps(
+            {"state": "training", "step": 10, "steps": 100, "heartbeat": now, "process": own_identity().to_dict()}
+        )
+    )
     return folder
 
 
@@ -42,7 +45,9 @@ def test_a_run_that_goes_on_tells_the_time_left_and_one_that_has_ended_does_not(
 def test_no_more_time_is_promised_than_the_budget_has():
     last = {"step": 10, "time": 1000.0}
     assert seconds_left({"time": 900.0, "budget": 120.0}, last, 100, 1.0, 1005.0) == 15.0
-    assert seconds_left({"time": 900.0, "budget": 120.0}, {}, 100, None, 1005.0) == 15.0, "while the first step compiles"
+    assert seconds_left({"time": 900.0, "budget": 120.0}, {}, 100, None, 1005.0) == 15.0, (
+        "while the first step compiles"
+    )
     assert seconds_left({"time": 900.0, "budget": None}, last, 100, 1.0, 1005.0) == 85.0
     assert seconds_left({}, {}, 100, None, 1005.0) is None
     assert seconds_left({"time": 900.0, "budget": 20.0}, last, 100, 1.0, 1005.0) == 0.0

@@ -14,7 +14,6 @@ from pathlib import Path
 
 from pangu_lab.config import SamplingConfig
 from pangu_lab.generate import Engine
-
 from tests.generate.fakes import CharacterTokenizer, TableRunner, script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,10 +30,26 @@ class Process:
     """
 
     def __init__(self, bundle: Path, *arguments: str, within: Sequence[str] = (), **environment: str) -> None:
-        command = [*within, sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(bundle), "--port", "0", "--json",
-                   *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        env={**os.environ, "PYTHONPATH": str(ROOT), **environment})
+        command = [
+            *within,
+            sys.executable,
+            "-m",
+            "pangu_lab.cli",
+            "serve",
+            "--bundle",
+            str(bundle),
+            "--port",
+            "0",
+            "--json",
+            *arguments,
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
         self.ready = self._ready()
         self.url, self.pid = self.ready["url"].rstrip("/"), self.ready["pid"]
 

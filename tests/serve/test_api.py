@@ -13,11 +13,10 @@ import pytest
 from pangu_lab import cli
 from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
-from pangu_lab.evaluate import open_scorer, ServerScorer
+from pangu_lab.evaluate import ServerScorer, open_scorer
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import generate
 from pangu_lab.generate.batch_invariant import make_batch_invariant
-
 from pangu_lab.serve import serve
 from tests.evaluate.letters import sample_lines
 from tests.serve.running import running
@@ -53,8 +52,11 @@ def offline(debug_bundle):
 
 
 def test_a_completion_is_that_of_offline_generation(client, offline):
-    for values in ({"temperature": 0}, {"temperature": 0.8, "seed": 7, "top_p": 0.9},
-                   {"seed": 3, "frequency_penalty": 0.5, "presence_penalty": 0.2, "logit_bias": {"20": 5}}):
+    for values in (
+        {"temperature": 0},
+        {"temperature": 0.8, "seed": 7, "top_p": 0.9},
+        {"seed": 3, "frequency_penalty": 0.5, "presence_penalty": 0.2, "logit_bias": {"20": 5}},
+    ):
         answer = client.completions.create(model="debug", prompt=PROMPT, max_tokens=24, **values)
         bias = tuple((int(key), value) for key, value in values.get("logit_bias", {}).items())
         expected = generate(offline, PROMPT, SamplingConfig(max_new_tokens=24, **{**values, "logit_bias": bias}))
@@ -104,12 +106,17 @@ def test_a_prompt_alone_is_scored_streamed_or_not(client):
 
 
 def test_a_stop_text_ends_a_completion_before_itself(client, offline):
-    values = {"model": "debug", "prompt": PROMPT, "max_tokens": 24, "seed": 3,
-              "logit_bias": {str(offline.tokenizer.eod_id): -100}}
+    values = {
+        "model": "debug",
+        "prompt": PROMPT,
+        "max_tokens": 24,
+        "seed": 3,
+        "logit_bias": {str(offline.tokenizer.eod_id): -100},
+    }
     free = client.completions.create(**values).choices[0].text
     mark = free[len(free) // 2]
     cut = client.completions.create(**values, stop=[mark]).choices[0]
-    assert cut.text == free[:free.index(mark)] and cut.finish_reason == "stop"
+    assert cut.text == free[: free.index(mark)] and cut.finish_reason == "stop"
 
 
 def test_prompts_can_be_tokens(client, offline):
@@ -126,16 +133,18 @@ def test_the_models_are_listed(client, offline):
 
 
 def test_errors_are_those_that_the_client_knows(client):
-    for values, kind, parameter in (({"model": "gpt"}, openai.NotFoundError, "model"),
-                                    ({"max_tokens": 61}, openai.UnprocessableEntityError, "max_tokens"),
-                                    ({"n": 9}, openai.UnprocessableEntityError, "n"),
-                                    ({"temperature": 300}, openai.BadRequestError, "temperature"),
-                                    ({"extra_body": {"what": 1}}, openai.BadRequestError, "what"),
-                                    ({"prompt": "春" * 501}, openai.APIStatusError, "prompt"),
-                                    ({"prompt": [10] * 400}, openai.BadRequestError, "prompt"),
-                                    ({"prompt": [99999]}, openai.BadRequestError, "prompt"),
-                                    ({"logit_bias": {"99999": 1}}, openai.BadRequestError, "logit_bias"),
-                                    ({"best_of": 3}, openai.BadRequestError, "best_of")):
+    for values, kind, parameter in (
+        ({"model": "gpt"}, openai.NotFoundError, "model"),
+        ({"max_tokens": 61}, openai.UnprocessableEntityError, "max_tokens"),
+        ({"n": 9}, openai.UnprocessableEntityError, "n"),
+        ({"temperature": 300}, openai.BadRequestError, "temperature"),
+        ({"extra_body": {"what": 1}}, openai.BadRequestError, "what"),
+        ({"prompt": "春" * 501}, openai.APIStatusError, "prompt"),
+        ({"prompt": [10] * 400}, openai.BadRequestError, "prompt"),
+        ({"prompt": [99999]}, openai.BadRequestError, "prompt"),
+        ({"logit_bias": {"99999": 1}}, openai.BadRequestError, "logit_bias"),
+        ({"best_of": 3}, openai.BadRequestError, "best_of"),
+    ):
         with pytest.raises(kind) as caught:
             client.completions.create(**{"model": "debug", "prompt": PROMPT, **values})
         assert caught.value.body["message"] and caught.value.body["param"] == parameter, values
@@ -155,12 +164,26 @@ def test_what_is_no_request_is_refused_in_the_same_form(http):
 
 
 def test_the_references_predict_continues_under_its_own_names(http, offline):
-    body = {"instances": [{"input_sentence": PROMPT, "top_k_num": 1, "max_generate_length": 12, "top_p": 1.0,
-                           "frequency_penalty": 0.0, "presence_penalty": 0.0, "end_token": 9, "use_past": True},
-                          {"input_sentence": "他说", "prompt": "", "top_k_num": 1, "max_generate_length": 5}]}
+    body = {
+        "instances": [
+            {
+                "input_sentence": PROMPT,
+                "top_k_num": 1,
+                "max_generate_length": 12,
+                "top_p": 1.0,
+                "frequency_penalty": 0.0,
+                "presence_penalty": 0.0,
+                "end_token": 9,
+                "use_past": True,
+            },
+            {"input_sentence": "他说", "prompt": "", "top_k_num": 1, "max_generate_length": 5},
+        ]
+    }
     answer = http.post("/model/pangu/version/0:predict", json=body)
-    expected = [generate(offline, text, SamplingConfig(max_new_tokens=count, top_k=1, stop_ids=ends)).text
-                for text, count, ends in ((PROMPT, 12, (9,)), ("他说", 5, ()))]
+    expected = [
+        generate(offline, text, SamplingConfig(max_new_tokens=count, top_k=1, stop_ids=ends)).text
+        for text, count, ends in ((PROMPT, 12, (9,)), ("他说", 5, ()))
+    ]
     assert [one["output_sentence"] for one in answer.json()["instances"]] == expected
     single = http.post("/model/pangu/version/0:predict", json={"instances": body["instances"][1]})
     assert single.json()["instances"][0]["output_sentence"] == expected[1]
@@ -170,7 +193,7 @@ def test_the_references_scores_rank_what_follows_the_prompt(http, offline):
     body = {"instances": [{"input_sentence": PROMPT + "花开了", "prompt": PROMPT, "return_scores": True}]}
     [answer] = http.post("/model/pangu/version/0:predict", json=body).json()["instances"]
     told = generate(offline, PROMPT + "花开了", SamplingConfig(max_new_tokens=0, echo=True, logprobs=0)).prompt_logprobs
-    scored = [one.logprob for one in told[len(told) - len(answer["scores"]):]]
+    scored = [one.logprob for one in told[len(told) - len(answer["scores"]) :]]
     assert answer["scores"] == scored and len(scored) < len(told)
     assert answer["output_sentence"] == pytest.approx(-sum(scored) / len(scored))
 
@@ -180,9 +203,14 @@ def test_the_references_query_answers_plain_text(http):
 
 
 def test_wrong_instances_are_refused(http):
-    for instance, status in (({"input_sentence": 3}, 400), ({"top_p": "x"}, 400), ({"topp": 1}, 400),
-                             ({"max_generate_length": 61}, 422), ({"input_sentence": "春" * 501}, 413),
-                             ({"input_sentence": "春", "prompt": "春", "return_scores": True}, 400)):
+    for instance, status in (
+        ({"input_sentence": 3}, 400),
+        ({"top_p": "x"}, 400),
+        ({"topp": 1}, 400),
+        ({"max_generate_length": 61}, 422),
+        ({"input_sentence": "春" * 501}, 413),
+        ({"input_sentence": "春", "prompt": "春", "return_scores": True}, 400),
+    ):
         assert http.post("/model/pangu/version/0:predict", json={"instances": [instance]}).status_code == status
     assert http.post("/model/pangu/version/0:predict", json={"x": 1}).status_code == 400
 
@@ -196,14 +224,14 @@ def test_an_evaluation_through_the_server_gives_the_numbers_of_the_bundle(server
     by_text = ServerScorer(server.url).loglikelihood(pairs)
     for (context, continuation), one, other in zip(pairs, remote, by_text):
         told = generate(offline, context + continuation, SamplingConfig(max_new_tokens=0, echo=True, logprobs=0))
-        expected = sum(entry.logprob for entry in told.prompt_logprobs[len(told.prompt_logprobs) - one.tokens:])
+        expected = sum(entry.logprob for entry in told.prompt_logprobs[len(told.prompt_logprobs) - one.tokens :])
         assert one.logprob == pytest.approx(expected, abs=1e-5)
         assert other.tokens > 0 and (not context or other.logprob == pytest.approx(one.logprob, abs=1e-4))
 
 
 def test_texts_longer_than_the_window_are_cut_and_scored_as_offline(server, debug_run, offline, http):
     long = "".join(sample_lines(40))[:400]
-    pairs = [(long[:cut], long[cut:cut + 6]) for cut in (100, 150, 300)] + [("", long)]
+    pairs = [(long[:cut], long[cut : cut + 6]) for cut in (100, 150, 300)] + [("", long)]
     local = open_scorer(debug_run)
     for cut in ("context", "continuation"):
         ours = local.loglikelihood(pairs, cut)
@@ -212,9 +240,12 @@ def test_texts_longer_than_the_window_are_cut_and_scored_as_offline(server, debu
         assert [one.logprob for one in theirs] == pytest.approx([one.logprob for one in ours], rel=1e-5)
     with pytest.raises(InputError, match="--tokenizer DIR"):
         ServerScorer(server.url).loglikelihood(pairs)
-    ids = offline.tokenizer.encode(long)[:offline.max_length + 1]
-    for values, status in (({"echo": True, "max_tokens": 0}, 200), ({"echo": True, "max_tokens": 1}, 400),
-                           ({"max_tokens": 0}, 400)):
+    ids = offline.tokenizer.encode(long)[: offline.max_length + 1]
+    for values, status in (
+        ({"echo": True, "max_tokens": 0}, 200),
+        ({"echo": True, "max_tokens": 1}, 400),
+        ({"max_tokens": 0}, 400),
+    ):
         assert http.post("/v1/completions", json={"prompt": ids, **values}).status_code == status
 
 
@@ -223,8 +254,10 @@ def test_the_verb_evaluates_a_task_through_the_server(server, debug_run, debug_b
 
     data = write_all(tmp_path)
     values = []
-    for source in (["--from", str(debug_run)],
-                   ["--server", server.url, "--tokenizer", str(debug_bundle / "tokenizer")]):
+    for source in (
+        ["--from", str(debug_run)],
+        ["--server", server.url, "--tokenizer", str(debug_bundle / "tokenizer")],
+    ):
         assert cli.main(["evaluate", "ocnli", *source, "--data", str(data), "--json"]) == 0
         values.append(json.loads(capsys.readouterr().out.splitlines()[-1])["value"])
     assert values[0] == values[1]
@@ -238,8 +271,13 @@ def test_health_and_metrics_tell_how_it_is(http):
     http.post("/v1/completions", json={"prompt": "绝密的开头", "max_tokens": 3})
     text = http.get("/metrics").text
     assert "绝密" not in text and re.search(r'pangu_http_requests_total\{route="/v1/completions",status="200"\}', text)
-    for name in ("pangu_ready 1.0", "pangu_generated_tokens_total", "pangu_time_to_first_token_seconds_bucket",
-                 "pangu_queue_length 0.0", "pangu_cache_slots_used 0.0"):
+    for name in (
+        "pangu_ready 1.0",
+        "pangu_generated_tokens_total",
+        "pangu_time_to_first_token_seconds_bucket",
+        "pangu_queue_length 0.0",
+        "pangu_cache_slots_used 0.0",
+    ):
         assert name in text, name
 
 

@@ -24,7 +24,6 @@ from pangu_lab.generate.batch_invariant import make_batch_invariant
 from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.pid_file import pid_file, read_pid
 from pangu_lab.serve.protocol import SETTINGS
-
 from tests.serve.running import ROOT, running, scripted
 from tests.serve.test_scheduler import choosing_breaks
 
@@ -38,8 +37,19 @@ def asking(url: str, **headers: str) -> httpx.Client:
 @pytest.fixture(scope="module")
 def served():
     """In this process, slow enough to watch."""
-    limits = Limits(body_bytes=2000, at_once=2, waiting=3, waiting_per_session=2, seconds=60, prompts=2, choices=2,
-                    logprobs=3, stop_texts=2, new_tokens=30, prompt_characters=50)
+    limits = Limits(
+        body_bytes=2000,
+        at_once=2,
+        waiting=3,
+        waiting_per_session=2,
+        seconds=60,
+        prompts=2,
+        choices=2,
+        logprobs=3,
+        stop_texts=2,
+        new_tokens=30,
+        prompt_characters=50,
+    )
     with serve(scripted("abc" * 20, seconds=0.02), port=0, limits=limits, token="key", page=False) as server:
         yield server
 
@@ -66,10 +76,15 @@ def test_a_key_is_wanted_where_one_is_set(served):
 
 
 def test_too_much_is_refused_with_the_reason(client):
-    for values, status, words in (({"prompt": "a" * 51}, 413, "51 characters"), ({"n": 3}, 422, "n=3"),
-                                  ({"prompt": ["a", "b", "c"]}, 422, "3 prompts"), ({"logprobs": 4}, 422, "logprobs=4"),
-                                  ({"stop": ["a", "b", "c"]}, 422, "stop=3"), ({"max_tokens": 31}, 422, "max_tokens=31"),
-                                  ({"prompt": "a" * 40}, 400, "maximum context length is 32")):
+    for values, status, words in (
+        ({"prompt": "a" * 51}, 413, "51 characters"),
+        ({"n": 3}, 422, "n=3"),
+        ({"prompt": ["a", "b", "c"]}, 422, "3 prompts"),
+        ({"logprobs": 4}, 422, "logprobs=4"),
+        ({"stop": ["a", "b", "c"]}, 422, "stop=3"),
+        ({"max_tokens": 31}, 422, "max_tokens=31"),
+        ({"prompt": "a" * 40}, 400, "maximum context length is 32"),
+    ):
         answer = post(client, **values)
         assert answer.status_code == status and words in answer.json()["error"]["message"], answer.text
 
@@ -89,8 +104,21 @@ def test_pages_of_other_sites_and_other_names_are_refused(client, served):
 
 
 NUMBERS = (*SETTINGS, "logit_bias")
-HOSTILE = ("1e-320", "-1e-320", "1e-45", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, "-1" + "0" * 400,
-           '"1"', "true", "[1]", "{}")
+HOSTILE = (
+    "1e-320",
+    "-1e-320",
+    "1e-45",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e400",
+    "1" + "0" * 400,
+    "-1" + "0" * 400,
+    '"1"',
+    "true",
+    "[1]",
+    "{}",
+)
 
 
 def raw(client: httpx.Client, path: str, body: str) -> httpx.Response:
@@ -104,7 +132,9 @@ def test_a_number_that_means_nothing_is_refused_by_its_name_and_the_next_request
         written = f'{{"5": {value}}}' if name == "logit_bias" else value
         answer = raw(client, "/v1/completions", f'{{"prompt": "ab", "{name}": {written}}}')
         error = answer.json()["error"]
-        assert answer.status_code == 400 and error["param"] == name and error["type"] == "invalid_request_error", answer.text
+        assert answer.status_code == 400 and error["param"] == name and error["type"] == "invalid_request_error", (
+            answer.text
+        )
         assert name in error["message"] and "between" in error["message"] and "\n" not in error["message"], answer.text
         assert len(error["message"]) < 250
     assert post(client).json()["choices"] == before and served.scheduler.state == "ready"
@@ -113,8 +143,11 @@ def test_a_number_that_means_nothing_is_refused_by_its_name_and_the_next_request
 def test_the_references_predict_refuses_the_same_numbers(client, served):
     for name in ("frequency_penalty", "presence_penalty", "top_p", "top_k_num", "max_generate_length", "end_token"):
         for value in HOSTILE:
-            answer = raw(client, "/model/pangu/version/0:predict",
-                         f'{{"instances": [{{"input_sentence": "ab", "{name}": {value}}}]}}')
+            answer = raw(
+                client,
+                "/model/pangu/version/0:predict",
+                f'{{"instances": [{{"input_sentence": "ab", "{name}": {value}}}]}}',
+            )
             assert answer.status_code == 400 and name in answer.json()["error"]["message"], answer.text
     assert post(client).status_code == 200 and served.scheduler.state == "ready"
 
@@ -126,16 +159,26 @@ def test_a_number_of_more_digits_than_python_reads_is_no_error_of_the_server(cli
         assert raw(client, "/v1/completions", '{"seed": %s}' % ("1" * 9000)).status_code == 400
 
 
-@pytest.mark.parametrize("body", ['{"prompt": "a\\ud83d"}', '{"prompt": ["a", "\\udc00b"]}', '{"prompt": "a", "stop": "\\ud83d"}',
-                                  '{"prompt": "a", "model": "\\ud83d"}', '{"prompt": "a", "\\ud83d": 1}',
-                                  '{"prompt": "a", "user": "\\ud83d\\ud83d"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"prompt": "a\\ud83d"}',
+        '{"prompt": ["a", "\\udc00b"]}',
+        '{"prompt": "a", "stop": "\\ud83d"}',
+        '{"prompt": "a", "model": "\\ud83d"}',
+        '{"prompt": "a", "\\ud83d": 1}',
+        '{"prompt": "a", "user": "\\ud83d\\ud83d"}',
+    ],
+)
 def test_half_a_surrogate_pair_is_refused_where_it_is_read(client, body):
     answer = raw(client, "/v1/completions", body)
     assert answer.status_code == 400 and "half a surrogate pair" in answer.json()["error"]["message"]
     nested = '{"instances": [{"input_sentence": %s}]}' % body
     assert raw(client, "/model/pangu/version/0:predict", nested).status_code == 400
     assert client.post("/v1/completions", content=b'{"prompt": "a\xed\xa0\xbd"}').status_code == 400
-    assert raw(client, "/v1/completions", '{"prompt": "a\\ud83d\\ude00", "max_tokens": 1}').status_code == 200  # a whole one
+    assert (
+        raw(client, "/v1/completions", '{"prompt": "a\\ud83d\\ude00", "max_tokens": 1}').status_code == 200
+    )  # a whole one
 
 
 def test_a_request_that_breaks_the_server_gets_an_error_and_the_next_its_text(client, served, monkeypatch):
@@ -179,24 +222,36 @@ def test_a_full_queue_is_said(client):
 
 def test_a_late_answer_is_said():
     limits = Limits(seconds=0.5)
-    with serve(scripted("abc" * 20, seconds=0.1), port=0, page=False, quick=True, limits=limits) as server, \
-            asking(server.url) as client:
+    with (
+        serve(scripted("abc" * 20, seconds=0.1), port=0, page=False, quick=True, limits=limits) as server,
+        asking(server.url) as client,
+    ):
         late = post(client, max_tokens=25)
         assert late.status_code == 504 and late.json()["error"]["code"] == "timeout"
-        with client.stream("POST", "/v1/completions", json={"prompt": "ab", "max_tokens": 25, "stream": True}) as answer:
+        with client.stream(
+            "POST", "/v1/completions", json={"prompt": "ab", "max_tokens": 25, "stream": True}
+        ) as answer:
             lines = [line for line in answer.iter_lines() if line]
         assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "timeout"
 
 
 def test_no_route_gives_a_file(client):
-    for path in ("/file=/etc/passwd", "/gradio_api/file=/etc/passwd", "/..%2f..%2fetc/passwd", "/v1/../../etc/passwd",
-                 "/docs", "/openapi.json"):
+    for path in (
+        "/file=/etc/passwd",
+        "/gradio_api/file=/etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/v1/../../etc/passwd",
+        "/docs",
+        "/openapi.json",
+    ):
         assert client.get(path).status_code in (404, 405), path
 
 
 def test_a_server_that_is_ending_answers_503():
-    with serve(scripted("abc" * 20, seconds=0.02), port=0, page=False, quick=True) as server, \
-            asking(server.url) as client:
+    with (
+        serve(scripted("abc" * 20, seconds=0.02), port=0, page=False, quick=True) as server,
+        asking(server.url) as client,
+    ):
         assert client.get("/readyz").status_code == 200
         asker = threading.Thread(target=post, args=(client,), kwargs={"max_tokens": 25})
         asker.start()
@@ -219,8 +274,12 @@ def hang_up(url: str, number: int) -> None:
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps({**LONG, "seed": number, "stream": number % 2 == 0}).encode()
     with socket.create_connection((host, int(port)), timeout=30) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
-                           + str(len(body)).encode() + b"\r\n\r\n" + body)
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
         if number % 4 == 0:
             connection.recv(200)
         if number % 3 == 0:  # a reset instead of a goodbye, as of a killed process
@@ -234,7 +293,9 @@ def used_slots(client: httpx.Client) -> float:
 def test_two_hundred_clients_that_vanish_leave_nothing_behind(debug_bundle):
     with running(debug_bundle) as server, asking(server.url) as client:
         for start in range(0, 200, 20):
-            people = [threading.Thread(target=hang_up, args=(server.url, number)) for number in range(start, start + 20)]
+            people = [
+                threading.Thread(target=hang_up, args=(server.url, number)) for number in range(start, start + 20)
+            ]
             for person in people:
                 person.start()
             for person in people:
@@ -305,16 +366,25 @@ def test_stop_ends_the_server_of_a_pid_file(debug_bundle, tmp_path, capsys):
 
 
 def test_wrong_options_are_said_in_one_line(capsys, debug_bundle):
-    for arguments, words in ((["--limit", "tokens=3"], "unknown limit 'tokens'"), ([], "give --bundle DIR"),
-                             (["--bundle", "nothing"], "no such folder"), (["--stop"], "--stop needs --pid-file"),
-                             (["--bundle", "x", "--host", "0.0.0.0"], "give a password or a token")):
+    for arguments, words in (
+        (["--limit", "tokens=3"], "unknown limit 'tokens'"),
+        ([], "give --bundle DIR"),
+        (["--bundle", "nothing"], "no such folder"),
+        (["--stop"], "--stop needs --pid-file"),
+        (["--bundle", "x", "--host", "0.0.0.0"], "give a password or a token"),
+    ):
         assert cli.main(["serve", *arguments]) == 2
         assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_the_readmes_table_of_limits_is_that_of_the_code(name):
-    rows = re.findall(r"^\| (`[a-z_`,、 ]+`) \| ([\d,、 ]+) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
-    told = {limit: float(value) for limits, values in rows
-            for limit, value in zip(re.findall(r"\w+", limits), re.findall(r"\d+", values), strict=True)}
+    rows = re.findall(
+        r"^\| (`[a-z_`,、 ]+`) \| ([\d,、 ]+) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
+    )
+    told = {
+        limit: float(value)
+        for limits, values in rows
+        for limit, value in zip(re.findall(r"\w+", limits), re.findall(r"\d+", values), strict=True)
+    }
     assert told == {limit: float(value) for limit, value in dataclasses.asdict(Limits()).items()}

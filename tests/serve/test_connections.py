@@ -20,7 +20,6 @@ from pangu_lab.serve import Limits, parse_limits
 from pangu_lab.serve.connections import RESERVE
 from pangu_lab.serve.guard import address_of
 from pangu_lab.serve.server import _listen, _start
-
 from tests.serve.running import running
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n"
@@ -123,7 +122,7 @@ def drip(connection: socket.socket, content: bytes) -> bytes:
     connection.settimeout(0.02)
     for number in range(len(content)):
         with contextlib.suppress(TimeoutError):
-            connection.sendall(content[number:number + 1])
+            connection.sendall(content[number : number + 1])
             return connection.recv(1) + everything(connection)
     raise AssertionError("all was taken")
 
@@ -155,8 +154,11 @@ def test_headers_that_come_byte_for_byte_are_ended_with_the_reason(serving):
 def test_a_body_that_does_not_come_is_ended_with_the_reason_and_its_application_too(serving, how):
     server = serving(body_seconds=0.4)
     with server.connect() as connection:
-        connection.sendall(HEAD.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked") if how == "chunked" else
-                           HEAD.replace(b"100", b"1000"))
+        connection.sendall(
+            HEAD.replace(b"Content-Length: 100", b"Transfer-Encoding: chunked")
+            if how == "chunked"
+            else HEAD.replace(b"100", b"1000")
+        )
         parts = (b"1\r\nx\r\n" if how == "chunked" else b"x") * 900
         said = everything(connection) if how == "silent" else drip(connection, parts)
     assert said.startswith(b"HTTP/1.1 408 ") and b"the body of the request did not come within 0.4 s" in said
@@ -244,8 +246,16 @@ def test_no_more_can_be_open_than_there_are_places(serving):
                 assert everything(last) == b""
 
 
-@pytest.mark.parametrize("host, address", [("10.0.0.1", "10.0.0.1"), ("::ffff:10.0.0.1", "10.0.0.1"), ("", ""),
-                                           ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"), ("fe80::1%eth0", "fe80::/64")])
+@pytest.mark.parametrize(
+    "host, address",
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("", ""),
+        ("2001:db8:1:2:3::4", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
 def test_an_address_is_that_of_one_client(host, address):
     assert address_of(host) == address
 

@@ -20,7 +20,6 @@ from pangu_lab.errors import InputError
 from pangu_lab.serve import Limits, serve
 from pangu_lab.serve.guard import FailedLogins, origin_of
 from pangu_lab.serve.server import _listen
-
 from tests.serve.running import ROOT, running, scripted
 
 KEY = "schlüssel钥匙"
@@ -36,14 +35,25 @@ def open_to_all():
 @pytest.fixture(scope="module")
 def named():
     """Behind a proxy, under a name, and open to the pages of one other site."""
-    with serve(scripted("abc"), port=0, quick=True, token=KEY, names=["models.example"], proxies=["127.0.0.1"],
-               origins=["https://Friend.example:443/"]) as server:
+    with serve(
+        scripted("abc"),
+        port=0,
+        quick=True,
+        token=KEY,
+        names=["models.example"],
+        proxies=["127.0.0.1"],
+        origins=["https://Friend.example:443/"],
+    ) as server:
         yield server
 
 
 def asking(server, **headers) -> httpx.Client:
-    return httpx.Client(base_url=server.url, timeout=30, trust_env=False,
-                        headers={name.replace("_", "-"): value.encode() for name, value in headers.items()})
+    return httpx.Client(
+        base_url=server.url,
+        timeout=30,
+        trust_env=False,
+        headers={name.replace("_", "-"): value.encode() for name, value in headers.items()},
+    )
 
 
 def said(server, request: bytes) -> bytes:
@@ -89,8 +99,9 @@ def test_a_chat_is_refused_with_the_way_to_completions(open_to_all):
     assert "use /v1/completions" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("origin", ["http://[", "http://", "://", "x", "http://127.0.0.1:9999999", "null",
-                                    "http://\xff"])
+@pytest.mark.parametrize(
+    "origin", ["http://[", "http://", "://", "x", "http://127.0.0.1:9999999", "null", "http://\xff"]
+)
 def test_an_origin_that_is_none_is_refused_and_no_error_of_the_server(open_to_all, origin):
     with httpx.Client(base_url=open_to_all.url, trust_env=False) as http:
         assert http.get("/v1/models", headers={b"origin": origin.encode("latin-1")}).status_code == 403
@@ -99,12 +110,20 @@ def test_an_origin_that_is_none_is_refused_and_no_error_of_the_server(open_to_al
 # ------------------------------------------------------------------------------------------------------------ names
 
 
-@pytest.mark.parametrize("host, origin, status", [
-    ("models.example", "https://models.example:8443", 200), ("models.example", "https://models.example", 200),
-    ("models.example:8443", "https://models.example:8443", 200), ("models.example:8443", "https://models.example", 403),
-    ("models.example", "https://evil.example:8443", 403), ("evil.example", "https://models.example", 403),
-    ("models.example", "https://models.example.evil.example", 403),
-    ("127.0.0.1", "http://127.0.0.1:99", 403), ("evil.example", "https://evil.example", 403)])
+@pytest.mark.parametrize(
+    "host, origin, status",
+    [
+        ("models.example", "https://models.example:8443", 200),
+        ("models.example", "https://models.example", 200),
+        ("models.example:8443", "https://models.example:8443", 200),
+        ("models.example:8443", "https://models.example", 403),
+        ("models.example", "https://evil.example:8443", 403),
+        ("evil.example", "https://models.example", 403),
+        ("models.example", "https://models.example.evil.example", 403),
+        ("127.0.0.1", "http://127.0.0.1:99", 403),
+        ("evil.example", "https://evil.example", 403),
+    ],
+)
 def test_a_proxy_may_leave_out_the_port_of_a_name_that_is_allowed(named, host, origin, status):
     with asking(named, authorization=f"Bearer {KEY}", host=host, origin=origin) as http:
         assert http.get("/v1/models").status_code == status
@@ -112,13 +131,18 @@ def test_a_proxy_may_leave_out_the_port_of_a_name_that_is_allowed(named, host, o
 
 def test_pages_of_a_site_that_is_allowed_may_use_the_api_and_no_others(named):
     with asking(named, origin="https://friend.example") as http:
-        asked = {"access-control-request-method": "POST",
-                 "access-control-request-headers": "authorization, x-stainless-os"}
+        asked = {
+            "access-control-request-method": "POST",
+            "access-control-request-headers": "authorization, x-stainless-os",
+        }
         before = http.options("/v1/completions", headers=asked)
         assert before.status_code == 204 and "POST" in before.headers["access-control-allow-methods"]
         assert before.headers["access-control-allow-headers"] == "authorization, x-stainless-os"
-        answer = http.post("/v1/completions", json={"prompt": "ab", "max_tokens": 1, "store": True},
-                           headers={"authorization": f"Bearer {KEY}".encode()})
+        answer = http.post(
+            "/v1/completions",
+            json={"prompt": "ab", "max_tokens": 1, "store": True},
+            headers={"authorization": f"Bearer {KEY}".encode()},
+        )
         assert answer.status_code == 200 and "X-Ignored-Fields" in answer.headers["access-control-expose-headers"]
         refused = http.get("/v1/models")
         assert refused.status_code == 401
@@ -135,13 +159,16 @@ def test_pages_of_a_site_that_is_allowed_may_use_the_api_and_no_others(named):
 
 def test_origins_proxies_and_certificates_that_are_none_are_said_in_one_line(debug_bundle, tmp_path, capsys):
     (tmp_path / "no.pem").write_text("no certificate")
-    for option, value, words in (("--allow-origin", "friend.example", "write scheme, name and port"),
-                                 ("--allow-origin", "https://a/b", "write scheme"),
-                                 ("--allow-origin", "*", "write scheme"), ("--allow-origin", "http://[", "write scheme"),
-                                 ("--proxy", "10.0.0", "give the proxy's IP address"),
-                                 ("--tls-cert", str(tmp_path / "nothing"), "give PEM files"),
-                                 ("--tls-cert", str(tmp_path / "no.pem"), "give PEM files"),
-                                 ("--tls-key", str(tmp_path / "no.pem"), "give --tls-cert too")):
+    for option, value, words in (
+        ("--allow-origin", "friend.example", "write scheme, name and port"),
+        ("--allow-origin", "https://a/b", "write scheme"),
+        ("--allow-origin", "*", "write scheme"),
+        ("--allow-origin", "http://[", "write scheme"),
+        ("--proxy", "10.0.0", "give the proxy's IP address"),
+        ("--tls-cert", str(tmp_path / "nothing"), "give PEM files"),
+        ("--tls-cert", str(tmp_path / "no.pem"), "give PEM files"),
+        ("--tls-key", str(tmp_path / "no.pem"), "give --tls-cert too"),
+    ):
         assert cli.main(["serve", "--bundle", str(debug_bundle), "--port", "0", option, value]) == 2
         err = capsys.readouterr().err
         assert words in err and err.count("\n") == 1
@@ -191,8 +218,10 @@ def test_wrong_keys_and_passwords_wait_and_right_ones_of_the_same_address_do_not
     failures = named._runner.config.app.failures
     monkeypatch.setattr(failures, "pause", lambda client: waited.set() or wrong.append(client) or 3.0)
     with contextlib.ExitStack() as held:
-        for send in (lambda http: http.get("/v1/models", headers={"authorization": "Bearer wrong"}),
-                     lambda http: http.post("/login", data={"username": "pangu", "password": "wrong"})):
+        for send in (
+            lambda http: http.get("/v1/models", headers={"authorization": "Bearer wrong"}),
+            lambda http: http.post("/login", data={"username": "pangu", "password": "wrong"}),
+        ):
             waited.clear()
             impatient = held.enter_context(httpx.Client(base_url=named.url, timeout=1, trust_env=False))
             with pytest.raises(httpx.ReadTimeout):
@@ -220,6 +249,7 @@ def _noting(app, seen):
     async def noting(scope, receive, send):
         seen.append(scope["client"][0])
         await app(scope, receive, send)
+
     return noting
 
 
@@ -237,8 +267,13 @@ def test_a_second_server_on_a_port_fails_before_it_loads_anything(tmp_path):
 def test_a_real_second_server_is_refused_in_one_line_while_the_first_one_loads(debug_bundle):
     command = [sys.executable, "-m", "pangu_lab.cli", "serve", "--bundle", str(debug_bundle), "--no-page", "--port"]
     with contextlib.closing(_listen("127.0.0.1", 0)) as loading:
-        second = subprocess.run([*command, str(loading.getsockname()[1])], capture_output=True, text=True, timeout=60,
-                                env={**os.environ, "PYTHONPATH": str(ROOT)})
+        second = subprocess.run(
+            [*command, str(loading.getsockname()[1])],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
     assert second.returncode == 2 and second.stderr.startswith("pangu-lab serve: cannot serve on ")
     assert second.stderr.count("\n") == 1
 
@@ -248,18 +283,48 @@ def certificate(tmp_path_factory):
     """A certificate of 127.0.0.1 that signs itself, and its key."""
     folder = tmp_path_factory.mktemp("tls")
     try:
-        subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                        "-days", "2", "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1",
-                        "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-                       check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=test",
+                "-addext",
+                "subjectAltName=IP:127.0.0.1",
+                "-keyout",
+                folder / "key.pem",
+                "-out",
+                folder / "cert.pem",
+            ],
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no openssl to make a certificate with")
     return folder
 
 
 def test_a_real_server_with_a_certificate_speaks_tls_and_nothing_else(debug_bundle, certificate):
-    with running(debug_bundle, "--no-page", "--quick", "--tls-cert", str(certificate / "cert.pem"), "--tls-key",
-                 str(certificate / "key.pem"), "--limit", "header_seconds=1") as server:
+    with running(
+        debug_bundle,
+        "--no-page",
+        "--quick",
+        "--tls-cert",
+        str(certificate / "cert.pem"),
+        "--tls-key",
+        str(certificate / "key.pem"),
+        "--limit",
+        "header_seconds=1",
+    ) as server:
         assert server.url.startswith("https://127.0.0.1:")
         port = int(server.url.rpartition(":")[2])
         trusting = ssl.create_default_context(cafile=certificate / "cert.pem")
@@ -270,8 +335,10 @@ def test_a_real_server_with_a_certificate_speaks_tls_and_nothing_else(debug_bund
             with pytest.raises(httpx.TransportError):
                 httpx.get(server.url.replace("https", "http") + "/healthz", trust_env=False)
             assert silent.recv(1) == b""  # nor does a handshake last longer than headers may
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as inner, \
-                trusting.wrap_socket(inner, server_hostname="127.0.0.1") as silent:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=30) as inner,
+            trusting.wrap_socket(inner, server_hostname="127.0.0.1") as silent,
+        ):
             with contextlib.suppress(ssl.SSLError, ConnectionError):
                 assert silent.recv(1) == b""
         server.signal()
@@ -280,8 +347,22 @@ def test_a_real_server_with_a_certificate_speaks_tls_and_nothing_else(debug_bund
 
 
 def test_a_key_with_a_passphrase_is_refused_and_not_asked_for(certificate):
-    subprocess.run(["openssl", "ec", "-in", certificate / "key.pem", "-aes128", "-passout", "pass:x", "-out",
-                    certificate / "locked.pem"], check=True, capture_output=True, timeout=60)
+    subprocess.run(
+        [
+            "openssl",
+            "ec",
+            "-in",
+            certificate / "key.pem",
+            "-aes128",
+            "-passout",
+            "pass:x",
+            "-out",
+            certificate / "locked.pem",
+        ],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
     with pytest.raises(InputError, match="the key without a passphrase"):
         serve(scripted("abc"), port=0, tls_cert=certificate / "cert.pem", tls_key=certificate / "locked.pem")
 

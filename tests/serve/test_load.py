@@ -7,7 +7,6 @@ import pytest
 from pangu_lab.cli import main
 from pangu_lab.errors import InputError
 from pangu_lab.serve.load import drive, percentile, questions
-
 from tests.serve.running import scripted
 
 
@@ -28,7 +27,7 @@ def test_streams_together_are_given_what_each_is_given_alone(url):
 
 
 def test_a_text_that_is_another_than_expected_is_counted_as_mixed_up(url):
-    wrong = {question: "something else" for question in questions(("ab",), 8)}
+    wrong = dict.fromkeys(questions(("ab",), 8), "something else")
     [load] = drive(url, (2,), seconds=0.1, new_tokens=8, prompts=("ab",), expected=wrong)
     assert load.mixed_up == load.requests > 0 and "and not 'something else'" in load.problems[0]
 
@@ -36,7 +35,7 @@ def test_a_text_that_is_another_than_expected_is_counted_as_mixed_up(url):
 def test_a_server_that_ends_meanwhile_is_counted_as_lost():
     from pangu_lab.serve import serve
 
-    known = {question: "" for question in questions(("ab",), 8)}
+    known = dict.fromkeys(questions(("ab",), 8), "")
     with serve(scripted(), port=0, page=False, quick=True) as page:
         address = page.url
     [load] = drive(address, (2,), seconds=0.05, new_tokens=8, prompts=("ab",), expected=known)

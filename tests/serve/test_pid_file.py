@@ -30,8 +30,13 @@ with pid_file(sys.argv[1]):
 
 
 def start(file, *within: str) -> subprocess.Popen:
-    process = subprocess.Popen([*within, sys.executable, "-c", SERVE, str(file)], cwd=ROOT, text=True,
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [*within, sys.executable, "-c", SERVE, str(file)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout.readline() == "ready\n"
     return process
 
@@ -60,8 +65,13 @@ def stranger():
 
 def write_lock(file, process, **changes):
     """The lock file that a server with this identity left."""
-    values = {"process": dataclasses.replace(process, **changes).to_dict(), "token": "theirs", "beats": 3, "since": 1e9,
-              "firm": True}
+    values = {
+        "process": dataclasses.replace(process, **changes).to_dict(),
+        "token": "theirs",
+        "beats": 3,
+        "since": 1e9,
+        "firm": True,
+    }
     file.with_name("serve.pid.lock").write_text(json.dumps(values).ljust(locking.SIZE))
     file.write_text(f"{process.pid}\n")
 
@@ -124,7 +134,9 @@ def test_a_number_without_a_lock_is_not_signalled(file, stranger):
 
 def test_a_server_on_another_host_is_named_and_not_signalled(file, stranger):
     write_lock(file, identity_of(stranger.pid), host="elsewhere", boot="another")
-    with pytest.raises(InputError, match=f"{stranger.pid} .on host elsewhere since .* reached from here: stop it there"):
+    with pytest.raises(
+        InputError, match=f"{stranger.pid} .on host elsewhere since .* reached from here: stop it there"
+    ):
         stop_server(file)
     assert stranger.poll() is None
 

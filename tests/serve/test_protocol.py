@@ -12,10 +12,17 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.generate import Engine
 from pangu_lab.generate.sequence import Prompt
 from pangu_lab.serve import serve
-from pangu_lab.serve.protocol import (HARMLESS, SETTINGS, CompletionBody, Offsets, Refused, parse_json,
-                                      prompt_offsets, spelled)
+from pangu_lab.serve.protocol import (
+    HARMLESS,
+    SETTINGS,
+    CompletionBody,
+    Offsets,
+    Refused,
+    parse_json,
+    prompt_offsets,
+    spelled,
+)
 from pangu_lab.tokenizer import load_tokenizer, train_vocabulary
-
 from tests.generate.fakes import TableRunner
 from tests.serve.running import scripted
 from tests.tokenizer.conftest import gpt2_folder  # noqa: F401  (a fixture)
@@ -27,14 +34,29 @@ FIELDS = tuple(CompletionBody.model_fields)
 HALVES = ('"\\ud83d"', '"a\\udc00b"', '["\\ud800"]', '{"\\ud83d": 1}')
 UNREADABLE = ("[" * 5000 + "]" * 5000, '{"a":' * 5000, "9" * 9000)  # refused before there is a field to name
 NUMBERS = ("NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400, "-1" + "0" * 400, "1e-320", "-1", "0.5", "1")
-OTHERS = ("{}", '{"a": []}', "[[[]]]", "[null]", '[[1], "a"]', "[1, true]", "[0.5]", '["a", 1]', "null", "true", '"x"', "[]",
-          '""')
+OTHERS = (
+    "{}",
+    '{"a": []}',
+    "[[[]]]",
+    "[null]",
+    '[[1], "a"]',
+    "[1, true]",
+    "[0.5]",
+    '["a", 1]',
+    "null",
+    "true",
+    '"x"',
+    "[]",
+    '""',
+)
 
 
 @pytest.fixture(scope="module")
 def http():
-    with serve(scripted("abc"), port=0, page=False, quick=True) as server, \
-            httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client:
+    with (
+        serve(scripted("abc"), port=0, page=False, quick=True) as server,
+        httpx.Client(base_url=server.url, timeout=30, trust_env=False) as client,
+    ):
         yield client
 
 
@@ -64,15 +86,34 @@ def test_a_field_answers_any_value_with_a_text_or_with_one_line_that_names_it(ht
             assert f"{name} holds half a surrogate pair" in refused(answer)["message"], answer.text
 
 
-@pytest.mark.parametrize("name, values", [
-    *((name, ("1", "true", "[]", "{}", "1e400")) for name in TEXTS),
-    *((name, ("1", '"true"', "[]", "{}")) for name in SWITCHES),
-    *((name, ('"1"', "true", "[1]", "{}", "NaN")) for name in (*SETTINGS, "best_of")),
-    ("prompt", ("1", "true", "{}", "[[[1]]]", '[1, "a"]', "[null]", "[true]", "[0.5]", "[1e400]")),
-    ("stop", ("1", "true", "{}", "[1]", '["a", null]', '[["a"]]')),
-    ("stream_options", ("1", '"a"', "[]", '{"include_usage": 1}')),
-    ("logit_bias", ("1", '"a"', "[]", '{"a": 1}', '{"-1": 1}', '{"1.5": 1}', '{"01": 1}', '{" 1": 1}',
-                    '{"%s": 1}' % ("9" * 400), '{"5": "1"}', '{"5": null}', '{"5": 101}'))])
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        *((name, ("1", "true", "[]", "{}", "1e400")) for name in TEXTS),
+        *((name, ("1", '"true"', "[]", "{}")) for name in SWITCHES),
+        *((name, ('"1"', "true", "[1]", "{}", "NaN")) for name in (*SETTINGS, "best_of")),
+        ("prompt", ("1", "true", "{}", "[[[1]]]", '[1, "a"]', "[null]", "[true]", "[0.5]", "[1e400]")),
+        ("stop", ("1", "true", "{}", "[1]", '["a", null]', '[["a"]]')),
+        ("stream_options", ("1", '"a"', "[]", '{"include_usage": 1}')),
+        (
+            "logit_bias",
+            (
+                "1",
+                '"a"',
+                "[]",
+                '{"a": 1}',
+                '{"-1": 1}',
+                '{"1.5": 1}',
+                '{"01": 1}',
+                '{" 1": 1}',
+                '{"%s": 1}' % ("9" * 400),
+                '{"5": "1"}',
+                '{"5": null}',
+                '{"5": 101}',
+            ),
+        ),
+    ],
+)
 def test_a_value_of_the_wrong_kind_is_refused_under_its_fields_name(http, name, values):
     for value in values:
         answer = raw(http, f'{{"{name}": {value}}}')
@@ -80,8 +121,21 @@ def test_a_value_of_the_wrong_kind_is_refused_under_its_fields_name(http, name, 
         assert refused(answer)["param"] == name, value
 
 
-@pytest.mark.parametrize("name", ["input_sentence", "prompt", "return_scores", "frequency_penalty", "presence_penalty",
-                                  "max_generate_length", "top_k_num", "top_p", "end_token", "use_past"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "input_sentence",
+        "prompt",
+        "return_scores",
+        "frequency_penalty",
+        "presence_penalty",
+        "max_generate_length",
+        "top_k_num",
+        "top_p",
+        "end_token",
+        "use_past",
+    ],
+)
 def test_so_does_every_name_of_the_references_predict(http, name):
     for value in (*HALVES, *UNREADABLE, *NUMBERS, *OTHERS):
         answer = raw(http, f'{{"instances": [{{"{name}": {value}}}]}}', "/model/pangu/version/0:predict")
@@ -89,16 +143,29 @@ def test_so_does_every_name_of_the_references_predict(http, name):
         assert answer.status_code == 200 or refused(answer)
 
 
-@pytest.mark.parametrize("body, words", [
-    ('{"prompt": "a", "prompt": "b"}', "'prompt' twice"), ('{"logit_bias": {"5": 1, "5": 2}}', "'5' twice"),
-    (UNREADABLE[0], "more than 32 deep"), ('{"a": ' * 40 + "1" + "}" * 40, "more than 32 deep"),
-    ("{", "not JSON"), ("", "not JSON"), ("NaN", "must be an object"), ("[]", "must be an object"),
-    ('{"prompt": [-1]}', "token -1 is outside"), ('{"prompt": [1%s]}' % ("0" * 400), "is outside the vocabulary"),
-    ('{"prompt": "a"} x', "not JSON"), ('"a"', "must be an object"),
-    ('{"seed": %s}' % ("1" * 9000), "thousands of digits"), ('{"\\ud83d": 1}', "half a surrogate pair"),
-    ('{"\\ud83d": 1, "\\ud83d": 2}', "twice"), ('{"tools": [1]}', "unrecognised request argument: tools"),
-    ('{"": 1}', "unrecognised request argument"),
-    ('{"promt": "a"}', "unrecognised request argument: promt (did you mean 'prompt'?)")])
+@pytest.mark.parametrize(
+    "body, words",
+    [
+        ('{"prompt": "a", "prompt": "b"}', "'prompt' twice"),
+        ('{"logit_bias": {"5": 1, "5": 2}}', "'5' twice"),
+        (UNREADABLE[0], "more than 32 deep"),
+        ('{"a": ' * 40 + "1" + "}" * 40, "more than 32 deep"),
+        ("{", "not JSON"),
+        ("", "not JSON"),
+        ("NaN", "must be an object"),
+        ("[]", "must be an object"),
+        ('{"prompt": [-1]}', "token -1 is outside"),
+        ('{"prompt": [1%s]}' % ("0" * 400), "is outside the vocabulary"),
+        ('{"prompt": "a"} x', "not JSON"),
+        ('"a"', "must be an object"),
+        ('{"seed": %s}' % ("1" * 9000), "thousands of digits"),
+        ('{"\\ud83d": 1}', "half a surrogate pair"),
+        ('{"\\ud83d": 1, "\\ud83d": 2}', "twice"),
+        ('{"tools": [1]}', "unrecognised request argument: tools"),
+        ('{"": 1}', "unrecognised request argument"),
+        ('{"promt": "a"}', "unrecognised request argument: promt (did you mean 'prompt'?)"),
+    ],
+)
 def test_a_body_that_is_no_request_is_refused_in_one_line(http, body, words):
     answer = raw(http, body)
     assert answer.status_code == 400 and words in refused(answer)["message"], answer.text
@@ -215,8 +282,10 @@ def test_the_api_tells_places_and_bytes_of_tokens_and_of_alternatives(tokenizer,
 
 def writing(tokenizer, prompt: str, written: list[int]):
     """Logits that write these tokens after the prompt; two bytes are the likeliest alternatives."""
-    start, bytes_ = len(tokenizer.encode(prompt)), [index for index in range(tokenizer.vocab_size)
-                                                    if tokenizer.text_bytes(index) in (b"\xe6", b"\xff")]
+    start, bytes_ = (
+        len(tokenizer.encode(prompt)),
+        [index for index in range(tokenizer.vocab_size) if tokenizer.text_bytes(index) in (b"\xe6", b"\xff")],
+    )
 
     def logits_of(text: tuple[int, ...]) -> np.ndarray:
         logits = np.zeros(tokenizer.vocab_size)

@@ -13,13 +13,12 @@ from pangu_lab.config import SamplingConfig
 from pangu_lab.errors import InputError
 from pangu_lab.export import load_bundle
 from pangu_lab.generate import Engine, generate, generate_many, stream
-from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.generate.batch_invariant import make_batch_invariant
-from pangu_lab.serve.limits import Limits, parse_limits
+from pangu_lab.generate.sequence import prepare_prompt
 from pangu_lab.serve import scheduler as scheduling
+from pangu_lab.serve.limits import Limits, parse_limits
 from pangu_lab.serve.request import Busy, RequestFailed, TooLate, Unavailable
 from pangu_lab.serve.scheduler import Scheduler
-
 from tests.generate.fakes import CharacterTokenizer, TableRunner, random_table
 from tests.serve.running import scripted
 
@@ -53,10 +52,18 @@ def start():
 def random_request(rng: random.Random) -> tuple[str, SamplingConfig]:
     count = rng.randint(1, 40)
     return rng.choice(TEXTS), SamplingConfig(
-        max_new_tokens=count, min_new_tokens=rng.choice([0, count]), temperature=rng.choice([0, 0.7, 1.2]),
-        top_p=rng.choice([None, 0.9]), top_k=rng.choice([None, 40]), seed=rng.randrange(2**31),
-        num_return_sequences=rng.choice([1, 1, 1, 3]), logprobs=rng.choice([None, 2]), stop=rng.choice([(), ("。",)]),
-        echo=rng.random() < 0.2, repetition_penalty=rng.choice([1.0, 1.2]))
+        max_new_tokens=count,
+        min_new_tokens=rng.choice([0, count]),
+        temperature=rng.choice([0, 0.7, 1.2]),
+        top_p=rng.choice([None, 0.9]),
+        top_k=rng.choice([None, 40]),
+        seed=rng.randrange(2**31),
+        num_return_sequences=rng.choice([1, 1, 1, 3]),
+        logprobs=rng.choice([None, 2]),
+        stop=rng.choice([(), ("。",)]),
+        echo=rng.random() < 0.2,
+        repetition_penalty=rng.choice([1.0, 1.2]),
+    )
 
 
 def loaded(bundle, by: str) -> Engine:
@@ -137,8 +144,12 @@ def test_rows_of_every_batch_size_have_the_same_bits_at_any_position(offline):
         slots = np.array(taken).reshape(16, 20)
         for row in range(16):
             known = slice(0, lengths[row])
-            runner.run(ids[row:row + 1, known], np.arange(20)[None, known], slots[row:row + 1, known],
-                       slots[row:row + 1, known])
+            runner.run(
+                ids[row : row + 1, known],
+                np.arange(20)[None, known],
+                slots[row : row + 1, known],
+                slots[row : row + 1, known],
+            )
 
         def step(rows):
             at = lengths[rows]
@@ -231,9 +242,11 @@ def test_a_late_request_ends_with_what_it_has(start):
 
 def test_what_cannot_work_is_refused_before_it_waits(start):
     scheduler = start(scripted(), choices=2)
-    for config, message in ((SamplingConfig(num_return_sequences=3), "n=3 is more than this server's 2"),
-                            (SamplingConfig(num_beams=2), "beam search is not served"),
-                            (SamplingConfig(stop_ids=(9999,)), "names token 9999")):
+    for config, message in (
+        (SamplingConfig(num_return_sequences=3), "n=3 is more than this server's 2"),
+        (SamplingConfig(num_beams=2), "beam search is not served"),
+        (SamplingConfig(stop_ids=(9999,)), "names token 9999"),
+    ):
         with pytest.raises(InputError, match=message):
             ask(scheduler, "ab", config)
     small = start(scripted(slots=48))
@@ -277,7 +290,9 @@ UNLUCKY = SamplingConfig(temperature=0, max_new_tokens=16, seed=13, num_return_s
 
 
 @pytest.mark.parametrize("at", [0, 3])
-@pytest.mark.parametrize("error", [Broken, ValueError, KeyError, MemoryError, StopIteration, RecursionError, AssertionError])
+@pytest.mark.parametrize(
+    "error", [Broken, ValueError, KeyError, MemoryError, StopIteration, RecursionError, AssertionError]
+)
 def test_whatever_choosing_raises_ends_one_request_and_no_other(start, monkeypatch, error, at):
     scheduler = start(scripted(seconds=0.001))
     before = ask(scheduler, "ab").result()
@@ -477,7 +492,11 @@ def test_an_end_that_does_not_wait_cuts_off(start):
 
 def test_limits_are_read_from_words():
     assert parse_limits(["new_tokens=5", "seconds=2.5"]) == Limits(new_tokens=5, seconds=2.5)
-    for text, message in (("new_token=5", "did you mean 'new_tokens'"), ("seconds=x", "must be a number"),
-                          ("waiting=0", "must be above 0"), ("at_once=17", "at most 16")):
+    for text, message in (
+        ("new_token=5", "did you mean 'new_tokens'"),
+        ("seconds=x", "must be a number"),
+        ("waiting=0", "must be above 0"),
+        ("at_once=17", "at most 16"),
+    ):
         with pytest.raises(InputError, match=message):
             parse_limits([text])

@@ -14,7 +14,6 @@ from pangu_lab.serve.page import CONTROL_ORDER
 from pangu_lab.serve.templates import TEMPLATES
 from pangu_lab.serve.texts import LANGUAGES, language_of
 from pangu_lab.serve.writing import MORE, STAGES, Writer, plain, sampling_of
-
 from tests.serve.running import scripted
 from tests.serve.test_scheduler import choosing_breaks
 
@@ -32,12 +31,24 @@ def page():
 
 
 def test_the_controls_become_settings_and_the_rest_stays_the_bundles():
-    defaults = SamplingConfig(no_repeat_ngram=4, stop_ids=(3,), num_beams=2, echo=True, min_new_tokens=30,
-                              max_new_tokens=40)
+    defaults = SamplingConfig(
+        no_repeat_ngram=4, stop_ids=(3,), num_beams=2, echo=True, min_new_tokens=30, max_new_tokens=40
+    )
     made = sampling_of(defaults, 20, 0.5, 0.9, 7, 1.1, 0.2, 0.3, "。\n\n！", " 12 ")
-    assert made == SamplingConfig(max_new_tokens=20, min_new_tokens=20, temperature=0.5, top_p=0.9, top_k=7,
-                                  repetition_penalty=1.1, frequency_penalty=0.2, presence_penalty=0.3,
-                                  stop=("。", "！"), seed=12, no_repeat_ngram=4, stop_ids=(3,))
+    assert made == SamplingConfig(
+        max_new_tokens=20,
+        min_new_tokens=20,
+        temperature=0.5,
+        top_p=0.9,
+        top_k=7,
+        repetition_penalty=1.1,
+        frequency_penalty=0.2,
+        presence_penalty=0.3,
+        stop=("。", "！"),
+        seed=12,
+        no_repeat_ngram=4,
+        stop_ids=(3,),
+    )
     off = sampling_of(SamplingConfig(), 20, 0.5, 1.0, 0, 1.0, 0.0, 0.0, "", "")
     assert off.top_p is None and off.top_k is None and off.seed is None and off.stop == ()
 
@@ -64,8 +75,10 @@ def test_both_languages_have_the_same_words():
         assert ENGLISH[key].count("{") == CHINESE[key].count("{"), key
 
 
-@pytest.mark.parametrize("accepted, language", [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.5", "en"),
-                                                ("de-DE, zh-TW", "zh"), ("", "en"), ("*", "en")])
+@pytest.mark.parametrize(
+    "accepted, language",
+    [("zh-CN,zh;q=0.9,en;q=0.8", "zh"), ("en-US,zh;q=0.5", "en"), ("de-DE, zh-TW", "zh"), ("", "en"), ("*", "en")],
+)
 def test_the_language_is_the_browsers(accepted, language):
     assert language_of(accepted) == language
 
@@ -116,11 +129,21 @@ def test_a_generation_ends_at_its_time_limit(writer):
     assert slow.engine.runner.pool.free == slow.engine.runner.pool.slots
 
 
-@pytest.mark.parametrize("place, name", [(0, "max_new_tokens"), (1, "temperature"), (2, "top_p"), (3, "top_k"),
-                                         (4, "repetition_penalty"), (5, "frequency_penalty"), (6, "presence_penalty")])
+@pytest.mark.parametrize(
+    "place, name",
+    [
+        (0, "max_new_tokens"),
+        (1, "temperature"),
+        (2, "top_p"),
+        (3, "top_k"),
+        (4, "repetition_penalty"),
+        (5, "frequency_penalty"),
+        (6, "presence_penalty"),
+    ],
+)
 @pytest.mark.parametrize("value", [1e-320, float("nan"), float("inf"), 10**400, "x", [1]])
 def test_a_control_that_means_nothing_is_refused_in_a_sentence(place, name, value):
-    controls = (*CONTROLS[:place], value, *CONTROLS[place + 1:])
+    controls = (*CONTROLS[:place], value, *CONTROLS[place + 1 :])
     with pytest.raises(InputError, match=rf"^sampling\.{name}=.*between"):
         sampling_of(SamplingConfig(), *controls)
 
@@ -128,7 +151,9 @@ def test_a_control_that_means_nothing_is_refused_in_a_sentence(place, name, valu
 def test_a_text_that_breaks_the_server_is_said_on_the_page(writer, monkeypatch):
     one = writer(scripted("abc"))
     choosing_breaks(monkeypatch, KeyError, 1)
-    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "13")[-1][1].startswith("Not possible: this request failed inside the server")
+    assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "13")[-1][1].startswith(
+        "Not possible: this request failed inside the server"
+    )
     assert told(one, "ab", 64, 0, 1, 0, 1, 0, 0, "", "5")[-1][0] == "abc"
 
 
@@ -162,8 +187,10 @@ def test_a_template_ends_with_the_place_for_the_answer(name):
 def test_a_templates_answer_ends_with_its_line(writer):
     asked = writer(scripted("abc"))
     seen = []
-    asked.engine.tokenizer.encode, before = lambda text: seen.append(text) or \
-        before("ab" if "丙" in text else text), asked.engine.tokenizer.encode
+    asked.engine.tokenizer.encode, before = (
+        lambda text: seen.append(text) or before("ab" if "丙" in text else text),
+        asked.engine.tokenizer.encode,
+    )
     answers = list(asked.answer(ENGLISH, "me", "couplet", "上联：甲\n下联：乙\n", "", "丙", 64, 0, *CONTROLS[2:]))
     assert answers[-1][0] == "abc" and "上联：甲\n下联：乙\n上联：丙\n下联：" in seen
 
@@ -207,8 +234,11 @@ def test_the_page_has_one_function_for_programs(page):
         info = client.get("gradio_api/info")
         assert list(info.json()["named_endpoints"]) == ["/complete"]
         config = client.get("config").json()
-        assert all(item["api_visibility"] == "private" for item in config["dependencies"]
-                   if item["api_name"] != "complete" and item["targets"] and item["targets"][0][1] != "unload")
+        assert all(
+            item["api_visibility"] == "private"
+            for item in config["dependencies"]
+            if item["api_name"] != "complete" and item["targets"] and item["targets"][0][1] != "unload"
+        )
 
 
 def test_nothing_on_the_page_comes_from_elsewhere(page):

@@ -59,7 +59,9 @@ def test_more_minutes_or_a_quicker_machine_allow_a_larger_model(novel):
 def test_a_small_text_is_not_read_more_often_than_it_is_good_for():
     measure, _ = machine(5e12)
     advice = advise(SAMPLE, 60, how=BLOCKS, measure=measure)
-    assert advice.epochs == pytest.approx(EPOCHS) and any("the text is the limit" in reason for reason in advice.reasons)
+    assert advice.epochs == pytest.approx(EPOCHS) and any(
+        "the text is the limit" in reason for reason in advice.reasons
+    )
     a_step = advice.config.data.batch_size * advice.config.data.seq_length
     assert advice.config.train.steps == advice.steps == round(advice.tokens / a_step)
     assert advice.config.train.patience and advice.config.model.dropout_rate > 0
@@ -79,7 +81,9 @@ def test_chinese_of_this_length_is_read_in_characters_and_english_in_pieces(nove
     advice = advise(novel, 5, measure=measure)
     assert advice.kind == "char" and advice.config.model.vocab_size == advice.pieces
     path = tmp_path / "english.txt"
-    path.write_text("\n".join(f"It was the best of times, it was number {n} of times." for n in range(4000)), encoding="utf-8")
+    path.write_text(
+        "\n".join(f"It was the best of times, it was number {n} of times." for n in range(4000)), encoding="utf-8"
+    )
     assert advise(path, 5, measure=measure).kind == "bpe"
 
 
@@ -88,7 +92,12 @@ def test_what_is_given_is_kept_and_the_rest_is_fitted_around_it():
     changes = {"model.hidden_size": 96, "data.seq_length": 256, "train.start_lr": 0.02, "model.vocab_size": 900}
     advice = advise(SAMPLE, 5, how=BLOCKS, measure=measure, changes=changes)
     model = advice.config.model
-    assert (model.hidden_size, model.num_positions, advice.config.train.start_lr, model.vocab_size) == (96, 256, 0.02, 900)
+    assert (model.hidden_size, model.num_positions, advice.config.train.start_lr, model.vocab_size) == (
+        96,
+        256,
+        0.02,
+        900,
+    )
     assert set(asked) == {(96, 4)} and advice.pieces == 900
     with pytest.raises(InputError, match="unknown setting 'train.start'"):
         advise(SAMPLE, 5, how=BLOCKS, measure=measure, changes={"train.start": 1})
@@ -104,13 +113,23 @@ def test_yaml_over_its_preset_and_the_command_say_the_same(tmp_path):
     assert (args.text, args.minutes, args.out, args.documents) == ([str(SAMPLE)], 5.0, str(tmp_path / "mine"), "block")
 
 
-@pytest.mark.parametrize("given, folder", [("books/novel.txt", "runs/novel"), ("books/*.txt", "runs/books"),
-                                           ("书 1/", "runs/书 1"), ("*.txt", "runs/text"), ("../a.tar.gz", "runs/a")])
+@pytest.mark.parametrize(
+    "given, folder",
+    [
+        ("books/novel.txt", "runs/novel"),
+        ("books/*.txt", "runs/books"),
+        ("书 1/", "runs/书 1"),
+        ("*.txt", "runs/text"),
+        ("../a.tar.gz", "runs/a"),
+    ],
+)
 def test_the_folder_is_called_after_the_text(given, folder):
     assert default_folder((given,)) == folder
 
 
-@pytest.mark.parametrize("key, why", [("parallel.tensor", "one process trains here"), ("data.path", "comes from the text")])
+@pytest.mark.parametrize(
+    "key, why", [("parallel.tensor", "one process trains here"), ("data.path", "comes from the text")]
+)
 def test_what_one_process_on_one_text_cannot_take_is_refused(key, why):
     with pytest.raises(InputError, match=why):
         advise(SAMPLE, 5, how=BLOCKS, changes={key: 2}, measure=lambda config: 1.0)
@@ -122,10 +141,13 @@ def test_the_command_that_is_proposed_has_the_settings_that_were_given(tmp_path,
     words = ["advise", str(SAMPLE), "--documents", "block", "--minutes", "1", "--set", "model.hidden_size=96"]
 
     def proposed() -> str:
-        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")).removeprefix("next: ")
+        return next(line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")).removeprefix(
+            "next: "
+        )
 
     assert cli.main(words) == 0 and proposed() == shlex.join(
-        ["pangu-lab", "start", str(SAMPLE), "--minutes", "1", "--documents", "block", "--set", "model.hidden_size=96"])
+        ["pangu-lab", "start", str(SAMPLE), "--minutes", "1", "--documents", "block", "--set", "model.hidden_size=96"]
+    )
     assert cli.main([*words, "--yaml", "mine.yaml"]) == 0 and proposed().endswith("--config mine.yaml")
     assert yaml.safe_load((tmp_path / "mine.yaml").read_text())["model"]["hidden_size"] == 96
     assert cli.main([*words, "--yaml", "mine.yaml"]) == 2

@@ -16,8 +16,17 @@ from pangu_lab.runs import list_runs, read_curves, read_events, request_stop
 from pangu_lab.start import start
 
 SAMPLE, BLOCKS = sample_folder() / "train", Reading(documents="block")
-SMALL = {"model.hidden_size": 32, "model.num_layers": 2, "model.num_heads": 2, "data.seq_length": 64, "train.steps": 40,
-         "train.warmup_steps": 4, "train.eval_every": 20, "train.checkpoint_every": 20, "train.sample_tokens": 5}
+SMALL = {
+    "model.hidden_size": 32,
+    "model.num_layers": 2,
+    "model.num_heads": 2,
+    "data.seq_length": 64,
+    "train.steps": 40,
+    "train.warmup_steps": 4,
+    "train.eval_every": 20,
+    "train.checkpoint_every": 20,
+    "train.sample_tokens": 5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +109,18 @@ def test_a_folder_of_another_text_or_of_something_else_is_refused(finished, tmp_
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("words, why", [
-    (["start"], "name a text, such as `pangu-lab start novel.txt"), (["advise", "no.txt"], "no.txt: no such file"),
-    (["start", str(SAMPLE), "--set", "train.minutes=3"], "train.minutes comes from --minutes"),
-    (["start", str(SAMPLE), "--config", "tiny.yaml"], "no preset but verse"),
-    (["start", str(SAMPLE), "--set", "model.hiden=3"], "unknown setting 'model.hiden'"),
-    (["advise", str(SAMPLE), "--minutes", "0"], "must be above 0"),
-    (["start", str(SAMPLE), "--minutes", "0"], "must be above 0")])
+@pytest.mark.parametrize(
+    "words, why",
+    [
+        (["start"], "name a text, such as `pangu-lab start novel.txt"),
+        (["advise", "no.txt"], "no.txt: no such file"),
+        (["start", str(SAMPLE), "--set", "train.minutes=3"], "train.minutes comes from --minutes"),
+        (["start", str(SAMPLE), "--config", "tiny.yaml"], "no preset but verse"),
+        (["start", str(SAMPLE), "--set", "model.hiden=3"], "unknown setting 'model.hiden'"),
+        (["advise", str(SAMPLE), "--minutes", "0"], "must be above 0"),
+        (["start", str(SAMPLE), "--minutes", "0"], "must be above 0"),
+    ],
+)
 def test_what_cannot_be_is_refused_in_one_line(words, why, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text("preset: tiny\n")

@@ -87,8 +87,9 @@ def test_another_text_or_another_reading_is_another_identity(tmp_path):
     assert look_at(path, WHOLE).identity != before
 
 
-@pytest.mark.parametrize("text, why", [("天地玄黄", "has 4 characters: give at least"),
-                                       ("天" * 300, "no part of the text could be")])
+@pytest.mark.parametrize(
+    "text, why", [("天地玄黄", "has 4 characters: give at least"), ("天" * 300, "no part of the text could be")]
+)
 def test_what_is_too_short_or_cannot_be_cut_is_refused(tmp_path, text, why):
     path = tmp_path / "short.txt"
     path.write_text(text, encoding="utf-8")

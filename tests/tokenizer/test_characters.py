@@ -35,7 +35,9 @@ def test_every_text_is_as_sentencepiece_encodes_it(tokenizer):
     def equal(text: str) -> None:
         if tokenizer.id_of("<0x00>") is not None or not set(tokenizer.unknown_ids) & set(tokenizer.encode(text)):
             assert tokenizer.encode(text) == tokenizer._processor.encode(encodable(text).translate(MARKS))
-        assert tokenizer.encode(text) == [index for word in tokenizer.encode_words(tokenizer.words(text)) for index in word]
+        assert tokenizer.encode(text) == [
+            index for word in tokenizer.encode_words(tokenizer.words(text)) for index in word
+        ]
 
     equal()
 
@@ -43,7 +45,7 @@ def test_every_text_is_as_sentencepiece_encodes_it(tokenizer):
 def test_known_text_comes_back_with_one_token_a_character(tokenizer):
     text = "天上来了，\n 的一是。"
     assert len(tokenizer.encode(text)) == len(text) and tokenizer.decode(tokenizer.encode(text)) == text
-    row, = [row for row in show(tokenizer, text) if row.word == "↵"]
+    (row,) = [row for row in show(tokenizer, text) if row.word == "↵"]
     assert row.pieces == ["▃"]
 
 

@@ -63,8 +63,12 @@ def test_a_half_character_waits_for_the_rest(gpt2: Tokenizer) -> None:
 
 
 def test_damaged_files_are_named(gpt2_folder: Path, tmp_path: Path) -> None:
-    for name, content, words in (("vocab.json", "{", "vocab.json is not readable JSON"), ("vocab.json", '{"a": 5}', "vocab.json"),
-                                 ("merges.txt", "one two three\n", "line 1"), ("merges.txt", "q饕 w餮\n", "does not fit")):
+    for name, content, words in (
+        ("vocab.json", "{", "vocab.json is not readable JSON"),
+        ("vocab.json", '{"a": 5}', "vocab.json"),
+        ("merges.txt", "one two three\n", "line 1"),
+        ("merges.txt", "q饕 w餮\n", "does not fit"),
+    ):
         folder = tmp_path / str(abs(hash((name, content))))
         shutil.copytree(gpt2_folder, folder)
         (folder / name).write_text(content, encoding="utf-8")

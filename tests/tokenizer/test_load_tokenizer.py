@@ -86,8 +86,10 @@ def test_the_metadata_is_plain_json(trained: Tokenizer, tmp_path: Path) -> None:
 
 
 def test_importing_and_loading_bring_in_nothing_heavy() -> None:
-    code = ("import sys, pangu_lab.tokenizer, pangu_lab.data\n"
-            "assert not {'sentencepiece', 'tokenizers', 'jieba', 'mindspore'} & set(sys.modules)\n"
-            "pangu_lab.tokenizer.load_tokenizer('pangu').encode('今天')\n"
-            "assert not {'pcl_pangu', 'jieba', 'mindspore', 'tokenizers'} & set(sys.modules)\n")
+    code = (
+        "import sys, pangu_lab.tokenizer, pangu_lab.data\n"
+        "assert not {'sentencepiece', 'tokenizers', 'jieba', 'mindspore'} & set(sys.modules)\n"
+        "pangu_lab.tokenizer.load_tokenizer('pangu').encode('今天')\n"
+        "assert not {'pcl_pangu', 'jieba', 'mindspore', 'tokenizers'} & set(sys.modules)\n"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

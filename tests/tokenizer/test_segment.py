@@ -27,17 +27,47 @@ def reference() -> Cut:
 def engines() -> list:
     found = native.segmenter()
     missing = pytest.mark.skipif(found is None, reason="no C compiler on this machine")
-    return [pytest.param(segment.portable().words, id="portable"),
-            pytest.param(found and found.words, id="native", marks=missing)]
+    return [
+        pytest.param(segment.portable().words, id="portable"),
+        pytest.param(found and found.words, id="native", marks=missing),
+    ]
 
 
-HAN = "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天" \
-      "结婚的和尚未结婚的研究生命起源工信处女干事每月经过下属科室都要亲口交代技术性器件的安装邓颖超生前杭研大厦饕餮鼗"
+HAN = (
+    "的一是不了在人有我他这中大来上国个到说们为子和你地出道也时年得就那要下以生会自着去之过家学对可她里后小么心多天"
+    "结婚的和尚未结婚的研究生命起源工信处女干事每月经过下属科室都要亲口交代技术性器件的安装邓颖超生前杭研大厦饕餮鼗"
+)
 RUNS = st.text(alphabet=HAN, min_size=1, max_size=12)
-MIXED = st.text(alphabet="abcXYZ019+#&._%- \t\r\n，。！？“”（）·—…、《》①㈱　\u200b\xa0éñЖあア가😀\u9fd5\u9fd6\u4dff" + HAN[:8],
-                max_size=12)
-KNOWN = st.sampled_from(["T恤", "AA制", "C++", "c#", "iPhone15-Pro", "3.14%", "1.2.3", "50%", "v1.0", "a_b-c", "江大桥参加",
-                         "南京市长江大桥", "隔行如隔山", "B超", "卡拉OK", "\r\n", "\r\r\n", "x.5%", ".5", "5.", "%%", "--"])
+MIXED = st.text(
+    alphabet="abcXYZ019+#&._%- \t\r\n，。！？“”（）·—…、《》①㈱　\u200b\xa0éñЖあア가😀\u9fd5\u9fd6\u4dff" + HAN[:8],
+    max_size=12,
+)
+KNOWN = st.sampled_from(
+    [
+        "T恤",
+        "AA制",
+        "C++",
+        "c#",
+        "iPhone15-Pro",
+        "3.14%",
+        "1.2.3",
+        "50%",
+        "v1.0",
+        "a_b-c",
+        "江大桥参加",
+        "南京市长江大桥",
+        "隔行如隔山",
+        "B超",
+        "卡拉OK",
+        "\r\n",
+        "\r\r\n",
+        "x.5%",
+        ".5",
+        "5.",
+        "%%",
+        "--",
+    ]
+)
 TEXTS = st.lists(st.one_of(RUNS, MIXED, KNOWN, st.text(max_size=6)), max_size=8).map("".join)
 
 
@@ -97,9 +127,10 @@ def test_every_dictionary_word_reaches_the_native_table(reference: Cut) -> None:
 
     dictionary = lexicon.dictionary_bytes()
     words, ends, counts = (np.empty(len(dictionary), kind) for kind in (np.uint32, np.int64, np.int64))
-    number = found.library.dictionary_parse(dictionary, len(dictionary), words.ctypes.data, ends.ctypes.data,
-                                            counts.ctypes.data)
-    text = words[:ends[number - 1]].tobytes().decode("utf-32-le")
+    number = found.library.dictionary_parse(
+        dictionary, len(dictionary), words.ctypes.data, ends.ctypes.data, counts.ctypes.data
+    )
+    text = words[: ends[number - 1]].tobytes().decode("utf-32-le")
     stops = ends[:number].tolist()
     parsed = {text[begin:end]: count for begin, end, count in zip([0, *stops], stops, counts[:number].tolist())}
     assert parsed == lexicon.frequencies(dictionary)

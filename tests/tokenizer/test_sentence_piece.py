@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator
-import re
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +50,17 @@ def test_the_released_vocabulary_is_the_published_file(pangu: SentencePieceToken
     assert pangu.model_sha256.startswith("18857e86") and pangu.model_sha256.endswith("7a3a")
     assert (pangu.kind, pangu.vocab_size) == ("pangu", 40000)
     assert [pangu.piece(index) for index in range(10)] == [
-        "<unk>", "<s>", "</s>", "▃", "▂", "<sep>", "<pad>", "<mask>", "<eod>", "<eot>"]
+        "<unk>",
+        "<s>",
+        "</s>",
+        "▃",
+        "▂",
+        "<sep>",
+        "<pad>",
+        "<mask>",
+        "<eod>",
+        "<eot>",
+    ]
     assert (pangu.eod_id, pangu.pad_id) == (9, 6)
 
 
@@ -59,9 +69,35 @@ def test_known_ids(either: SentencePieceTokenizer) -> None:
 
 
 def test_ids_of_words_are_the_ids_of_the_text(either: SentencePieceTokenizer) -> None:
-    pieces = st.one_of(st.text(max_size=8), st.sampled_from(
-        ["　", "\xa0", "\u200b", "▁", "▂▃", "か\u3099", "e\u0301", "´", "ﷺ", "㍿", "\r\n", "\0", "<eot>", "中文", " ", "\n",
-         "ｱﾞ", "\ufeff", "①", "…", "½", "ﬁ"]))
+    pieces = st.one_of(
+        st.text(max_size=8),
+        st.sampled_from(
+            [
+                "　",
+                "\xa0",
+                "\u200b",
+                "▁",
+                "▂▃",
+                "か\u3099",
+                "e\u0301",
+                "´",
+                "ﷺ",
+                "㍿",
+                "\r\n",
+                "\0",
+                "<eot>",
+                "中文",
+                " ",
+                "\n",
+                "ｱﾞ",
+                "\ufeff",
+                "①",
+                "…",
+                "½",
+                "ﬁ",
+            ]
+        ),
+    )
 
     @settings(max_examples=500, deadline=None)
     @given(st.lists(pieces, max_size=8).map("".join))
@@ -132,8 +168,16 @@ def test_eod_and_pad_can_be_chosen_by_name_or_id() -> None:
     assert load_tokenizer("pangu", eod=465).decode([465, 70]) == "好"
 
 
-@pytest.mark.parametrize(("eod", "words"), [(40000, "0 to 39999"), (-1, "0 to 39999"), ("<end>", "no piece '<end>'"),
-                                            ("40000", "0 to 39999"), (True, "outside")])
+@pytest.mark.parametrize(
+    ("eod", "words"),
+    [
+        (40000, "0 to 39999"),
+        (-1, "0 to 39999"),
+        ("<end>", "no piece '<end>'"),
+        ("40000", "0 to 39999"),
+        (True, "outside"),
+    ],
+)
 def test_pieces_outside_the_vocabulary_are_refused(eod: object, words: str) -> None:
     with pytest.raises(InputError, match="tokenizer.eod.*" + words):
         load_tokenizer("pangu", eod=eod)  # type: ignore[arg-type]
@@ -158,8 +202,9 @@ def test_threads_may_share_a_tokenizer(pangu: SentencePieceTokenizer) -> None:
     texts = [f"第{number}章，{chr(0x4E00 + 7 * number)}{chr(0x5E00 + number)}说了一句话。" * 30 for number in range(40)]
     expected = [pangu.encode(text) for text in texts]
     found: list[list[list[int]]] = []
-    threads = [threading.Thread(target=lambda: found.append([tokenizer.encode(text) for text in texts]))
-               for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append([tokenizer.encode(text) for text in texts])) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -62,7 +62,9 @@ def test_a_small_vocabulary_keeps_the_frequent_characters(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_too_many_pieces_name_the_largest_number(kind: str, text_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"too short for a vocabulary of 900: it supports at most (\d+) pieces") as info:
+    with pytest.raises(
+        InputError, match=r"too short for a vocabulary of 900: it supports at most (\d+) pieces"
+    ) as info:
         train_vocabulary(text_file, tmp_path / "v", 900, kind)
     largest = int(str(info.value).split("at most ")[1].split()[0])
     assert not (tmp_path / "v").exists()

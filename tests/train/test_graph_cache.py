@@ -56,8 +56,16 @@ def test_a_second_start_takes_every_graph_and_gives_the_same_losses_to_the_last_
     assert taken == 0 and third == first
 
 
-@pytest.mark.parametrize("change", [{"model.hidden_act": "gelu_erf"}, {"train.seed": 5}, {"data.batch_size": 8},
-                                    {"train.accumulation": 2}, {"data.eod_reset": False}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model.hidden_act": "gelu_erf"},
+        {"train.seed": 5},
+        {"data.batch_size": 8},
+        {"train.accumulation": 2},
+        {"data.eod_reset": False},
+    ],
+)
 def test_a_setting_that_changes_graphs_has_a_folder_of_its_own(debug_config, change):
     assert graph_key(debug_config.replace(**change)) != graph_key(debug_config)
 

@@ -40,7 +40,9 @@ def test_a_run_without_kernels_has_the_same_losses(debug_config, debug_run, tmp_
     assert max(abs(without[step] / with_them[step] - 1) for step in without) < 1e-5
 
 
-@pytest.mark.parametrize("setting, chosen", [({}, True), ({"model.compute_dtype": "float16"}, False),
-                                             ({"model.softmax_dtype": "float16"}, False)])
+@pytest.mark.parametrize(
+    "setting, chosen",
+    [({}, True), ({"model.compute_dtype": "float16"}, False), ({"model.softmax_dtype": "float16"}, False)],
+)
 def test_kernels_train_what_is_fp32_throughout(debug_config, setting, chosen):
     assert isinstance(Trainer(debug_config.replace(**setting), None, None, None).backend, Kernels) == chosen

@@ -31,11 +31,14 @@ def start(config, folder, *arguments):
     folder.parent.mkdir(parents=True, exist_ok=True)
     path = folder.parent / f"{folder.name}.yaml"
     path.write_text(config.to_yaml(), encoding="utf-8")
-    script = ("import sys; from pangu_lab.presets import load_yaml; from pangu_lab.train import train; "
-              "r = train(load_yaml(sys.argv[1]), sys.argv[2]); print(r.reason)")
+    script = (
+        "import sys; from pangu_lab.presets import load_yaml; from pangu_lab.train import train; "
+        "r = train(load_yaml(sys.argv[1]), sys.argv[2]); print(r.reason)"
+    )
     # an environment of its own: MindSpore's data library puts OMP_NUM_THREADS=1 into the one that C hands on
-    return subprocess.Popen([sys.executable, "-c", script, str(path), str(folder)], stdout=subprocess.PIPE, text=True,
-                            env=dict(os.environ))
+    return subprocess.Popen(
+        [sys.executable, "-c", script, str(path), str(folder)], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
 
 
 def wait_for_step(folder, step, process):
@@ -91,8 +94,16 @@ def test_killed_at_once_and_resumed_gives_bit_equal_losses(debug_config, debug_r
 
 
 def test_resuming_with_dropout_and_accumulation_is_exact_too(debug_config, tmp_path):
-    config = debug_config.replace(**{"model.dropout_rate": 0.2, "train.accumulation": 2, "train.checkpoint_every": 5,
-                                     "train.steps": 10, "train.decay_steps": 10, "model.num_layers": 2})
+    config = debug_config.replace(
+        **{
+            "model.dropout_rate": 0.2,
+            "train.accumulation": 2,
+            "train.checkpoint_every": 5,
+            "train.steps": 10,
+            "train.decay_steps": 10,
+            "model.num_layers": 2,
+        }
+    )
     train(config, tmp_path / "straight")
     train(config.replace(**{"train.steps": 5}), tmp_path / "parts")
     train(config, tmp_path / "parts")
@@ -151,7 +162,7 @@ def test_another_schedule_at_a_resume_is_told(debug_config, tmp_path):
     warnings = [event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "warning"]
     assert not [text for text in warnings if "learning rate" in text]
     train(config.replace(**{"train.steps": 60}), tmp_path / "run")
-    text, = [event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "warning"]
+    (text,) = [event["text"] for event in read_events(tmp_path / "run") if event["kind"] == "warning"]
     assert "at step 6" in text and "ended at step 4 and ends at step 60 now; train.decay_steps=4 keeps it" in text
 
 
@@ -210,15 +221,18 @@ def test_the_scale_at_its_floor_stops_the_run_and_names_a_setting(debug_config, 
     assert read_status(tmp_path / "run")["state"] == "failed"
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"data.seq_length": 32}, "data.seq_length"),
-    ({"model.vocab_size": 256}, r"more than model.vocab_size=256; set model.vocab_size=\d+"),
-    ({"data.column": "tokens"}, "tokens"),
-    ({"data.path": "/nowhere/at/all"}, "/nowhere/at/all"),
-    ({"data.path": ""}, "data.path"),
-    ({"tokenizer.path": "pangu"}, "another tokenizer"),
-    ({"tokenizer.eod": 8}, "tokenizer.eod=9"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"data.seq_length": 32}, "data.seq_length"),
+        ({"model.vocab_size": 256}, r"more than model.vocab_size=256; set model.vocab_size=\d+"),
+        ({"data.column": "tokens"}, "tokens"),
+        ({"data.path": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"data.path": ""}, "data.path"),
+        ({"tokenizer.path": "pangu"}, "another tokenizer"),
+        ({"tokenizer.eod": 8}, "tokenizer.eod=9"),
+    ],
+)
 def test_data_that_does_not_fit_is_refused_by_name(debug_config, tmp_path, change, words):
     with pytest.raises(InputError, match=words):
         train(debug_config.replace(**change), tmp_path / "run")
@@ -274,7 +288,9 @@ def test_a_data_set_that_does_not_know_its_characters_gives_no_bits_per_characte
     described = json.loads(path.read_text())
     del described["characters"]
     path.write_text(json.dumps(described))
-    result = train(debug_config.replace(**{"data.eval_path": str(tmp_path / "old"), "train.steps": 1}), tmp_path / "run")
+    result = train(
+        debug_config.replace(**{"data.eval_path": str(tmp_path / "old"), "train.steps": 1}), tmp_path / "run"
+    )
     assert result.eval_loss > 0 and result.eval_bits_per_character is None
     assert "bits_per_character" not in read_curves(tmp_path / "run").evals[-1]
 

@@ -14,16 +14,31 @@ from pangu_lab.ops.muon import orthogonalised
 from pangu_lab.runs import read_events
 from pangu_lab.train import train
 
-MUON = {"train.optimizer": "muon", "train.schedule": "wsd", "train.start_lr": 5e-3, "train.batch_doublings": (6, 12),
-        "train.steps": 16, "train.eval_every": 8, "train.checkpoint_every": 8}
-LAYOUTS = {"tp2": {"parallel.data": 1, "parallel.tensor": 2}, "states2": {"parallel.data": 2, "parallel.optimizer": True}}
-MORE = {"dp2": {"parallel.data": 2}, "parameters2": {"parallel.data": 2, "parallel.optimizer": "parameters"},
-        "pp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2},
-        "recompute": {"parallel.data": 2, "parallel.recompute": True}}
-LAYOUTS_OF_4 = {"tp2xdp2": {"parallel.data": 2, "parallel.tensor": 2},
-                "tp2xstates2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": True},
-                "tp2xparameters2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": "parameters"},
-                "pp2xtp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2, "parallel.tensor": 2}}
+MUON = {
+    "train.optimizer": "muon",
+    "train.schedule": "wsd",
+    "train.start_lr": 5e-3,
+    "train.batch_doublings": (6, 12),
+    "train.steps": 16,
+    "train.eval_every": 8,
+    "train.checkpoint_every": 8,
+}
+LAYOUTS = {
+    "tp2": {"parallel.data": 1, "parallel.tensor": 2},
+    "states2": {"parallel.data": 2, "parallel.optimizer": True},
+}
+MORE = {
+    "dp2": {"parallel.data": 2},
+    "parameters2": {"parallel.data": 2, "parallel.optimizer": "parameters"},
+    "pp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2},
+    "recompute": {"parallel.data": 2, "parallel.recompute": True},
+}
+LAYOUTS_OF_4 = {
+    "tp2xdp2": {"parallel.data": 2, "parallel.tensor": 2},
+    "tp2xstates2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": True},
+    "tp2xparameters2": {"parallel.data": 2, "parallel.tensor": 2, "parallel.optimizer": "parameters"},
+    "pp2xtp2": {"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2, "parallel.tensor": 2},
+}
 
 
 def losses(run) -> list[float]:
@@ -109,7 +124,12 @@ def test_a_run_of_the_other_optimizer_is_not_continued(config, tmp_path):
 def check_layouts(layouts, processes, alone, config, folder) -> None:
     folder.mkdir()
     (folder / "trainings.json").write_text(json.dumps(list(layouts.items())), encoding="utf-8")
-    launch(config.replace(**{"parallel.data": processes}), folder, processes, program=("-m", "tests.parallel.trainings_program"))
+    launch(
+        config.replace(**{"parallel.data": processes}),
+        folder,
+        processes,
+        program=("-m", "tests.parallel.trainings_program"),
+    )
     for name in layouts:
         assert np.allclose(losses(folder / "runs" / name), alone, rtol=2e-4), name
 

@@ -17,9 +17,9 @@ from pangu_lab.checkpoint.folder import write_shard
 from pangu_lab.config import TrainConfig
 from pangu_lab.errors import InputError
 from pangu_lab.launch import launch
+from pangu_lab.model.parameters import is_matrix
 from pangu_lab.runs import read_curves
 from pangu_lab.train import train
-from pangu_lab.model.parameters import is_matrix
 from pangu_lab.train.offload import PIECE, HostAdamW, StateStore
 from pangu_lab.train.step import AdamW
 
@@ -36,7 +36,7 @@ def test_the_hosts_adam_equals_the_devices(tmp_path, in_file):
     rng = np.random.default_rng(0)
     values = [rng.standard_normal(shape).astype(np.float32) for shape in ((PIECE + 7, 3), (5,))]
     config = TrainConfig(offload="optimizer", offload_folder=str(tmp_path / "states") if in_file else None)
-    made = lambda kind: [Parameter(Tensor(v), name=f"{kind}{i}") for i, v in enumerate(values)]  # noqa: E731
+    made = lambda kind: [Parameter(Tensor(v), name=f"{kind}{i}") for i, v in enumerate(values)]
     ours, theirs = made("h"), made("d")
     host, device = HostAdamW(ours, [True, False], config, None), AdamW(theirs, [True, False], config)
     for step in range(1, 6):
@@ -51,9 +51,12 @@ def test_the_hosts_adam_equals_the_devices(tmp_path, in_file):
         assert list((tmp_path / "states").iterdir()) == []  # the file has no name: nothing is left whatever happens
 
 
-def test_a_run_with_states_on_the_host_gives_the_curve_of_the_device_and_goes_on_there(debug_config, debug_run, tmp_path):
-    config = debug_config.replace(**HOST, **{"train.offload_folder": str(tmp_path / "states"), "train.steps": 10,
-                                             "train.decay_steps": 20})
+def test_a_run_with_states_on_the_host_gives_the_curve_of_the_device_and_goes_on_there(
+    debug_config, debug_run, tmp_path
+):
+    config = debug_config.replace(
+        **HOST, **{"train.offload_folder": str(tmp_path / "states"), "train.steps": 10, "train.decay_steps": 20}
+    )
     train(config, tmp_path / "run")
     train(debug_config.replace(**{"train.decay_steps": 20}), tmp_path / "run")
     assert np.allclose(losses(tmp_path / "run"), losses(debug_run), rtol=1e-5, atol=0)
@@ -103,8 +106,13 @@ def test_a_folder_that_cannot_be_written_or_is_too_small_is_refused_before_train
 def test_shards_written_one_tensor_at_a_time_are_safetensors(tmp_path):
     from safetensors.numpy import load_file
 
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "half": np.ones(3, np.float16), "n": np.array(7),
-               "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T, "none": np.zeros((0, 4), np.float32)}
+    tensors = {
+        "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "half": np.ones(3, np.float16),
+        "n": np.array(7),
+        "turned": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+        "none": np.zeros((0, 4), np.float32),
+    }
     write_shard(tmp_path, 0, tensors)
     found = load_file(tmp_path / "shard-00000.safetensors")
     assert set(found) == set(tensors)
@@ -136,8 +144,13 @@ def limited(config, folder, megabytes):
     folder.mkdir()
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     (folder / "program.py").write_text(LIMITED)
-    done = subprocess.run([sys.executable, str(folder / "program.py"), str(folder / "config.yaml"), str(folder / "run"),
-                           str(megabytes)], capture_output=True, text=True, timeout=500, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, str(folder / "program.py"), str(folder / "config.yaml"), str(folder / "run"), str(megabytes)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
 
 
@@ -145,9 +158,17 @@ def limited(config, folder, megabytes):
 @pytest.mark.timeout(1500)
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit on private memory is Linux's")
 def test_states_larger_than_the_memory_a_process_may_have_train_from_a_file(debug_config, tmp_path):
-    large = debug_config.replace(**{"model.vocab_size": 100_000, "model.hidden_size": 512, "model.num_layers": 2,
-                                    "data.batch_size": 1, "train.steps": 2, "train.eval_batches": 1,
-                                    "train.checkpoint_every": 2})  # 57 million parameters, 460 MB of moments
+    large = debug_config.replace(
+        **{
+            "model.vocab_size": 100_000,
+            "model.hidden_size": 512,
+            "model.num_layers": 2,
+            "data.batch_size": 1,
+            "train.steps": 2,
+            "train.eval_batches": 1,
+            "train.checkpoint_every": 2,
+        }
+    )  # 57 million parameters, 460 MB of moments
     in_file = large.replace(**HOST, **{"train.offload_folder": str(tmp_path / "states")})
     free, mapped = limited(large, tmp_path / "free", 0), limited(in_file, tmp_path / "mapped", 0)
     limit = (free["peak"] + mapped["peak"]) // 2

@@ -58,11 +58,15 @@ def test_a_run_goes_on_bit_equal_and_its_halves_start_one_with_fp32_weights(conf
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("layout", [
-    {"parallel.data": 2, "parallel.optimizer": True},
-    pytest.param({"parallel.data": 2, "parallel.optimizer": "parameters"}, marks=pytest.mark.slow),
-    pytest.param({"parallel.data": 1, "parallel.tensor": 2}, marks=pytest.mark.slow),
-    pytest.param({"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.data": 2, "parallel.optimizer": True},
+        pytest.param({"parallel.data": 2, "parallel.optimizer": "parameters"}, marks=pytest.mark.slow),
+        pytest.param({"parallel.data": 1, "parallel.tensor": 2}, marks=pytest.mark.slow),
+        pytest.param({"parallel.data": 1, "parallel.pipeline": 2, "parallel.micro_batches": 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_two_processes_train_as_one(config, halves, tmp_path, layout):
     launch(config.replace(**HALVES, **layout, **{"train.steps": 12}), tmp_path / "two", 2)
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(halves), rtol=2e-3)

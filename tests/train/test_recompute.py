@@ -12,8 +12,16 @@ from pangu_lab.model.parameters import initial_weights
 from pangu_lab.presets import preset
 from pangu_lab.train.recompute import Piece, Pieces, SharedPiece
 
-DEEP = preset("debug").replace(**{"model.num_layers": 6, "model.hidden_size": 16, "model.num_positions": 16,
-                                  "data.seq_length": 16, "model.dropout_rate": 0.1, "parallel.recompute": True})
+DEEP = preset("debug").replace(
+    **{
+        "model.num_layers": 6,
+        "model.hidden_size": 16,
+        "model.num_positions": 16,
+        "data.seq_length": 16,
+        "model.dropout_rate": 0.1,
+        "parallel.recompute": True,
+    }
+)
 
 
 def test_layers_in_shared_graphs_give_the_rows_and_gradients_of_their_own():
@@ -30,7 +38,9 @@ def test_layers_in_shared_graphs_give_the_rows_and_gradients_of_their_own():
     want = own.forward(x, positions, samples).asnumpy()
     assert (pieces[3].forward(x, positions, samples).asnumpy() == want).all() and (other != want).any()
     pieces[2].forward(x, positions, samples)
-    (dx, gradients), (want_dx, want_gradients) = (piece.backward(x, positions, samples, dy) for piece in (pieces[3], own))
+    (dx, gradients), (want_dx, want_gradients) = (
+        piece.backward(x, positions, samples, dy) for piece in (pieces[3], own)
+    )
     assert (dx.asnumpy() == want_dx.asnumpy()).all() and pieces[3].names == own.names
     assert all((one.asnumpy() == two.asnumpy()).all() for one, two in zip(gradients, want_gradients, strict=True))
 
@@ -42,7 +52,9 @@ def test_a_run_with_recomputation_has_the_losses_of_one_without(debug_config, tm
 
     told = []
     for recompute in (False, True):
-        config = debug_config.replace(**{"model.num_layers": 6, "model.dropout_rate": 0.1, "parallel.recompute": recompute})
+        config = debug_config.replace(
+            **{"model.num_layers": 6, "model.dropout_rate": 0.1, "parallel.recompute": recompute}
+        )
         train(config, tmp_path / str(recompute))
         curves = read_curves(tmp_path / str(recompute))
         told.append([event["loss"] for event in (*curves.steps, *curves.evals)])

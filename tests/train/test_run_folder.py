@@ -50,8 +50,13 @@ with run.running(10):
 
 def start(folder, *within) -> subprocess.Popen:
     """An owner of the run in a process of its own, without the training."""
-    return subprocess.Popen([*within, sys.executable, "-c", OWN, str(folder)], cwd=ROOT, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        [*within, sys.executable, "-c", OWN, str(folder)],
+        cwd=ROOT,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
 
 
 def open_run(folder) -> RunFolder:
@@ -76,8 +81,11 @@ def elsewhere():
 
 def take_over(folder, who):
     """What another process does that takes the lock over."""
-    (folder / "lock").write_text(json.dumps({"process": who.to_dict(), "token": "theirs", "beats": 1, "since": 1e9,
-                                             "firm": True}).ljust(locking.SIZE))
+    (folder / "lock").write_text(
+        json.dumps({"process": who.to_dict(), "token": "theirs", "beats": 1, "since": 1e9, "firm": True}).ljust(
+            locking.SIZE
+        )
+    )
 
 
 # ------------------------------------------------------------------------------------------------------- one owner
@@ -197,8 +205,18 @@ def test_a_run_on_another_host_is_judged_by_its_beats(tmp_path, elsewhere, monke
     monkeypatch.setattr(runs.time, "monotonic", lambda: now[0])
 
     def write(beats, heartbeat):
-        (tmp_path / STATUS).write_text(json.dumps({"pid": 1, "process": elsewhere.to_dict(), "beats": beats, "step": 5,
-                                                   "state": "training", "heartbeat": heartbeat}))
+        (tmp_path / STATUS).write_text(
+            json.dumps(
+                {
+                    "pid": 1,
+                    "process": elsewhere.to_dict(),
+                    "beats": beats,
+                    "step": 5,
+                    "state": "training",
+                    "heartbeat": heartbeat,
+                }
+            )
+        )
         return read_status(tmp_path)
 
     assert write(1, time.time())["state"] == "training"
@@ -211,8 +229,9 @@ def test_a_run_on_another_host_is_judged_by_its_beats(tmp_path, elsewhere, monke
 
 
 def test_a_run_that_fell_silent_long_ago_on_another_host_is_dead_at_the_first_look(tmp_path, elsewhere):
-    (tmp_path / STATUS).write_text(json.dumps({"process": elsewhere.to_dict(), "beats": 9, "state": "training",
-                                               "heartbeat": time.time() - 1e5}))
+    (tmp_path / STATUS).write_text(
+        json.dumps({"process": elsewhere.to_dict(), "beats": 9, "state": "training", "heartbeat": time.time() - 1e5})
+    )
     assert read_status(tmp_path)["state"] == "died"
 
 
@@ -264,8 +283,14 @@ def test_left_overs_of_a_killed_owner_go_and_a_checkpoint_moved_away_comes_back(
     run = open_run(folder)
     with run.running(10):
         save(run, 4)
-    left = [".status.json.abcdefgh", ".config.yaml.12345678", "checkpoints/.step-00000008.shards/shard",
-            "checkpoints/.step-00000008.partial-abcdefgh/shard", ".tokenizer.partial-abcdefgh/model", ".mine/notes"]
+    left = [
+        ".status.json.abcdefgh",
+        ".config.yaml.12345678",
+        "checkpoints/.step-00000008.shards/shard",
+        "checkpoints/.step-00000008.partial-abcdefgh/shard",
+        ".tokenizer.partial-abcdefgh/model",
+        ".mine/notes",
+    ]
     for name in left:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("half")
@@ -299,8 +324,9 @@ def test_a_new_run_may_begin_beside_what_a_launcher_was_writing(tmp_path):
 
 def test_falling_back_and_starting_over_are_told_by_name(debug_config, tmp_path, caplog):
     folder = tmp_path / "run"
-    config = debug_config.replace(**{"train.steps": 4, "train.checkpoint_every": 2, "data.eval_path": "",
-                                     "train.keep_checkpoints": 1})
+    config = debug_config.replace(
+        **{"train.steps": 4, "train.checkpoint_every": 2, "data.eval_path": "", "train.keep_checkpoints": 1}
+    )
     train(config, folder)
     os.truncate(folder / "checkpoints" / "step-00000004" / "shard-00000.safetensors", 1000)
     with pytest.raises(InputError, match="no good checkpoint is left, damaged are step-00000004.*--start-over"):

@@ -32,8 +32,10 @@ def test_every_evaluation_continues_every_prompt_and_the_curve_is_the_same_to_th
 def test_a_sample_is_what_the_checkpoint_of_its_step_writes(sampled, step):
     lm = PanguLM.load(sampled / "checkpoints" / f"step-{step:08d}")
     written = [one["text"] for one in read_curves(sampled).samples if one["step"] == step]
-    assert written == [lm.generate(prompt, max_new_tokens=8, seed=lm.settings.train.seed + number).text
-                       for number, prompt in enumerate(PROMPTS)]
+    assert written == [
+        lm.generate(prompt, max_new_tokens=8, seed=lm.settings.train.seed + number).text
+        for number, prompt in enumerate(PROMPTS)
+    ]
 
 
 def test_the_samples_of_a_run_are_printed_with_nothing_that_a_terminal_obeys(sampled, tmp_path, capsys):
@@ -41,7 +43,9 @@ def test_the_samples_of_a_run_are_printed_with_nothing_that_a_terminal_obeys(sam
     out = capsys.readouterr().out
     assert "step 20: 宝玉听了 ▸ " in out and len(json.loads(out.splitlines()[-1])) == 6
     with open(sampled / "events.jsonl", "a") as handle:
-        handle.write(json.dumps({"v": 1, "time": 1.0, "kind": "sample", "step": 20, "prompt": "x", "text": "a\x1b[2J\nb"}) + "\n")
+        handle.write(
+            json.dumps({"v": 1, "time": 1.0, "kind": "sample", "step": 20, "prompt": "x", "text": "a\x1b[2J\nb"}) + "\n"
+        )
     assert main(["runs", str(sampled), "--samples"]) == 0
     assert "step 20: x ▸ a�[2J↵b" in capsys.readouterr().out
 

@@ -24,8 +24,12 @@ def release(debug_run, tmp_path_factory):
     """The run's weights as they come back from the community's layout, with the run's tokenizer."""
     folder = tmp_path_factory.mktemp("release")
     convert_checkpoint(debug_run, folder / "theirs", "gpt_pangu")
-    convert_checkpoint(folder / "theirs", folder / "mine", overrides={"model.num_heads": 4, "model.hidden_act": "gelu"},
-                       tokenizer=str(debug_run / "tokenizer"))
+    convert_checkpoint(
+        folder / "theirs",
+        folder / "mine",
+        overrides={"model.num_heads": 4, "model.hidden_act": "gelu"},
+        tokenizer=str(debug_run / "tokenizer"),
+    )
     return folder / "mine"
 
 
@@ -79,12 +83,15 @@ def test_fewer_positions_take_the_first_ones_and_say_so(debug_config, debug_run)
     assert "the first 16 of 64 positions" in point.notes[0]
 
 
-@pytest.mark.parametrize("change,words", [
-    ({"model.num_positions": 128}, "64 positions, fewer than model.num_positions=128"),
-    ({"model.vocab_size": 520}, "model.vocab_size=512, this run asks for 520"),
-    ({"model.num_heads": 8}, "model.num_heads=4, this run asks for 8.*--set model.num_heads=4"),
-    ({"model.hidden_act": "fast_gelu"}, "model.hidden_act=gelu"),
-])
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        ({"model.num_positions": 128}, "64 positions, fewer than model.num_positions=128"),
+        ({"model.vocab_size": 520}, "model.vocab_size=512, this run asks for 520"),
+        ({"model.num_heads": 8}, "model.num_heads=4, this run asks for 8.*--set model.num_heads=4"),
+        ({"model.hidden_act": "fast_gelu"}, "model.hidden_act=gelu"),
+    ],
+)
 def test_another_network_is_refused_by_the_setting(debug_config, debug_run, change, words):
     with pytest.raises(InputError, match=words):
         starting_point(after(debug_config, debug_run, **change))
@@ -107,11 +114,14 @@ def test_weights_that_are_not_there_are_named(debug_config, tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("layout", [
-    {"parallel.tensor": 2},
-    pytest.param({"parallel.pipeline": 2, "parallel.micro_batches": 2}, marks=pytest.mark.slow),
-    pytest.param({"parallel.data": 2, "parallel.optimizer": True}, marks=pytest.mark.slow),
-])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"parallel.tensor": 2},
+        pytest.param({"parallel.pipeline": 2, "parallel.micro_batches": 2}, marks=pytest.mark.slow),
+        pytest.param({"parallel.data": 2, "parallel.optimizer": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_layout_begins_where_the_single_process_does(debug_config, release, tmp_path, layout):
     config = after(debug_config, release)
     train(config, tmp_path / "one")

@@ -45,9 +45,22 @@ def test_adamw_equals_the_published_formula_with_clip_and_decay():
 
 
 def small_network(dropout=0.0, backend=Portable()):
-    config = preset("debug").replace(**{"model.hidden_size": 8, "model.num_layers": 2, "model.num_heads": 2,
-                                        "model.vocab_size": 16, "model.num_positions": 6, "data.seq_length": 6,
-                                        "model.dropout_rate": dropout, "model.init_std": 0.3}).model
+    config = (
+        preset("debug")
+        .replace(
+            **{
+                "model.hidden_size": 8,
+                "model.num_layers": 2,
+                "model.num_heads": 2,
+                "model.vocab_size": 16,
+                "model.num_positions": 6,
+                "data.seq_length": 6,
+                "model.dropout_rate": dropout,
+                "model.init_std": 0.3,
+            }
+        )
+        .model
+    )
     weights = Weights(initial_weights(config, 3))
     loss = PanguLoss(PanguStage(Parts(config, weights, backend=backend)))
     return loss, {name: weights(name) for name in parameter_specs(config)}
@@ -83,11 +96,12 @@ def test_the_squared_norm_is_exact_enough_to_be_the_same_in_every_layout():
     whole = (np.random.default_rng(0).standard_normal((8000, 384)) * 1e-3).astype(np.float32)
     wanted = (whole.astype(np.float64) ** 2).sum()
     one = float(SquaredNorm([True])(Tensor(whole)).asnumpy())
-    halves = float(SquaredNorm([True, True, False])(*[Tensor(part) for part in (whole[:4000], whole[4000:], whole)]).asnumpy())
+    halves = float(
+        SquaredNorm([True, True, False])(*[Tensor(part) for part in (whole[:4000], whole[4000:], whole)]).asnumpy()
+    )
     assert one == pytest.approx(wanted, rel=5e-6) and halves == pytest.approx(one, rel=5e-6)
     bias = np.arange(7, dtype=np.float32)
     assert float(SquaredNorm([True])(Tensor(bias)).asnumpy()) == 91
-
 
 
 def test_an_infinite_gradient_shows_in_the_norm():
@@ -117,7 +131,9 @@ def test_wsd_keeps_the_rate_until_its_cool_down_whatever_the_number_of_steps():
 
 @pytest.mark.parametrize("changes", [{"cooldown": 0.0}, {"cooldown": 1.0}, {"warmup_steps": 500}, {"warmup_steps": 0}])
 def test_every_wsd_schedule_ends_at_end_lr_and_stays_between_the_two(changes):
-    config = TrainConfig(**{"steps": 100, "warmup_steps": 10, "start_lr": 1.0, "end_lr": 0.1, "schedule": "wsd", **changes})
+    config = TrainConfig(
+        **{"steps": 100, "warmup_steps": 10, "start_lr": 1.0, "end_lr": 0.1, "schedule": "wsd", **changes}
+    )
     rates = [learning_rate(config, step) for step in range(1, 701)]
     assert all(0 < rate <= 1.0 for rate in rates) and rates[-1] == pytest.approx(0.1)
 

@@ -43,9 +43,11 @@ WSD = TrainConfig(steps=100_000, minutes=5.0, schedule="wsd", start_lr=1.0, end_
 
 
 @pytest.mark.parametrize("schedule", ["wsd", "cosine"])
-@pytest.mark.parametrize("pace", [lambda step: 1.0, lambda step: 2.0 if step < 80 else 1.0,
-                                  lambda step: 1.0 if step < 230 else 2.0],
-                         ids=["even", "quicker", "slower at the end"])
+@pytest.mark.parametrize(
+    "pace",
+    [lambda step: 1.0, lambda step: 2.0 if step < 80 else 1.0, lambda step: 1.0 if step < 230 else 2.0],
+    ids=["even", "quicker", "slower at the end"],
+)
 def test_the_rate_reaches_its_end_when_the_minutes_do(clock, schedule, pace):
     begun, config = clock.now, replace(WSD, schedule=schedule)
     found = rates(config, clock, pace)
@@ -82,8 +84,17 @@ def test_another_decay_that_is_set_goes_before_the_one_that_was_chosen():
 
 
 def test_a_run_that_is_stopped_in_its_cooldown_ends_as_one_that_is_not(debug_config, tmp_path, clock):
-    config = debug_config.replace(**{"train.minutes": 0.5, "train.steps": 1000, "train.schedule": "wsd", "train.eval_every": 5,
-                                     "train.checkpoint_every": 1000, "train.warmup_steps": 2, "train.end_lr": 0.0})
+    config = debug_config.replace(
+        **{
+            "train.minutes": 0.5,
+            "train.steps": 1000,
+            "train.schedule": "wsd",
+            "train.eval_every": 5,
+            "train.checkpoint_every": 1000,
+            "train.warmup_steps": 2,
+            "train.end_lr": 0.0,
+        }
+    )
 
     def tick(done, total, text):
         if done:
@@ -94,11 +105,15 @@ def test_a_run_that_is_stopped_in_its_cooldown_ends_as_one_that_is_not(debug_con
     steps = read_curves(tmp_path / "straight").steps
     assert steps[-1]["lr"] == 0.0 and steps[20]["lr"] == 3e-3
     chosen = [event for event in read_events(tmp_path / "straight") if event["kind"] == "schedule"]
-    assert [event["steps"] for event in chosen] == [straight.step] and (tmp_path / "straight" / "checkpoints" / (
-        f"step-{chosen[0]['step']:08d}")).is_dir(), "a choice is saved at once"
+    assert [event["steps"] for event in chosen] == [straight.step] and (
+        tmp_path / "straight" / "checkpoints" / (f"step-{chosen[0]['step']:08d}")
+    ).is_dir(), "a choice is saved at once"
 
-    stopped = train(config, tmp_path / "run", progress=tick, stop=lambda: clock.now >= stop_at) \
-        if (stop_at := clock.now + 26) else None
+    stopped = (
+        train(config, tmp_path / "run", progress=tick, stop=lambda: clock.now >= stop_at)
+        if (stop_at := clock.now + 26)
+        else None
+    )
     assert stopped.reason == "stopped" and chosen[0]["step"] < stopped.step < straight.step
     resumed = train(config, tmp_path / "run", progress=tick)
     assert (resumed.step, resumed.loss, resumed.eval_loss) == (straight.step, straight.loss, straight.eval_loss)
@@ -106,7 +121,9 @@ def test_a_run_that_is_stopped_in_its_cooldown_ends_as_one_that_is_not(debug_con
     assert first.tensors and all(np.array_equal(first.read(name), second.read(name)) for name in first.tensors)
 
     again = train(config.replace(**{"train.minutes": 5.0}), tmp_path / "run", progress=tick)
-    assert again.step == straight.step and "--init-from" in again.notes[-1], "what to do is said where no steps are left"
+    assert again.step == straight.step and "--init-from" in again.notes[-1], (
+        "what to do is said where no steps are left"
+    )
 
 
 def test_the_data_set_that_is_learned_is_refused_as_held_out(debug_config, tmp_path):

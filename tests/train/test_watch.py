@@ -97,10 +97,19 @@ def test_other_held_out_records_begin_the_search_anew(tmp_path):
 def by_heart(debug_config, tmp_path_factory):
     """A run that learns a few records by heart, with one checkpoint kept; its data lie beside it."""
     folder = tmp_path_factory.mktemp("by_heart")
-    config = debug_config.replace(**{"train.steps": 400, "train.eval_every": 20, "train.checkpoint_every": 50,
-                                     "train.keep_checkpoints": 1, "train.patience": 3, "train.start_lr": 0.02,
-                                     "data.path": debug_config.data.eval_path, "data.batch_size": 4,
-                                     "data.eval_path": debug_config.data.path})
+    config = debug_config.replace(
+        **{
+            "train.steps": 400,
+            "train.eval_every": 20,
+            "train.checkpoint_every": 50,
+            "train.keep_checkpoints": 1,
+            "train.patience": 3,
+            "train.start_lr": 0.02,
+            "data.path": debug_config.data.eval_path,
+            "data.batch_size": 4,
+            "data.eval_path": debug_config.data.path,
+        }
+    )
     return folder / "run", train(config, folder / "run"), config
 
 

@@ -30,14 +30,34 @@ class WrittenRun:
             handle.write(line + "\n")
 
     def step(self, step: int, loss: float = 5.0, **more) -> None:
-        self.write("step", step=step, loss=loss, lr=1e-3, grad_norm=1.0, loss_scale=1.0, tokens=256 * step,
-                   tokens_per_second=1000.0, memory_mb=500, **more)
+        self.write(
+            "step",
+            step=step,
+            loss=loss,
+            lr=1e-3,
+            grad_norm=1.0,
+            loss_scale=1.0,
+            tokens=256 * step,
+            tokens_per_second=1000.0,
+            memory_mb=500,
+            **more,
+        )
 
     def status(self, state: str, step: int, pid: int | None = None, reason: str = "") -> None:
         started = psutil.Process().create_time()
-        (self.folder / "status.json").write_text(json.dumps(
-            {"pid": pid or os.getpid(), "started": started, "state": state, "step": step, "steps": 20,
-             "reason": reason, "heartbeat": time.time()}))
+        (self.folder / "status.json").write_text(
+            json.dumps(
+                {
+                    "pid": pid or os.getpid(),
+                    "started": started,
+                    "state": state,
+                    "step": step,
+                    "steps": 20,
+                    "reason": reason,
+                    "heartbeat": time.time(),
+                }
+            )
+        )
 
 
 @pytest.fixture

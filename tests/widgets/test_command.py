@@ -22,9 +22,15 @@ def read_back(words):
 
 
 CHANGES = [
-    {}, {"train.steps": 7, "train.start_lr": 1e-7, "train.max_minutes": None, "data.eod_reset": False},
+    {},
+    {"train.steps": 7, "train.start_lr": 1e-7, "train.max_minutes": None, "data.eod_reset": False},
     {"data.path": "a folder/with 'quotes' and = 春天", "data.eval_path": "-odd", "tokenizer.path": "null"},
-    {"sampling.stop": ["\n\n", "。", "yes"], "sampling.logit_bias": [[3, -1.5]], "sampling.top_p": 0.9, "tokenizer.eod": "9"},
+    {
+        "sampling.stop": ["\n\n", "。", "yes"],
+        "sampling.logit_bias": [[3, -1.5]],
+        "sampling.top_p": 0.9,
+        "tokenizer.eod": "9",
+    },
 ]
 
 

@@ -12,7 +12,9 @@ from widgets.config_form import ConfigForm
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_typing_every_value_of_a_preset_again_gives_the_preset(name, monkeypatch):
-    monkeypatch.setattr("widgets.config_form.figures_of", lambda config, hardware: {})  # 80 edits: estimates take a while
+    monkeypatch.setattr(
+        "widgets.config_form.figures_of", lambda config, hardware: {}
+    )  # 80 edits: estimates take a while
     form = ConfigForm("debug")
     form.config = preset(name)
     assert list(form.values) == all_keys(form.config)
@@ -23,11 +25,23 @@ def test_typing_every_value_of_a_preset_again_gives_the_preset(name, monkeypatch
     assert form.config == preset(name)
 
 
-@pytest.mark.parametrize("key, text, value", [
-    ("train.start_lr", "1e-4", 1e-4), ("train.max_minutes", "", None), ("train.max_minutes", "2.5", 2.5),
-    ("data.path", "a b: 'c'", "a b: 'c'"), ("tokenizer.path", "", None), ("tokenizer.eod", "9", 9),
-    ("tokenizer.eod", "<eot>", "<eot>"), ("sampling.stop", "['。', 'x']", ("。", "x")), ("data.eod_reset", "false", False),
-    ("parallel.optimizer", "off", False), ("parallel.optimizer", "states", True), ("parallel.optimizer", "parameters", "parameters")])
+@pytest.mark.parametrize(
+    "key, text, value",
+    [
+        ("train.start_lr", "1e-4", 1e-4),
+        ("train.max_minutes", "", None),
+        ("train.max_minutes", "2.5", 2.5),
+        ("data.path", "a b: 'c'", "a b: 'c'"),
+        ("tokenizer.path", "", None),
+        ("tokenizer.eod", "9", 9),
+        ("tokenizer.eod", "<eot>", "<eot>"),
+        ("sampling.stop", "['。', 'x']", ("。", "x")),
+        ("data.eod_reset", "false", False),
+        ("parallel.optimizer", "off", False),
+        ("parallel.optimizer", "states", True),
+        ("parallel.optimizer", "parameters", "parameters"),
+    ],
+)
 def test_what_is_typed_is_taken_for_what_it_looks_like(key, text, value):
     form = ConfigForm("debug")
     form.edit(key, text)
@@ -57,7 +71,9 @@ def test_parameters_memory_and_time_follow_what_is_typed():
     assert form.figures["parameters"] == form.config.model.num_parameters > before["parameters"]
     assert form.figures["total"] > before["total"] and form.figures["seconds"] > before["seconds"]
     form.edit("train.steps", "40")
-    assert form.command.replace("\\", "").split()[-4:-2] == ["--set", "model.hidden_size=64"] and form.command.endswith("train.steps=40")
+    assert form.command.replace("\\", "").split()[-4:-2] == ["--set", "model.hidden_size=64"] and form.command.endswith(
+        "train.steps=40"
+    )
 
 
 def test_a_layout_that_cannot_be_estimated_says_why():

@@ -67,10 +67,15 @@ def test_two_settings_or_two_models_stand_side_by_side(slots):
     hot = SamplingConfig(max_new_tokens=20, temperature=1.5, seed=4)
     settings = GenerationPad(first, prompt="ab", sampling=[SETTINGS, hot])
     models = GenerationPad(first, second, prompt="ab", sampling=SETTINGS)
-    for pad, wanted in ((settings, [(first, SETTINGS), (first, hot)]), (models, [(first, SETTINGS), (second, SETTINGS)])):
+    for pad, wanted in (
+        (settings, [(first, SETTINGS), (first, hot)]),
+        (models, [(first, SETTINGS), (second, SETTINGS)]),
+    ):
         pad.write()
         assert pad.wait(30)
-        assert [output["text"] for output in pad.outputs] == [generate(*want[:1], "ab", want[1]).text for want in wanted]
+        assert [output["text"] for output in pad.outputs] == [
+            generate(*want[:1], "ab", want[1]).text for want in wanted
+        ]
     assert models.outputs[0]["text"] != models.outputs[1]["text"]
     ask(settings, "beside")
     assert len(settings.columns) == len(settings.outputs) == 1
@@ -139,7 +144,11 @@ def test_a_network_that_fails_is_said_in_its_column_and_the_other_writes_to_its_
 
 
 def test_columns_of_checkpoints_with_one_name_can_be_told_apart():
-    assert GenerationPad(engine_of(), engine_of(7), engine_of(8, name="second")).models == ["first", "first (2)", "second"]
+    assert GenerationPad(engine_of(), engine_of(7), engine_of(8, name="second")).models == [
+        "first",
+        "first (2)",
+        "second",
+    ]
 
 
 def test_markup_that_a_model_writes_stays_text():
@@ -154,7 +163,10 @@ def test_the_text_is_cut_where_its_tokens_end_and_shown_so_when_asked():
     assert pieces_of(tokenizer, [ab, *halves, spring], "abé春天") == [("ab", [ab]), ("é", halves), ("春天", [spring])]
     assert pieces_of(tokenizer, [ab, spring], "ab春") == [("ab", [ab]), ("春", [spring])]  # a stop string cut it
     assert pieces_of(tokenizer, [ab, spring], "ab") == [("ab", [ab])]
-    assert pieces_of(tokenizer, [ab, halves[0]], "ab\N{REPLACEMENT CHARACTER}")[-1] == ("\N{REPLACEMENT CHARACTER}", halves[:1])
+    assert pieces_of(tokenizer, [ab, halves[0]], "ab\N{REPLACEMENT CHARACTER}")[-1] == (
+        "\N{REPLACEMENT CHARACTER}",
+        halves[:1],
+    )
     assert pieces_of(tokenizer, [], "") == [] and pieces_of(tokenizer, [end, ab], "ab") == [("ab", [end, ab])]
 
 

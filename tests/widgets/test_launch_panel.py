@@ -108,7 +108,9 @@ def test_waiting_for_a_run_ends_when_nothing_more_is_heard_of_it(written_run):
         launching.wait_for(run.folder, patience=0.2)
 
 
-def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(debug_config, panel_of, monkeypatch, tmp_path):
+def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(
+    debug_config, panel_of, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     panel, said = panel_of(debug_config), []
     panel.controls.send = said.append
@@ -123,13 +125,15 @@ def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(deb
     asking.join(60)
     lines = panel.controls.said.splitlines()
     assert [line for line in lines if line.startswith("# host")] == [
-        "# host 10.0.0.1 (node rank 0): rank 0", "# host 10.0.0.2 (node rank 1): rank 1"]
+        "# host 10.0.0.1 (node rank 0): rank 0",
+        "# host 10.0.0.2 (node rank 1): rank 1",
+    ]
     assert sum("RANK_TABLE_FILE=" in line for line in lines) == 2 and not panel.run.exists()
     panel.target.node_rank = -1
     said.clear()
     panel.dry_run().join(60)
     assert panel.controls.said == "" and not panel.controls.busy
-    refused, = (message["text"] for message in said if message["kind"] == "refused")
+    (refused,) = (message["text"] for message in said if message["kind"] == "refused")
     assert "this machine is none of 10.0.0.1, 10.0.0.2: give --node-rank K" in refused and "\n" not in refused
     with pytest.raises(InputError, match="this machine is none of"):
         panel.plan()
@@ -147,7 +151,9 @@ def test_a_dry_run_shows_the_plan_of_every_machine_and_a_mistake_in_one_line(deb
 def test_two_processes_are_started_by_a_back_end_their_output_shown_and_stopped(debug_config, panel_of, backend):
     if backend == "mpirun" and not shutil.which("mpirun"):
         pytest.skip("no Open MPI here")
-    panel = panel_of(ConfigForm(debug_config.replace(**{"model.num_layers": 2, "train.steps": 100_000, "train.eval_every": 100_000})))
+    panel = panel_of(
+        ConfigForm(debug_config.replace(**{"model.num_layers": 2, "train.steps": 100_000, "train.eval_every": 100_000}))
+    )
     panel.target.backend, panel.target.nproc = backend, 2
     assert f"--backend {backend} --nproc 2" in panel.controls.command == panel.settings.command
     panel.start()

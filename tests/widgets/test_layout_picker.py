@@ -17,8 +17,10 @@ def test_layouts_and_their_order_are_the_planners():
     picker = LayoutPicker("2.6B", devices=8)
     found = plan(preset("2.6B"), 8)
     shown = [(row["pipeline"], row["data"], row["tensor"], row["total"], row["fits"]) for row in picker.layouts]
-    assert shown == [(item.parallel.pipeline, item.parallel.data, item.parallel.tensor, item.total, item.fits)
-                     for item in found.layouts]
+    assert shown == [
+        (item.parallel.pipeline, item.parallel.data, item.parallel.tensor, item.total, item.fits)
+        for item in found.layouts
+    ]
     assert [row["recommended"] for row in picker.layouts].count(True) == 1 and picker.why == list(found.why)
     assert picker.why_zh == list(found.why_zh) and "放得下" in picker.why_zh[-1]
     assert picker.config.parallel == found.chosen.parallel
@@ -49,14 +51,22 @@ def test_without_a_page_the_parts_of_a_rank_and_what_is_left_out_are_told_in_bot
     picker.rank = 1
     row = next(row for row in picker.held["rows"] if row["here"] and row["where"] == "block")
     part = " × ".join(f"{first}–{last}" for first, last in row["here"])
-    assert f"  0–{max(row['layers'])}  {row['name']}  {' × '.join(map(str, row['whole']))}: {part}" in picker.still_text().splitlines()
+    assert (
+        f"  0–{max(row['layers'])}  {row['name']}  {' × '.join(map(str, row['whole']))}: {part}"
+        in picker.still_text().splitlines()
+    )
     assert "Rank 1 (stage 0" in picker.still_text() and "more data ranks" not in picker.still_html()
     picker.language = "zh"
     assert "进程 1" in picker.still_text() and "流水线 × 数据 × 张量" in picker.still_text()
 
 
-@pytest.mark.parametrize("name,sizes", [("debug", dict(pipeline=2, data=2, tensor=2, micro_batches=2)),
-                                        ("debug_moe", dict(pipeline=1, data=2, tensor=2, expert=2, all_to_all=True))])
+@pytest.mark.parametrize(
+    "name,sizes",
+    [
+        ("debug", dict(pipeline=2, data=2, tensor=2, micro_batches=2)),
+        ("debug_moe", dict(pipeline=1, data=2, tensor=2, expert=2, all_to_all=True)),
+    ],
+)
 def test_what_the_ranks_hold_covers_every_parameter_once_for_each_copy(name, sizes):
     config = preset(name).replace(**{f"parallel.{key}": value for key, value in sizes.items()})
     specs = parameter_specs(config.model)
@@ -65,9 +75,17 @@ def test_what_the_ranks_hold_covers_every_parameter_once_for_each_copy(name, siz
         held = held_by(config.model, config.parallel, rank)
         size = 0
         for row in held["rows"]:
-            names = [f"backbone.blocks.{layer}.{row['name']}" for layer in row["layers"]] if row["where"] == "block" else \
-                [key for key in specs if key.endswith(row["name"]) and ".blocks." not in key
-                 and ("top_query" in key) == (row["where"] == "query_layer")]
+            names = (
+                [f"backbone.blocks.{layer}.{row['name']}" for layer in row["layers"]]
+                if row["where"] == "block"
+                else [
+                    key
+                    for key in specs
+                    if key.endswith(row["name"])
+                    and ".blocks." not in key
+                    and ("top_query" in key) == (row["where"] == "query_layer")
+                ]
+            )
             for key in names:
                 part = tuple(slice(first, last + 1) for first, last in row["here"]) if row["here"] else ...
                 seen[key][part] += 1
@@ -78,8 +96,19 @@ def test_what_the_ranks_hold_covers_every_parameter_once_for_each_copy(name, siz
 
 
 def test_the_mesh_shows_every_rank_at_its_place_and_hides_only_copies():
-    parallel = preset("debug").replace(**{"parallel.pipeline": 2, "parallel.data": 12, "parallel.tensor": 2,
-                                          "parallel.micro_batches": 2, "data.batch_size": 24}).parallel
+    parallel = (
+        preset("debug")
+        .replace(
+            **{
+                "parallel.pipeline": 2,
+                "parallel.data": 12,
+                "parallel.tensor": 2,
+                "parallel.micro_batches": 2,
+                "data.batch_size": 24,
+            }
+        )
+        .parallel
+    )
     mesh = mesh_of(parallel, 4)
     assert mesh["hidden"] == 12 - MOST_ROWS and [stage["layers"] for stage in mesh["stages"]] == [[0, 1], [2, 3]]
     for number, stage in enumerate(mesh["stages"]):

@@ -39,7 +39,7 @@ def test_a_new_step_sends_only_the_rows_that_changed(written_run, monitor_of):
     monitor = monitor_of(run.folder)
     run.step(101, 0.5)
     monitor.tick()
-    (message, buffers), = monitor.sent
+    ((message, buffers),) = monitor.sent
     assert message["kind"] == "tail" and message["first"] == 99
     losses = np.frombuffer(buffers[message["names"].index("loss")], "<f4")
     assert losses.tolist() == [0.0, 0.5] and sum(map(len, buffers)) < 200
@@ -116,7 +116,10 @@ def test_without_widgets_there_is_a_picture_and_text_with_nothing_that_runs(writ
     run.status("stopped", 5, reason="stop file")
     data, _ = monitor_of(run.folder)._repr_mimebundle_()
     assert "application/vnd.jupyter.widget-view+json" in data
-    assert "stopped, step 5 of 20, 0.0179 tokens a parameter, loss 1, held-out perplexity 7.4, stop file" in data["text/plain"]
+    assert (
+        "stopped, step 5 of 20, 0.0179 tokens a parameter, loss 1, held-out perplexity 7.4, stop file"
+        in data["text/plain"]
+    )
     assert "<svg" in data["text/html"] and "<polyline" in data["text/html"] and "<script" not in data["text/html"]
 
 
@@ -149,7 +152,9 @@ def test_every_rank_is_a_line_whichever_host_it_is_on(written_run, monitor_of):
     write_beat(run.folder, 1, step=4, host="node-b", boot="another", pid=(1 << 22) - 1)
     monitor.refresh()
     assert [(one["rank"], one["host"], one["state"], one["step"]) for one in monitor.ranks] == [
-        (0, socket.gethostname(), "training", 5), (1, "node-b", "training", 4)]
+        (0, socket.gethostname(), "training", 5),
+        (1, "node-b", "training", 4),
+    ]
     write_beat(run.folder, 1, "done", step=20, host="node-b", boot="another")
     run.step(20)
     run.status("finished", 20)

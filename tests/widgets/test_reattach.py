@@ -15,9 +15,11 @@ from jupyter_client.session import Session
 from widgets import reattach
 
 ROOT = Path(__file__).resolve().parents[2]
-SETUP = "import pathlib, time\nfrom widgets.base import LabWidget\n" \
-        "class Ear(LabWidget):\n    _script = 'token_view'\n    def _do_write(self, content):\n" \
-        "        pathlib.Path('heard').write_text(content['text'])\near = Ear()\near.model_id"
+SETUP = (
+    "import pathlib, time\nfrom widgets.base import LabWidget\n"
+    "class Ear(LabWidget):\n    _script = 'token_view'\n    def _do_write(self, content):\n"
+    "        pathlib.Path('heard').write_text(content['text'])\near = Ear()\near.model_id"
+)
 BUSY = "while not pathlib.Path('release').exists():\n    time.sleep(0.05)"
 
 
@@ -42,7 +44,11 @@ def states_of(client, comm: str, seconds: float = 20.0) -> dict:
     while time.monotonic() < end:
         message = client.get_iopub_msg(timeout=seconds)
         data = message["content"].get("data", {})
-        if message["msg_type"] == "comm_msg" and message["content"]["comm_id"] == comm and data.get("method") == "update_states":
+        if (
+            message["msg_type"] == "comm_msg"
+            and message["content"]["comm_id"] == comm
+            and data.get("method") == "update_states"
+        ):
             return data["states"]
     raise AssertionError("no states came")
 
@@ -80,6 +86,9 @@ def test_only_what_is_the_labs_is_readdressed(monkeypatch):
     found = session.deserialize(parts)
     assert identities == [b"page"] and found["header"]["subshell_id"] == "sub" and found["content"]["data"] == {"x": 1}
     assert sent("comm_msg", comm_id="theirs") is None and sent("comm_msg", "other", comm_id="mine") is None
-    assert sent("execute_request", code="1") is None and sent("comm_open", comm_id="x", target_name="jupyter.widget") is None
+    assert (
+        sent("execute_request", code="1") is None
+        and sent("comm_open", comm_id="x", target_name="jupyter.widget") is None
+    )
     assert sent("comm_open", comm_id="page", target_name=reattach.CONTROL) and sent("comm_msg", comm_id="page", data={})
     assert reattach._readdressed(session, [zmq.Frame(b"not a message")]) is None

@@ -68,7 +68,7 @@ def test_many_steps_become_few_rows_that_lose_no_peak(written_run):
     rows = steps.rows()
     assert MAX_BUCKETS / 2 < len(rows["step"]) <= MAX_BUCKETS and rows["count"].sum() == 5000
     assert rows["step"][-1] == 5000 and rows["loss.high"].max() == 9.0
-    assert rows["loss"][0] == pytest.approx(losses[:steps.width].mean(), rel=1e-6)
+    assert rows["loss"][0] == pytest.approx(losses[: steps.width].mean(), rel=1e-6)
     tail = steps.rows(100)
     for name in rows:
         np.testing.assert_array_equal(tail[name], rows[name][100:])
@@ -128,7 +128,8 @@ def test_a_dead_run_says_at_which_step_and_shows_the_lines_that_help(written_run
     run.step(1)
     run.status("training", 1, pid=2**22 + 1)
     (run.folder / "logs" / "rank_0.log").write_text(
-        "noise\nTraceback (most recent call last):\n  File \"step.py\", line 3, in f\nRuntimeError: no <memory>\n")
+        'noise\nTraceback (most recent call last):\n  File "step.py", line 3, in f\nRuntimeError: no <memory>\n'
+    )
     follower = RunFollower(run.folder)
     follower.poll()
     head = head_of(follower, None)
@@ -142,8 +143,9 @@ def test_a_launcher_is_known_by_its_identity_and_not_by_its_number(tmp_path):
 
     def write(**changes) -> str:
         process = dataclasses.replace(own_identity(), **changes).to_dict()
-        (tmp_path / "launch.json").write_text(json.dumps({"pid": os.getpid(), "process": process, "state": "running",
-                                                          "time": time.time()}))
+        (tmp_path / "launch.json").write_text(
+            json.dumps({"pid": os.getpid(), "process": process, "state": "running", "time": time.time()})
+        )
         return state_of(tmp_path)[0]
 
     assert write() == "starting"

@@ -6,16 +6,24 @@ import re
 
 import pytest
 
-from tests.widgets.conftest import WrittenRun
 from pangu_lab.texts import catalogue
+from tests.widgets.conftest import WrittenRun
 from widgets.monitor import RunMonitor
 from widgets.run_data import RunFollower
 from widgets.still import loss_svg, ticks
 
 
-@pytest.mark.parametrize("low, high, count, whole, expected", [
-    (0, 300, 6, True, [0, 50, 100, 150, 200, 250, 300]), (0, 31, 6, True, [0, 10, 20, 30]), (0, 3, 6, True, [0, 1, 2, 3]),
-    (7.41, 7.89, 5, False, [7.5, 7.6, 7.7, 7.8]), (5.1, 8.2, 5, False, [6, 7, 8]), (-0.2, 0.2, 4, False, [-0.2, -0.1, 0, 0.1, 0.2])])
+@pytest.mark.parametrize(
+    "low, high, count, whole, expected",
+    [
+        (0, 300, 6, True, [0, 50, 100, 150, 200, 250, 300]),
+        (0, 31, 6, True, [0, 10, 20, 30]),
+        (0, 3, 6, True, [0, 1, 2, 3]),
+        (7.41, 7.89, 5, False, [7.5, 7.6, 7.7, 7.8]),
+        (5.1, 8.2, 5, False, [6, 7, 8]),
+        (-0.2, 0.2, 4, False, [-0.2, -0.1, 0, 0.1, 0.2]),
+    ],
+)
 def test_ticks_are_round_numbers(low, high, count, whole, expected):
     assert ticks(low, high, count, whole) == pytest.approx(expected)
 
@@ -28,7 +36,10 @@ def test_a_run_is_told_in_the_language_of_its_monitor(tmp_path):
     try:
         assert monitor.still_text() == "first: finished, step 7 of 20, 0.0251 tokens a parameter, loss 5.25"
         monitor.language = "zh"
-        assert monitor.still_text() == "first: 已完成, 第 7 / 20 步, 每参数 0.0251 个词元, 损失 5.25" and "已完成" in monitor.still_html()
+        assert (
+            monitor.still_text() == "first: 已完成, 第 7 / 20 步, 每参数 0.0251 个词元, 损失 5.25"
+            and "已完成" in monitor.still_html()
+        )
     finally:
         monitor.close()
 

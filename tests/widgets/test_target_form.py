@@ -12,8 +12,10 @@ from pangu_lab.presets import preset
 from widgets.target_form import TargetForm
 
 CONF = "address_0=192.168.1.100\nnetmask_0=255.255.255.0\naddress_1=192.168.1.101\n"
-TOOL = "[root@b ~]# hccn_tool -i 0 -ip -g\nipaddr:192.168.2.100\nnetmask:255.255.255.0\n" \
-       "[root@b ~]# hccn_tool -i 1 -ip -g\nipaddr:192.168.2.101\nnetmask:255.255.255.0\n"
+TOOL = (
+    "[root@b ~]# hccn_tool -i 0 -ip -g\nipaddr:192.168.2.100\nnetmask:255.255.255.0\n"
+    "[root@b ~]# hccn_tool -i 1 -ip -g\nipaddr:192.168.2.101\nnetmask:255.255.255.0\n"
+)
 
 
 @pytest.fixture
@@ -30,9 +32,15 @@ def page(form, **content):
     return said[0]["text"] if said else ""
 
 
-@pytest.mark.parametrize("values, words", [
-    ({}, "--nproc 4"), ({"nproc": 1}, "--nproc 1"), ({"backend": "mpirun"}, "--backend mpirun --nproc 4"),
-    ({"backend": "msrun", "nproc": 2}, "--backend msrun --nproc 2")])
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({}, "--nproc 4"),
+        ({"nproc": 1}, "--nproc 1"),
+        ({"backend": "mpirun"}, "--backend mpirun --nproc 4"),
+        ({"backend": "msrun", "nproc": 2}, "--backend msrun --nproc 2"),
+    ],
+)
 def test_one_machine_is_a_back_end_and_a_number(form_of, values, words):
     form = form_of(**values)
     assert " ".join(form.target.words(4)) == words and form.ready() == form.target and form.errors == {}
@@ -43,8 +51,11 @@ def test_lines_of_a_hosts_file_are_checked_as_they_are_typed_and_written_when_ne
     assert form.errors == {}, "an empty box is no mistake yet"
     with pytest.raises(InputError, match="hosts: names no host; write a line"):
         form.ready()
-    for text, message in (("a slots=x", "hosts, line 1: 'a slots=x' is not 'NAME' or 'NAME slots=N'"),
-                          ("a slots=2\na slots=2", "hosts, line 2: a is listed twice"), ("a", "give --nproc N")):
+    for text, message in (
+        ("a slots=x", "hosts, line 1: 'a slots=x' is not 'NAME' or 'NAME slots=N'"),
+        ("a slots=2\na slots=2", "hosts, line 2: a is listed twice"),
+        ("a", "give --nproc N"),
+    ):
         form.hosts_text = text
         assert message in form.errors["hosts"] and form.machines == []
         with pytest.raises(InputError, match="hosts, line"):
@@ -54,7 +65,9 @@ def test_lines_of_a_hosts_file_are_checked_as_they_are_typed_and_written_when_ne
     form.nproc, form.hosts_text = 0, "a slots=2\nb slots=2  # the other\n\n"
     assert [(one["name"], one["first"]) for one in form.machines] == [("a", 0), ("b", 2)] and form.file_state == "new"
     assert " ".join(form.ready().words(1)) == "--backend mpirun --hosts runs/hosts"
-    assert (tmp_path / "runs" / "hosts").read_text() == "a slots=2\nb slots=2  # the other\n" and form.file_state == "same"
+    assert (
+        tmp_path / "runs" / "hosts"
+    ).read_text() == "a slots=2\nb slots=2  # the other\n" and form.file_state == "same"
 
 
 def test_a_file_with_something_else_is_opened_or_replaced_only_when_asked(form_of, tmp_path):
@@ -86,12 +99,17 @@ def test_a_rank_table_is_made_of_what_each_server_says(form_of, tmp_path):
     form.add_server("10.0.0.2", "0-1", TOOL)
     form.add_server("10.0.0.3", "4,6", "192.168.3.100 192.168.3.101")
     assert [(one["name"], one["first"], one["ranks"]) for one in form.machines] == [
-        ("10.0.0.1", 0, 2), ("10.0.0.2", 2, 2), ("10.0.0.3", 4, 2)]
+        ("10.0.0.1", 0, 2),
+        ("10.0.0.2", 2, 2),
+        ("10.0.0.3", 4, 2),
+    ]
     assert page(form, do="remove", place=2) == ""
     assert " ".join(form.ready().words(1)) == "--rank-table runs/hccl.json --node-rank 1"
     table = read_rank_table("runs/hccl.json")
     assert [[(d.device_id, d.device_ip, d.rank_id) for d in one.devices] for one in table.servers] == [
-        [(0, "192.168.1.100", 0), (1, "192.168.1.101", 1)], [(0, "192.168.2.100", 2), (1, "192.168.2.101", 3)]]
+        [(0, "192.168.1.100", 0), (1, "192.168.1.101", 1)],
+        [(0, "192.168.2.100", 2), (1, "192.168.2.101", 3)],
+    ]
     assert prepare(preset("debug"), tmp_path / "run", rank_table="runs/hccl.json", node_rank=1)[1].world == 4
     again = form_of(backend="ranktable")
     assert again.machines == form.machines and again.file_state == "same"
@@ -101,15 +119,19 @@ def test_a_rank_table_is_made_of_what_each_server_says(form_of, tmp_path):
     assert read_rank_table("runs/hccl.json") == table
 
 
-@pytest.mark.parametrize("entry, message", [
-    (("10.0.0", "", "192.168.1.1"), "server_id is '10.0.0', which is not an IP address"),
-    (("10.0.0.1", "0-x", "192.168.1.1"), "write numbers such as 0-7"),
-    (("10.0.0.1", "0-99999999", "192.168.1.1"), "device_id 99999999 is above 15"),
-    (("10.0.0.1", "0-2", CONF), "the text has no address for device 2, only for 0, 1"),
-    (("10.0.0.1", "0-2", "192.168.1.1,192.168.1.2"), "3 devices, but 2 addresses"),
-    (("10.0.0.1", "0,0", "192.168.1.1,192.168.1.2"), "device_id 0 is listed twice"),
-    (("10.0.0.1", "", "one two"), "device_ip is 'one', which is not an IP address"),
-    (("10.0.0.1", "0", ""), "/etc/hccn.conf: not readable, so the devices' addresses are not known")])
+@pytest.mark.parametrize(
+    "entry, message",
+    [
+        (("10.0.0", "", "192.168.1.1"), "server_id is '10.0.0', which is not an IP address"),
+        (("10.0.0.1", "0-x", "192.168.1.1"), "write numbers such as 0-7"),
+        (("10.0.0.1", "0-99999999", "192.168.1.1"), "device_id 99999999 is above 15"),
+        (("10.0.0.1", "0-2", CONF), "the text has no address for device 2, only for 0, 1"),
+        (("10.0.0.1", "0-2", "192.168.1.1,192.168.1.2"), "3 devices, but 2 addresses"),
+        (("10.0.0.1", "0,0", "192.168.1.1,192.168.1.2"), "device_id 0 is listed twice"),
+        (("10.0.0.1", "", "one two"), "device_ip is 'one', which is not an IP address"),
+        (("10.0.0.1", "0", ""), "/etc/hccn.conf: not readable, so the devices' addresses are not known"),
+    ],
+)
 def test_a_mistake_in_a_server_is_told_in_the_words_of_the_command(form_of, entry, message):
     form = form_of(backend="ranktable")
     form.entry = dict(zip(("server", "devices", "addresses"), entry))
@@ -127,7 +149,9 @@ def test_tables_made_on_the_servers_are_merged_and_what_does_not_go_together_cha
         form.add_table("one.json")
     with pytest.raises(InputError, match="different numbers of devices"):
         form.add_server("10.0.0.9", "0", "192.168.9.1")
-    assert "broken.json is not readable JSON" in page(form, do="add_tables", files=[{"name": "broken.json", "text": "{"}])
+    assert "broken.json is not readable JSON" in page(
+        form, do="add_tables", files=[{"name": "broken.json", "text": "{"}]
+    )
     assert form.table == merge_rank_tables(tables)
 
 

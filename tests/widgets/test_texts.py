@@ -41,8 +41,9 @@ def test_every_setting_has_a_name_and_an_explanation_in_both_languages():
         assert list(catalogue(language)["form"]["labels"]) == list(catalogue(language)["form"]["help"]) == all_keys()
 
 
-@pytest.mark.parametrize("path", sorted(path for path in (HERE / "static").glob("*.js") if path.stem != "common"),
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(path for path in (HERE / "static").glob("*.js") if path.stem != "common"), ids=lambda path: path.stem
+)
 def test_the_words_a_script_asks_for_are_in_the_catalogue(path: Path):
     source = path.read_text(encoding="utf-8")
     section = re.search(r'wordsOf\([\w.]+, "(\w+)"\)', source)[1]
@@ -51,12 +52,35 @@ def test_the_words_a_script_asks_for_are_in_the_catalogue(path: Path):
     assert asked and not asked - known.keys()
 
 
-@pytest.mark.parametrize("section, prefix, found", [
-    ("next", "stage_", {stage.name for heat in (0, 1) for stage in explain(np.arange(5.0), SamplingConfig(temperature=heat))}),
-    ("monitor", "state_", {*ENDED, "starting", "compiling", "training", "evaluating", "saving"}),
-    ("monitor", "rank_", {*BEFORE_TRAINING, *ranks.ENDED, "silent", "compiling", "training", "evaluating", "saving", "finished", "stopped"}),
-    ("pad", "reason_", {END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED}),
-    ("form", "section_", {key.partition(".")[0] for key in all_keys() if "." in key}), ("form", "memory_", set(KINDS))])
+@pytest.mark.parametrize(
+    "section, prefix, found",
+    [
+        (
+            "next",
+            "stage_",
+            {stage.name for heat in (0, 1) for stage in explain(np.arange(5.0), SamplingConfig(temperature=heat))},
+        ),
+        ("monitor", "state_", {*ENDED, "starting", "compiling", "training", "evaluating", "saving"}),
+        (
+            "monitor",
+            "rank_",
+            {
+                *BEFORE_TRAINING,
+                *ranks.ENDED,
+                "silent",
+                "compiling",
+                "training",
+                "evaluating",
+                "saving",
+                "finished",
+                "stopped",
+            },
+        ),
+        ("pad", "reason_", {END_OF_DOCUMENT, STOP, LENGTH, FULL, CANCELLED}),
+        ("form", "section_", {key.partition(".")[0] for key in all_keys() if "." in key}),
+        ("form", "memory_", set(KINDS)),
+    ],
+)
 def test_words_that_scripts_put_together_are_in_the_catalogue(section, prefix, found):
     known = {**catalogue("en")["common"], **catalogue("en")[section]}
     assert found and not {prefix + name for name in found} - known.keys()

@@ -19,7 +19,10 @@ def test_a_text_is_shown_as_the_tokenizer_cuts_it():
     ids = [index for row in view.rows for index in row["ids"]]
     assert ids == view.tokenizer.encode("春天来了，hello") and view.facts["tokens"] == len(ids)
     assert view.facts["same"] is False and view.facts["back"] == "春天来了,hello"  # this vocabulary writes ， as ,
-    assert "round trip differs\nDecoded again the text reads: 春天来了,hello" in view.still_text() and "春天来了,hello" in view.still_html()
+    assert (
+        "round trip differs\nDecoded again the text reads: 春天来了,hello" in view.still_text()
+        and "春天来了,hello" in view.still_html()
+    )
     view.text = "春天"
     assert view.facts["same"] is True and view.facts["characters"] == 2 and "round trip unchanged" in view.still_text()
     view.language = "zh"

@@ -12,18 +12,26 @@ from typing import Any
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.tasks.base import Outcome, Question, Task
 
-__all__ = ["Outcome", "Question", "TASKS", "Task", "make_task"]
+__all__ = ["TASKS", "Outcome", "Question", "Task", "make_task"]
 
 
 def _tasks_of(module: Any) -> list[type[Task]]:
     """The tasks that are defined in a module; a class that others are derived from has no name of its own."""
-    return [kind for kind in vars(module).values()
-            if isinstance(kind, type) and issubclass(kind, Task) and kind.__module__ == module.__name__ and "name" in vars(kind)]
+    return [
+        kind
+        for kind in vars(module).values()
+        if isinstance(kind, type)
+        and issubclass(kind, Task)
+        and kind.__module__ == module.__name__
+        and "name" in vars(kind)
+    ]
 
 
 TASKS: dict[str, type[Task]] = {
-    task.name: task for found in pkgutil.iter_modules(__path__)
-    for task in _tasks_of(importlib.import_module(f"{__name__}.{found.name}"))}
+    task.name: task
+    for found in pkgutil.iter_modules(__path__)
+    for task in _tasks_of(importlib.import_module(f"{__name__}.{found.name}"))
+}
 
 
 def make_task(name: str, **options: Any) -> Task:

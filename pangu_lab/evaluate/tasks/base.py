@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pangu_lab.errors import InputError, nearest
 from pangu_lab.evaluate.scoring import Score, Scorer
@@ -89,9 +89,9 @@ class Task(ABC):
     file_format: str
     default_split = "dev"
     suffixes: tuple[str, ...] = (".json", ".jsonl")
-    default_negatives: Optional[int] = None
+    default_negatives: int | None = None
 
-    def __init__(self, template: Optional[str] = None, seed: int = 1, negatives: Optional[int] = None) -> None:
+    def __init__(self, template: str | None = None, seed: int = 1, negatives: int | None = None) -> None:
         """``negatives``: options sampled beside the right one, where there are many labels (0: all of them)."""
         if negatives is not None and negatives < 0:
             raise InputError(f"negatives={negatives}: give 0 (all labels) or more")
@@ -105,8 +105,10 @@ class Task(ABC):
     def _check_template(self) -> None:
         for name in _FIELD.findall(self.template):
             if name not in (*self.fields, "|"):
-                raise InputError(f"template of {self.name}: unknown field {{{name}}}{nearest(name, self.fields)}; "
-                                 f"there are {', '.join('{' + field + '}' for field in self.fields)} and {{|}}")
+                raise InputError(
+                    f"template of {self.name}: unknown field {{{name}}}{nearest(name, self.fields)}; "
+                    f"there are {', '.join('{' + field + '}' for field in self.fields)} and {{|}}"
+                )
         if self.template.count("{|}") > 1:
             raise InputError(f"template of {self.name}: {{|}} may stand in it once")
 
@@ -132,7 +134,7 @@ class Task(ABC):
             found += questions
         return _with_unique_ids(found)
 
-    def find(self, data: Path, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
+    def find(self, data: Path, split: str | None = None, half: str | None = None) -> list[Path]:
         """The files of a part: ``data`` itself when it is a file, else what a folder holds of that part.
 
         Raises:
@@ -148,15 +150,22 @@ class Task(ABC):
         if not data.is_dir():
             raise InputError(f"{data}: no such file or folder of {self.title} data")
         folder = data / self.name if (data / self.name).is_dir() else data
-        there = sorted(path for path in folder.iterdir() if path.is_file() and path.name.startswith(prefix)
-                       and not path.name.startswith((".", "labels"))
-                       and (not self.suffixes or path.suffix in self.suffixes))
+        there = sorted(
+            path
+            for path in folder.iterdir()
+            if path.is_file()
+            and path.name.startswith(prefix)
+            and not path.name.startswith((".", "labels"))
+            and (not self.suffixes or path.suffix in self.suffixes)
+        )
         found = [path for path in there if split in re.split(r"[-_.]", path.name)]
         if found:
             return found
         names = ", ".join(path.name for path in there[:6]) or "nothing of the kind"
-        raise InputError(f"{folder}: no '{split}' part of {self.title} there (there is {names}): "
-                         "give --split, or name the file itself")
+        raise InputError(
+            f"{folder}: no '{split}' part of {self.title} there (there is {names}): "
+            "give --split, or name the file itself"
+        )
 
     # ---------------------------------------------------------------------------------------------- templates
 
@@ -235,9 +244,14 @@ class ChoiceTask(ScoredTask):
     def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
         means = [score.mean for score in scores]
         chosen = means.index(max(means))
-        details = {"options": list(question.options), "scores": [round(value, 6) for value in means],
-                   "prediction": question.options[chosen], "answer": question.options[question.answer],
-                   "right": chosen == question.answer, **_cut(scores)}
+        details = {
+            "options": list(question.options),
+            "scores": [round(value, 6) for value in means],
+            "prediction": question.options[chosen],
+            "answer": question.options[question.answer],
+            "right": chosen == question.answer,
+            **_cut(scores),
+        }
         return Outcome(question.id, float(chosen == question.answer), 1, details)
 
     def baselines(self, questions: Sequence[Question]) -> dict[str, float]:
@@ -254,8 +268,7 @@ def _cut(scores: Iterable[Score]) -> dict[str, int]:
     return {"cut": cut} if cut else {}
 
 
-def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], key: str,
-                    seed: int) -> tuple[str, ...]:
+def sampled_options(answer: str, labels: Sequence[str], count: int | None, key: str, seed: int) -> tuple[str, ...]:
     """The right label and ``count`` others, in the order of ``labels``; for a question the same everywhere."""
     others = [label for label in labels if label != answer]
     if count and count < len(others):
@@ -266,11 +279,18 @@ def sampled_options(answer: str, labels: Sequence[str], count: Optional[int], ke
 # ---------------------------------------------------------------------------------------------- reading helpers
 
 
-Kind = Union[type, tuple[type, ...]]
+Kind = type | tuple[type, ...]
 LABEL = (str, int)
 TEXTS = (str, list)  # a text, or a list of texts
-_KINDS = {str: "a text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
-          type(None): "null"}
+_KINDS = {
+    str: "a text",
+    int: "a number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+}
 
 
 def read_rows(path: Path, **needed: Kind) -> list[dict[str, Any]]:
@@ -286,7 +306,9 @@ def read_rows(path: Path, **needed: Kind) -> list[dict[str, Any]]:
     if text.lstrip().startswith("["):
         rows = list(enumerate(parse_json(path, text), 1))
     else:
-        rows = [(number, parse_json(path, line, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+        rows = [
+            (number, parse_json(path, line, number)) for number, line in enumerate(text.split("\n"), 1) if line.strip()
+        ]
     for number, row in rows:
         check_fields(f"{path}: row {number}", row, **needed)
     return [row for _, row in rows]
@@ -310,7 +332,9 @@ def check_fields(where: str, row: Any, **needed: Kind) -> None:
             fits, value = not wrong, wrong[0] if wrong else value
         if not fits:
             wanted = " or ".join(dict.fromkeys(_KINDS[kind] for kind in kinds))
-            raise InputError(f"{where}: '{name}' must be {wanted}, and {_KINDS.get(type(value), 'something else')} stands there")
+            raise InputError(
+                f"{where}: '{name}' must be {wanted}, and {_KINDS.get(type(value), 'something else')} stands there"
+            )
 
 
 def parse_json(path: Path, text: str, line: int = 1) -> Any:
@@ -339,8 +363,6 @@ def read_text(path: Path) -> str:
         raise InputError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 at byte {error.start}") from None
 
 
 def known_label(path: Path, labels: Mapping[str, str], value: Any, row_id: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from pangu_lab.errors import InputError
 from pangu_lab.evaluate.scoring import Score, Scorer, TokenScorer
@@ -34,7 +34,7 @@ class C3(ChoiceTask):
     cut = "continuation"  # question and answer stay whole, or the options could not be told apart
     fixed_labels = False
 
-    def __init__(self, template: Optional[str] = None, scoring: str = "corrected", **options: Any) -> None:
+    def __init__(self, template: str | None = None, scoring: str = "corrected", **options: Any) -> None:
         super().__init__(template, **options)
         if scoring not in SCORINGS:
             raise InputError(f"scoring={scoring!r} must be 'corrected' or 'reference'")
@@ -42,7 +42,7 @@ class C3(ChoiceTask):
             raise InputError("the reference's scoring needs a template with {|}, where the passage begins")
         self.scoring = scoring
 
-    def find(self, data: Path, split: Optional[str] = None, half: Optional[str] = None) -> list[Path]:
+    def find(self, data: Path, split: str | None = None, half: str | None = None) -> list[Path]:
         if half is not None and half not in HALVES:
             raise InputError(f"half={half!r} must be 'd' (dialogues) or 'm' (other texts)")
         return self._find(data, split or self.default_split, f"c3-{half}-" if half else "c3-")
@@ -50,8 +50,11 @@ class C3(ChoiceTask):
     def read_file(self, path: Path) -> list[Question]:
         try:
             documents = parse_json(path, read_text(path))
-            return [question for number, document in enumerate(documents)
-                    for question in self._document(path, number, document)]
+            return [
+                question
+                for number, document in enumerate(documents)
+                for question in self._document(path, number, document)
+            ]
         except (TypeError, KeyError, IndexError, AttributeError):
             raise InputError(f"{path}: not C3's format, which is {self.file_format}") from None
 
@@ -65,8 +68,9 @@ class C3(ChoiceTask):
             if answer not in choices:
                 raise InputError(f"{path}: document {number}, question {place}: the answer is none of the choices")
             fields = {"question": entry["question"], "passage": passage}
-            questions.append(Question(f"{document[2]}-{number}-{place}", fields, choices, choices.index(answer),
-                                      passage=passage))
+            questions.append(
+                Question(f"{document[2]}-{number}-{place}", fields, choices, choices.index(answer), passage=passage)
+            )
         return questions
 
     def baselines(self, questions: Sequence[Question]) -> dict[str, float]:
@@ -88,7 +92,7 @@ class C3(ChoiceTask):
 def reference_pair(scorer: TokenScorer, context: str, continuation: str) -> TokenPair:
     """The tokens that the reference's shifted mask selects: the second of the passage up to one padding."""
     whole = scorer.tokenizer.encode(context + continuation)
-    ids = whole[:scorer.longest - 1]
+    ids = whole[: scorer.longest - 1]
     prompt = min(len(scorer.tokenizer.encode(context)), len(ids) - 1)
     return TokenPair((*ids, scorer.tokenizer.pad_id), prompt + 1, len(whole) - len(ids))
 

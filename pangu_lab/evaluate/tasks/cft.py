@@ -53,8 +53,9 @@ def _question(path: Path, number: int, sentences: list[str], query: str, answer:
     if GAP not in query or not answer:
         raise InputError(f"{path}: line {number}: the query needs {GAP} where its answer is missing")
     document = "".join(join_words(sentence) for sentence in sentences if GAP not in sentence)
-    return Question(str(number), {"document": document, "query": join_words(query.partition(GAP)[0])},
-                    (join_words(answer),))
+    return Question(
+        str(number), {"document": document, "query": join_words(query.partition(GAP)[0])}, (join_words(answer),)
+    )
 
 
 def join_words(text: str) -> str:

@@ -42,15 +42,18 @@ class CHID(ChoiceTask):
             for passage in passages:
                 for blank, match in enumerate(_BLANK.finditer(passage)):
                     options, answer = _choice(path, row, known, match[0], number, blank)
-                    fields = {"before": _BLANK.sub("……", passage[:match.start()]),
-                              "after": _BLANK.sub("……", passage[match.end():])}
+                    fields = {
+                        "before": _BLANK.sub("……", passage[: match.start()]),
+                        "after": _BLANK.sub("……", passage[match.end() :]),
+                    }
                     question_id = f"{row.get('id', number)}-{len(questions)}"
                     questions.append(Question(question_id, fields, options, answer))
         return questions
 
 
-def _choice(path: Path, row: dict[str, Any], known: dict[str, int], mark: str, number: int,
-            blank: int) -> tuple[tuple[str, ...], int]:
+def _choice(
+    path: Path, row: dict[str, Any], known: dict[str, int], mark: str, number: int, blank: int
+) -> tuple[tuple[str, ...], int]:
     """Candidates and the right one's index, for one blank of any of the three forms."""
     candidates = row["candidates"]
     try:
@@ -60,7 +63,8 @@ def _choice(path: Path, row: dict[str, Any], known: dict[str, int], mark: str, n
         answer = known[mark] if mark in known else row["answer"]
         return tuple(candidates), range(len(candidates))[int(answer)]
     except KeyError:
-        raise InputError(f"{path}: row {number + 1} has no answer, and there is none for {mark} in "
-                         f"{path.stem}_answer.json") from None
+        raise InputError(
+            f"{path}: row {number + 1} has no answer, and there is none for {mark} in {path.stem}_answer.json"
+        ) from None
     except (IndexError, ValueError, TypeError):
         raise InputError(f"{path}: row {number + 1}: the answer is none of the candidates") from None

@@ -18,8 +18,13 @@ class ClozeTask(ScoredTask):
 
     def judge(self, question: Question, scores: Sequence[Score]) -> Outcome:
         [score] = scores
-        details = {"answer": question.options[0], "right": score.greedy, "loss": round(-score.logprob, 6),
-                   "tokens": score.tokens, **({"cut": score.cut} if score.cut else {})}
+        details = {
+            "answer": question.options[0],
+            "right": score.greedy,
+            "loss": round(-score.logprob, 6),
+            "tokens": score.tokens,
+            **({"cut": score.cut} if score.cut else {}),
+        }
         return Outcome(question.id, float(score.greedy), 1, details)
 
     def measure(self, outcomes: Sequence[Outcome]) -> Measure:

@@ -28,7 +28,9 @@ class CLUEWSC(ChoiceTask):
         groups: dict[tuple[str, int], list[dict]] = {}
         for number, row in enumerate(read_rows(path, text=str, target=dict, label=(*LABEL, bool))):
             target, text = row["target"], row["text"]
-            check_fields(f"{path}: row {number + 1}: 'target'", target, span1_text=str, span2_text=str, span2_index=LABEL)
+            check_fields(
+                f"{path}: row {number + 1}: 'target'", target, span1_text=str, span2_text=str, span2_index=LABEL
+            )
             place = int(target["span2_index"]) if str(target["span2_index"]).isdecimal() else -1
             if place < 0 or not text.startswith(target["span2_text"], place) or not target["span1_text"]:
                 raise InputError(f"{path}: row {number + 1}: no pronoun '{target}' in the text")
@@ -41,7 +43,7 @@ class CLUEWSC(ChoiceTask):
         labels = tuple(known_label(path, known, str(row["label"]).lower(), str(row["idx"])) == "yes" for row in rows)
         nouns = tuple(row["target"]["span1_text"] for row in rows)
         options = nouns if len(nouns) > 1 else (*nouns, pronoun)
-        fields = {"before": text[:place], "after": text[place + len(pronoun):]}
+        fields = {"before": text[:place], "after": text[place + len(pronoun) :]}
         return Question("+".join(str(row["idx"]) for row in rows), fields, options, labels=labels)
 
     def text(self, question: Question, option: str) -> tuple[str, str]:
@@ -52,8 +54,13 @@ class CLUEWSC(ChoiceTask):
         means = [score.mean for score in scores]
         chosen = means.index(max(means))
         right = sum(label == (place == chosen) for place, label in enumerate(question.labels))
-        details = {"options": list(question.options), "scores": [round(value, 6) for value in means],
-                   "prediction": question.options[chosen], "labels": list(question.labels), "right": right}
+        details = {
+            "options": list(question.options),
+            "scores": [round(value, 6) for value in means],
+            "prediction": question.options[chosen],
+            "labels": list(question.labels),
+            "right": right,
+        }
         return Outcome(question.id, float(right), len(question.labels), details)
 
     def count(self, questions: Sequence[Question]) -> int:

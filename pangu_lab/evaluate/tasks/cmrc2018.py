@@ -32,8 +32,12 @@ class CMRC2018(WrittenTask):
     def read_file(self, path: Path) -> list[Question]:
         try:
             articles: Any = parse_json(path, read_text(path))["data"]
-            entries = [(paragraph, entry) for article in articles for paragraph in article["paragraphs"]
-                       for entry in paragraph["qas"]]
+            entries = [
+                (paragraph, entry)
+                for article in articles
+                for paragraph in article["paragraphs"]
+                for entry in paragraph["qas"]
+            ]
             return [_question(path, paragraph, entry) for paragraph, entry in entries]
         except (KeyError, TypeError):
             raise InputError(f"{path}: not of this format: {self.file_format}") from None

@@ -18,11 +18,29 @@ class TNEWS(ChoiceTask):
     fields = ("sentence", "keywords", "option")
     file_format = "one JSON object a line with sentence and label_desc (or label)"
     default_negatives = 3
-    words = {"story": "故事", "culture": "文化", "entertainment": "娱乐", "sports": "体育", "finance": "财经",
-             "house": "房产", "car": "汽车", "edu": "教育", "tech": "科技", "military": "军事", "travel": "旅游",
-             "world": "国际", "stock": "股票", "agriculture": "农业", "game": "游戏"}
-    numbers = dict(zip(("100", "101", "102", "103", "104", "106", "107", "108", "109", "110", "112", "113", "114",
-                        "115", "116"), words.values()))
+    words = {
+        "story": "故事",
+        "culture": "文化",
+        "entertainment": "娱乐",
+        "sports": "体育",
+        "finance": "财经",
+        "house": "房产",
+        "car": "汽车",
+        "edu": "教育",
+        "tech": "科技",
+        "military": "军事",
+        "travel": "旅游",
+        "world": "国际",
+        "stock": "股票",
+        "agriculture": "农业",
+        "game": "游戏",
+    }
+    numbers = dict(
+        zip(
+            ("100", "101", "102", "103", "104", "106", "107", "108", "109", "110", "112", "113", "114", "115", "116"),
+            words.values(),
+        )
+    )
 
     @property
     def fixed_labels(self) -> bool:  # type: ignore[override]

@@ -23,5 +23,7 @@ class WPLC(ClozeTask):
     file_format = "one JSON object a line with masked_text (<mask> for the missing word) and correct_word"
 
     def read_file(self, path: Path) -> list[Question]:
-        return [Question(str(number), {"before": row["masked_text"].partition(GAP)[0]}, (row["correct_word"],))
-                for number, row in enumerate(read_rows(path, masked_text=str, correct_word=str))]
+        return [
+            Question(str(number), {"before": row["masked_text"].partition(GAP)[0]}, (row["correct_word"],))
+            for number, row in enumerate(read_rows(path, masked_text=str, correct_word=str))
+        ]

@@ -19,12 +19,18 @@ from pangu_lab.ops.native import train
 
 FLOAT = mstype.float32
 # the symbols of the operators: forward and gradient
-LINEAR = {"": ("linear_plain", "linear_plain_backward"), "transposed": ("linear_transposed", "linear_transposed_backward"),
-          "gelu": ("linear_after_gelu", "linear_after_gelu_backward"),
-          "gelu_erf": ("linear_after_gelu_erf", "linear_after_gelu_erf_backward"),
-          "fast_gelu": ("linear_after_fast_gelu", "linear_after_fast_gelu_backward")}
-ACTIVATION = {"gelu": ("gelu", "gelu_backward"), "gelu_erf": ("gelu_erf", "gelu_erf_backward"),
-              "fast_gelu": ("fast_gelu", "fast_gelu_backward")}
+LINEAR = {
+    "": ("linear_plain", "linear_plain_backward"),
+    "transposed": ("linear_transposed", "linear_transposed_backward"),
+    "gelu": ("linear_after_gelu", "linear_after_gelu_backward"),
+    "gelu_erf": ("linear_after_gelu_erf", "linear_after_gelu_erf_backward"),
+    "fast_gelu": ("linear_after_fast_gelu", "linear_after_fast_gelu_backward"),
+}
+ACTIVATION = {
+    "gelu": ("gelu", "gelu_backward"),
+    "gelu_erf": ("gelu_erf", "gelu_erf_backward"),
+    "fast_gelu": ("fast_gelu", "fast_gelu_backward"),
+}
 
 
 class Kernels:
@@ -138,7 +144,10 @@ class Activation(nn.Cell):
     def __init__(self, kernels: Kernels, name: str):
         super().__init__(auto_prefix=False)
         forward, backward = ACTIVATION[name]
-        self.forward, self.backward = kernels.operator(forward, lambda x: x), kernels.operator(backward, lambda x, dy: x)
+        self.forward, self.backward = (
+            kernels.operator(forward, lambda x: x),
+            kernels.operator(backward, lambda x, dy: x),
+        )
 
     def construct(self, x):
         return self.forward(x)
@@ -172,16 +181,23 @@ class Dropped(nn.Cell):
         return self.drop(x, rows, columns, threshold, scale)
 
     def bprop(self, x, rows, columns, threshold, scale, out, dout):
-        return (self.drop(dout, rows, columns, threshold, scale), ops.zeros_like(rows), ops.zeros_like(columns),
-                ops.zeros_like(threshold), ops.zeros_like(scale))
+        return (
+            self.drop(dout, rows, columns, threshold, scale),
+            ops.zeros_like(rows),
+            ops.zeros_like(columns),
+            ops.zeros_like(threshold),
+            ops.zeros_like(scale),
+        )
 
 
 def _attention_operators(kernels: Kernels, heads: Heads):
     def forward_shape(q, k, v, positions, *_):
         return q, [positions[0] * heads.count, positions[1]]
 
-    return (kernels.operator("attention", forward_shape, 2),
-            kernels.operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3))
+    return (
+        kernels.operator("attention", forward_shape, 2),
+        kernels.operator("attention_backward", lambda q, k, v, *_: (q, k, v), 3),
+    )
 
 
 class Attention(nn.Cell):
@@ -231,13 +247,25 @@ class AttentionWithDropoutKernel(nn.Cell):
     def __init__(self, kernels: Kernels, heads: Heads):
         super().__init__(auto_prefix=False)
         self.forward, self.backward = _attention_operators(kernels, heads)
+
     def construct(self, q, k, v, positions, rows, columns, head_keys, threshold, scale):
         return self.forward(q, k, v, positions, rows, columns, head_keys, threshold, scale)
 
     def bprop(self, q, k, v, positions, rows, columns, head_keys, threshold, scale, out, dout):
-        dq, dk, dv = self.backward(q, k, v, positions, out[0], out[1], dout[0], rows, columns, head_keys, threshold, scale)
-        return (dq, dk, dv, ops.zeros_like(positions), ops.zeros_like(rows), ops.zeros_like(columns),
-                ops.zeros_like(head_keys), ops.zeros_like(threshold), ops.zeros_like(scale))
+        dq, dk, dv = self.backward(
+            q, k, v, positions, out[0], out[1], dout[0], rows, columns, head_keys, threshold, scale
+        )
+        return (
+            dq,
+            dk,
+            dv,
+            ops.zeros_like(positions),
+            ops.zeros_like(rows),
+            ops.zeros_like(columns),
+            ops.zeros_like(head_keys),
+            ops.zeros_like(threshold),
+            ops.zeros_like(scale),
+        )
 
 
 class HeadLossValue(nn.Cell):
@@ -299,8 +327,10 @@ class SquaredNorm:
         self.library, self.counted = library, counted
 
     def __call__(self, *gradients) -> float:
-        return train.squared_norm(self.library, [_contiguous(gradient.asnumpy())
-                                                 for gradient, counts in zip(gradients, self.counted) if counts])
+        return train.squared_norm(
+            self.library,
+            [_contiguous(gradient.asnumpy()) for gradient, counts in zip(gradients, self.counted) if counts],
+        )
 
 
 class AdamWUpdate:
@@ -316,7 +346,7 @@ class AdamWUpdate:
         for i, gradient in enumerate(given[6:]):
             gradient = gradient.asnumpy()
             if state.rows[i] is not None:
-                gradient = gradient[state.rows[i][0]:state.rows[i][1]]
+                gradient = gradient[state.rows[i][0] : state.rows[i][1]]
             arrays = (parameter.asnumpy() for parameter in (state.weights[i], state.first[i], state.second[i]))
             tensors.append((*arrays, _contiguous(gradient), state.decay[i]))
         train.update(self.library, tensors, factor, rate, decay_factor, self.beta1, self.beta2, eps)
@@ -336,7 +366,7 @@ class MuonUpdate:
         for i, gradient in enumerate(gradients):
             gradient, momentum = gradient.asnumpy(), state.momenta[i].asnumpy()
             if state.rows[i] is not None:
-                gradient = gradient[state.rows[i][0]:state.rows[i][1]]
+                gradient = gradient[state.rows[i][0] : state.rows[i][1]]
             new = np.multiply(gradient, float(factor) * (1.0 - self.beta), dtype=np.float32)
             momentum *= np.float32(self.beta)
             momentum += new

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -24,30 +23,36 @@ _POINTER, _INTEGER = ctypes.c_void_p, ctypes.c_int64
 class Matrix(ctypes.Structure):
     """``struct matrix``: weight (out, in), its scales if it is int8, bias, the weight in fp32 if that is kept, and KINDS."""
 
-    _fields_ = [*((name, _POINTER) for name in ("weight", "scale", "bias", "floats")),
-                *((name, _INTEGER) for name in ("inputs", "outputs", "kind"))]
+    _fields_ = [
+        *((name, _POINTER) for name in ("weight", "scale", "bias", "floats")),
+        *((name, _INTEGER) for name in ("inputs", "outputs", "kind")),
+    ]
 
 
 class Layer(ctypes.Structure):
     """``struct layer``."""
 
-    _fields_ = [*((name, _POINTER) for name in ("gamma1", "beta1", "gamma2", "beta2")),
-                *((name, Matrix) for name in ("qkv", "out", "up", "down")),
-                *((name, _POINTER) for name in ("keys", "values"))]
+    _fields_ = [
+        *((name, _POINTER) for name in ("gamma1", "beta1", "gamma2", "beta2")),
+        *((name, Matrix) for name in ("qkv", "out", "up", "down")),
+        *((name, _POINTER) for name in ("keys", "values")),
+    ]
 
 
 class Network(ctypes.Structure):
     """``struct network``."""
 
-    _fields_ = [*((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "slots", "vocabulary",
-                                                "activation")),
-                ("epsilon", ctypes.c_double),
-                *((name, _POINTER) for name in ("positions", "queries", "gamma", "beta")),
-                ("head", Matrix), ("layer", ctypes.POINTER(Layer))]
+    _fields_ = [
+        *((name, _INTEGER) for name in ("layers", "hidden", "inner", "heads", "slots", "vocabulary", "activation")),
+        ("epsilon", ctypes.c_double),
+        *((name, _POINTER) for name in ("positions", "queries", "gamma", "beta")),
+        ("head", Matrix),
+        ("layer", ctypes.POINTER(Layer)),
+    ]
 
 
 @functools.lru_cache(maxsize=1)
-def library() -> Optional[ctypes.CDLL]:
+def library() -> ctypes.CDLL | None:
     """The compiled kernels; None, logged once, where they are not available."""
     return loaded("kernels", _opened, "MindSpore's own operators generate the same tokens, at half the speed or less")
 
@@ -87,7 +92,9 @@ def halved(weight: np.ndarray, dtype: str) -> np.ndarray:
     """
     if dtype == "bfloat16":
         bits = np.ascontiguousarray(weight, np.float32).view(np.uint32)
-        halves = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(np.uint16)
+        halves = ((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)).astype(
+            np.uint16
+        )
     else:
         with np.errstate(over="ignore"):
             rounded = np.ascontiguousarray(weight, np.float16)

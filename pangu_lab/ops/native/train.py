@@ -7,7 +7,6 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 
@@ -28,17 +27,20 @@ class Library:
 class _Tensor(ctypes.Structure):
     """``struct tensor``."""
 
-    _fields_ = [*((name, _POINTER) for name in ("weight", "first", "second", "gradient")),
-                ("size", _INTEGER), ("decays", _INTEGER)]
+    _fields_ = [
+        *((name, _POINTER) for name in ("weight", "first", "second", "gradient")),
+        ("size", _INTEGER),
+        ("decays", _INTEGER),
+    ]
 
 
 @functools.lru_cache(maxsize=1)
-def library() -> Optional[Library]:
+def library() -> Library | None:
     """Compiled at first use; None, logged once, where it is not available."""
     return loaded("kernels", _opened, "training uses MindSpore's own operators: slower, with four times the memory")
 
 
-def library_for(config: ModelConfig) -> Optional[Library]:
+def library_for(config: ModelConfig) -> Library | None:
     """The kernels, if they can train this model on a CPU: in fp32 throughout."""
     return library() if config.compute_dtype == config.softmax_dtype == "float32" else None
 
@@ -58,8 +60,16 @@ def squared_norm(library: Library, arrays: Sequence[np.ndarray]) -> float:
     return sum(library.functions.squared_norm(array.ctypes.data, array.size) for array in arrays)
 
 
-def update(library: Library, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]], factor: float,
-           rate: float, keep: float, beta1: float, beta2: float, epsilon: float) -> None:
+def update(
+    library: Library,
+    tensors: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]],
+    factor: float,
+    rate: float,
+    keep: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> None:
     """AdamW in place over (weight, first moment, second moment, gradient, decays) arrays, contiguous fp32.
 
     Args:
@@ -71,8 +81,9 @@ def update(library: Library, tensors: Sequence[tuple[np.ndarray, np.ndarray, np.
     for *arrays, _ in tensors:
         if any(a.dtype != np.float32 or not a.flags.c_contiguous or a.size != arrays[0].size for a in arrays):
             raise ValueError("AdamW takes contiguous fp32 arrays of the same size")
-    rows = (_Tensor * len(tensors))(*(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays)
-                                      for *arrays, decays in tensors))
+    rows = (_Tensor * len(tensors))(
+        *(_Tensor(*(a.ctypes.data for a in arrays), arrays[0].size, decays) for *arrays, decays in tensors)
+    )
     library.functions.update(rows, len(tensors), factor, rate, keep, beta1, beta2, epsilon)
 
 

@@ -36,20 +36,30 @@ def random_parameters(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     def normal(*shape: int, around: float = 0.0, size: float = 1.0) -> np.ndarray:
         return (around + size * rng.standard_normal(shape)).astype(np.float32)
 
-    found = {f"backbone.{WORDS}": normal(VOCABULARY, hidden), f"backbone.{POSITIONS}": normal(config.num_positions, hidden),
-             QUERIES: normal(config.num_positions, hidden, size=hidden ** -0.5),
-             "backbone.layernorm.gamma": normal(hidden, around=1.0), "backbone.layernorm.beta": normal(hidden)}
+    found = {
+        f"backbone.{WORDS}": normal(VOCABULARY, hidden),
+        f"backbone.{POSITIONS}": normal(config.num_positions, hidden),
+        QUERIES: normal(config.num_positions, hidden, size=hidden**-0.5),
+        "backbone.layernorm.gamma": normal(hidden, around=1.0),
+        "backbone.layernorm.beta": normal(hidden),
+    }
     for prefix in blocks(config):
         wide = 2 if prefix.endswith("query_layer") else 3
-        for part, out, into in (("attention.qkv", wide * hidden, hidden), ("attention.projection", hidden, hidden),
-                                ("output.mapping", inner, hidden), ("output.projection", hidden, inner)):
-            found[f"{prefix}.{part}.weight"] = normal(out, into, size=into ** -0.5)
+        for part, out, into in (
+            ("attention.qkv", wide * hidden, hidden),
+            ("attention.projection", hidden, hidden),
+            ("output.mapping", inner, hidden),
+            ("output.projection", hidden, inner),
+        ):
+            found[f"{prefix}.{part}.weight"] = normal(out, into, size=into**-0.5)
             found[f"{prefix}.{part}.bias"] = normal(out)
         for i in (1, 2):
             found[f"{prefix}.layernorm{i}.gamma"] = normal(hidden, around=1.0)
             found[f"{prefix}.layernorm{i}.beta"] = normal(hidden)
         for kind in ("keys", "values"):
-            found[f"{prefix}.cache.{kind}"] = np.zeros((config.num_heads * SLOTS, hidden // config.num_heads), np.float32)
+            found[f"{prefix}.cache.{kind}"] = np.zeros(
+                (config.num_heads * SLOTS, hidden // config.num_heads), np.float32
+            )
     return found
 
 
@@ -123,8 +133,16 @@ def reference(parameters: dict[str, np.ndarray], config: ModelConfig, ids: np.nd
 
 
 @some
-@given(st.integers(2, 3), st.integers(1, 3), st.one_of(st.integers(1, 37), st.sampled_from([40, 64, 75, 128])), st.integers(1, 9), st.integers(1, 6),
-       st.sampled_from(sorted(decode.ACTIVATIONS)), st.sampled_from(sorted(decode.KINDS)), st.integers(0, 2**31))
+@given(
+    st.integers(2, 3),
+    st.integers(1, 3),
+    st.one_of(st.integers(1, 37), st.sampled_from([40, 64, 75, 128])),
+    st.integers(1, 9),
+    st.integers(1, 6),
+    st.sampled_from(sorted(decode.ACTIVATIONS)),
+    st.sampled_from(sorted(decode.KINDS)),
+    st.integers(0, 2**31),
+)
 @pytest.mark.parametrize("most", [14, 120])  # 120: more queries than a thread takes at once
 def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, name, kind, seed):
     rng = np.random.default_rng(seed)
@@ -135,29 +153,35 @@ def test_a_prompt_and_steps_after_it(most, layers, heads, dim, batch, steps, nam
     parameters = random_parameters(config, seed)
     decoder = decoder_of(config, parameters, kind)
     ids = rng.integers(0, VOCABULARY, (batch, prompt + steps))
-    slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)  # of the cache, in no order
+    slots = rng.permutation(SLOTS)[: ids.size].reshape(ids.shape)  # of the cache, in no order
     at = np.tile(np.arange(prompt + steps), (batch, 1))
-    rows = rng.permutation(batch * prompt)[:int(rng.integers(1, batch * prompt + 1))]
+    rows = rng.permutation(batch * prompt)[: int(rng.integers(1, batch * prompt + 1))]
     wanted = reference(parameters, config, ids)
     found = decoder.run(ids[:, :prompt], at[:, :prompt], slots[:, :prompt], slots[:, :prompt], rows)
     close(found, wanted[:, :prompt].reshape(-1, VOCABULARY)[rows])
     for t in range(prompt, prompt + steps):
         now = slice(t, t + 1)
-        asked = rng.permutation(batch)[:int(rng.integers(1, batch + 1))]
-        found = decoder.run(ids[:, now], at[:, now], slots[:, now], slots[:, :t + 1], asked)
+        asked = rng.permutation(batch)[: int(rng.integers(1, batch + 1))]
+        found = decoder.run(ids[:, now], at[:, now], slots[:, now], slots[:, : t + 1], asked)
         close(found, wanted[asked, t])
 
 
 @some
-@given(st.integers(1, 3), st.integers(4, 37), st.integers(2, 9), st.sampled_from(sorted(decode.ACTIVATIONS)),
-       st.sampled_from(sorted(decode.KINDS)), st.integers(0, 2**31))
+@given(
+    st.integers(1, 3),
+    st.integers(4, 37),
+    st.integers(2, 9),
+    st.sampled_from(sorted(decode.ACTIVATIONS)),
+    st.sampled_from(sorted(decode.KINDS)),
+    st.integers(0, 2**31),
+)
 def test_a_step_gives_a_sequence_the_same_bits_alone_and_in_company(heads, dim, batch, name, kind, seed):
     """Of widths at which each row begins at another address, as vectors see it."""
     rng = np.random.default_rng(seed)
     config = ModelConfig(VOCABULARY, 14, heads * dim, 2, heads, hidden_act=name, dropout_rate=0.0)
     decoder = decoder_of(config, random_parameters(config, seed), kind)
     ids, at = rng.integers(0, VOCABULARY, (batch, 6)), np.tile(np.arange(6), (batch, 1))
-    slots = rng.permutation(SLOTS)[:ids.size].reshape(ids.shape)
+    slots = rng.permutation(SLOTS)[: ids.size].reshape(ids.shape)
     decoder.run(ids[:, :5], at[:, :5], slots[:, :5], slots[:, :5], np.arange(batch))
     together = decoder.run(ids[:, 5:], at[:, 5:], slots[:, 5:], slots, np.arange(batch))
     for b in range(batch):
@@ -175,7 +199,11 @@ def close(found: np.ndarray, wanted: np.ndarray) -> None:
 def test_every_half_is_widened_exactly(dtype):
     """All finite numbers of 16 bits, denormals too, as words of a network whose logits are one of their dimensions."""
     bits = np.arange(1 << 16, dtype=np.uint16)
-    values = bits.view(np.float16).astype(np.float32) if dtype == "float16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    values = (
+        bits.view(np.float16).astype(np.float32)
+        if dtype == "float16"
+        else (bits.astype(np.uint32) << 16).view(np.float32)
+    )
     values = values[np.isfinite(values)]
     held = decode.halved(np.repeat(values[:, None], 32, 1), dtype)
     one = np.zeros((1, 32), np.float32)

@@ -15,8 +15,10 @@ import pytest
 from pangu_lab.compiling import compiler
 from pangu_lab.ops.native import train
 
-pytestmark = [pytest.mark.skipif(compiler() is None, reason="no C compiler"),
-              pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")]
+pytestmark = [
+    pytest.mark.skipif(compiler() is None, reason="no C compiler"),
+    pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here"),
+]
 ARRAY = np.ones(400_000, np.float32)  # several ranges for each thread
 
 
@@ -31,7 +33,9 @@ def child_computes(seconds: float = 20.0) -> bool:
 
 
 def fork_many(forks: int) -> None:
-    train.library().functions.set_up(4, 512)  # more threads than this machine may have: they are often between two states
+    train.library().functions.set_up(
+        4, 512
+    )  # more threads than this machine may have: they are often between two states
     train.squared_norm(train.library(), [ARRAY])
     ended = threading.Event()
 

@@ -53,7 +53,9 @@ def double(*arrays):
 @given(st.integers(1, 900), sizes, sizes, st.booleans(), seeds)
 def test_linear_and_its_gradients(rows, inner, outer, transposed, seed):
     kind = "linear_transposed" if transposed else "linear_plain"
-    x, weight, bias, dy = normal(seed, (rows, inner), (outer, inner) if transposed else (inner, outer), (outer,), (rows, outer))
+    x, weight, bias, dy = normal(
+        seed, (rows, inner), (outer, inner) if transposed else (inner, outer), (outer,), (rows, outer)
+    )
     X, W, B, D = double(x, weight, bias, dy)
     straight = W.T if transposed else W
     close(call(kind, [x, weight], [(rows, outer)]), X @ straight)
@@ -67,9 +69,11 @@ def test_linear_and_its_gradients(rows, inner, outer, transposed, seed):
 @many
 @given(st.integers(1, 3), sizes, sizes, seeds)
 def test_muons_orthogonal_update(count, rows, columns, seed):
-    x, = normal(seed, (count, rows, columns))
+    (x,) = normal(seed, (count, rows, columns))
     found = train.orthogonalised(train.library(), x)
-    np.testing.assert_allclose(found, orthogonalised(*double(x)), rtol=0, atol=2e-3)  # five steps enlarge what is rounded
+    np.testing.assert_allclose(
+        found, orthogonalised(*double(x)), rtol=0, atol=2e-3
+    )  # five steps enlarge what is rounded
 
 
 def test_muons_update_of_zeros_is_zero_and_of_nan_is_nan():
@@ -177,21 +181,24 @@ def keeping(rate: float, rows, columns):
 
 
 def words(seed: int, count: int):
-    return np.random.default_rng(seed).integers(-2**31, 2**31, count).astype(np.int32)
+    return np.random.default_rng(seed).integers(-(2**31), 2**31, count).astype(np.int32)
 
 
 @many
 @given(sizes, st.integers(1, 150), st.sampled_from([0.1, 0.5, 0.9]), seeds)
 def test_dropout_keeps_what_the_hash_says(rows, width, rate, seed):
-    x, = normal(seed, (rows, width))
+    (x,) = normal(seed, (rows, width))
     keys, columns = words(seed, rows), words(seed + 1, width)
     factors, numbers = keeping(rate, keys, columns)
-    np.testing.assert_array_equal(call("dropout", [x, keys[:, None], columns[None], *numbers], [x.shape]),
-                                  x * factors.astype(np.float32))
+    np.testing.assert_array_equal(
+        call("dropout", [x, keys[:, None], columns[None], *numbers], [x.shape]), x * factors.astype(np.float32)
+    )
 
 
 @many
-@given(st.integers(1, 3), st.integers(1, 150), st.integers(1, 3), st.integers(1, 20), st.sampled_from([0.0, 0.3]), seeds)
+@given(
+    st.integers(1, 3), st.integers(1, 150), st.integers(1, 3), st.integers(1, 20), st.sampled_from([0.0, 0.3]), seeds
+)
 def test_attention_within_documents_and_its_gradients(batch, seq, heads, dim, rate, seed):
     rows, width = batch * seq, heads * dim
     positions = documents(seed, batch, seq)
@@ -221,7 +228,9 @@ def test_attention_within_documents_and_its_gradients(batch, seq, heads, dim, ra
     slope = split[3] @ split[2].swapaxes(2, 3) * keep
     slope = weights * (slope - (slope * weights).sum(-1, keepdims=True)) / math.sqrt(dim)
     found = call("attention_backward", [q, k, v, positions, mixed, logsum, dy, *more], [q.shape] * 3)
-    for one, want in zip(found, (slope @ split[1], slope.swapaxes(2, 3) @ split[0], (weights * keep).swapaxes(2, 3) @ split[3])):
+    for one, want in zip(
+        found, (slope @ split[1], slope.swapaxes(2, 3) @ split[0], (weights * keep).swapaxes(2, 3) @ split[3])
+    ):
         close(one, joined(want))
 
 
@@ -279,7 +288,9 @@ def test_what_is_not_finite_is_not_hidden(bad):
         assert not np.isfinite(call("gelu", [x], [x.shape])[1]).all()
         assert not np.isfinite(call("head_loss_value", [x, table, labels, ones], [(1,)])).all()
         assert not np.isfinite(call("linear_plain", [x, table.T.copy()], [(4, 9)])[1]).all()
-        assert not np.isfinite(call("attention", [x, x, x, np.arange(4, dtype=np.int32)[None]], [x.shape, (1, 4)])[0]).all()
+        assert not np.isfinite(
+            call("attention", [x, x, x, np.arange(4, dtype=np.int32)[None]], [x.shape, (1, 4)])[0]
+        ).all()
 
 
 def test_ids_labels_and_positions_out_of_bounds_reach_no_memory():
