@@ -9,18 +9,17 @@ before anything expensive starts. See ``presets.py`` for the named sizes.
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
-import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 import yaml
 
-from pangu_lab.errors import InputError, nearest
+from pangu_lab.errors import nearest
 from pangu_lab.ranges import check, check_choice, check_range, number, shown
 from pangu_lab.reading import parse_yaml
+from pangu_lab.setting_types import convert
 from pangu_lab.shipped import shipped_names
 
 MOST_LAYERS = 1 << 12  # ten times those of any model; a number typed wrongly must not take minutes to refuse
@@ -570,7 +569,7 @@ def apply_overrides(config: RunConfig, overrides: dict[str, Any]) -> RunConfig:
         current = getattr(config, section)
         hints = typing.get_type_hints(type(current))
         check(name in hints, _unknown_key(config, key))
-        changed.setdefault(section, {})[name] = _convert(key, value, hints[name])
+        changed.setdefault(section, {})[name] = convert(key, value, hints[name])
     for section, values in changed.items():
         top[section] = dataclasses.replace(getattr(config, section), **values)
     return dataclasses.replace(config, **top)
@@ -597,51 +596,3 @@ def _unknown_key(config: RunConfig, key: str) -> str:
     by_last_part = [name for name in known if name.rpartition(".")[2] == key.rpartition(".")[2]]
     hint = f" (did you mean '{by_last_part[0]}'?)" if by_last_part else nearest(key, known)
     return f"unknown setting '{shown(key)}'{hint}"
-
-
-def _convert(key: str, value: Any, hint: Any) -> Any:
-    """Check ``value`` against a type hint; numbers written as text ('1e-4', which YAML reads as text) are converted."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (Union, types.UnionType) else (hint,)
-    if value is None:
-        check(type(None) in options, f"{key} needs a value")
-        return None
-    for option in options:
-        if option is not type(None):
-            converted = _convert_one(value, option)
-            if converted is not None:
-                return converted
-    names = " or ".join(_type_name(option) for option in options)
-    raise InputError(f"{key}={shown(value, repr)} must be {names}")
-
-
-def _convert_one(value: Any, kind: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
-        kinds = typing.get_args(kind)
-        value = list(value.items()) if isinstance(value, dict) else value  # {id: number} for pairs
-        items = value if isinstance(value, (list, tuple)) else [value]
-        if kinds[-1] is Ellipsis:
-            kinds = kinds[:1] * len(items)
-        if len(items) != len(kinds):
-            return None
-        converted = tuple(_convert_one(item, item_kind) for item, item_kind in zip(items, kinds))
-        return None if any(item is None for item in converted) else converted
-    if kind is bool or isinstance(value, bool):
-        return value if kind is bool and isinstance(value, bool) else None
-    if kind is int:
-        whole = isinstance(value, int) or isinstance(value, float) and math.isfinite(value) and value == int(value)
-        return int(value) if whole else None
-    if kind is float:
-        try:
-            number = float(value) if isinstance(value, (int, float, str)) else math.nan
-            return number if math.isfinite(number) else None
-        except (ValueError, OverflowError):
-            return None
-    return value if isinstance(value, kind) else None
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is tuple:
-        return "a list"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}.get(
-        kind, str(kind)
-    )

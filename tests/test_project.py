@@ -43,7 +43,7 @@ LAYERS = (
         "schema",
         "cache",
     ),
-    ("config", "presets", "memory"),
+    ("config", "setting_types", "presets", "memory"),
     ("corpus",),
     ("tokenizer",),
     ("data",),
@@ -243,8 +243,14 @@ def test_modules_and_functions_stay_readable(path):
     assert ast.get_docstring(module) or not module.body, f"{label(path)} does not say what it is"
     for node in ast.walk(module):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = node.end_lineno - node.lineno + 1
+            length = node.end_lineno - _begin(node)
             assert length <= 60, f"{label(path)}:{node.lineno} {node.name} has {length} lines; at most 60"
+
+
+def _begin(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The line before the first statement: signature and docstring count for nothing."""
+    first = node.body[0]
+    return first.end_lineno if ast.get_docstring(node) is not None else first.lineno - 1
 
 
 def test_notebook_cells_call_and_do_not_implement():

@@ -20,6 +20,11 @@ PASSWORD, TOKEN, KEY = "PANGU_LAB_PASSWORD", "PANGU_LAB_TOKEN", "PANGU_LAB_CLUST
 
 
 def register(verbs: Any) -> None:
+    _register_export(verbs)
+    _register_serve(verbs)
+
+
+def _register_export(verbs: Any) -> None:
     export = add_verb(
         verbs,
         "export",
@@ -62,6 +67,17 @@ def register(verbs: Any) -> None:
         ),
     )
     export.add_argument("--no-eval-loss", action="store_true", help="leave out the graph that scores whole texts")
+    _add_parts(export)
+    export.add_argument(
+        "--sign",
+        metavar="KEY",
+        help="sign it with the secret key in the file KEY (HMAC-SHA256): `serve "
+        "--verify KEY` then refuses one that others made or changed",
+    )
+
+
+def _add_parts(export: argparse.ArgumentParser) -> None:
+    """The options of an export for several processes."""
     export.add_argument(
         "--tensor-parallel",
         type=int,
@@ -83,12 +99,9 @@ def register(verbs: Any) -> None:
         help="of several processes: write only the ranks from this one on, as each host of a cluster does",
     )
     export.add_argument("--ranks", type=int, metavar="N", help="how many of them (default: to the last)")
-    export.add_argument(
-        "--sign",
-        metavar="KEY",
-        help="sign it with the secret key in the file KEY (HMAC-SHA256): `serve "
-        "--verify KEY` then refuses one that others made or changed",
-    )
+
+
+def _register_serve(verbs: Any) -> None:
     serve = add_verb(
         verbs,
         "serve",

@@ -16,6 +16,7 @@ from pangu_lab.cli.common import (
     finish,
     training_settings,
 )
+from pangu_lab.config import RunConfig
 from pangu_lab.errors import InputError
 from pangu_lab.terminal import complain, progress_bar, say
 
@@ -96,6 +97,11 @@ def _register_launch(verbs: Any) -> None:
     add_minutes(launch)
     add_init_from(launch)
     add_start_over(launch)
+    _add_watching(launch)
+    add_settings(launch)
+
+
+def _add_watching(launch: argparse.ArgumentParser) -> None:
     watch = launch.add_argument_group("watching", "seconds after which a rank counts as hung")
     watch.add_argument(
         "--heartbeat-timeout", type=float, default=30.0, metavar="S", help="without a heartbeat (default %(default)g)"
@@ -121,13 +127,11 @@ def _register_launch(verbs: Any) -> None:
         metavar="S",
         help="without progress afterwards (default %(default)g)",
     )
-    add_settings(launch)
 
 
 def run_launch(args: argparse.Namespace) -> int:
-    from pangu_lab.launch import LaunchFailed, Patience, launch, prepare
+    from pangu_lab.launch import prepare
     from pangu_lab.launch.plan import WORKER
-    from pangu_lab.runs.memory import memory_lines
 
     if args.restarts < 0 or (args.nproc is not None and args.nproc < 1):
         raise InputError("--nproc must be at least 1 and --restarts at least 0")
@@ -158,6 +162,13 @@ def run_launch(args: argparse.Namespace) -> int:
         return finish(args, plan.to_dict())
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
+    return _launched(args, config, run, backend, where)
+
+
+def _launched(args: argparse.Namespace, config: RunConfig, run: Path, backend: str, where: dict[str, Any]) -> int:
+    from pangu_lab.launch import LaunchFailed, Patience, launch
+    from pangu_lab.runs.memory import memory_lines
+
     patience = Patience(
         args.heartbeat_timeout, join=args.join_timeout, compile=args.compile_timeout, step=args.step_timeout
     )

@@ -100,7 +100,7 @@ def run_train(args: argparse.Namespace) -> int:
     if not config.data.path:
         raise InputError("give --data DIR: a data set made by `pangu-lab prepare`")
     from pangu_lab.runs.memory import memory_lines
-    from pangu_lab.train.loop import TrainingFailed, train
+    from pangu_lab.train import TrainingFailed, train
 
     try:
         with progress_bar("train") as progress:

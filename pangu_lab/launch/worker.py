@@ -154,7 +154,7 @@ def read_config(run: Path) -> RunConfig:
 
 
 def _train(run: Path, resume: str) -> str:
-    from pangu_lab.train.loop import train
+    from pangu_lab.train import train
 
     return train(read_config(run), run, resume=resume).reason
 

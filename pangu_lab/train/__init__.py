@@ -6,5 +6,5 @@
 from pangu_lab.lazy import lazy_names
 
 __getattr__, __dir__, __all__ = lazy_names(
-    __name__, {"loop": ["TrainResult", "TrainingFailed", "train"], "schedule": ["learning_rate"]}
+    __name__, {"training": ["TrainResult", "train"], "loop": ["TrainingFailed"], "schedule": ["learning_rate"]}
 )
