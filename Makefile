@@ -1,7 +1,7 @@
 # `make` lists what there is. Every target sets up .venv first when that is needed; pyproject.toml says what goes in.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo lab test test-all test-browser test-native bench bench-large verse notebooks map audit clean
+.PHONY: help demo lab lint test test-all test-browser test-native bench bench-large verse notebooks map audit clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed  ## the whole life of a small model on this machine, fr
 lab: $(VENV)/.installed  ## open JupyterLab on the notebooks (127.0.0.1 only)
 	$(BIN)/jupyter lab --ip=127.0.0.1 $(if $(filter 0,$(shell id -u)),--allow-root) \
 		--ServerApp.root_dir="$(CURDIR)" --LabApp.default_url=/lab/tree/notebooks $(ARGS)
+
+lint: $(VENV)/.installed-test  ## the form of all Python, and its likely faults (`make lint ARGS=--fix` mends what it can)
+	$(BIN)/ruff check $(ARGS) .
+	$(BIN)/ruff format $(if $(filter --fix,$(ARGS)),,--check) .
 
 test: $(VENV)/.installed-test  ## all tests but the slow ones, a file at a time in each of two workers
 	@sh scripts/system_packages.sh
