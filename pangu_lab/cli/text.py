@@ -41,7 +41,9 @@ def register(verbs: Any) -> None:
     prepare.add_argument("--workers", type=int, metavar="N", help="processes (default: by the amount of text)")
     add_reading(prepare)
     prepare.add_argument("--column", default="input_ids", metavar="NAME", help="its name (default %(default)s)")
-    prepare.add_argument("--shards", type=int, default=1, metavar="N", help="number of output files (default 1)")
+    prepare.add_argument(
+        "--shards", type=int, metavar="N", help="number of output files (default: one for 200,000 records)"
+    )
     prepare.add_argument("--pad-last", action="store_true", help="fill the last record instead of leaving it out")
     prepare.add_argument(
         "--whole-documents",

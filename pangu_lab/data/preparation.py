@@ -43,6 +43,8 @@ UNWRITABLE = (
     errno.ENAMETOOLONG,
 )
 WORKER_SECONDS = 1.0  # of work that justify starting a further worker
+MOST_SHARDS = 1000
+SHARD_RECORDS = 200_000  # in a file: MindRecord's index of them is made in memory, 1.4 kB for each
 NAMED = 20  # unknown characters that are named, the commonest
 UNKNOWN_SHARE = 0.01  # of tokens; above it the vocabulary does not fit the text
 
@@ -87,7 +89,7 @@ class _Options:
     record_length: int
     column: str
     pad_last: bool
-    shards: int
+    shards: int | None  # None: as many as the records ask for
     whole_documents: bool
 
     def __post_init__(self) -> None:
@@ -95,8 +97,12 @@ class _Options:
             raise InputError(f"a record of {self.record_length} tokens is too short: 2 are an input and its label")
         if not (self.column.isascii() and self.column.isidentifier() and len(self.column) <= 100):
             raise InputError(f"column '{shown(self.column)}' must be letters, digits and underscores, at most 100")
-        if not 1 <= self.shards <= 1000:
-            raise InputError(f"shards={self.shards} must be between 1 and 1000")
+        if self.shards is not None and not 1 <= self.shards <= MOST_SHARDS:
+            raise InputError(f"shards={self.shards} must be between 1 and {MOST_SHARDS}")
+
+    def shards_for(self, tokens: int) -> int:
+        """The number of files for about so many tokens."""
+        return self.shards or min(MOST_SHARDS, 1 + tokens // (self.record_length * SHARD_RECORDS))
 
 
 def prepare(
@@ -111,7 +117,7 @@ def prepare(
     documents: str = "line",
     column: str = "input_ids",
     pad_last: bool = False,
-    shards: int = 1,
+    shards: int | None = None,
     whole_documents: bool = False,
     progress: Progress = silent,
 ) -> PreparedData:
@@ -127,7 +133,7 @@ def prepare(
         text_format, documents: see there.
         column: the name of the MindRecord column.
         pad_last: fill the last record with padding instead of leaving the left-over tokens out.
-        shards: number of MindRecord files.
+        shards: number of MindRecord files; by default one for every 200,000 records, so that memory stays below 1 GB.
         whole_documents: never cut a document that fits into a record; padding fills what stays free. For documents
             shorter than a record, such as poems: what follows a cut is learned without what it depends on.
         progress: called with characters done, of how many, and the tokens a second.
@@ -183,7 +189,8 @@ def _write_records(
         if options.whole_documents
         else Packer(options.record_length, tokenizer.pad_id)
     )
-    writer = RecordWriter(folder, options.record_length, options.column, options.shards, 4 * total)
+    shards = options.shards_for(total)  # a character gives about a token, or less
+    writer = RecordWriter(folder, options.record_length, options.column, shards, 4 * total)
     counts = {"documents": 0, "characters": 0, "tokens": 0, "unknown_tokens": 0}
     letters: collections.Counter[str] = collections.Counter()
     started = time.monotonic()

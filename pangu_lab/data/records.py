@@ -1,12 +1,12 @@
 """Packing ids into records of one length, and records in and out of MindRecord files.
 
-MindRecord notes: a file begins with a header of fixed size (16 MB by default) and grows by pages (32 MB), so small
-data sets get small ones; the index lies beside the file in ``NAME.db``; files written the same way are byte-identical;
-a file cannot be renamed afterwards, but its folder can. ``MindDataset`` over a list of files numbers the rows
-in the order of the list and, with a ``SubsetSampler``, reads any rows in any order at about 70 µs each, without
-reading the rest. Integers are stored packed: small ids take less than four bytes. MindRecord keeps no checksums: a bit
-that flips on the disk gives other tokens, silently. So the CRC-32 of each record is kept beside the files, and
-compared when the record has been read: 1 to 3 µs for one of 1025 tokens.
+MindRecord notes: a file begins with a header of fixed size (16 MB by default) and grows by pages (32 MB), so small data
+sets get small ones; the index lies beside the file in ``NAME.db`` and is made in memory at the end, 1.4 kB for a
+record; files written the same way are byte-identical; a file cannot be renamed afterwards, but its folder can.
+``MindDataset`` over a list of files numbers the rows in the order of the list and, with a ``SubsetSampler``, reads any
+rows in any order at about 70 µs each, without reading the rest. Integers are stored packed: small ids take less than
+four bytes. MindRecord keeps no checksums: a bit that flips on the disk gives other tokens, silently. So the CRC-32 of
+each record is kept beside the files, and compared when the record has been read: 1 to 3 µs for one of 1025 tokens.
 """
 
 from __future__ import annotations

@@ -118,13 +118,17 @@ def test_the_result_is_the_same_for_any_number_of_workers(
     assert "dataset.json" in made[1] and "tokenizer/vocab.model" in made[1]
 
 
-def test_the_records_do_not_depend_on_the_number_of_files(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
+def test_the_records_do_not_depend_on_the_number_of_files(
+    text_file: Path, pangu: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     streams = []
-    for shards in (1, 2, 5):
+    monkeypatch.setattr("pangu_lab.data.preparation.SHARD_RECORDS", 20)
+    for shards in (1, 2, 5, None):
         prepare(text_file, tmp_path / f"set{shards}", pangu, record_length=33, shards=shards)
-        assert len(list((tmp_path / f"set{shards}").glob("*.mindrecord"))) == shards
+        found = len(list((tmp_path / f"set{shards}").glob("*.mindrecord")))
+        assert found == shards if shards is not None else found > 1  # one for every 20 records
         streams.append(stream(tmp_path / f"set{shards}"))
-    assert streams[0] == streams[1] == streams[2]
+    assert all(each == streams[0] for each in streams)
 
 
 def test_any_mindrecord_reader_can_read_it(text_file: Path, pangu: Tokenizer, tmp_path: Path) -> None:
