@@ -11,7 +11,7 @@ from pangu_lab.checkpoint import list_checkpoints
 from tests.benchmarks import losses, table
 
 
-@pytest.mark.parametrize("name", table.READMES)
+@pytest.mark.parametrize("name", table.TABLES)
 def test_the_tables_of_speed_are_those_of_the_kept_results(name):
     assert (table.ROOT / name).read_text(encoding="utf-8") == table.with_table(name)
     assert table.BEGIN in table.with_table(name)
@@ -24,8 +24,8 @@ def kept_output(notebook: str, pattern: str) -> str:
     return re.search(pattern, "\n".join(texts), re.DOTALL)[1]
 
 
-@pytest.mark.parametrize("name", losses.READMES)
-def test_the_readmes_expect_what_the_notebooks_found(name):
+@pytest.mark.parametrize("name", losses.GUIDES)
+def test_the_guides_expect_what_the_notebooks_found(name):
     """After `make notebooks` comes `python -m tests.benchmarks.losses`."""
     rows = re.findall(
         r"^\| ([\d.]+) \| (\d+) \| [\d.]+ \| (\d+) \| (.*?) ?\|(?: |$)",

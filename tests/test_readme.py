@@ -18,8 +18,12 @@ from tests.test_cli import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.zh-CN.md")
+GUIDES = ("docs/guide.md", "docs/guide.zh-CN.md")
 TEXTS = (
     *READMES,
+    *GUIDES,
+    "CONTRIBUTING.md",
+    "SECURITY.md",
     "pangu_lab/ops/README.md",
     *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("notebooks/*.ipynb")),
 )
@@ -72,7 +76,7 @@ def test_every_command_parses(name):
 
 
 def test_the_check_of_commands_sees_wrong_ones():
-    assert all(sum(line.startswith("pangu-lab ") for line in blocks(prose(name))) > 20 for name in READMES)
+    assert all(sum(line.startswith("pangu-lab ") for line in blocks(prose(name))) > 20 for name in GUIDES)
     text = (
         "`pangu-lab plan`, `pangu-lab nonsense`, `pangu-lab export --tensor-parallel 2` and\n"
         "```bash\npangu-lab train --wrong 1 --run x  # why\n```\n`pangu-lab serve --bundle …`"
@@ -95,18 +99,31 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
-@pytest.mark.parametrize("name", TEXTS)
-def test_every_link_and_picture_is_there(name):
-    text = prose(name)
-    headings = {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        if target.startswith("#"):
-            assert target[1:] in headings, target
-        elif not target.startswith("http"):
-            assert ((ROOT / name).parent / target).exists(), target
+def headings_of(text: str) -> set[str]:
+    """The addresses of all headings."""
+    return {anchor(heading) for heading in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_the_front_page_is_short(name):
+    assert prose(name).count("\n") <= 150
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_and_picture_is_there(name):
+    text = prose(name)
+    headings = headings_of(text)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, place = target.partition("#")
+        if not path:
+            assert place in headings, target
+        elif not target.startswith("http"):
+            found = (ROOT / name).parent / path
+            assert found.exists(), target
+            assert not place or place in headings_of(found.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", GUIDES)
 def test_the_true_size_of_every_preset_is_told(name):
     rows = re.findall(r"^\| `([^`]+)` \| (\d+) × (\d+)[,，] ?(\d+) \| ([\d,]+) \|", prose(name), re.MULTILINE)
     told = {row[0]: row[1:] for row in rows}
@@ -117,13 +134,14 @@ def test_the_true_size_of_every_preset_is_told(name):
         assert parameters == f"{model.num_parameters:,}"
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", GUIDES)
 def test_every_verb_is_told(name):
     told = re.findall(r"^\| (`[a-z `、,]+`) \|", prose(name), re.MULTILINE)
     words = set(re.findall(r"`([a-z ]+)`", " ".join(told)))
     assert {verb.split()[0] for verb in VERBS} <= {word.split()[0] for word in words}
 
 
-def test_both_readmes_show_the_same_commands():
-    blocks = [re.findall(r"^(?:pangu-lab|make) [^#\n]*", prose(name), re.MULTILINE) for name in READMES]
+@pytest.mark.parametrize("names", [READMES, GUIDES])
+def test_both_languages_show_the_same_commands(names):
+    blocks = [re.findall(r"^(?:pangu-lab|make) [^#\n]*", prose(name), re.MULTILINE) for name in names]
     assert blocks[0] and [line.strip() for line in blocks[0]] == [line.strip() for line in blocks[1]]

@@ -2,7 +2,7 @@
 
 The reference trains, predicts, evaluates and exports with shell scripts that take positional arguments. ``LAUNCHES`` names their arguments in
 order, ``ARGUMENTS`` maps each one, and ``translate`` turns a script's name and arguments into the command of this
-project. The tables in the README and in notebook 04 are made from these, and a test dry-runs every command they show,
+project. The tables in the guide and in notebook 04 are made from these, and a test dry-runs every command they show,
 so they stay correct.
 
 Source: mindspore-ai/models, official/nlp/Pangu_alpha, its scripts, configuration and README. Settings that its training

@@ -16,11 +16,11 @@ from pangu_lab.runs import read_curves
 from pangu_lab.runs.curves import smoothed
 
 ROOT = Path(__file__).resolve().parents[2]
-READMES = ("README.md", "README.zh-CN.md")
+GUIDES = ("docs/guide.md", "docs/guide.zh-CN.md")
 PROMPT = "春天来了，"
 SETTINGS = {"max_new_tokens": 24, "temperature": 0.8, "top_p": 0.9, "seed": 1}
 RUNS = {ROOT / "runs" / "train_and_watch" / "straight": (20, 60), ROOT / "runs" / "quickstart" / "run": (0, 150, 300)}
-TRAINING = {"README.md": r"(training loss is )[\d.]+", "README.zh-CN.md": r"(训练损失为 )[\d.]+"}
+TRAINING = {"docs/guide.md": r"(training loss is )[\d.]+", "docs/guide.zh-CN.md": r"(训练损失为 )[\d.]+"}
 
 
 def row(loss: float, perplexity: float, bits: float, step: int, text: str) -> str:
@@ -60,7 +60,7 @@ def with_rows(text: str, rows: dict[int, str]) -> str:
 
 def main() -> int:
     rows, training = measured()
-    for name in READMES:
+    for name in GUIDES:
         path = ROOT / name
         text = with_rows(path.read_text(encoding="utf-8"), rows)
         path.write_text(re.sub(TRAINING[name], rf"\g<1>{training:.2f}", text), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The tables of speed in both readmes, made from ``results.json``, which ``make bench ARGS=--keep`` brings up to date."""
+"""The tables of speed in both guides, and a few rows of them in both readmes, made from ``results.json``, which ``make bench ARGS=--keep`` brings up to date."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SIZES = {
     "12x768": (12, 768, 512, 2, 40000),
 }
 PEERS = {"eager": "PyTorch", "torch.compile": "torch.compile"}
-READMES = {
-    "README.md": {
+WORDS = {
+    "en": {
         "head": "| what; beside what | ours | the other | ours is |",
         "train": "training, {} layers × {}, sequence {}, batch {}, vocabulary {}; {}",
         "decode, engine": "decode, one sequence, 12 layers × 768, vocabulary 40000; transformers",
@@ -30,7 +30,7 @@ READMES = {
         "speed": " tokens/s",
         "as quick": " × as quick",
     },
-    "README.zh-CN.md": {
+    "zh": {
         "head": "| 做什么；与谁相比 | 本项目 | 对方 | 本项目的速度是对方的 |",
         "train": "训练，{} 层 × {}，序列 {}，批大小 {}，词表 {}；{}",
         "decode, engine": "逐词生成，单条序列，12 层 × 768，词表 40000；transformers",
@@ -45,6 +45,13 @@ READMES = {
         "as quick": " 倍",
     },
 }
+FEW = ("train yardstick, eager", "decode, engine", "decode, int8", "first token, engine")  # on the front page
+TABLES = {  # file → language, and the rows
+    "docs/guide.md": ("en", None),
+    "docs/guide.zh-CN.md": ("zh", None),
+    "README.md": ("en", FEW),
+    "README.zh-CN.md": ("zh", FEW),
+}
 
 
 def keep(found: dict) -> None:
@@ -53,24 +60,25 @@ def keep(found: dict) -> None:
     RESULTS.write_text(
         json.dumps({**known, **found}, indent=1, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
     )
-    for name in READMES:
+    for name in TABLES:
         path = ROOT / name
         path.write_text(with_table(name), encoding="utf-8")
 
 
 def with_table(name: str) -> str:
-    """The readme's text, its table as the results say."""
+    """The text of a guide or readme, its table as the results say."""
     text = (ROOT / name).read_text(encoding="utf-8")
     return re.sub(
         re.escape(BEGIN) + ".*?" + re.escape(END),
-        lambda _: BEGIN + "\n" + table(READMES[name]) + "\n" + END,
+        lambda _: BEGIN + "\n" + table(*TABLES[name]) + "\n" + END,
         text,
         flags=re.DOTALL,
     )
 
 
-def table(words: dict[str, str]) -> str:
-    """Markdown, in the order of the words; rows of which nothing is known are left out."""
+def table(language: str, few: tuple[str, ...] | None) -> str:
+    """Markdown, in the order of the words; rows of which nothing is known are left out, and all but ``few`` if given."""
+    words = WORDS[language]
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     rows = [words["head"], "|---|---|---|---|"]
     captions = {
@@ -80,7 +88,7 @@ def table(words: dict[str, str]) -> str:
     }
     for name, caption in {**captions, **words}.items():
         found = results.get(name)
-        if found:
+        if found and (few is None or name in few):
             rows.append(
                 f"| {caption} | {_side(found, 'ours', words)} | {_side(found, 'peer', words)} | "
                 f"{found['ratio']:.2f}{words['as quick']} |"

@@ -1,4 +1,4 @@
-"""Every launch of the reference has its row in both READMEs, and the command in it parses and dry-runs."""
+"""Every launch of the reference has its row in both guides, and the command in it parses and dry-runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pangu_lab.presets import preset
 from pangu_lab.runs import read_curves
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh-CN.md"}
+GUIDES = {"en": ROOT / "docs/guide.md", "zh": ROOT / "docs/guide.zh-CN.md"}
 SCRIPTS = [
     "run_distribute_train",
     "run_distribute_train_gpu",
@@ -59,19 +59,19 @@ def machines(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("language", READMES)
-def test_the_readmes_have_the_tables_as_they_are_now(language):
-    text = READMES[language].read_text(encoding="utf-8")
+@pytest.mark.parametrize("language", GUIDES)
+def test_the_guides_have_the_tables_as_they_are_now(language):
+    text = GUIDES[language].read_text(encoding="utf-8")
     begin, end = "<!-- reference launches -->\n\n", "\n\n<!-- end of reference launches -->"
     assert text.partition(begin)[2].partition(end)[0] == tables(language), (
-        f"put what pangu_lab.launch.tables('{language}') gives between the two marks of {READMES[language].name}"
+        f"put what pangu_lab.launch.tables('{language}') gives between the two marks of {GUIDES[language].name}"
     )
 
 
 def test_every_launch_and_every_argument_has_its_row():
     assert list(LAUNCHES) == SCRIPTS
     assert {name for launch in LAUNCHES.values() for name in launch.arguments} == set(ARGUMENTS)
-    for language in READMES:
+    for language in GUIDES:
         assert set(shown(tables(language))) == set(SCRIPTS)
         assert all(f"| `{name}` |" in tables(language) for name in ARGUMENTS)
 
@@ -79,7 +79,7 @@ def test_every_launch_and_every_argument_has_its_row():
 @pytest.mark.parametrize("script", TRAINING)
 def test_the_command_of_a_row_parses_and_dry_runs(script, machines, monkeypatch, capsys):
     monkeypatch.chdir(machines)
-    *first, command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    *first, command = shown(GUIDES["en"].read_text(encoding="utf-8"))[script]
     for words in first:
         assert callable(cli.build_parser().parse_args(words[1:]).handler)
     ranks = dict(zip(LAUNCHES[script].arguments, LAUNCHES[script].example.split()))["RANK_SIZE"]
@@ -98,7 +98,7 @@ def test_the_commands_of_prediction_evaluation_and_export_parse_and_those_of_sev
     script, machines, monkeypatch, capsys
 ):
     monkeypatch.chdir(machines)
-    convert, command = shown(READMES["en"].read_text(encoding="utf-8"))[script]
+    convert, command = shown(GUIDES["en"].read_text(encoding="utf-8"))[script]
     for words in (convert, command):
         assert callable(cli.build_parser().parse_args(words[1:]).handler)
     if "--rank-table" in command:

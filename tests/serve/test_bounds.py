@@ -377,8 +377,8 @@ def test_wrong_options_are_said_in_one_line(capsys, debug_bundle):
         assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readmes_table_of_limits_is_that_of_the_code(name):
+@pytest.mark.parametrize("name", ["docs/guide.md", "docs/guide.zh-CN.md"])
+def test_the_guides_table_of_limits_is_that_of_the_code(name):
     rows = re.findall(
         r"^\| (`[a-z_`,、 ]+`) \| ([\d,、 ]+) \|", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE
     )
