@@ -46,11 +46,15 @@ def test_matrices_are_halves_in_the_checkpoint_and_all_else_is_in_fp32(config, h
         assert saved.dtype(f"adam_m.{name}") == saved.dtype(f"adam_v.{name}") == "float32"
 
 
-def test_a_run_goes_on_bit_equal_and_its_halves_start_one_with_fp32_weights(config, halves, tmp_path):
+def test_a_run_goes_on_bit_equal(config, halves, tmp_path):
     half = config.replace(**HALVES, **{"train.steps": 12, "train.decay_steps": 12})
     train(half.replace(**{"train.steps": 6}), tmp_path / "parts")
     train(half, tmp_path / "parts")
     assert np.array_equal(losses(tmp_path / "parts"), losses(halves))
+
+
+@pytest.mark.slow
+def test_halves_start_a_run_with_fp32_weights(config, halves, tmp_path):
     result = train(config.replace(**{"train.steps": 1, "train.init_from": str(halves)}), tmp_path / "whole")
     assert losses(tmp_path / "whole")[0] == pytest.approx(losses(halves)[-1], rel=0.2)
     assert Checkpoint(result.checkpoint).dtype("backbone.blocks.0.output.mapping.weight") == "float32"

@@ -13,7 +13,7 @@ from pangu_lab.checkpoint.folder import Checkpoint
 from pangu_lab.config import TrainConfig
 from pangu_lab.errors import InputError
 from pangu_lab.runs import read_curves, read_events
-from pangu_lab.train import learning_rate, loop, timetable, train
+from pangu_lab.train import learning_rate, loop, timetable, train, training
 from pangu_lab.train.timetable import Timetable
 
 
@@ -22,8 +22,8 @@ def clock(monkeypatch):
     """Seconds that pass only when the test says so."""
     found = SimpleNamespace(now=1000.0)
     fake = SimpleNamespace(monotonic=lambda: found.now, perf_counter=time.perf_counter)
-    monkeypatch.setattr(timetable, "time", fake)
-    monkeypatch.setattr(loop, "time", fake)
+    for module in (timetable, loop, training):
+        monkeypatch.setattr(module, "time", fake)
     return found
 
 
