@@ -29,7 +29,8 @@ def register(verbs: Any) -> None:
     _add_inputs(prepare)
     prepare.add_argument("--out", required=True, metavar="DIR", help="the data set's folder; must not exist yet")
     prepare.add_argument("--tokenizer", default="pangu", metavar="NAME", help=TOKENIZER_HELP)
-    prepare.add_argument("--eod", metavar="PIECE|ID", help="the piece that ends a document")
+    prepare.add_argument("--vocab", metavar="DIR", help="the folder of --tokenizer gpt, as the reference spells it")
+    prepare.add_argument("--eod", "--eot", metavar="PIECE|ID", help="the piece that ends a document")
     prepare.add_argument("--pad", metavar="PIECE|ID", help="the piece that fills a record")
     prepare.add_argument(
         "--seq-length",
@@ -235,12 +236,19 @@ def show_tokens(args: argparse.Namespace) -> int:
     return finish(args, rows)
 
 
+def _named_tokenizer(args: argparse.Namespace) -> str:
+    """What ``--tokenizer`` names; in the reference's spelling ``--tokenizer gpt --vocab DIR``."""
+    if (args.tokenizer == "gpt") != (args.vocab is not None):
+        raise InputError("--vocab DIR goes with --tokenizer gpt, a folder with GPT-2's vocab.json and merges.txt")
+    return args.vocab or args.tokenizer
+
+
 def run_prepare(args: argparse.Namespace) -> int:
     from pangu_lab.data import prepare
     from pangu_lab.tokenizer import load_tokenizer
 
     chosen = {key: piece(getattr(args, key)) for key in ("eod", "pad") if getattr(args, key) is not None}
-    tokenizer = load_tokenizer(args.tokenizer, **chosen)
+    tokenizer = load_tokenizer(_named_tokenizer(args), **chosen)
     with progress_bar("prepare") as progress:
         result = prepare(
             inputs(args),

@@ -14,6 +14,7 @@ from pangu_lab.tokenizer.characters import sentence_piece_tokenizer
 from pangu_lab.tokenizer.gpt2 import MERGES, VOCABULARY, GPT2Tokenizer
 from pangu_lab.tokenizer.sentence_piece import MODEL_FILE, SentencePieceTokenizer
 
+RELEASED = ("pangu", "jieba")  # names of the published vocabulary
 VOCABULARY_LIMIT = 256 << 20  # bytes; a SentencePiece vocabulary of a million pieces has a tenth of that
 
 
@@ -44,8 +45,8 @@ def load_tokenizer(path: str | Path = "pangu", eod: str | int | None = None, pad
     """A tokenizer ready to use.
 
     Args:
-        path: ``pangu`` for the released vocabulary of 40000 pieces (``./pangu`` is a folder); a folder written by ``train_vocabulary`` or
-            ``Tokenizer.save``; a SentencePiece ``.model`` file or a folder with one; or a folder with GPT-2's
+        path: ``pangu``, or ``jieba`` as the reference calls it, for the released vocabulary of 40000 pieces (``./pangu`` is
+            a folder); a folder written by ``train_vocabulary`` or ``Tokenizer.save``; a SentencePiece ``.model`` file or a folder with one; or a folder with GPT-2's
             ``vocab.json`` and ``merges.txt``.
         eod, pad: the pieces (name or id) that end a document and fill a record. Not given: what a saved folder
             was saved with, else ``<eot>`` and ``<pad>`` (``<|endoftext|>`` for GPT-2).
@@ -53,7 +54,7 @@ def load_tokenizer(path: str | Path = "pangu", eod: str | int | None = None, pad
     Raises:
         InputError: nothing usable there, a damaged file, or no such piece.
     """
-    if str(path) == "pangu":
+    if str(path) in RELEASED:
         return _sentence_piece(released_vocabulary(), eod, pad)
     path = Path(path)
     if path.is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pangu_lab.cli import main
 from pangu_lab.errors import InputError
 from pangu_lab.tokenizer import Tokenizer, load_tokenizer
 from pangu_lab.tokenizer.load import released_vocabulary
@@ -40,6 +41,7 @@ def test_a_saved_choice_of_pieces_is_kept_unless_another_is_given(trained: Token
 def test_a_model_file_or_a_folder_with_one(tmp_path: Path) -> None:
     shutil.copy(released_vocabulary(), tmp_path / "any.model")
     expected = load_tokenizer("pangu").fingerprint
+    assert load_tokenizer("jieba").fingerprint == expected  # as the reference calls it
     assert load_tokenizer(tmp_path / "any.model").fingerprint == expected
     assert load_tokenizer(tmp_path).fingerprint == expected
 
@@ -93,3 +95,19 @@ def test_importing_and_loading_bring_in_nothing_heavy() -> None:
         "assert not {'pcl_pangu', 'jieba', 'mindspore', 'tokenizers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_prepare_takes_the_references_spellings(
+    gpt2_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("春天来了，花开了。\n" * 40, encoding="utf-8")
+    line = ["prepare", "--input", str(tmp_path / "a.txt"), "--seq-length", "9"]
+    assert main([*line, "--tokenizer", "jieba", "--eot", "6", "--out", str(tmp_path / "jieba")]) == 0
+    assert load_tokenizer(tmp_path / "jieba" / "tokenizer").eod_id == 6
+    gpt = ["--tokenizer", "gpt", "--vocab", str(gpt2_folder)]
+    assert main([*line, *gpt, "--out", str(tmp_path / "gpt")]) == 0
+    assert load_tokenizer(tmp_path / "gpt" / "tokenizer").kind == "gpt2"
+    capsys.readouterr()
+    for half in (gpt[:2], gpt[2:]):
+        assert main([*line, *half, "--out", str(tmp_path / "none")]) == 2
+        assert "--vocab DIR goes with --tokenizer gpt" in capsys.readouterr().err
