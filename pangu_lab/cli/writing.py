@@ -42,6 +42,11 @@ def register(verbs: Any) -> None:
         "--verify", metavar="KEY", help="refuse a bundle that was not signed with the key in the file KEY"
     )
     add_dtype(parser)
+    parser.add_argument(
+        "--no-cache",
+        action="store_true",
+        help="read the whole text again for every token (the reference's use_past=false): the same text, slowly",
+    )
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="maximum number of new tokens")
     parser.add_argument("--temperature", type=float, metavar="T", help="0 always takes the likeliest token")
     parser.add_argument("--top-k", type=int, metavar="K", help="choose among the K likeliest tokens; 0: among all")
@@ -114,6 +119,10 @@ def run_generate(args: argparse.Namespace) -> int:
 
 
 def _write_all(args: argparse.Namespace, engine: Any, texts: list[str], held_to: Any) -> int:
+    if args.no_cache:
+        from pangu_lab.generate.uncached import UncachedRunner
+
+        engine.runner = UncachedRunner(engine.runner)
     chosen = sampling(args, engine.sampling)
     if held_to is not None and args.max_new_tokens is None:  # the form says how long it is
         chosen = dataclasses.replace(chosen, max_new_tokens=max(chosen.max_new_tokens, held_to.tokens))
