@@ -54,8 +54,8 @@ notebooks: $(VENV)/.installed  ## run every notebook, or ARGS=notebooks/NAME.ipy
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.record_timing=False \
 		--ExecutePreprocessor.store_widget_state=False $(or $(ARGS),notebooks/*.ipynb)
 
-map: $(VENV)/.installed-test  ## the parts of the library and what imports what, as docs/house.png
-	$(BIN)/python -m tests.house_map
+map: $(VENV)/.installed-test  ## the parts of the library and what imports what, as docs/architecture.png
+	$(BIN)/python -m tests.architecture
 
 audit: $(VENV)/.installed-audit  ## known holes of what is installed (asks PyPI's database), and sbom.json, a list of it all
 	$(BIN)/cyclonedx-py environment $(VENV) --output-file sbom.json

@@ -27,7 +27,7 @@ from pangu_lab.export.loading import (
 )
 from pangu_lab.generate.engine import Engine
 from pangu_lab.generate.native import has_kernels
-from pangu_lab.generate.runner import DTYPES, HALF_DTYPES, Runner, narrow_runner, network_runner
+from pangu_lab.generate.runner import DTYPES, HALF_DTYPES, Runner, kernel_runner, network_runner
 from pangu_lab.memory import check, generation_need
 from pangu_lab.ranges import shown
 from pangu_lab.shipped import shipped_folder, shipped_names
@@ -164,7 +164,7 @@ class Model:
                 self._runner = (
                     network_runner(self.weights, self.config, self._slots)
                     if self.dtype == "float32"
-                    else narrow_runner(self.weights, self.config, self.dtype, self._slots)
+                    else kernel_runner(self.weights, self.config, self.dtype, self._slots)
                 )
         return self._runner
 

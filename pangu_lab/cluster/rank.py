@@ -273,7 +273,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--from", dest="source", required=True, metavar="DIR")
     parser.add_argument("--front", required=True, metavar="HOST:PORT")
     parser.add_argument("--world", type=int, metavar="N")
-    parser.add_argument("--pipeline", type=int, metavar="N")
+    parser.add_argument("--pipeline", type=int, metavar="S")
     parser.add_argument("--local-on", metavar="HOST")
     args = parser.parse_args(arguments)
     host, _, port = args.front.rpartition(":")

@@ -18,12 +18,10 @@ from pangu_lab.export.loading import load_runner, rank_folders, read_bundle
 from pangu_lab.generate.runner import Runner, default_slots, network_runner
 from pangu_lab.loading import Model
 from pangu_lab.memory import check
-from pangu_lab.model.inference import check_split
+from pangu_lab.model.inference import check_dtype, check_split
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.planner.serving import part_need
 from pangu_lab.ranges import shown
-
-DTYPES = ("float32", "float16")  # of graphs; bfloat16 has no products on a CPU, where this could be tested
 
 
 @dataclass(frozen=True)
@@ -72,8 +70,6 @@ class SharedModel:
             InputError: no model there, or one that so many processes cannot share.
         """
         dtype = dtype or "float32"
-        if dtype not in DTYPES:
-            raise InputError(f"dtype {dtype}: over several processes there are {' and '.join(DTYPES)}")
         model = Model.load(source, tokenizer)
         if model.bundle is not None:
             if slots is not None or dtype != "float32":
@@ -81,8 +77,7 @@ class SharedModel:
             return cls._of_bundle(model, world, pipeline)
         layout = split(world or 1, pipeline or 1)
         check_split(model.config, layout.tensor, layout.pipeline)
-        if dtype != "float32" and model.config.moe_layers:
-            raise InputError(f"dtype {dtype} is for dense models: leave it out")
+        check_dtype(model.config, dtype)
         weights = model.require_weights("opened")
         manifest = weights.checkpoint.folder / "manifest.json"
         return cls(

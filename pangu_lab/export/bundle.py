@@ -42,15 +42,13 @@ from pangu_lab.files import check_destination, sha256_file, whole_folder, write_
 from pangu_lab.generate.runner import default_slots
 from pangu_lab.loading import Model
 from pangu_lab.memory import check, generation_need
-from pangu_lab.model.inference import check_split
+from pangu_lab.model.inference import GRAPH_DTYPES, check_dtype, check_split
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.progress import Progress, silent
-from pangu_lab.ranges import shown
 
 ONE_TOKEN_LIMIT = 1 << 30  # bytes of weights
 DECODED = (1, 4)
 MOST_DECODED = 16  # sequences in a step, as everywhere
-DTYPES = ("float32", "float16")  # a CPU has no products in bfloat16, where such a graph could be tested
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def export_run(
     model = Model.load(run)
     weights = model.require_weights("exported again")
     if dtype is None:
-        dtype = weights.dtype if weights.dtype in DTYPES and _device() != "CPU" else "float32"
+        dtype = weights.dtype if weights.dtype in GRAPH_DTYPES and _device() != "CPU" else "float32"
     check(f"{run}: exporting", generation_need(model.config, slots, dtype), generation_need)
     return export_bundle(
         weights,
@@ -191,10 +189,7 @@ def export_bundle(
             f"the tokenizer has {tokenizer.vocab_size} pieces and the model {config.vocab_size}: "
             "give the tokenizer that the model was trained with"
         )
-    if dtype not in DTYPES:
-        raise InputError(f"a bundle's weights are {' or '.join(DTYPES)}, not {shown(dtype)}")
-    if dtype != "float32" and config.moe_layers:
-        raise InputError(f"dtype {dtype} is for dense models: leave it out")
+    check_dtype(config, dtype)
     for option, number in (("tensor_parallel", tensor_parallel), ("pipeline", pipeline)):
         if number < 1:
             raise InputError(f"{option}={number} must be at least 1")

@@ -122,7 +122,7 @@ def load_bundle(folder: Path | str, verify: bool = True) -> Bundle:
     if "parallel" in description:
         raise InputError(
             f"{folder}: exported for {layout_of(description).world_size} processes, which share the "
-            "model: serve it with --nproc, or export it for one"
+            f"model: give --nproc {layout_of(description).world_size}, or export it for one"
         )
     runner, first = load_runner(folder, description, verify)
     return Bundle(

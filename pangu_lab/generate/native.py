@@ -25,10 +25,12 @@ from pangu_lab.model.parameters import FINAL_NORM, POSITION, WORD, layer_prefix
 from pangu_lab.ops.native import decode
 
 log = logging.getLogger(__name__)
-CLOSE = {
-    "float32": 1e-3,
-    "float16": 2e-2,
-}  # of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
+# of the largest logit: rounding differs by 1e-6 of it, a wrong pointer by all of it
+CLOSE = {"float32": 1e-3, "float16": 2e-2}
+NEEDS_KERNELS = (
+    "{} weights need the C kernels, which are for dense models in one process on a CPU: "
+    "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32"
+)
 Step = Callable[[], np.ndarray]
 
 
@@ -206,18 +208,15 @@ def native_decoder(parameters: Mapping[str, Any], config: ModelConfig, slots: in
     return NativeDecoder(library, arrays, config, slots, dtype)
 
 
-def kernels_for(config: ModelConfig, purpose: str) -> ctypes.CDLL:
-    """The kernels, where they are all there is; ``purpose`` begins the message.
+def kernels_for(config: ModelConfig, dtype: str) -> ctypes.CDLL:
+    """The kernels, for weights in a type that only they read.
 
     Raises:
         InputError: there are none for this model here.
     """
     library = _library_for(config)
     if library is None:
-        raise InputError(
-            f"{purpose} need the C kernels, which are for dense models in one process on a CPU: install a C "
-            "compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32"
-        )
+        raise InputError(NEEDS_KERNELS.format(dtype))
     return library
 
 

@@ -87,48 +87,61 @@ class Parameters:
         weights: whole, by released name.
         group: the tensor-parallel ranks; each holds its slice.
         dtype: of the weights of products: "float32", or "float16" with products in it, for devices that have them. (A CPU
-            has them too, but slow; its C kernels are for that, see ``NarrowParameters``.)
+            has them too, but slow; its C kernels are for that, see ``KernelParameters``.)
     """
 
     def __init__(self, weights: Weights, config: ModelConfig, group: Group = ALONE, dtype: str = "float32"):
-        check_weights(weights, config)
+        self.config, self.group, self.dtype = config, group, dtype
         check_split(config, group.size)
-        self.dtype = dtype
-        self.weights = _Part(weights, config, group) if group.size > 1 else weights
-        self.made: dict[str, Parameter] = {}
+        self._take(weights)
+        self.made: dict[str, Any] = {}
         self._makes: dict[str, Callable[[], np.ndarray] | None] = {}
 
-    def __call__(self, name: str, make=None) -> Parameter:
+    def _take(self, weights: Weights) -> None:
+        check_weights(weights, self.config)
+        self.weights = _Part(weights, self.config, self.group) if self.group.size > 1 else weights
+
+    def __call__(self, name: str, make=None) -> Any:
         """The parameter ``name``: the weight of that name, or the result of ``make``, which asks for ``self.weights`` each
         time: ``renew`` calls it again with others."""
         if name not in self.made:
-            value = self.weights[name] if make is None else make()
-            half = self.dtype != "float32" and is_product(name)
-            value = halved(value, self.dtype).view(np.float16) if half else np.ascontiguousarray(value, np.float32)
-            self.made[name] = Parameter(Tensor(value), name=name, requires_grad=False)
             self._makes[name] = make
+            self.made[name] = self._kept(name, self._value(name))
         return self.made[name]
 
     def renew(self, weights: Weights) -> None:
         """Replace the values by those of other weights of the same network, whole; graphs and kernels over these
         parameters go on with the new ones. What the cache holds is of no use afterwards."""
-        self.weights = weights
-        in_place = ms.get_context("device_target") == "CPU"  # the kernels know the parameters by their addresses
-        for name, parameter in self.made.items():
-            if ".cache." in name:
-                continue
-            make = self._makes[name]
-            value = np.ascontiguousarray(weights[name] if make is None else make(), np.float32)
-            if in_place:
-                parameter.asnumpy()[...] = value
-            else:
-                parameter.set_data(Tensor(value))
+        self._take(weights)
+        for name, held in self.made.items():
+            if ".cache." not in name:
+                self._replace(held, self._value(name))
+
+    def _value(self, name: str) -> np.ndarray:
+        """The numbers of a parameter, in the type that it is kept in."""
+        make = self._makes[name]
+        value = self.weights[name] if make is None else make()
+        if self.dtype == "float32" or not is_product(name):
+            return np.ascontiguousarray(value, np.float32)
+        return self._low_precision(name, value)
+
+    def _low_precision(self, name: str, value: np.ndarray) -> np.ndarray:
+        return halved(value, self.dtype).view(np.float16)
+
+    def _kept(self, name: str, value: np.ndarray) -> Any:
+        return Parameter(Tensor(value), name=name, requires_grad=False)
+
+    def _replace(self, held: Any, value: np.ndarray) -> None:
+        if ms.get_context("device_target") == "CPU":  # the kernels know the parameters by their addresses
+            held.asnumpy()[...] = value
+        else:
+            held.set_data(Tensor(value))
 
     def whole(self, name: str) -> nn.Cell:
         return nn.Identity()
 
 
-class NarrowParameters(Parameters):
+class KernelParameters(Parameters):
     """The same as numpy arrays, the weights of products in 16 or 8 bits: what the C kernels read where no graph does.
 
     Args:
@@ -139,26 +152,18 @@ class NarrowParameters(Parameters):
         super().__init__(weights, config, dtype=dtype)
         self.scales: dict[str, np.ndarray] = {}
 
-    def __call__(self, name: str, make=None) -> Any:
-        if name not in self.made:
-            self.made[name], self._makes[name] = self._value(name, make), make
-        return self.made[name]
-
-    def _value(self, name: str, make) -> np.ndarray:
-        value = self.weights[name] if make is None else make()
-        if not is_product(name):
-            return np.ascontiguousarray(value, np.float32)
+    def _low_precision(self, name: str, value: np.ndarray) -> np.ndarray:
         if self.dtype != "int8":
             return halved(value, self.dtype)
         quantised, scale = quantise(np.array(value, np.float32, order="C"))  # a copy, which it overwrites
         self.scales.setdefault(name, scale)[...] = scale
         return quantised
 
-    def renew(self, weights: Weights) -> None:
-        self.weights = weights
-        for name, array in self.made.items():
-            if ".cache." not in name:
-                array[...] = self._value(name, self._makes[name])
+    def _kept(self, name: str, value: np.ndarray) -> Any:
+        return value.copy() if name in self.weights else value  # the caller's own would change with ``renew``
+
+    def _replace(self, held: Any, value: np.ndarray) -> None:
+        held[...] = value
 
 
 @dataclass(frozen=True)
@@ -486,13 +491,13 @@ def cached_parts(
     )
 
 
-def narrow_arrays(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> NarrowParameters:
-    """The parameters and the cache of ``CachedNetwork`` for the kernels, in ``made``, the products' weights in ``dtype``.
+def kernel_parameters(weights: Weights, config: ModelConfig, slots: int, dtype: str) -> KernelParameters:
+    """The parameters and the cache of ``CachedNetwork`` for the C kernels, in ``made``, the products' weights in ``dtype``.
 
     Raises:
         InputError: the weights are not those of ``config``, or too large for ``dtype``.
     """
-    parameters = NarrowParameters(weights, config, dtype)
+    parameters = KernelParameters(weights, config, dtype)
     CachedNetwork(InferenceParts(config, parameters, ALONE, slots))  # asks for each of them; nothing is compiled
     return parameters
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
-from pangu_lab.generate.native import NativeDecoder, kernels_for, native_decoder
+from pangu_lab.generate.native import NEEDS_KERNELS, NativeDecoder, kernels_for, native_decoder
 from pangu_lab.memory import tokens_at_once
 from pangu_lab.parallel.mesh import Mesh
 from pangu_lab.ranges import shown
@@ -148,7 +148,7 @@ class Runner:
 
     def use_int8(self) -> None:
         """Read weights as int8 with a scale for each output in decode steps, a quarter of the memory; for a bundle,
-        whose graph keeps its own in fp32 (see ``narrow_runner``).
+        whose graph keeps its own in fp32 (see ``kernel_runner``).
 
         The graph's are rounded too, so prompts and steps use the same model.
 
@@ -156,10 +156,7 @@ class Runner:
             InputError: there are no kernels for that here.
         """
         if self._native is None:
-            raise InputError(
-                "int8 weights need the C kernels, which are for dense models in one process on a CPU: "
-                "install a C compiler (apt-get install gcc), unset PANGU_LAB_NATIVE, or use float32"
-            )
+            raise InputError(NEEDS_KERNELS.format("int8"))
         with ONE_AT_A_TIME:
             self._native.use_int8()
 
@@ -375,7 +372,7 @@ def network_runner(
         mesh: the processes that share the network by tensor and pipeline parallelism, and this one's rank among them;
             it has joined the group of its stage.
         dtype: of the weights of products, which are made in it: "float32" or "float16". For one process on a CPU
-            ``narrow_runner`` is quicker.
+            ``kernel_runner`` is quicker.
 
     Raises:
         InputError: the weights are not those of ``config``.
@@ -418,7 +415,7 @@ def make_runner(mesh: Mesh, *arguments: Any) -> Runner:
     return Runner(*arguments) if mesh.size("pipeline") == 1 else StageRunner(*arguments, last=mesh.is_last_stage)
 
 
-def narrow_runner(
+def kernel_runner(
     weights: Mapping[str, np.ndarray], config: ModelConfig, dtype: str, slots: int | None = None
 ) -> Runner:
     """The network by the C kernels alone, whose products read weights in ``dtype``: a half or a quarter of the memory, and
@@ -430,16 +427,16 @@ def narrow_runner(
     Raises:
         InputError: the weights are not those of ``config`` or too large for ``dtype``, or there are no kernels here.
     """
-    from pangu_lab.generate.network import narrow_arrays
+    from pangu_lab.generate.network import kernel_parameters
 
     slots = default_slots(config, slots)
     if dtype not in DTYPES[1:]:
         raise InputError(f"dtype {shown(dtype, repr)}: there are {', '.join(DTYPES)}")
-    library = kernels_for(config, f"{dtype} weights")
-    arrays = narrow_arrays(weights, config, slots, dtype)
-    native = NativeDecoder(library, arrays.made, config, slots, dtype, arrays.scales, trusted=True)
+    library = kernels_for(config, dtype)
+    parameters = kernel_parameters(weights, config, slots, dtype)
+    native = NativeDecoder(library, parameters.made, config, slots, dtype, parameters.scales, trusted=True)
     runner = Runner(None, config.vocab_size, config.num_positions, slots, at_once=tokens_at_once(config), native=native)
-    runner.renew = arrays.renew
+    runner.renew = parameters.renew
     return runner
 
 

@@ -12,14 +12,30 @@ from pangu_lab.config import ModelConfig
 from pangu_lab.errors import InputError
 from pangu_lab.model.parameters import FINAL_NORM, POSITION, QUERY_LAYER, WORD, layer_prefix
 from pangu_lab.parallel.mesh import Mesh
+from pangu_lab.ranges import shown
 
 QUERIES = f"{QUERY_LAYER}.query_of_position"  # the query layer's query of every position, made when weights are loaded
 ALL = Mesh()
+GRAPH_DTYPES = ("float32", "float16")  # of weights: a CPU has no products in bfloat16, where a graph could be tested
 
 
 def is_product(name: str) -> bool:
     """Whether a parameter of the network for generation is a product's weight, which may be in half precision."""
     return name == WORD or name.endswith(".weight")
+
+
+def check_dtype(config: ModelConfig, dtype: str) -> None:
+    """Refuse a type in which a graph of this network cannot keep its weights.
+
+    Raises:
+        InputError: says what there is.
+    """
+    if dtype not in GRAPH_DTYPES:
+        raise InputError(
+            f"dtype {shown(dtype)}: in a bundle, and over several processes, there are {' and '.join(GRAPH_DTYPES)}"
+        )
+    if dtype != "float32" and config.moe_layers:
+        raise InputError(f"dtype {dtype} is for dense models: leave it out")
 
 
 def check_split(config: ModelConfig, tensor: int, pipeline: int = 1) -> None:

@@ -18,7 +18,7 @@ from tests.benchmarks.table import keep
 PARTS = {
     "train": "tests.benchmarks.train_speed",
     "decode": "tests.benchmarks.decode_speed",
-    "types": "tests.benchmarks.weight_types",
+    "precision": "tests.benchmarks.weight_precision",
     "prepare": "tests.benchmarks.prepare_speed",
     "c3": "tests.benchmarks.c3_speed",
     "moe": "tests.benchmarks.moe_speed",

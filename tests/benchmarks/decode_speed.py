@@ -83,14 +83,14 @@ def _engine(kind: str):
     from pangu_lab.export import export_bundle, load_bundle
     from pangu_lab.generate import engine_from_weights
     from pangu_lab.generate.engine import Engine
-    from pangu_lab.generate.runner import DTYPES, narrow_runner
+    from pangu_lab.generate.runner import DTYPES, kernel_runner
     from pangu_lab.model.parameters import initial_weights
     from pangu_lab.tokenizer import load_tokenizer
 
     config = ModelConfig(VOCABULARY, POSITIONS, HIDDEN, LAYERS, HEADS, dropout_rate=0.0)
     tokenizer = load_tokenizer("pangu")
     if kind in DTYPES:
-        engine = Engine(narrow_runner(initial_weights(config, 1), config, kind), tokenizer)
+        engine = Engine(kernel_runner(initial_weights(config, 1), config, kind), tokenizer)
     elif kind != "bundle":  # "in turn" too
         engine = engine_from_weights(initial_weights(config, 1), config, tokenizer)
     else:

@@ -12,7 +12,7 @@ from pangu_lab import PanguLM
 from pangu_lab.cli import main
 from pangu_lab.compiling import compiler
 from pangu_lab.errors import InputError
-from pangu_lab.generate.runner import narrow_runner, network_runner
+from pangu_lab.generate.runner import kernel_runner, network_runner
 from pangu_lab.memory import generation_need
 from pangu_lab.model.parameters import initial_weights
 from pangu_lab.ops.native import decode
@@ -67,7 +67,7 @@ def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype)
         return runner.run(at + 20, at, at, at)
 
     def runner_of(weights):
-        return network_runner(weights, config) if dtype == "float32" else narrow_runner(weights, config, dtype)
+        return network_runner(weights, config) if dtype == "float32" else kernel_runner(weights, config, dtype)
 
     first, second = (initial_weights(config, seed) for seed in (1, 9))
     renewed = runner_of(first)
@@ -75,6 +75,8 @@ def test_other_weights_of_the_same_network_replace_all_of_the_first(name, dtype)
     renewed.renew(second)
     np.testing.assert_allclose(logits(renewed), logits(runner_of(second)), atol=1e-6)
     assert not np.allclose(logits(renewed), before, atol=1e-3)
+    untouched = initial_weights(config, 1)
+    assert all(np.array_equal(first[name], untouched[name]) for name in first)
 
 
 def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle, capsys):
@@ -97,9 +99,9 @@ def test_the_command_takes_it_and_refuses_what_cannot_be(debug_run, debug_bundle
 def test_without_kernels_and_with_experts_it_is_refused_in_one_line(monkeypatch):
     experts = preset("debug_moe").model
     with pytest.raises(InputError, match="dense models"):
-        narrow_runner(initial_weights(experts, 1), experts, "float16")
+        kernel_runner(initial_weights(experts, 1), experts, "float16")
     with pytest.raises(InputError, match="there are float32, float16, bfloat16, int8"):
-        narrow_runner({}, experts, "float8")
+        kernel_runner({}, experts, "float8")
 
 
 def test_a_bundle_in_fp16_has_half_the_weights_and_writes_the_text(tmp_path, capsys):

@@ -3,7 +3,7 @@
 ``one`` is a decode step of one sequence, ``batch of 8`` one of eight, ``prompt`` reads 512 tokens. Weights are random;
 the ratios are medians over the rounds.
 
-    make bench ARGS=types
+    make bench ARGS=precision
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ WORK: dict[str, tuple[Callable, int]] = {  # with how many tokens it makes or re
 def run(rounds: int = 7) -> dict:
     """Tokens a second of each type, and how many times as quick as fp32."""
     from pangu_lab.config import ModelConfig
-    from pangu_lab.generate.runner import DTYPES, narrow_runner, network_runner
+    from pangu_lab.generate.runner import DTYPES, kernel_runner, network_runner
     from pangu_lab.model.parameters import initial_weights
 
     config = ModelConfig(40000, 1024, 768, 12, 12, dropout_rate=0.0)
@@ -47,7 +47,7 @@ def run(rounds: int = 7) -> dict:
     runners = {
         dtype: network_runner(weights, config, SLOTS)
         if dtype == "float32"
-        else narrow_runner(weights, config, dtype, SLOTS)
+        else kernel_runner(weights, config, dtype, SLOTS)
         for dtype in DTYPES
     }
     seconds: dict[tuple[str, str], list[float]] = {}
@@ -69,5 +69,8 @@ def run(rounds: int = 7) -> dict:
             f"{dtype} {tokens / statistics.median(times[dtype]):.1f} tokens/s ({ratios[dtype]:.2f} ×)"
             for dtype in runners
         )
-        found[f"types, {work}"] = {"told": told, "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()}}
+        found[f"precision, {work}"] = {
+            "told": told,
+            "ratios": {name: round(ratio, 3) for name, ratio in ratios.items()},
+        }
     return found

@@ -1,6 +1,6 @@
-"""The picture of the house in CONTRIBUTING.md: the parts of the library, layer by layer, and what imports what.
+"""The picture of the architecture in CONTRIBUTING.md: the parts of the library, layer by layer, and what imports what.
 
-    make map        writes docs/house.png
+    make map        writes docs/architecture.png
 
 The layers are those of ``test_project.py``, which holds every import to them: a part imports from its own row and from
 the rows above it. A line goes from a part to one that it imports; the thicker, the more modules do.
@@ -95,4 +95,4 @@ def draw(out: Path) -> Path:
 
 
 if __name__ == "__main__":
-    print(draw(ROOT / "docs" / "house.png"))
+    print(draw(ROOT / "docs" / "architecture.png"))
